@@ -1,0 +1,37 @@
+"""Everything that knows a simulator: tasks, wrappers and demonstrators. The library never imports it.
+
+Importing this package registers the wrapped tasks with Gymnasium; a simulator itself is imported only when one of its
+environments is made.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+PUSH_T = "flowpolicy/PushT-v0"
+ADROIT = {
+    "flowpolicy/AdroitDoor-v1": "AdroitHandDoor-v1",
+    "flowpolicy/AdroitPen-v1": "AdroitHandPen-v1",
+    "flowpolicy/AdroitHammer-v1": "AdroitHandHammer-v1",
+    "flowpolicy/AdroitRelocate-v1": "AdroitHandRelocate-v1",
+}
+
+
+def register_environments() -> None:
+    """Register the wrapped tasks; a second call changes nothing."""
+    from gymnasium.envs.registration import register, registry
+
+    if PUSH_T not in registry:
+        register(PUSH_T, entry_point="flowpolicy_envs.pusht:make_push_t", max_episode_steps=300)
+    for name, wrapped in ADROIT.items():
+        if name not in registry:
+            register(
+                name,
+                entry_point="flowpolicy_envs.adroit:make_adroit",
+                max_episode_steps=200,  # gymnasium-robotics' own; a task's config may ask for more
+                kwargs={"wrapped_id": wrapped},
+            )
+
+
+if find_spec("gymnasium") is not None:
+    register_environments()

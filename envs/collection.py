@@ -1,0 +1,388 @@
+"""Roll demonstrators out into a demonstration store that says how it was made."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from flowpolicy.data.store import Demonstrations, write_demonstrations
+from flowpolicy.errors import ConfigError, DataError
+from flowpolicy.settings import build, require
+from flowpolicy_envs.actor import ExpertActor
+
+logger = logging.getLogger(__name__)
+ASSETS = Path(__file__).parent / "assets"
+LICENCE = "MIT (this repository)"
+LEVELS = ("medium", "expert")
+
+
+@dataclass(frozen=True)
+class MediumConfig:
+    """What makes a task's "medium" demonstrations.
+
+    Attributes:
+        actors: the actors that share the steps equally: names of shipped files
+            (``medium-a`` is ``assets/<task>-medium-a.safetensors``) or of files in ``actors_dir``.
+        band: lowest and highest mean episode return allowed; None allows any.
+    """
+
+    actors: tuple[str, ...] = ()
+    band: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.band is not None:
+            is_pair = len(self.band) == 2 and self.band[0] < self.band[1]
+            require(is_pair, "env.medium.band", self.band, "[lowest, highest] mean return, or null")
+
+
+@dataclass
+class Episode:
+    """One whole episode.
+
+    Attributes:
+        observation: ``(steps, O)`` float32, what the actor saw before each action.
+        action: ``(steps, A)`` float32, as the environment received it.
+        reward: ``(steps,)`` float32.
+        terminated: ends in a terminal state; otherwise the time limit ended it.
+        total: undiscounted return, summed in double precision.
+        success: whether the environment called it one at any step; None where it never says.
+    """
+
+    observation: np.ndarray
+    action: np.ndarray
+    reward: np.ndarray
+    terminated: bool
+    total: float
+    success: bool | None
+
+    def __len__(self) -> int:
+        return len(self.action)
+
+
+@dataclass
+class _Recorder:
+    observation: list[np.ndarray] = field(default_factory=list)
+    action: list[np.ndarray] = field(default_factory=list)
+    reward: list[float] = field(default_factory=list)
+    success: bool | None = None
+
+    def finish(self, terminated: bool) -> Episode:
+        return Episode(
+            np.stack(self.observation).astype(np.float32),
+            np.stack(self.action).astype(np.float32),
+            np.array(self.reward, dtype=np.float32),
+            terminated,
+            float(np.sum(self.reward)),
+            self.success,
+        )
+
+
+def run_episodes(
+    actor: ExpertActor,
+    envs: Sequence[gym.Env[Any, Any]],
+    seeds: Sequence[int],
+    rng: np.random.Generator,
+    *,
+    deterministic: bool = False,
+) -> list[Episode]:
+    """Play one episode in each environment, side by side, each to its own end.
+
+    Episode ``i`` starts from ``envs[i].reset(seed=seeds[i])``; the actor's noise comes from ``rng``.
+    """
+    observations = [env.reset(seed=int(seed))[0] for env, seed in zip(envs, seeds, strict=True)]
+    recorders = [_Recorder() for _ in envs]
+    episodes: dict[int, Episode] = {}
+    alive = list(range(len(envs)))
+    while alive:
+        batch = np.stack([observations[i] for i in alive])
+        for action, i in zip(actor.act(batch, rng, deterministic=deterministic), alive, strict=True):
+            recorder = recorders[i]
+            recorder.observation.append(np.asarray(observations[i]))
+            recorder.action.append(action)
+            observations[i], reward, terminated, truncated, info = envs[i].step(action)
+            recorder.reward.append(float(reward))
+            if "success" in info:
+                recorder.success = bool(recorder.success) or bool(info["success"])
+            if terminated or truncated:
+                episodes[i] = recorder.finish(bool(terminated))
+        alive = [i for i in alive if i not in episodes]
+    return [episodes[i] for i in range(len(envs))]
+
+
+def episode_returns(
+    actor: ExpertActor,
+    env_id: str,
+    episodes: int,
+    seed: int,
+    *,
+    deterministic: bool = False,
+    env_kwargs: Mapping[str, Any] | None = None,
+) -> np.ndarray:
+    """Undiscounted returns ``(episodes,)`` of an actor, episodes run side by side from seeds ``seed + i``."""
+    envs = [gym.make(env_id, **(env_kwargs or {})) for _ in range(episodes)]
+    try:
+        seeds = [seed + index for index in range(episodes)]
+        played = run_episodes(actor, envs, seeds, np.random.default_rng(seed), deterministic=deterministic)
+    finally:
+        for env in envs:
+            env.close()
+    return np.array([episode.total for episode in played])
+
+
+def resolve_actors(
+    task_name: str, names: Sequence[str], actors_dir: Path | str | None = None
+) -> dict[str, ExpertActor]:
+    """Read actors by name: from ``actors_dir``, or without one the shipped ``<task>-<name>``.
+
+    A name that is a number of steps means that checkpoint of an expert's training, ``step_<8 digits>``.
+
+    Raises:
+        ConfigError: no name, a name given twice, or one without a file.
+    """
+    if not names:
+        raise ConfigError(f"No actor is named for {task_name}; add actors=[...] to the command.")
+    if len(set(names)) < len(names):
+        raise ConfigError(f"actors is {list(names)}; each name may stand there once.")
+    return {name: ExpertActor.load(_actor_path(task_name, name, actors_dir)) for name in map(str, names)}
+
+
+def _actor_path(task_name: str, name: str, actors_dir: Path | str | None) -> Path:
+    shipped = ASSETS / f"{task_name}-{name}.safetensors"
+    if actors_dir is not None:
+        folder = Path(actors_dir).expanduser()
+        stem = f"step_{int(name):08d}" if name.isdigit() else name
+        path = folder / f"{stem}.safetensors"
+        if path.is_file():
+            return path
+        here = sorted(item.stem for item in folder.glob("*.safetensors"))
+        listed = f"it has {', '.join(here)}" if here else "it holds no actor file"
+        raise ConfigError(f"There is no actor '{name}' in {folder} ({listed}); name one of those.")
+    if shipped.is_file():
+        return shipped
+    here = sorted(
+        item.stem.removeprefix(f"{task_name}-") for item in ASSETS.glob(f"{task_name}-*.safetensors")
+    )
+    listed = f"shipped: {', '.join(here)}" if here else "none is shipped"
+    raise ConfigError(
+        f"There is no actor '{name}' for {task_name} ({listed}); "
+        f"train one with scripts/train_expert.py env={task_name} and give its folder as actors_dir=..."
+    )
+
+
+def collect(
+    actors: Mapping[str, ExpertActor],
+    env_id: str,
+    steps: int,
+    *,
+    seed: int = 0,
+    num_envs: int = 10,
+    deterministic: bool = False,
+    env_kwargs: Mapping[str, Any] | None = None,
+) -> Demonstrations:
+    """Roll out each actor for an equal share of ``steps``; whole episodes only.
+
+    Episodes are played in batches of ``num_envs`` from consecutive seeds and kept in the order of their seeds
+    until the share is reached, so that a short episode is not kept more readily than a long one.
+
+    Returns:
+        Demonstrations with ``observation``, ``action``, ``reward``, ``terminated``, ``truncated`` and part
+        of the attributes: env, actors with their measured returns, seeds, versions, licence.
+
+    Raises:
+        ConfigError: fewer than one step or environment, or an actor of another environment.
+    """
+    require(steps >= 1, "steps", steps, "at least 1")
+    require(num_envs >= 1, "num_envs", num_envs, "at least 1")
+    require(len(actors) >= 1, "actors", list(actors), "at least one actor")
+    for name, actor in actors.items():
+        if actor.info.env_id != env_id:
+            raise ConfigError(
+                f"Actor '{name}' was trained on {actor.info.env_id}, not on {env_id}; choose another."
+            )
+    envs = [gym.make(env_id, **(env_kwargs or {})) for _ in range(num_envs)]
+    episodes: list[Episode] = []
+    described: list[dict[str, Any]] = []
+    try:
+        for index, (name, actor) in enumerate(actors.items()):
+            first_seed = seed + len(episodes) + index * num_envs
+            share = -(-steps // len(actors))
+            kept = _collect_share(actor, envs, share, first_seed, [seed, index], deterministic)
+            episodes += kept
+            described.append(_described(name, actor, kept, first_seed))
+            logger.info(
+                "%s: %d episodes, mean return %.0f", name, len(kept), described[-1]["collected_return_mean"]
+            )
+    finally:
+        for env in envs:
+            env.close()
+    returns = np.array([episode.total for episode in episodes])
+    attributes: dict[str, Any] = {
+        "env_id": env_id,
+        "env_kwargs": dict(env_kwargs or {}),
+        "actors": described,
+        "deterministic": deterministic,
+        "return_mean": float(returns.mean()),
+        "return_std": float(returns.std()),
+        "seed": seed,
+        "num_envs": num_envs,
+        "licence": LICENCE,
+        "versions": versions(),
+    }
+    successes = [episode.success for episode in episodes]
+    if all(success is not None for success in successes):
+        attributes["success_rate"] = float(np.mean([bool(success) for success in successes]))
+    return _joined(episodes, attributes)
+
+
+def collect_store(
+    env: Mapping[str, Any],
+    *,
+    level: str,
+    out: Path | str,
+    steps: int,
+    actors: Sequence[str] | None = None,
+    actors_dir: Path | str | None = None,
+    num_envs: int = 10,
+    deterministic: bool = False,
+    allow_outside_band: bool = False,
+    seed: int = 0,
+    command: str = "",
+) -> tuple[Path, Demonstrations]:
+    """Collect a task's demonstrations of one level and write them to ``out``; returns the path and what is in it.
+
+    Args:
+        env: the task's YAML file as a mapping.
+        level: ``medium`` (the actors and band of ``env["medium"]``) or ``expert`` (the actor ``expert``).
+        actors: other actors than the level's own.
+
+    Raises:
+        ConfigError: an unknown level or actor.
+        DataError: a return outside the band, or ``out`` exists.
+    """
+    require(level in LEVELS, "level", level, f"one of {', '.join(LEVELS)}")
+    if Path(out).expanduser().exists():
+        raise DataError(f"{out} exists already; remove it or choose another out=...")
+    medium = build(MediumConfig, env["medium"] or {}, "env.medium")
+    named = actors if actors is not None else medium.actors if level == "medium" else ("expert",)
+    band = medium.band if level == "medium" else None
+    chosen = resolve_actors(env["name"], [str(name) for name in named], actors_dir)
+    demos = collect(
+        chosen,
+        env["env_id"],
+        steps,
+        seed=seed,
+        num_envs=num_envs,
+        deterministic=deterministic,
+        env_kwargs=env["env_kwargs"],
+    )
+    if not allow_outside_band:
+        check_band(demos, band, level)
+    demos.attributes.update(
+        task=env["name"],
+        level=level,
+        band=None if band is None else list(band),
+        fps=float(env["control_hz"]),
+        source=f"{level} demonstrators of {env['env_id']}",
+        command=command,
+    )
+    return write_demonstrations(out, demos), demos
+
+
+def check_band(demos: Demonstrations, band: tuple[float, float] | None, level: str) -> None:
+    """Refuse demonstrations whose mean episode return lies outside ``band``.
+
+    Raises:
+        DataError: one sentence with the mean, the band and what to change.
+    """
+    if band is None:
+        return
+    mean = float(demos.attributes["return_mean"])
+    if not band[0] <= mean <= band[1]:
+        direction = "later" if mean < band[0] else "earlier"
+        raise DataError(
+            f"The mean episode return is {mean:.0f}, outside the {level} band [{band[0]:g}, {band[1]:g}]; "
+            f"name {direction} checkpoints with actors=[...], or add allow_outside_band=true."
+        )
+
+
+def versions() -> dict[str, str]:
+    """Versions of what shapes a trajectory: the same actions give other returns under another simulator."""
+    found = {}
+    for package in (
+        "gymnasium",
+        "mujoco",
+        "gymnasium-robotics",
+        "gym-pusht",
+        "stable-baselines3",
+        "torch",
+        "numpy",
+    ):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _collect_share(
+    actor: ExpertActor,
+    envs: Sequence[gym.Env[Any, Any]],
+    share: int,
+    first_seed: int,
+    noise_seed: list[int],
+    deterministic: bool,
+) -> list[Episode]:
+    rng = np.random.default_rng(noise_seed)
+    kept: list[Episode] = []
+    played = count = 0
+    while True:
+        seeds = [first_seed + played + i for i in range(len(envs))]
+        played += len(envs)
+        for episode in run_episodes(actor, envs, seeds, rng, deterministic=deterministic):
+            kept.append(episode)
+            count += len(episode)
+            if count >= share:
+                return kept
+
+
+def _described(name: str, actor: ExpertActor, episodes: list[Episode], first_seed: int) -> dict[str, Any]:
+    returns = np.array([episode.total for episode in episodes])
+    return {
+        "name": name,
+        "algorithm": actor.info.algorithm,
+        "trained_steps": actor.info.steps,
+        "trained_seed": actor.info.seed,
+        "trained_by": actor.info.command,
+        "trained_versions": actor.info.versions,
+        "checkpoint_return_mean": actor.info.return_mean,
+        "episodes": len(episodes),
+        "steps": sum(len(episode) for episode in episodes),
+        "first_seed": first_seed,
+        "collected_return_mean": float(returns.mean()),
+        "collected_return_std": float(returns.std()),
+    }
+
+
+def _joined(episodes: list[Episode], attributes: dict[str, Any]) -> Demonstrations:
+    lengths = [len(episode) for episode in episodes]
+    ends = np.cumsum(lengths)
+    terminated = np.zeros(ends[-1], dtype=bool)
+    truncated = np.zeros(ends[-1], dtype=bool)
+    terminal = np.array([episode.terminated for episode in episodes])
+    terminated[ends - 1] = terminal
+    truncated[ends - 1] = ~terminal
+    arrays = {
+        "observation": np.concatenate([episode.observation for episode in episodes]),
+        "action": np.concatenate([episode.action for episode in episodes]),
+        "reward": np.concatenate([episode.reward for episode in episodes]),
+        "terminated": terminated,
+        "truncated": truncated,
+    }
+    return Demonstrations(arrays, ends, attributes, source=f"episodes of {attributes['env_id']}")

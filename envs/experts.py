@@ -1,0 +1,191 @@
+"""Train a demonstrator with stable-baselines3: resumable, with an actor file at every checkpoint."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from stable_baselines3 import PPO, SAC
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+
+from flowpolicy.errors import ConfigError
+from flowpolicy.settings import choose, require
+from flowpolicy_envs.actor import ActorInfo, actor_from_sb3
+from flowpolicy_envs.collection import episode_returns
+
+logger = logging.getLogger(__name__)
+ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"ppo": PPO, "sac": SAC}
+
+
+@dataclass(frozen=True)
+class ExpertConfig:
+    """How a task's expert is trained.
+
+    Attributes:
+        algorithm: ``ppo`` or ``sac``.
+        total_steps: environment steps in all.
+        num_envs: environments stepped side by side.
+        checkpoint_every: environment steps between checkpoints; each leaves an actor file and its return.
+        eval_episodes: episodes, with stochastic actions, behind each checkpoint's return.
+        normalize: running normalisation of observations and rewards (PPO wants it).
+        settings: keyword arguments of the stable-baselines3 class.
+    """
+
+    algorithm: str = "ppo"
+    total_steps: int = 1_000_000
+    num_envs: int = 4
+    checkpoint_every: int = 50_000
+    eval_episodes: int = 10
+    normalize: bool = True
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        choose(ALGORITHMS, self.algorithm, "env.expert.algorithm")
+        for name in ("total_steps", "num_envs", "checkpoint_every", "eval_episodes"):
+            value = getattr(self, name)
+            require(value >= 1, f"env.expert.{name}", value, "at least 1")
+
+
+class _Checkpoints(BaseCallback):
+    """Saves model, normaliser, replay buffer and actor file every ``checkpoint_every`` steps."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        env_id: str,
+        config: ExpertConfig,
+        seed: int,
+        info: dict[str, Any],
+        env_kwargs: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.run_dir, self.env_id, self.config, self.seed, self.info = run_dir, env_id, config, seed, info
+        self.env_kwargs = env_kwargs
+        self._next = config.checkpoint_every
+        self._saved = -1
+
+    def _on_training_start(self) -> None:
+        every = self.config.checkpoint_every
+        self._next = (self.num_timesteps // every + 1) * every
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps >= self._next:
+            self._next += self.config.checkpoint_every
+            self.save()
+        return True
+
+    def save(self) -> None:
+        """Write everything a resumed run needs; each file is replaced as a whole."""
+        normalizer = self.model.get_vec_normalize_env()
+        rms = normalizer.obs_rms if normalizer is not None else None
+        steps = self.num_timesteps
+        if steps == self._saved:
+            return
+        blank = ActorInfo(self.env_id, self.config.algorithm, steps, self.seed, 0.0, 0.0, **self.info)
+        actor = actor_from_sb3(self.model, rms, blank)
+        returns = episode_returns(
+            actor,
+            self.env_id,
+            self.config.eval_episodes,
+            seed=10_000 + self.seed,
+            env_kwargs=self.env_kwargs,
+        )
+        actor.info = ActorInfo(
+            **{**blank.__dict__, "return_mean": float(returns.mean()), "return_std": float(returns.std())}
+        )
+        actor.save(self.run_dir / "actors" / f"step_{steps:08d}.safetensors")
+        self._replace("model.zip", self.model.save)
+        if normalizer is not None:
+            self._replace("normalizer.pkl", normalizer.save)
+        if hasattr(self.model, "save_replay_buffer"):
+            self._replace("replay_buffer.pkl", self.model.save_replay_buffer)
+        row = {"steps": steps, "return_mean": returns.mean().round(1), "return_std": returns.std().round(1)}
+        path = self.run_dir / "checkpoints.csv"
+        is_new = not path.exists()
+        with path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, row)
+            if is_new:
+                writer.writeheader()
+            writer.writerow(row)
+        self._saved = steps
+        logger.info("%s steps: return %.0f +- %.0f", f"{steps:,}", returns.mean(), returns.std())
+
+    def _replace(self, name: str, save: Any) -> None:
+        temporary = self.run_dir / f"tmp_{name}"
+        save(str(temporary))
+        temporary.replace(self.run_dir / name)
+
+
+def _with_activation(settings: dict[str, Any]) -> dict[str, Any]:
+    """YAML names an activation by its torch class (``ReLU``); stable-baselines3 wants the class itself."""
+    kwargs = dict(settings.get("policy_kwargs", {}))
+    if "activation_fn" in kwargs:
+        activation = getattr(torch.nn, kwargs["activation_fn"], None)
+        if activation not in (torch.nn.ReLU, torch.nn.Tanh):
+            raise ConfigError(
+                f"env.expert.settings.policy_kwargs.activation_fn is {kwargs['activation_fn']!r}; "
+                "use ReLU or Tanh."
+            )
+        kwargs["activation_fn"] = activation
+    return {**settings, "policy_kwargs": kwargs}
+
+
+def train_expert(
+    env_id: str,
+    config: ExpertConfig,
+    run_dir: Path,
+    *,
+    seed: int = 0,
+    resume: bool = False,
+    progress_bar: bool = True,
+    command: str = "",
+    versions: dict[str, str] | None = None,
+    env_kwargs: dict[str, Any] | None = None,
+) -> Path:
+    """Train an expert; returns the folder of its actor files.
+
+    With ``resume`` the run continues from its last checkpoint (the one optimiser, the replay buffer
+    and the normaliser included); its environments start new episodes. The checkpoints are this run's own
+    files: stable-baselines3 pickles them, so resume only what you have trained yourself.
+
+    Raises:
+        ConfigError: a folder that holds another run, without ``resume``, or refused settings.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    saved = run_dir / "model.zip"
+    if saved.exists() and not resume:
+        raise ConfigError(
+            f"{run_dir} holds an expert's training already; add resume=true or choose another run_dir."
+        )
+    envs: VecEnv = make_vec_env(env_id, n_envs=config.num_envs, seed=seed, env_kwargs=env_kwargs)
+    algorithm = ALGORITHMS[config.algorithm]
+    if resume and saved.exists():
+        if config.normalize:
+            envs = VecNormalize.load(str(run_dir / "normalizer.pkl"), envs)
+        model = algorithm.load(str(saved), env=envs, device="cpu")
+        if isinstance(model, SAC):
+            model.load_replay_buffer(str(run_dir / "replay_buffer.pkl"))
+    else:
+        if config.normalize:
+            gamma = float(config.settings.get("gamma", 0.99))
+            envs = VecNormalize(envs, gamma=gamma)
+        try:
+            model = algorithm("MlpPolicy", envs, seed=seed, device="cpu", **_with_activation(config.settings))
+        except TypeError as error:
+            raise ConfigError(
+                f"env.expert.settings: {error}; see stable-baselines3's {algorithm.__name__}."
+            ) from error
+    info = {"command": command, "versions": versions or {}}
+    checkpoints = _Checkpoints(run_dir, env_id, config, seed, info, dict(env_kwargs or {}))
+    remaining = config.total_steps - model.num_timesteps
+    if remaining > 0:
+        model.learn(remaining, callback=checkpoints, reset_num_timesteps=False, progress_bar=progress_bar)
+        checkpoints.save()
+    return run_dir / "actors"

@@ -1,0 +1,109 @@
+"""What every script shares: compose a config, run a function on it, turn user errors into one sentence."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from flowpolicy.errors import FlowPolicyError
+from flowpolicy.settings import unknown_key
+
+CONFIG_PACKAGE = "flowpolicy_configs"
+Main = Callable[[dict[str, Any], Path], None]
+
+
+def script(config_name: str) -> Callable[[Main], Callable[[], None]]:
+    """Turn ``main(config, run_dir)`` into a command line program configured by ``configs/<config_name>.yaml``.
+
+    ``main`` gets the resolved config as plain dictionaries and the run's folder. A mistake of the user's
+    ends the program with one sentence on stderr and exit status 1; Ctrl-C with status 130.
+    """
+
+    def decorate(main: Main) -> Callable[[], None]:
+        def job(config: DictConfig) -> None:
+            run_dir = Path(HydraConfig.get().runtime.output_dir)
+            try:
+                main(_plain(config), run_dir)
+            except FlowPolicyError as error:
+                _fail(str(error))
+            except KeyboardInterrupt:
+                _fail(f"Interrupted; what was finished is in {run_dir}.", status=130)
+
+        def program() -> None:
+            logging.basicConfig(level=logging.INFO, format="%(message)s")
+            _refuse_bad_overrides(config_name)
+            hydra.main(version_base="1.3", config_path=f"pkg://{CONFIG_PACKAGE}", config_name=config_name)(job)()
+
+        return program
+
+    return decorate
+
+
+def command_line() -> str:
+    """The command that started this program, as a user would type it."""
+    program = Path(sys.argv[0])
+    if program.is_absolute() and program.is_relative_to(Path.cwd()):
+        program = program.relative_to(Path.cwd())
+    return shlex.join(["python", str(program), *sys.argv[1:]])
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
+    try:
+        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        missing = re.search(r"full_key: (\S+)", str(error))
+        key = missing.group(1) if missing else "a setting"
+        raise FlowPolicyError(f"'{key}' needs a value; add {key}=... to the command.") from error
+
+
+def _refuse_bad_overrides(config_name: str) -> None:
+    """Compose once beforehand, so that a misspelt override is one sentence and not Hydra's page."""
+    overrides = [word for word in sys.argv[1:] if not word.startswith("-")]
+    if len(overrides) < len(sys.argv) - 1:  # Hydra's own flags (--help, --multirun, ...): leave them to Hydra
+        return
+    with hydra.initialize_config_module(CONFIG_PACKAGE, version_base="1.3"):
+        try:
+            hydra.compose(config_name, overrides=overrides, return_hydra_config=True)
+        except (HydraException, OmegaConfBaseException) as error:
+            base = OmegaConf.to_container(hydra.compose(config_name), resolve=False)
+            _fail(_explained(str(error), base))
+
+
+def _explained(message: str, base: Any) -> str:
+    override = re.search(r"Could not override '([^']+)'", message)
+    if override:
+        return unknown_key(override.group(1), _dotted(base))
+    group = re.search(r"Could not find '([^']+)/([^'/]+)'\s+Available options in '[^']+':\s+([\s\S]+)", message)
+    if group:
+        names = ", ".join(group.group(3).split("\n\n")[0].split())
+        return f"There is no {group.group(1)} called '{group.group(2)}'; choose one of: {names}."
+    return " ".join(message.split("\n\n")[0].split())
+
+
+def _dotted(node: Any, prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for key, value in node.items():
+        keys.append(f"{prefix}{key}")
+        if isinstance(value, dict):
+            keys.extend(_dotted(value, f"{prefix}{key}."))
+    return keys
+
+
+def _fail(sentence: str, status: int = 1) -> None:
+    print(sentence, file=sys.stderr)  # noqa: T201 - this is the one place that speaks to a user's terminal
+    sys.stderr.flush()
+    if os.environ.get("FLOWPOLICY_TRACEBACK"):
+        logging.getLogger(__name__).exception("traceback, as FLOWPOLICY_TRACEBACK is set")
+    raise SystemExit(status)

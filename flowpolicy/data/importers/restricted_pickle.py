@@ -1,0 +1,201 @@
+"""Pickles of numpy arrays and plain containers, read without running anything they ask for.
+
+A pickle is a program. Here its few permitted names stand for inert placeholders: the file can describe an
+array's type, shape and bytes, and the arrays are built afterwards from that description. numpy's own
+reconstruction functions are never called, since a forged state could make them read foreign memory.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flowpolicy.data.store import first_line
+from flowpolicy.errors import DataError
+
+_MAX_DEPTH = 20
+
+
+def load_arrays(path: Path) -> Any:
+    """The content of a pickle file: numbers, text, lists, tuples, dictionaries and numeric arrays.
+
+    Raises:
+        DataError: a missing, cut-off or damaged file, or one that asks for anything else.
+    """
+    if not path.exists():
+        raise DataError(f"There is no file {path}; check the path.")
+    if path.is_dir():
+        raise DataError(f"{path} is a folder where a pickle file is expected; give the file itself.")
+    try:
+        content = path.read_bytes()
+        return _built(_Unpickler(io.BytesIO(content), encoding="latin1").load(), _MAX_DEPTH)
+    except _RefusedError as error:
+        raise DataError(f"{path} asks for {error}, which is not allowed; only arrays and plain containers are.") from error
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        raise DataError(
+            f"{path} is cut off, damaged or no pickle ({first_line(error, 80)}); copy it again."
+        ) from error
+
+
+class _RefusedError(Exception):
+    """Names what a pickle asked for."""
+
+
+class _Array:
+    """An array's description; ``state`` is (version, shape, dtype, fortran order, bytes)."""
+
+    __slots__ = ("state",)
+
+    def __init__(self) -> None:
+        self.state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class _Type:
+    """A numeric type's description."""
+
+    __slots__ = ("code", "order")
+
+    def __init__(self, code: Any) -> None:
+        self.code, self.order = code, "="
+
+    def __setstate__(self, state: Any) -> None:
+        if not isinstance(state, tuple) or len(state) < 3 or state[2] is not None:
+            raise _RefusedError("a structured array")
+        self.order = state[1]
+
+    def dtype(self) -> np.dtype[Any]:
+        code = self.code.decode("ascii") if isinstance(self.code, bytes) else self.code
+        if not isinstance(code, str) or code.lstrip("<>=|")[:1] not in tuple("fiub"):
+            raise _RefusedError(f"an array of type {str(self.code)[:20]!r}")
+        dtype = np.dtype(code)
+        return dtype.newbyteorder(self.order) if self.order in ("<", ">") else dtype
+
+
+class _Scalar:
+    __slots__ = ("data", "type")
+
+    def __init__(self, kind: Any, data: Any) -> None:
+        self.type, self.data = kind, data
+
+    def __setstate__(self, state: Any) -> None:
+        raise _RefusedError("a state for a number")
+
+
+class _Function:
+    """A permitted call, as an object that a pickle can call and cannot alter."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._function(*arguments)
+
+    def __setstate__(self, state: Any) -> None:
+        raise _RefusedError("a state for a function")
+
+
+class _NdarrayName:
+    """What ``numpy.ndarray`` stands for: a mark that is handed to the reconstruction and does nothing else."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: Any) -> None:
+        raise _RefusedError("a state for a class")
+
+
+_NDARRAY = _NdarrayName()
+
+
+def _reconstruct(subtype: Any, shape: Any, kind: Any) -> _Array:
+    if subtype is not _NDARRAY:
+        raise _RefusedError("an array of another class")
+    return _Array()
+
+
+def _frombuffer(data: Any, kind: Any, shape: Any, order: Any) -> _Array:
+    array = _Array()
+    array.state = (1, shape, kind, order == "F", bytes(data))
+    return array
+
+
+def _encode(text: Any, encoding: Any = "latin1") -> bytes:
+    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+        raise _RefusedError("an encoding other than latin1")
+    return text.encode("latin1")
+
+
+def _type(code: Any, *_: Any) -> _Type:
+    return _Type(code)
+
+
+_ALLOWED: dict[tuple[str, str], Any] = {
+    ("numpy", "ndarray"): _NDARRAY,
+    ("numpy", "dtype"): _Function(_type),
+    ("_codecs", "encode"): _Function(_encode),
+    ("collections", "OrderedDict"): _Function(OrderedDict),
+}
+for _core in ("numpy.core", "numpy._core"):
+    _ALLOWED[f"{_core}.multiarray", "_reconstruct"] = _Function(_reconstruct)
+    _ALLOWED[f"{_core}.multiarray", "scalar"] = _Function(_Scalar)
+    _ALLOWED[f"{_core}.numeric", "_frombuffer"] = _Function(_frombuffer)
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _ALLOWED:
+            raise _RefusedError(f"'{module[:40]}.{name[:40]}'")
+        return _ALLOWED[module, name]
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise _RefusedError("an object outside the file")
+
+
+def _built(value: Any, depth: int) -> Any:
+    """``value`` with every description replaced by what it describes."""
+    if depth == 0:
+        raise _RefusedError("containers nested too deeply")
+    if isinstance(value, dict):
+        return {_built(k, depth - 1): _built(v, depth - 1) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_built(item, depth - 1) for item in value)
+    if isinstance(value, _Scalar):
+        return np.frombuffer(_raw(value.data), _dtype(value.type), count=1)[0]
+    if isinstance(value, _Array):
+        return _array(value)
+    if value is None or isinstance(value, (bool, int, float, str, bytes)):
+        return value
+    raise _RefusedError(f"a value of type {type(value).__name__.lstrip('_')}")
+
+
+def _array(value: _Array) -> np.ndarray:
+    if not isinstance(value.state, tuple) or len(value.state) != 5:
+        raise _RefusedError("an array without content")
+    _, shape, kind, fortran, data = value.state
+    shape = (shape,) if isinstance(shape, int) else shape
+    if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
+        raise _RefusedError("an array of impossible shape")
+    if isinstance(data, list):
+        raise _RefusedError("an array of objects")
+    flat = np.frombuffer(_raw(data), _dtype(kind))
+    return flat.reshape(shape, order="F" if fortran else "C").copy()
+
+
+def _raw(data: Any) -> bytes:
+    return data.encode("latin1") if isinstance(data, str) else bytes(memoryview(data))
+
+
+def _dtype(kind: Any) -> np.dtype[Any]:
+    if not isinstance(kind, _Type):
+        raise _RefusedError("an array of unknown type")
+    return kind.dtype()

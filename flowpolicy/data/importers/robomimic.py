@@ -1,0 +1,76 @@
+"""robomimic's HDF5 (``data/demo_i/{obs/*,actions,...}``), and robosuite's, which has simulator states alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flowpolicy.data.importers.episodes import join_episodes, natural_order
+from flowpolicy.data.importers.hdf5 import child, dataset, is_group, json_attribute, open_hdf5
+from flowpolicy.data.store import Demonstrations, resolve_path
+from flowpolicy.errors import DataError
+from flowpolicy.progress import progress
+
+_FIELDS = {"rewards": "reward", "dones": "done"}
+
+
+def read_robomimic(path: Path | str, filter_key: str | None = None) -> Demonstrations:
+    """Read the demonstrations of a robomimic or robosuite file, in numeric order (``demo_10`` after ``demo_2``).
+
+    Each ``obs/<key>`` becomes the key of that name. ``states`` (simulator states) stays ``states``; where the
+    file has no ``obs`` at all, as robosuite's own recordings, it becomes ``observation``. ``dones`` becomes
+    ``done``, since robomimic also sets it at the end of a recording that did not terminate.
+
+    Args:
+        path: the HDF5 file.
+        filter_key: a subset listed under ``mask/``, such as ``train``.
+
+    Raises:
+        DataError: a damaged file, a missing key or subset, or demonstrations that differ in shape.
+    """
+    path = resolve_path(path)
+    with open_hdf5(path) as file:
+        data = child(file, "data", path)
+        if not is_group(data):
+            raise DataError(f"{path}: 'data' is an array where a group of demonstrations is expected.")
+        names = natural_order(_chosen(file, data, filter_key, path))
+        episodes = [_episode(child(data, name, path), path) for name in progress(names, "read demonstrations")]
+        attributes: dict[str, Any] = {"imported_from": path.name}
+        for name in ("env_args", "env_info"):
+            content = json_attribute(data, name, path)
+            if content is not None:
+                attributes[name] = content
+        env = attributes.get("env_args", attributes.get("env_info"))
+        if isinstance(env, dict) and "env_name" in env:
+            attributes["env_id"] = env["env_name"]
+        for name in ("repository_version", "date"):
+            if isinstance(data.attrs.get(name), str):
+                attributes[f"source_{name}"] = data.attrs[name]
+    return join_episodes(episodes, names, str(path), attributes)
+
+
+def _chosen(file: Any, data: Any, filter_key: str | None, path: Path) -> list[str]:
+    if filter_key is None:
+        return [name for name in data if name.startswith("demo")]
+    node = child(child(file, "mask", path), filter_key, path)
+    if is_group(node) or node.ndim != 1 or node.dtype.kind not in "SO":
+        raise DataError(f"{path}: 'mask/{filter_key}' must be a list of demonstration names.")
+    return [name.decode() if isinstance(name, bytes) else str(name) for name in node[()]]
+
+
+def _episode(group: Any, path: Path) -> dict[str, np.ndarray]:
+    if not is_group(group):
+        raise DataError(f"{path}: '{group.name}' is an array where a demonstration is expected.")
+    episode = {"action": dataset(group, "actions", path)}
+    if "obs" in group:
+        observations = child(group, "obs", path)
+        if not is_group(observations):
+            raise DataError(f"{path}: '{observations.name}' is an array where a group of observations is expected.")
+        episode |= {key: dataset(observations, key, path) for key in observations}
+        if "states" in group:
+            episode["states"] = dataset(group, "states", path)
+    else:
+        episode["observation"] = dataset(group, "states", path)
+    return episode | {key: dataset(group, name, path) for name, key in _FIELDS.items() if name in group}

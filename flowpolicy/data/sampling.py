@@ -1,0 +1,132 @@
+"""Action chunks cut from demonstrations: tensors on the training device, a batch is one gather."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flowpolicy.data.store import Demonstrations
+from flowpolicy.errors import DataError
+from flowpolicy.settings import require
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Training samples.
+
+    Attributes:
+        observation: key -> ``(B, T_o, *shape)``, oldest first.
+        action: ``(B, T, A)``, from the step of the newest observation on.
+        mask: ``(B, T)`` bool, False where the action lies beyond the episode's end.
+    """
+
+    observation: dict[str, Tensor]
+    action: Tensor
+    mask: Tensor
+
+    def __len__(self) -> int:
+        return len(self.action)
+
+
+class ChunkSampler:
+    """Every step of every episode as the start of one action chunk.
+
+    The window of a step ``s`` is observations ``s - T_o + 1 .. s`` and actions ``s .. s + T - 1``. Before an
+    episode's start the first observation is repeated; beyond its end the last action is, and ``mask`` is
+    False there. No window crosses an episode's end.
+
+    Args:
+        observation: key -> ``(steps, *shape)``.
+        action: ``(steps, A)``.
+        episode_ends: ``(episodes,)``.
+        obs_horizon: T_o.
+        action_horizon: T.
+        episodes: indices of the episodes to draw from; None means all.
+    """
+
+    def __init__(
+        self,
+        observation: Mapping[str, Tensor],
+        action: Tensor,
+        episode_ends: np.ndarray | Tensor,
+        obs_horizon: int,
+        action_horizon: int,
+        episodes: Iterable[int] | None = None,
+    ) -> None:
+        require(obs_horizon >= 1, "obs_horizon", obs_horizon, "at least 1")
+        require(action_horizon >= 1, "action_horizon", action_horizon, "at least 1")
+        device = action.device
+        ends = torch.as_tensor(np.asarray(episode_ends), dtype=torch.int64)
+        starts = torch.cat([ends.new_zeros(1), ends[:-1]])
+        chosen = torch.arange(len(ends)) if episodes is None else torch.tensor(list(episodes), dtype=torch.int64)
+        if len(chosen) == 0:
+            raise DataError("No episode is left to draw chunks from; lower the validation share or add episodes.")
+        steps = torch.cat([torch.arange(int(starts[i]), int(ends[i])) for i in chosen])
+        owner = torch.searchsorted(ends, steps, right=True)
+        self.observation = {key: value.to(device) for key, value in observation.items()}
+        self.action = action
+        self._steps = steps.to(device)
+        self._first = starts[owner].to(device)
+        self._last = (ends[owner] - 1).to(device)
+        self._past = torch.arange(1 - obs_horizon, 1, device=device)
+        self._future = torch.arange(action_horizon, device=device)
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def batch(self, index: Tensor) -> Batch:
+        """The windows ``index`` ``(B,)``, each in [0, len)."""
+        step = self._steps[index, None]
+        seen = torch.maximum(step + self._past, self._first[index, None])
+        wanted = step + self._future
+        last = self._last[index, None]
+        return Batch(
+            observation={key: value[seen] for key, value in self.observation.items()},
+            action=self.action[torch.minimum(wanted, last)],
+            mask=wanted <= last,
+        )
+
+
+def low_dimensional(demos: Demonstrations, keys: Iterable[str], device: torch.device | str) -> dict[str, Tensor]:
+    """Observation arrays as float32 tensors on ``device``."""
+    tensors = {}
+    for key in keys:
+        if key not in demos.arrays:
+            raise DataError(
+                f"{demos.source} has no observation key '{key}'; it has {', '.join(sorted(demos.arrays))}."
+            )
+        tensors[key] = torch.from_numpy(np.ascontiguousarray(demos.arrays[key], dtype=np.float32)).to(device)
+    return tensors
+
+
+def shuffled_index(step: int, batch_size: int, length: int, seed: int) -> Tensor:
+    """Sample numbers ``(batch_size,)`` of training step ``step``: epochs are permutations, back to back.
+
+    A pure function of its arguments: a resumed run, and every process of a distributed one, finds the
+    same batch without any state to save.
+    """
+    first = step * batch_size
+    parts = []
+    while first < (step + 1) * batch_size:
+        epoch, offset = divmod(first, length)
+        count = min(length - offset, (step + 1) * batch_size - first)
+        parts.append(_permutation(seed, epoch, length)[offset : offset + count])
+        first += count
+    return torch.cat(parts)
+
+
+def _permutation(seed: int, epoch: int, length: int) -> Tensor:
+    key = (seed, epoch, length)
+    if key not in _PERMUTATIONS:
+        while len(_PERMUTATIONS) >= 2:  # a batch spans two epochs at most, but for tiny data sets
+            _PERMUTATIONS.pop(next(iter(_PERMUTATIONS)))
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+        _PERMUTATIONS[key] = torch.randperm(length, generator=generator)
+    return _PERMUTATIONS[key]
+
+
+_PERMUTATIONS: dict[tuple[int, int, int], Tensor] = {}

@@ -1,0 +1,333 @@
+"""Demonstrations on disk: a zarr group in the layout of Diffusion Policy's replay buffer.
+
+``data/<key>`` holds one row per step, all episodes one after another; ``meta/episode_ends`` holds the
+index just past each episode's last step. Optional ``data/reward``, ``data/terminated`` and
+``data/truncated``; attributes say where the data come from. A store is a folder, or a zip of one.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flowpolicy.errors import DataError
+from flowpolicy.storage import atomic_file
+
+EPISODE_KEYS = ("reward", "terminated", "truncated")
+_CHUNK_BYTES = 1 << 20
+_BOMB_BYTES = 1 << 28
+_BOMB_RATIO = 200
+
+
+@dataclass
+class Demonstrations:
+    """Episodes in memory.
+
+    Attributes:
+        arrays: key -> ``(steps, ...)``; always holds ``action`` ``(steps, A)``.
+        episode_ends: ``(episodes,)`` int64, strictly increasing, the last equal to ``steps``.
+        attributes: where the data come from (env_id, fps, source, licence, recipe, ...).
+        source: the file they were read from, for messages.
+    """
+
+    arrays: dict[str, np.ndarray]
+    episode_ends: np.ndarray
+    attributes: dict[str, Any] = field(default_factory=dict)
+    source: str = "demonstrations"
+
+    def __post_init__(self) -> None:
+        self.episode_ends = np.asarray(self.episode_ends)
+        validate(self)
+        self.episode_ends = self.episode_ends.astype(np.int64)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps over all episodes."""
+        return int(self.episode_ends[-1])
+
+    @property
+    def num_episodes(self) -> int:
+        """Episodes."""
+        return len(self.episode_ends)
+
+    @property
+    def episode_starts(self) -> np.ndarray:
+        """Index of each episode's first step, ``(episodes,)``."""
+        return np.concatenate([[0], self.episode_ends[:-1]])
+
+    @property
+    def episode_lengths(self) -> np.ndarray:
+        """Steps of each episode, ``(episodes,)``."""
+        return np.diff(self.episode_ends, prepend=0)
+
+    @property
+    def episode_returns(self) -> np.ndarray | None:
+        """Undiscounted sum of rewards of each episode, ``(episodes,)``; None without rewards."""
+        if "reward" not in self.arrays:
+            return None
+        rewards = self.arrays["reward"].reshape(self.num_steps).astype(np.float64)
+        return np.add.reduceat(rewards, self.episode_starts)
+
+    def select_episodes(self, episodes: Iterable[int]) -> Demonstrations:
+        """A copy with only the given episodes, in the given order."""
+        chosen = list(episodes)
+        if not chosen:
+            raise DataError(f"No episode of {self.source} is selected; at least one is needed.")
+        starts, ends = self.episode_starts, self.episode_ends
+        rows = np.concatenate([np.arange(starts[i], ends[i]) for i in chosen])
+        return Demonstrations(
+            {key: array[rows] for key, array in self.arrays.items()},
+            np.cumsum([ends[i] - starts[i] for i in chosen]),
+            dict(self.attributes),
+            self.source,
+        )
+
+
+def validate(demos: Demonstrations) -> None:
+    """Check shapes, episode ends and values.
+
+    Raises:
+        DataError: one sentence naming the file, the key and the fix.
+    """
+    where = demos.source
+    if "action" not in demos.arrays:
+        raise DataError(f"{where} has no key 'action' (it has {_listed(demos.arrays)}); name the action array so.")
+    for key, array in demos.arrays.items():
+        if array.dtype.kind not in "fiub":
+            raise DataError(f"{where}: '{key}' holds {array.dtype}, not numbers; convert or leave it out.")
+        if array.ndim == 0:
+            raise DataError(f"{where}: '{key}' is a single number; it must have one row per step.")
+    action = demos.arrays["action"]
+    if action.ndim != 2 or action.shape[1] < 1:
+        raise DataError(f"{where}: 'action' has shape {action.shape}; it must be (steps, action dimension).")
+    steps = len(action)
+    if steps == 0:
+        raise DataError(f"{where} holds no step; record at least one episode.")
+    for key, array in demos.arrays.items():
+        if len(array) != steps:
+            raise DataError(
+                f"{where}: '{key}' has {len(array)} rows and 'action' has {steps}; "
+                "every key needs one row per step."
+            )
+    _validate_ends(demos.episode_ends, steps, where)
+    for key, array in demos.arrays.items():
+        if array.dtype.kind == "f":
+            bad = ~np.isfinite(array.reshape(steps, -1)).all(axis=1)
+            if bad.any():
+                raise DataError(
+                    f"{where}: '{key}' is not finite at step {int(bad.argmax())} "
+                    f"({int(bad.sum())} such steps); remove or repair those episodes."
+                )
+
+
+def _validate_ends(ends: np.ndarray, steps: int, where: str) -> None:
+    if ends.ndim != 1 or len(ends) == 0 or ends.dtype.kind not in "iu":
+        raise DataError(f"{where}: 'episode_ends' must be a non-empty list of integers, one per episode.")
+    lengths = np.diff(ends.astype(np.int64), prepend=0)
+    if (lengths <= 0).any():
+        episode = int((lengths <= 0).argmax())
+        raise DataError(
+            f"{where}: 'episode_ends' must strictly increase, but episode {episode} ends at "
+            f"{int(ends[episode])} after {int(ends[episode - 1]) if episode else 0}."
+        )
+    if int(ends[-1]) != steps:
+        raise DataError(
+            f"{where}: the last episode ends at step {int(ends[-1])}, but there are {steps} steps; "
+            "the file is cut off or its episode_ends are wrong."
+        )
+
+
+def read_demonstrations(path: Path | str, keys: Iterable[str] | None = None) -> Demonstrations:
+    """Read a store; with ``keys`` only those (plus ``action``, and rewards and ends where present).
+
+    Images stored as floats come back as uint8 where every value is a whole number in 0..255.
+
+    Args:
+        path: a zarr folder, or a zip of one (also where the group lies one folder down in the zip);
+            ``pkg://package/file`` is a file inside an installed package.
+        keys: data keys; None reads all of them.
+
+    Raises:
+        DataError: a missing, cut-off or inconsistent store, or a missing key.
+    """
+    path = resolve_path(path)
+    arrays, ends, attributes = read_unchecked(path, keys)
+    return Demonstrations(arrays, ends, attributes, str(path))
+
+
+def read_unchecked(
+    path: Path | str, keys: Iterable[str] | None = None
+) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, Any]]:
+    """The arrays, episode ends and attributes of a store as they stand, for looking at a broken one.
+
+    Raises:
+        DataError: where the store cannot be read at all; its content is not judged.
+    """
+    import zarr
+
+    path = resolve_path(path)
+    if not path.exists():
+        raise DataError(f"No demonstrations at {path}; give an existing .zarr folder or .zarr.zip file.")
+    store: Any = None
+    try:
+        prefix = ""
+        if path.is_file():
+            prefix = _group_in_zip(path)
+            store = zarr.storage.ZipStore(str(path), mode="r")
+            group = zarr.open_group(store, path=prefix, mode="r")
+        else:
+            group = zarr.open_group(str(path), mode="r")
+        names = sorted(group["data"].array_keys())
+        wanted = names if keys is None else _wanted(keys, names, path)
+        arrays = {name: _whole(group[f"data/{name}"], f"data/{name}", path) for name in wanted}
+        ends = _whole(group["meta/episode_ends"], "meta/episode_ends", path)
+        return arrays, ends, dict(group.attrs)
+    except DataError:
+        raise
+    except KeyError as error:
+        raise DataError(
+            f"{path} lacks {error}; a store has data/<key> arrays and meta/episode_ends (see docs/data.md)."
+        ) from error
+    except Exception as error:  # zarr and its codecs raise whatever their lower layers raise
+        raise DataError(f"{path} is damaged or not a zarr store ({first_line(error)}); copy it again.") from error
+    finally:
+        if store is not None:
+            store.close()
+
+
+def resolve_path(path: Path | str) -> Path:
+    """``path`` with ``~`` expanded; ``pkg://package/file`` becomes the file inside that installed package."""
+    text = str(path)
+    if not text.startswith("pkg:/"):  # a Path has made one slash of the two
+        return Path(path).expanduser()
+    package, _, inside = text.removeprefix("pkg:").lstrip("/").partition("/")
+    try:
+        return Path(str(importlib.resources.files(package))) / inside
+    except (ImportError, TypeError, ValueError) as error:
+        raise DataError(f"{text}: the package '{package}' is not installed; install it or give a path.") from error
+
+
+def write_demonstrations(
+    path: Path | str, demos: Demonstrations, *, zarr_format: int = 2, attributes: Mapping[str, Any] | None = None
+) -> Path:
+    """Write a store, as a folder or, where ``path`` ends in ``.zip``, as one file; returns its path.
+
+    Nothing half-written stays behind: the store is written under a temporary name and renamed.
+    """
+    import zarr
+
+    path = Path(path).expanduser()
+    if path.exists() or path.is_symlink():
+        raise DataError(f"{path} exists already; remove it or choose another name.")
+    if zarr_format not in (2, 3):
+        raise DataError(f"zarr_format is {zarr_format}; it must be 2 or 3.")
+    with atomic_file(path) as temporary:
+        is_zip = path.suffix == ".zip"
+        store: Any = zarr.storage.ZipStore(str(temporary), mode="w") if is_zip else str(temporary)
+        try:
+            group = zarr.open_group(store, mode="w", zarr_format=zarr_format)
+            group.attrs.update({**demos.attributes, **(attributes or {})})
+            data, meta = group.create_group("data"), group.create_group("meta")
+            for key, array in demos.arrays.items():
+                _write_array(data, key, array, zarr_format)
+            _write_array(meta, "episode_ends", demos.episode_ends, zarr_format)
+        finally:
+            if is_zip:
+                store.close()
+    return path
+
+
+def _write_array(group: Any, key: str, array: np.ndarray, zarr_format: int) -> None:
+    rows = max(1, min(len(array), _CHUNK_BYTES // max(1, array[:1].nbytes)))
+    if zarr_format == 2:
+        import numcodecs
+
+        compressors: Any = numcodecs.Blosc("zstd", clevel=7, shuffle=numcodecs.Blosc.BITSHUFFLE)
+    else:
+        from zarr.codecs import BloscCodec
+
+        compressors = BloscCodec(cname="zstd", clevel=7, shuffle="bitshuffle")
+    created = group.create_array(
+        key, shape=array.shape, dtype=array.dtype, chunks=(rows, *array.shape[1:]), compressors=compressors
+    )
+    created[...] = array
+
+
+def _whole(array: Any, key: str, path: Path) -> np.ndarray:
+    """The array's content; zarr would fill a missing chunk with zeros, which here is an error."""
+    if not hasattr(array, "nchunks"):
+        raise DataError(f"{path}: '{key}' is a group where an array is expected.")
+    missing = array.nchunks - array.nchunks_initialized
+    if missing > 0:
+        raise DataError(f"{path}: {missing} of {array.nchunks} chunks of '{key}' are missing; copy the store again.")
+    if array.dtype.kind == "f" and array.ndim == 4 and array.shape[-1] in (1, 3, 4):
+        images = _whole_images(array)
+        if images is not None:
+            return images
+    return np.asarray(array[...])
+
+
+def _whole_images(array: Any) -> np.ndarray | None:
+    """Float images as uint8, read a few at a time; None unless every value is a whole number in 0..255."""
+    images = np.empty(array.shape, np.uint8)
+    rows = max(1, int(array.chunks[0]))
+    for start in range(0, len(images), rows):
+        block = np.asarray(array[start : start + rows])
+        if not ((block >= 0) & (block <= 255) & (block == np.round(block))).all():
+            return None
+        images[start : start + rows] = block
+    return images
+
+
+def _wanted(keys: Iterable[str], names: list[str], path: Path) -> list[str]:
+    wanted = dict.fromkeys([*keys, "action", *(key for key in EPISODE_KEYS if key in names)])
+    for key in wanted:
+        if key not in names:
+            raise DataError(f"{path} has no key '{key}'; it has {_listed(names)}.")
+    return list(wanted)
+
+
+def _group_in_zip(path: Path) -> str:
+    with zipfile.ZipFile(path) as file:
+        members = file.infolist()
+        for member in members:
+            if member.filename.startswith("/") or ".." in Path(member.filename.replace("\\", "/")).parts:
+                raise DataError(f"{path} holds the unsafe name '{member.filename}'; get it from a source you trust.")
+        unpacked = sum(member.file_size for member in members)
+        packed = max(1, sum(member.compress_size for member in members))
+        if unpacked > _BOMB_BYTES and unpacked > _BOMB_RATIO * packed:
+            raise DataError(
+                f"{path} would unpack to {unpacked / 1e9:.1f} GB, {unpacked // packed} times its size; "
+                "a store is compressed chunk by chunk and zipped without compression."
+            )
+        broken = file.testzip()
+        if broken is not None:
+            raise DataError(f"{path} is damaged at '{broken}'; copy it again.")
+        roots = {
+            member.filename.partition("meta/episode_ends/")[0].rstrip("/")
+            for member in members
+            if "meta/episode_ends/" in member.filename
+        }
+    if not roots:
+        raise DataError(f"{path} lacks meta/episode_ends; a store has data/<key> arrays and meta/episode_ends.")
+    if len(roots) != 1:
+        raise DataError(f"{path} holds {len(roots)} demonstration stores; it must hold exactly one.")
+    return roots.pop()
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names) or "none"
+
+
+def first_line(error: BaseException, limit: int = 160) -> str:
+    """The gist of another library's error, fit to stand in brackets inside a sentence."""
+    lines = str(error).strip().splitlines()
+    text = lines[0].strip().rstrip(".:") if lines else ""
+    text = text or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"

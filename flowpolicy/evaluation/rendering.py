@@ -1,0 +1,62 @@
+"""Off-screen rendering on machines without a display: which OpenGL MuJoCo can use here."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+import os
+import subprocess
+import sys
+
+logger = logging.getLogger(__name__)
+
+NO_GL_BACKEND = (
+    "No off-screen OpenGL works here, so there is no video; install libegl1 or libosmesa6 "
+    "(Debian, Ubuntu: apt-get install libegl1) or set MUJOCO_GL to one that does."
+)
+_PROBE = "import mujoco; c = mujoco.GLContext(8, 8); c.make_current(); c.free()"
+
+
+@functools.cache
+def choose_gl_backend() -> str | None:
+    """Set ``MUJOCO_GL`` to a backend that works here; call it before MuJoCo is first imported.
+
+    A value the user has set is tried alone; otherwise EGL, then OSMesa, then, with a display, GLFW. Each
+    is tried in a process of its own (about a second), since a failed one can end the process. macOS and
+    Windows have their own off-screen OpenGL and are left alone.
+
+    Returns:
+        The backend's name, or None when none works: report ``NO_GL_BACKEND`` and go on without a picture.
+    """
+    if importlib.util.find_spec("mujoco") is None:
+        return None
+    if not sys.platform.startswith("linux"):
+        return os.environ.get("MUJOCO_GL") or ("cgl" if sys.platform == "darwin" else "wgl")
+    candidates = _candidates()
+    for name in candidates:
+        if _works(name):
+            os.environ["MUJOCO_GL"] = name
+            logger.debug("rendering with %s", name)
+            return name
+    return None
+
+
+def _candidates() -> list[str]:
+    chosen = os.environ.get("MUJOCO_GL", "").lower()
+    if chosen:
+        return [chosen]
+    has_display = bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    return ["egl", "osmesa", *(["glfw"] if has_display else [])]
+
+
+def _works(name: str) -> bool:
+    environment = {key: value for key, value in os.environ.items() if key != "PYOPENGL_PLATFORM"}
+    environment["MUJOCO_GL"] = name
+    try:
+        probe = subprocess.run(
+            [sys.executable, "-c", _PROBE], env=environment, capture_output=True, timeout=60, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return probe.returncode == 0

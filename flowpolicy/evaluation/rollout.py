@@ -1,0 +1,273 @@
+"""Whole episodes of a policy in a task, many side by side in one process."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from flowpolicy.errors import TaskError
+from flowpolicy.evaluation.result import EvaluationResult
+from flowpolicy.evaluation.task import Task
+from flowpolicy.evaluation.video import EpisodeVideo
+from flowpolicy.execution import ChunkPolicy, RecedingHorizon
+from flowpolicy.progress import progress_bar
+from flowpolicy.settings import require
+
+EVALUATION_SEED = 1_000_000
+"""First seed of evaluation episodes, out of reach of the seeds that demonstrations and training use."""
+
+_LATENCY_CALLS = 20
+_LATENCY_SECONDS = 2.0
+
+
+def evaluate(
+    policy: ChunkPolicy,
+    task: Task,
+    *,
+    episodes: int,
+    seed: int = EVALUATION_SEED,
+    num_envs: int = 20,
+    num_steps: int | None = None,
+    solver: str | None = None,
+    zero_noise: bool = False,
+    record: int = 0,
+    video: Path | str | None = None,
+    act_options: Mapping[str, Any] | None = None,
+    show_progress: bool = True,
+) -> EvaluationResult:
+    """Run ``episodes`` whole episodes and say how they went.
+
+    Episode i starts from environment seed ``seed + i`` and draws its noise x_0 from a generator of the
+    same seed, so two policies are compared on paired starts and paired noise. Which episodes run side by
+    side changes nothing but the rounding of a matrix product of another batch size (a chaotic simulator
+    can amplify that in a single episode). All environments live in this process: a slot that finishes
+    takes the next episode at the next replanning, so that every plan is one full batch. Actions are
+    clipped to the environment's bounds.
+
+    Args:
+        policy: anything with the interface of :class:`flowpolicy.execution.ChunkPolicy`.
+        task: the environment and the horizons.
+        episodes: how many.
+        seed: environment seed of the first episode.
+        num_envs: environments side by side.
+        num_steps: integration steps K; None takes the policy's own.
+        solver: ODE solver; None takes the policy's own.
+        zero_noise: x_0 = 0 instead of N(0, I), another policy that must be labelled as such.
+        record: how many episodes, from the first, are filmed into ``video``.
+        video: path of the mp4; nothing is filmed without it.
+        act_options: further keyword arguments of ``policy.act``.
+        show_progress: draw a bar where stderr is a terminal.
+
+    Raises:
+        TaskError: when the environment cannot be made or its spaces do not fit the policy.
+        ConfigError: when a number is out of range.
+        FlowPolicyError: when the policy answers with NaN or infinity.
+    """
+    require(episodes >= 1, "episodes", episodes, "at least 1")
+    require(num_envs >= 1, "num_envs", num_envs, "at least 1")
+    require(record >= 0, "record", record, "0 or more")
+    num_envs = min(num_envs, episodes)
+    nfe = policy.nfe(num_steps, solver)
+    horizon = RecedingHorizon(
+        policy,
+        num_envs,
+        task.execute_horizon,
+        num_steps=num_steps,
+        solver=solver,
+        zero_noise=zero_noise,
+        act_options=act_options,
+    )
+    film = EpisodeVideo(video, task, caption=_caption(policy, task, nfe)) if record and video else None
+    slots: list[_Slot] = []
+    try:
+        for number in range(num_envs):
+            env = film.make() if film is not None and number == 0 else task.make()
+            slots.append(_Slot(env, film if number == 0 else None))
+            if number == 0:
+                check_spaces(env, policy, task)
+        rollout = _Rollout(horizon, slots, episodes, seed, record if film is not None else 0)
+        with progress_bar(episodes if show_progress else None, f"evaluate {task.name}") as bar:
+            rollout.run(bar.update if show_progress else None)
+        filmed = film.close() if film is not None else None
+    finally:
+        for slot in slots:
+            slot.env.close()
+        if film is not None:
+            film.close()
+    return EvaluationResult(
+        seeds=np.arange(seed, seed + episodes),
+        returns=rollout.returns,
+        lengths=rollout.lengths,
+        success=rollout.success if rollout.has_success else None,
+        score=rollout.score if rollout.has_score else None,
+        simulation_seconds=rollout.simulation_seconds,
+        inference_seconds=horizon.inference_seconds,
+        chunks=horizon.chunks,
+        ms_per_chunk=_latency(horizon, slots[0].observation),
+        nfe=nfe,
+        video=filmed,
+    )
+
+
+def check_spaces(env: Any, policy: ChunkPolicy, task: Task) -> None:
+    """Refuse an environment whose spaces are not what the policy was trained on.
+
+    Raises:
+        TaskError: names the space, both shapes and the fix.
+    """
+    from gymnasium import spaces
+
+    action = env.action_space
+    if not isinstance(action, spaces.Box) or action.shape != (policy.action_dim,):
+        raise TaskError(
+            f"Task '{task.name}' takes actions {action} and the policy gives vectors of {policy.action_dim}; "
+            "choose the task that the policy was trained for."
+        )
+    observation = env.observation_space
+    offered = observation.spaces if isinstance(observation, spaces.Dict) else {"observation": observation}
+    for key, shape in policy.observation_shapes.items():
+        if key not in offered:
+            raise TaskError(
+                f"Task '{task.name}' has no observation '{key}' that the policy needs "
+                f"(it has {', '.join(sorted(offered))}); choose the task that the policy was trained for."
+            )
+        if tuple(offered[key].shape or ()) != tuple(shape):
+            raise TaskError(
+                f"Task '{task.name}' gives '{key}' of shape {tuple(offered[key].shape or ())} and the policy "
+                f"takes {tuple(shape)}; choose the task that the policy was trained for."
+            )
+
+
+class _Slot:
+    """One environment and the episode that runs in it, if any."""
+
+    def __init__(self, env: Any, film: EpisodeVideo | None) -> None:
+        self.env = env
+        self.film = film
+        self.filming = False
+        self.episode: int | None = None
+        self.observation: dict[str, NDArray[Any]] = {}
+        self.total = 0.0
+        self.steps = 0
+
+    def start(self, episode: int, seed: int, filming: bool) -> None:
+        self.episode, self.total, self.steps, self.filming = episode, 0.0, 0, filming
+        observation, _ = self.env.reset(seed=seed)
+        self.observation = _as_dict(observation)
+        self._show()
+
+    def step(self, action: NDArray[np.float32]) -> tuple[bool, dict[str, Any]]:
+        space = self.env.action_space
+        bounded = np.clip(action, space.low, space.high).astype(space.dtype)
+        observation, reward, terminated, truncated, info = self.env.step(bounded)
+        self.observation = _as_dict(observation)
+        self.total += float(reward)
+        self.steps += 1
+        ended = bool(terminated or truncated)
+        self._show(ended)
+        return ended, info
+
+    def _show(self, last: bool = False) -> None:
+        if self.filming and self.film is not None:
+            self.film.capture(self.env, self.steps, self.total, last=last)
+
+
+class _Rollout:
+    """The loop over episodes; its arrays fill as they end."""
+
+    def __init__(
+        self, horizon: RecedingHorizon, slots: list[_Slot], episodes: int, seed: int, record: int
+    ) -> None:
+        self.horizon, self.slots, self.seed = horizon, slots, seed
+        self.returns = np.zeros(episodes)
+        self.lengths = np.zeros(episodes, dtype=np.int64)
+        self.success = np.zeros(episodes, dtype=bool)
+        self.score = np.full(episodes, -np.inf)
+        self.has_success = self.has_score = False
+        self.simulation_seconds = 0.0
+        # Slot 0 has the camera: it films one episode after the other, so that one file holds them in order.
+        self._filmed = deque(range(min(record, episodes)))
+        self._waiting = deque(range(len(self._filmed), episodes))
+
+    def run(self, on_episode: Any) -> None:
+        while live := self._fill():
+            for _ in range(self.horizon.execute_horizon):
+                batch = {
+                    key: np.stack([self.slots[slot].observation[key] for slot in live])
+                    for key in self.horizon.policy.observation_shapes
+                }
+                actions = self.horizon.actions(batch, live)
+                started = time.perf_counter()
+                running = []
+                for slot, action in zip(live, actions, strict=True):
+                    ended, info = self.slots[slot].step(action)
+                    self._read(self.slots[slot], info)
+                    if ended:
+                        self._finish(self.slots[slot])
+                        if on_episode is not None:
+                            on_episode(1)
+                    else:
+                        running.append(slot)
+                self.simulation_seconds += time.perf_counter() - started
+                live = running
+                if not live:
+                    break
+
+    def _fill(self) -> list[int]:
+        """Give each idle slot its next episode; the slots that run now."""
+        started = time.perf_counter()
+        for number, slot in enumerate(self.slots):
+            if slot.episode is None:
+                filming = number == 0 and bool(self._filmed)
+                queue = self._filmed if filming else self._waiting
+                if queue:
+                    episode = queue.popleft()
+                    slot.start(episode, self.seed + episode, filming)
+                    self.horizon.reset(number, torch.Generator().manual_seed(self.seed + episode))
+        self.simulation_seconds += time.perf_counter() - started
+        return [number for number, slot in enumerate(self.slots) if slot.episode is not None]
+
+    def _read(self, slot: _Slot, info: dict[str, Any]) -> None:
+        if "success" in info:
+            self.has_success = True
+            self.success[slot.episode] |= bool(info["success"])
+        if "score" in info:
+            self.has_score = True
+            self.score[slot.episode] = max(self.score[slot.episode], float(info["score"]))
+
+    def _finish(self, slot: _Slot) -> None:
+        self.returns[slot.episode] = slot.total
+        self.lengths[slot.episode] = slot.steps
+        slot.episode = None
+
+
+def _as_dict(observation: Any) -> dict[str, NDArray[Any]]:
+    items = observation if isinstance(observation, dict) else {"observation": observation}
+    arrays = {key: np.asarray(value) for key, value in items.items()}
+    return {
+        key: array.astype(np.float32) if array.dtype.kind == "f" else array for key, array in arrays.items()
+    }
+
+
+def _latency(horizon: RecedingHorizon, observation: dict[str, NDArray[Any]]) -> float:
+    """Median milliseconds of one chunk planned alone, as on a robot."""
+    chunks, seconds = horizon.chunks, horizon.inference_seconds
+    times: list[float] = []
+    while len(times) < 3 or (len(times) < _LATENCY_CALLS and sum(times) < _LATENCY_SECONDS):
+        horizon.reset(0, 0)
+        before = horizon.inference_seconds
+        horizon.actions({key: array[None] for key, array in observation.items()}, [0])
+        times.append(horizon.inference_seconds - before)
+    horizon.chunks, horizon.inference_seconds = chunks, seconds  # the measurement is not part of the rollouts
+    return 1000 * float(np.median(times))
+
+
+def _caption(policy: ChunkPolicy, task: Task, nfe: int) -> str:
+    return f"{task.name}  {getattr(policy, 'name', 'policy')}  NFE {nfe}"

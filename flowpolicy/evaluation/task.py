@@ -1,0 +1,75 @@
+"""A task: an environment, how a policy looks at it and acts in it, and how it is judged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from flowpolicy.errors import TaskError
+from flowpolicy.settings import require
+
+METRICS = ("return", "success", "score")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What `configs/env/<name>.yaml` says of a task.
+
+    Any Gymnasium environment with a Box action space will do, and an observation space that is a Box
+    (the policy then sees one key, ``observation``) or a Dict of Boxes. Two entries of ``info`` are
+    read where the environment gives them: ``success`` (true at any step counts the episode as a
+    success) and ``score`` (a number; the episode's score is the largest one seen).
+
+    Attributes:
+        name: short name, as in ``env=hopper``.
+        env_id: Gymnasium id; ``module:id`` imports the module that registers it.
+        env_kwargs: keyword arguments of ``gymnasium.make``.
+        obs_horizon: observation steps given to the policy, T_o.
+        action_horizon: action chunk length, T.
+        execute_horizon: actions executed before replanning, T_e <= T.
+        control_hz: rate of the environment in 1/s.
+        metric: what figures and plots show first: ``return``, ``success`` or ``score``.
+    """
+
+    name: str
+    env_id: str
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    obs_horizon: int = 1
+    action_horizon: int = 4
+    execute_horizon: int = 4
+    control_hz: float = 50.0
+    metric: str = "return"
+
+    def __post_init__(self) -> None:
+        require(self.obs_horizon >= 1, "env.obs_horizon", self.obs_horizon, "at least 1")
+        require(self.action_horizon >= 1, "env.action_horizon", self.action_horizon, "at least 1")
+        require(
+            1 <= self.execute_horizon <= self.action_horizon,
+            "env.execute_horizon",
+            self.execute_horizon,
+            f"between 1 and env.action_horizon = {self.action_horizon}",
+        )
+        require(self.control_hz > 0, "env.control_hz", self.control_hz, "positive")
+        require(self.metric in METRICS, "env.metric", self.metric, f"one of {', '.join(METRICS)}")
+
+    def make(self, **kwargs: Any) -> Any:
+        """Make the environment (``gymnasium.Env``).
+
+        Raises:
+            TaskError: when the simulator is not installed or the id is unknown.
+        """
+        try:
+            import gymnasium
+        except ImportError as error:
+            raise TaskError(
+                f"Task '{self.name}' needs gymnasium; install it with: pip install 'flowpolicy[mujoco]'."
+            ) from error
+        try:
+            return gymnasium.make(self.env_id, **{**self.env_kwargs, **kwargs})
+        except ImportError as error:
+            raise TaskError(
+                f"Task '{self.name}' needs '{error.name}', which is not installed; "
+                "see the extras mujoco, pusht and adroit: pip install 'flowpolicy[mujoco]'."
+            ) from error
+        except (gymnasium.error.Error, TypeError) as error:
+            raise TaskError(f"Task '{self.name}': {self.env_id} cannot be made ({error}).") from error

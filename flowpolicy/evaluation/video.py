@@ -1,0 +1,163 @@
+"""Episodes on film: frames of the simulator with a line of text, as an mp4 that any browser plays."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowpolicy.evaluation.task import Task
+
+log = logging.getLogger(__name__)
+
+MAX_FPS = 30.0
+_CAPTION_HEIGHT = 28
+_MIN_WIDTH = 320
+_HOLD_SECONDS = 0.5
+
+Frame = NDArray[np.uint8]
+
+
+def frame_timing(control_hz: float) -> tuple[int, float]:
+    """Every how many-th step is a frame, and the frames per second that make the film real time.
+
+    At most 30 frames per second are kept: Hopper at 125 Hz films every fifth step at 25 per second.
+    """
+    stride = max(1, math.ceil(control_hz / MAX_FPS - 1e-9))
+    return stride, control_hz / stride
+
+
+class EpisodeVideo:
+    """Films one environment, episode after episode, into one H.264 file in real time.
+
+    Whatever is missing (a GL library, ffmpeg, a render method) costs one logged sentence and the film,
+    never the run.
+
+    Args:
+        path: the mp4; it appears when :meth:`close` is called, whole or not at all.
+        task: gives the environment and the control rate.
+        caption: first words of the line under the picture; the episode's return so far follows.
+    """
+
+    def __init__(self, path: Path | str, task: Task, caption: str = "") -> None:
+        self.path = Path(path)
+        self.task = task
+        self.caption = caption
+        self.frames = 0
+        self.stride, self.fps = frame_timing(task.control_hz)
+        self._writer: Any = None
+        self._partial = self.path.with_name(f".{self.path.stem}.tmp-{os.getpid()}.mp4")
+        self._off = False
+
+    def make(self) -> Any:
+        """Make the task's environment so that it renders frames, or plainly where that cannot be."""
+        from flowpolicy.evaluation.rendering import choose_gl_backend
+
+        choose_gl_backend()
+        try:
+            return self.task.make(render_mode="rgb_array")
+        except Exception as error:
+            self._give_up(error)
+            return self.task.make()
+
+    def capture(self, env: Any, step: int, total: float, *, last: bool = False) -> None:
+        """Film the present state when a frame is due; the last one of an episode is held for a moment."""
+        if self._off or (step % self.stride and not last):
+            return
+        try:
+            rendered = env.render()
+            if rendered is None:
+                raise RuntimeError("the environment renders no frames")
+            frame = captioned(rendered, f"{self.caption}  return {total:.1f}  step {step}")
+            for _ in range(1 + (round(_HOLD_SECONDS * self.fps) if last else 0)):
+                self._write(frame)
+        except Exception as error:  # whatever a driver or an encoder throws: the evaluation is worth more
+            self._give_up(error)
+
+    def close(self) -> Path | None:
+        """Finish the file.
+
+        Returns:
+            Its path, or None where nothing was filmed.
+        """
+        if self._writer is None:
+            return None
+        try:
+            self._writer.close()
+            self._writer = None
+            self._partial.replace(self.path)
+        except Exception as error:
+            self._give_up(error)
+            return None
+        return self.path
+
+    def _write(self, frame: Frame) -> None:
+        if self._writer is None:
+            import imageio
+
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._writer = imageio.get_writer(
+                self._partial,
+                format="FFMPEG",
+                fps=self.fps,
+                codec="libx264",
+                pixelformat="yuv420p",
+                macro_block_size=2,
+                output_params=["-movflags", "+faststart", "-crf", "23"],
+                ffmpeg_log_level="error",
+            )
+        self._writer.append_data(frame)
+        self.frames += 1
+
+    def _give_up(self, error: Exception) -> None:
+        self._off = True
+        reason = " ".join(str(error).split()) or type(error).__name__
+        log.warning("No video of %s: %s; the run goes on without it.", self.task.name, reason.rstrip("."))
+        if self._writer is not None:
+            writer, self._writer = self._writer, None
+            try:
+                writer.close()
+            except Exception as second:
+                log.debug("closing the video: %s", second)
+        self._partial.unlink(missing_ok=True)
+
+
+def captioned(frame: NDArray[Any], text: str) -> Frame:
+    """The frame with a line of text under it and even sides; small frames are enlarged first.
+
+    Args:
+        frame: (height, width, 3) uint8.
+        text: one line; left out where Pillow is not installed.
+
+    Returns:
+        (height', width', 3) uint8, both even, as H.264 needs.
+    """
+    picture: Frame = np.asarray(frame, dtype=np.uint8)
+    scale = max(1, math.ceil(_MIN_WIDTH / picture.shape[1]))
+    picture = picture.repeat(scale, axis=0).repeat(scale, axis=1)
+    bar = _text_bar(text, picture.shape[1])
+    if bar is not None:
+        picture = np.concatenate([picture, bar])
+    height, width = picture.shape[:2]
+    return np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+
+
+def _text_bar(text: str, width: int) -> Frame | None:
+    try:
+        from PIL import Image, ImageDraw, ImageFont
+    except ImportError:
+        return None
+    image = Image.new("RGB", (width, _CAPTION_HEIGHT), (24, 24, 28))
+    draw = ImageDraw.Draw(image)
+    size = 15
+    font: Any = ImageFont.load_default(size)
+    while size > 8 and draw.textlength(text, font=font) > width - 16:
+        size -= 1
+        font = ImageFont.load_default(size)
+    draw.text((8, _CAPTION_HEIGHT / 2), text, fill=(235, 235, 235), font=font, anchor="lm")
+    return np.asarray(image, dtype=np.uint8)

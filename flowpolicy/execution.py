@@ -1,0 +1,183 @@
+"""Receding-horizon execution: from one observation per step to one action per step, chunk by chunk."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from flowpolicy.errors import FlowPolicyError
+from flowpolicy.settings import require
+
+
+class ChunkPolicy(Protocol):
+    """What execution and evaluation need of a policy; ``FlowPolicy`` is one."""
+
+    @property
+    def observation_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Key -> shape of one observation step."""
+
+    @property
+    def obs_horizon(self) -> int:
+        """Observation steps given to the policy, T_o."""
+
+    @property
+    def action_horizon(self) -> int:
+        """Chunk length, T."""
+
+    @property
+    def action_dim(self) -> int:
+        """Action dimension, A."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the policy computes."""
+
+    def act(self, observations: Any, /, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """(B, T_o, *shape) per key -> (B, T, A), physical units; keywords num_steps, solver, noise."""
+
+    def nfe(self, *args: Any, **kwargs: Any) -> int:
+        """Network evaluations per chunk; keywords num_steps, solver."""
+
+
+class RecedingHorizon:
+    """Runs one policy in several slots (environments, robots) at once.
+
+    Each slot keeps the last T_o observations and the actions left of its chunk. A slot whose chunk is
+    used up is replanned; all such slots of one call share one batch. The first observation of an
+    episode fills the whole history.
+
+    The noise x_0 of a slot comes from that slot's own generator, drawn on the CPU. An episode therefore
+    sees the same noise whatever runs beside it, and two policies given the same seeds are paired.
+
+    Args:
+        policy: the policy to run.
+        num_slots: how many run side by side.
+        execute_horizon: actions executed before replanning, 1 <= T_e <= T.
+        num_steps: integration steps K; None takes the policy's own.
+        solver: name of the ODE solver; None takes the policy's own.
+        zero_noise: start every chunk at x_0 = 0 instead of a draw from N(0, I).
+        act_options: further keyword arguments of ``policy.act``.
+
+    Attributes:
+        chunks: chunks planned since construction.
+        inference_seconds: wall time spent planning them.
+
+    Raises:
+        ConfigError: when ``execute_horizon`` or ``num_slots`` is out of range.
+    """
+
+    def __init__(
+        self,
+        policy: ChunkPolicy,
+        num_slots: int,
+        execute_horizon: int,
+        *,
+        num_steps: int | None = None,
+        solver: str | None = None,
+        zero_noise: bool = False,
+        act_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        require(num_slots >= 1, "num_slots", num_slots, "at least 1")
+        require(
+            1 <= execute_horizon <= policy.action_horizon,
+            "execute_horizon",
+            execute_horizon,
+            f"between 1 and the policy's action horizon {policy.action_horizon}",
+        )
+        self.policy = policy
+        self.num_slots = num_slots
+        self.execute_horizon = execute_horizon
+        self.zero_noise = zero_noise
+        self.chunks = 0
+        self.inference_seconds = 0.0
+        self._options = {"num_steps": num_steps, "solver": solver, **(act_options or {})}
+        self._history: dict[str, NDArray[Any]] = {}
+        self._fresh = np.ones(num_slots, dtype=bool)
+        self._generators: list[torch.Generator | None] = [None] * num_slots
+        self._planned = np.zeros((num_slots, execute_horizon, policy.action_dim), dtype=np.float32)
+        self._used = np.full(num_slots, execute_horizon)
+
+    def reset(self, slot: int, generator: torch.Generator | int) -> None:
+        """Start an episode in ``slot``: forget its history and its chunk.
+
+        Args:
+            slot: index below ``num_slots``.
+            generator: source of the episode's noise (on the CPU), or the seed of one.
+        """
+        if isinstance(generator, int):
+            generator = torch.Generator().manual_seed(generator)
+        self._generators[slot] = generator
+        self._fresh[slot] = True
+        self._used[slot] = self.execute_horizon
+
+    def actions(self, observations: Mapping[str, NDArray[Any]], slots: Sequence[int]) -> NDArray[np.float32]:
+        """The next action of each of ``slots``.
+
+        Args:
+            observations: key -> (n, *shape), row i belonging to ``slots[i]``, physical units.
+            slots: n different slot indices.
+
+        Returns:
+            (n, A) float32, physical units.
+
+        Raises:
+            FlowPolicyError: when a slot was never reset, or the policy answers with NaN or infinity.
+        """
+        index = np.asarray(slots, dtype=np.int64)
+        self._remember(observations, index)
+        empty = index[self._used[index] >= self.execute_horizon]
+        if empty.size:
+            self._plan(empty)
+        actions: NDArray[np.float32] = self._planned[index, self._used[index]]
+        self._used[index] += 1
+        return actions
+
+    def _remember(self, observations: Mapping[str, NDArray[Any]], index: NDArray[np.int64]) -> None:
+        fresh = self._fresh[index]
+        for key in self.policy.observation_shapes:
+            if key not in observations:
+                raise FlowPolicyError(
+                    f"The policy needs the observation '{key}' and got {', '.join(sorted(observations))}."
+                )
+            rows = np.asarray(observations[key])
+            if key not in self._history:
+                shape = (self.num_slots, self.policy.obs_horizon, *rows.shape[1:])
+                self._history[key] = np.zeros(shape, dtype=rows.dtype)
+            history = self._history[key]
+            history[index] = np.concatenate([history[index, 1:], rows[:, None]], axis=1)
+            history[index[fresh]] = rows[fresh][:, None]
+        self._fresh[index] = False
+
+    def _plan(self, index: NDArray[np.int64]) -> None:
+        noise = torch.stack([self._noise(int(slot)) for slot in index]).to(self.policy.device)
+        batch = {key: history[index] for key, history in self._history.items()}
+        started = time.perf_counter()
+        with torch.no_grad():
+            chunk = self.policy.act(batch, noise=noise, **self._options)
+        planned = chunk[:, : self.execute_horizon].to("cpu", torch.float32).numpy()
+        self.inference_seconds += time.perf_counter() - started
+        self.chunks += len(index)
+        if not np.isfinite(planned).all():
+            healthy = all(np.isfinite(item).all() for item in batch.values())
+            raise FlowPolicyError(
+                "The policy answered with NaN or infinity to a finite observation; "
+                "its weights are damaged or its training diverged, so use an earlier checkpoint."
+                if healthy
+                else "The environment gave an observation with NaN or infinity, so no action can follow from it; "
+                "check the simulator (an unstable contact or a too large action does this)."
+            )
+        self._planned[index] = planned
+        self._used[index] = 0
+
+    def _noise(self, slot: int) -> torch.Tensor:
+        generator = self._generators[slot]
+        if generator is None:
+            raise FlowPolicyError(f"Slot {slot} has no episode yet; call reset({slot}, seed) first.")
+        shape = (self.policy.action_horizon, self.policy.action_dim)
+        drawn = torch.randn(shape, generator=generator)
+        return torch.zeros(shape) if self.zero_noise else drawn

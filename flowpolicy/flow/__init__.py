@@ -1,0 +1,37 @@
+"""Probability path, objectives with their samplers, ODE solvers and time sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from flowpolicy.flow.flow_matching import FlowMatching
+from flowpolicy.flow.mip import MIP
+from flowpolicy.flow.objective import Draws, Network, Objective
+from flowpolicy.flow.regression import Regression
+from flowpolicy.flow.shortcut import Shortcut
+from flowpolicy.settings import build, choose
+
+OBJECTIVES: dict[str, type[FlowMatching] | type[Shortcut] | type[Regression] | type[MIP]] = {
+    cls.name: cls for cls in (FlowMatching, Shortcut, Regression, MIP)
+}
+
+
+def build_objective(settings: Mapping[str, Any]) -> Objective:
+    """An objective from a mapping with ``name`` and that objective's settings."""
+    values = dict(settings)
+    cls = choose(OBJECTIVES, str(values.pop("name", "")), "policy")
+    return build(cls, values, "policy")
+
+
+__all__ = [
+    "MIP",
+    "OBJECTIVES",
+    "Draws",
+    "FlowMatching",
+    "Network",
+    "Objective",
+    "Regression",
+    "Shortcut",
+    "build_objective",
+]

@@ -1,0 +1,39 @@
+"""Sizes of the velocity network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flowpolicy.settings import require
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The transformer's sizes.
+
+    Attributes:
+        width: channels of a token, d.
+        depth: layers, each of a self-attention, a cross-attention and a feed-forward block.
+        num_heads: attention heads; ``width`` is a multiple of twice their number.
+        feedforward_ratio: hidden channels of the feed-forward block over ``width``.
+        tokens_per_step: observation tokens made from one observation step.
+        dropout: probability, on each block's output and the feed-forward block's hidden layer.
+    """
+
+    width: int = 96
+    depth: int = 3
+    num_heads: int = 4
+    feedforward_ratio: int = 4
+    tokens_per_step: int = 2
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("width", "depth", "num_heads", "feedforward_ratio", "tokens_per_step"):
+            require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "at least 1")
+        require(
+            self.width % (2 * self.num_heads) == 0,
+            "model.width",
+            self.width,
+            f"a multiple of 2 * model.num_heads = {2 * self.num_heads}",
+        )
+        require(0.0 <= self.dropout < 1.0, "model.dropout", self.dropout, "in [0, 1)")

@@ -1,0 +1,357 @@
+"""FlowPolicy: observations in physical units to an action chunk in physical units."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from flowpolicy.data.normalization import Normalizer
+from flowpolicy.errors import CheckpointError, ConfigError, FlowPolicyError
+from flowpolicy.flow import Objective, build_objective
+from flowpolicy.models.config import ModelConfig
+from flowpolicy.models.transformer import VelocityTransformer
+from flowpolicy.settings import build
+from flowpolicy.storage import atomic_folder
+
+FORMAT_VERSION = 1
+Observations = Mapping[str, Any] | Any  # key -> (B, T_o, *shape), or the single array of key "observation"
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyConfig:
+    """What defines a policy besides its weights; the content of a checkpoint's ``config.json``.
+
+    Attributes:
+        objective: name and settings of the objective (``flow_matching``, ``shortcut``, ...).
+        model: sizes of the network.
+        observation_shapes: key -> shape of one step.
+        action_dim: A.
+        obs_horizon: T_o.
+        action_horizon: T.
+        execute_horizon: T_e, actions executed before replanning.
+        observation_normalization: mode of the observations' normalisers.
+        action_normalization: mode of the actions' normaliser.
+        action_clip: bound of a sampled action in normalised units; 1 is the demonstrated range under ``minmax``.
+        tuned_num_steps: the only K the weights are valid for, after fine-tuning; None: every K the objective has.
+        tuned_solver: the solver they were tuned with.
+        task: the task's settings, so that a checkpoint can be evaluated by itself.
+        metadata: where it comes from (demonstrations, their mean return, training steps, ...).
+    """
+
+    objective: dict[str, Any]
+    model: ModelConfig
+    observation_shapes: dict[str, tuple[int, ...]]
+    action_dim: int
+    obs_horizon: int
+    action_horizon: int
+    execute_horizon: int
+    observation_normalization: str = "minmax"
+    action_normalization: str = "minmax"
+    action_clip: float = 1.0
+    tuned_num_steps: int | None = None
+    tuned_solver: str = "euler"
+    task: dict[str, Any] = dataclasses.field(default_factory=dict)
+    metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class FlowPolicy(nn.Module):
+    """An action policy: a velocity network, its objective's sampler, and the normalisers.
+
+    >>> policy = FlowPolicy.load("runs/hopper/checkpoint")  # doctest: +SKIP
+    >>> chunk = policy.act({"observation": torch.zeros(1, 1, 11)})  # (1, T, A)  # doctest: +SKIP
+    """
+
+    def __init__(self, config: PolicyConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.objective: Objective = build_objective(config.objective)
+        self.observation_shapes = {key: tuple(shape) for key, shape in config.observation_shapes.items()}
+        self.network = VelocityTransformer(
+            config.model,
+            config.action_dim,
+            config.action_horizon,
+            self.observation_shapes,
+            config.obs_horizon,
+            self.objective.num_levels,
+        )
+        self.observation_normalizers = nn.ModuleDict(
+            {
+                key: Normalizer(shape, config.observation_normalization)
+                for key, shape in self.observation_shapes.items()
+            }
+        )
+        self.action_normalizer = Normalizer(
+            (config.action_dim,), config.action_normalization, clip=max(1.0, config.action_clip)
+        )
+
+    @property
+    def name(self) -> str:
+        """The objective's name."""
+        return self.objective.name
+
+    @property
+    def obs_horizon(self) -> int:
+        """T_o."""
+        return self.config.obs_horizon
+
+    @property
+    def action_horizon(self) -> int:
+        """T."""
+        return self.config.action_horizon
+
+    @property
+    def execute_horizon(self) -> int:
+        """T_e."""
+        return self.config.execute_horizon
+
+    @property
+    def action_dim(self) -> int:
+        """A."""
+        return self.config.action_dim
+
+    @property
+    def task(self) -> dict[str, Any]:
+        """Settings of the task it was trained for; empty where unknown."""
+        return self.config.task
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Where it comes from."""
+        return self.config.metadata
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def default_num_steps(self) -> int:
+        """K used where a caller names none."""
+        return self.config.tuned_num_steps or self.objective.default_num_steps
+
+    def nfe(self, num_steps: int | None = None, solver: str | None = None) -> int:
+        """Network evaluations of one chunk."""
+        return self.objective.nfe(num_steps or self.default_num_steps, solver or self.config.tuned_solver)
+
+    def check_steps(self, num_steps: int, solver: str, *, allow_any_steps: bool = False) -> None:
+        """Raise a ConfigError where the policy cannot be sampled with this K and solver."""
+        tuned = self.config.tuned_num_steps
+        if tuned is not None and not allow_any_steps and (num_steps, solver) != (tuned, self.config.tuned_solver):
+            raise ConfigError(
+                f"This checkpoint is tuned for num_steps={tuned}, solver={self.config.tuned_solver}, not for "
+                f"num_steps={num_steps}, solver={solver}; pass allow_any_steps=True to use it untrained."
+            )
+        self.objective.check_steps(num_steps, solver)
+
+    @torch.no_grad()
+    def act(
+        self,
+        observations: Observations,
+        *,
+        num_steps: int | None = None,
+        solver: str | None = None,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        allow_any_steps: bool = False,
+    ) -> Tensor:
+        """Sample action chunks.
+
+        Args:
+            observations: key -> ``(B, T_o, *shape)`` in physical units, oldest first; a plain array stands
+                for the key ``observation``.
+            num_steps: K; the policy's default where None.
+            solver: ``euler``, ``midpoint`` or ``heun``.
+            noise: x_0 ``(B, T, A)``; drawn from ``generator`` where None.
+            generator: source of x_0.
+            allow_any_steps: accept a K that a fine-tuned checkpoint was not tuned for.
+
+        Returns:
+            ``(B, T, A)`` float32 in physical units, on the policy's device.
+
+        Raises:
+            ConfigError: a K or solver the policy does not have.
+            FlowPolicyError: observations of a wrong shape, with NaN, or with a missing key.
+        """
+        num_steps, solver = num_steps or self.default_num_steps, solver or self.config.tuned_solver
+        self.check_steps(num_steps, solver, allow_any_steps=allow_any_steps)
+        normalized = self.normalize_observations(observations)
+        batch = len(next(iter(normalized.values())))
+        shape = (batch, self.action_horizon, self.action_dim)
+        if noise is None:
+            source = generator.device if generator is not None else self.device
+            noise = torch.randn(shape, generator=generator, device=source)
+        elif tuple(noise.shape) != shape:
+            raise FlowPolicyError(f"The noise has shape {tuple(noise.shape)}; it must be {shape}.")
+        context = self.network.encode(normalized)
+        noise = noise.to(self.device, torch.float32)
+        return self.finish(self.objective.sample(self.network, context, noise, num_steps, solver))
+
+    def finish(self, chunk: Tensor) -> Tensor:
+        """A sampled normalised chunk to physical units, held within ``action_clip``."""
+        return self.action_normalizer.denormalize(chunk.clamp(-self.config.action_clip, self.config.action_clip))
+
+    def normalize_observations(self, observations: Observations) -> dict[str, Tensor]:
+        """Check and normalise observations, key -> ``(B, T_o, *shape)``."""
+        if not isinstance(observations, Mapping):
+            observations = {"observation": observations}
+        normalized, batch = {}, None
+        for key, shape in self.observation_shapes.items():
+            if key not in observations:
+                raise FlowPolicyError(
+                    f"The observation lacks '{key}'; the policy takes {', '.join(self.observation_shapes)}."
+                )
+            values = torch.as_tensor(observations[key], dtype=torch.float32, device=self.device)
+            wanted = (self.obs_horizon, *shape)
+            if tuple(values.shape[1:]) != wanted or (batch is not None and len(values) != batch):
+                raise FlowPolicyError(
+                    f"Observation '{key}' has shape {tuple(values.shape)}; the policy takes "
+                    f"({batch if batch is not None else 'batch'}, {', '.join(map(str, wanted))})."
+                )
+            if not torch.isfinite(values).all():
+                raise FlowPolicyError(f"Observation '{key}' holds NaN or infinity; no action is computed from it.")
+            batch = len(values)
+            normalizer = self.observation_normalizers[key]
+            assert isinstance(normalizer, Normalizer)
+            normalized[key] = normalizer.normalize(values)
+        return normalized
+
+    def fit_normalizers(self, observation: Mapping[str, Tensor], action: Tensor) -> None:
+        """Set the statistics from demonstrations: key -> ``(steps, *shape)``, actions ``(steps, A)``."""
+        for key in self.observation_shapes:
+            fitted = Normalizer.fit(observation[key], self.config.observation_normalization)
+            self.observation_normalizers[key].load_state_dict(fitted.state_dict())
+        fitted = Normalizer.fit(action, self.config.action_normalization)
+        self.action_normalizer.load_state_dict(fitted.state_dict())
+        self.refresh_normalizers()
+
+    def refresh_normalizers(self) -> None:
+        """Derive the normalisers' reciprocals after their statistics were loaded."""
+        for module in self.modules():
+            if isinstance(module, Normalizer):
+                module.refresh()
+
+    def num_parameters(self) -> int:
+        """Trainable parameters."""
+        return sum(parameter.numel() for parameter in self.network.parameters())
+
+    def save(self, path: Path | str, *, dtype: torch.dtype = torch.float32) -> Path:
+        """Write ``config.json`` and ``model.safetensors`` to the folder ``path``, all or nothing.
+
+        ``dtype`` is that of the network's weights on disk; normalisers stay float32.
+        """
+        content = {"format_version": FORMAT_VERSION, **dataclasses.asdict(self.config)}
+        tensors = {}
+        for name, tensor in self.state_dict().items():
+            stored = tensor.to(dtype) if name.startswith("network.") else tensor
+            tensors[name] = stored.detach().cpu().contiguous().clone()
+        with atomic_folder(path) as folder:
+            (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
+            try:
+                save_file(tensors, str(folder / "model.safetensors"))
+            except SafetensorError as error:  # safetensors reports a full disk so
+                raise OSError(28 if "No space" in str(error) else 5, str(error)) from error
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: Path | str, device: torch.device | str = "cpu") -> FlowPolicy:
+        """Read a checkpoint folder, or a Hugging Face Hub repository where ``path`` is no folder but ``user/name``.
+
+        No pickle is involved: loading a stranger's policy runs no code.
+
+        Raises:
+            CheckpointError: missing, damaged, of a newer format, or not of this shape.
+        """
+        folder = Path(path).expanduser()
+        if not folder.is_dir():
+            if folder.exists() or str(path).count("/") != 1 or str(path).startswith((".", "/", "~")):
+                raise CheckpointError(f"No checkpoint at {path}; give a folder with config.json and model.safetensors.")
+            folder = _from_hub(str(path))
+        policy = cls(_read_config(folder / "config.json"))
+        policy._load_weights(folder / "model.safetensors")
+        return policy.to(device).eval()
+
+    def _load_weights(self, file: Path) -> None:
+        if not file.is_file():
+            raise CheckpointError(f"{file.parent} has no model.safetensors; the checkpoint is incomplete.")
+        try:
+            tensors = load_file(str(file))
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file} is damaged ({str(error).splitlines()[0]}); copy it again.") from error
+        expected = self.state_dict()
+        for name in sorted(expected.keys() | tensors.keys()):
+            found, wanted = tensors.get(name), expected.get(name)
+            if found is None or wanted is None or found.shape != wanted.shape:
+                raise CheckpointError(
+                    f"{file} does not fit its config.json: '{name}' is "
+                    f"{'missing' if found is None else tuple(found.shape)}, expected "
+                    f"{'nothing' if wanted is None else tuple(wanted.shape)}."
+                )
+            if not torch.isfinite(found).all():
+                raise CheckpointError(f"{file}: '{name}' holds NaN or infinity; the checkpoint is unusable.")
+        self.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+        self.refresh_normalizers()
+
+    def push_to_hub(self, repo_id: str, *, private: bool = True) -> str:
+        """Upload the checkpoint to the Hugging Face Hub; returns its address. Needs ``huggingface_hub``."""
+        import tempfile
+
+        hub = _hub()
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = self.save(Path(temporary) / "checkpoint")
+            hub.create_repo(repo_id, private=private, exist_ok=True)
+            return str(hub.upload_folder(repo_id=repo_id, folder_path=str(folder)))
+
+
+def _read_config(file: Path) -> PolicyConfig:
+    try:
+        content = json.loads(file.read_text())
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{file.parent} has no config.json; it is not a policy checkpoint.") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} is not readable JSON; the checkpoint is damaged.") from error
+    if not isinstance(content, dict) or not isinstance(content.get("format_version"), int):
+        raise CheckpointError(f"{file} has no format_version; it is not a flowpolicy checkpoint.")
+    version = content.pop("format_version")
+    if version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{file} has format {version} and this flowpolicy reads up to {FORMAT_VERSION}; "
+            "upgrade with: pip install -U flowpolicy."
+        )
+    try:
+        content["observation_shapes"] = {k: tuple(v) for k, v in content["observation_shapes"].items()}
+        config = build(PolicyConfig, content, "config")
+        build_objective(config.objective)
+    except (ConfigError, KeyError, TypeError, AttributeError) as error:
+        sentence = str(error) if isinstance(error, ConfigError) else f"{error!r} is missing or malformed."
+        raise CheckpointError(f"{file} does not describe a policy: {sentence}") from error
+    return config
+
+
+def _hub() -> Any:
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise CheckpointError(
+            "The Hugging Face Hub needs huggingface_hub; install it with: pip install 'flowpolicy[hub]'."
+        ) from error
+    return huggingface_hub
+
+
+def _from_hub(repo_id: str) -> Path:
+    try:
+        folder = _hub().snapshot_download(repo_id, allow_patterns=["config.json", "model.safetensors"])
+    except CheckpointError as error:
+        raise CheckpointError(f"No checkpoint folder at {repo_id}, and {str(error)[0].lower()}{str(error)[1:]}") from error
+    except Exception as error:  # network, authentication, unknown repository
+        raise CheckpointError(
+            f"{repo_id} is neither a folder nor a Hub repository that can be read ({type(error).__name__})."
+        ) from error
+    return Path(folder)

@@ -1,0 +1,111 @@
+"""Settings of the supervised trainer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from flowpolicy.data.normalization import MODES
+from flowpolicy.settings import require
+
+LOGGERS = ("csv", "tensorboard", "wandb")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which demonstrations, and how they are cut.
+
+    Attributes:
+        path: store to train on; None takes the task's own.
+        observation_keys: store keys given to the policy, each under its own name.
+        validation_fraction: share of the episodes held out (at least one episode, unless 0).
+        max_episodes: train on this many episodes, drawn by the seed; None takes all.
+        observation_normalization: ``minmax``, ``gaussian``, ``quantile`` or ``none``.
+        action_normalization: the same, for actions.
+        action_clip: bound of a sampled action in normalised units.
+    """
+
+    path: str | None = None
+    observation_keys: tuple[str, ...] = ("observation",)
+    validation_fraction: float = 0.05
+    max_episodes: int | None = None
+    observation_normalization: str = "minmax"
+    action_normalization: str = "minmax"
+    action_clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(len(self.observation_keys) > 0, "data.observation_keys", self.observation_keys, "at least one key")
+        require(0 <= self.validation_fraction < 1, "data.validation_fraction", self.validation_fraction, "in [0, 1)")
+        if self.max_episodes is not None:
+            require(self.max_episodes >= 1, "data.max_episodes", self.max_episodes, "at least 1")
+        for name in ("observation_normalization", "action_normalization"):
+            require(getattr(self, name) in MODES, f"data.{name}", getattr(self, name), f"one of {', '.join(MODES)}")
+        require(self.action_clip > 0, "data.action_clip", self.action_clip, "positive")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Optimisation, evaluation and bookkeeping.
+
+    Attributes:
+        steps: optimiser steps.
+        batch_size: samples a step, over all processes.
+        learning_rate: peak of the warm-up and cosine schedule.
+        final_learning_rate: share of the peak left at the end.
+        warmup_steps: steps of linear warm-up.
+        weight_decay: AdamW's, on matrices only.
+        betas: AdamW's.
+        gradient_clip: bound of the gradient's norm.
+        ema_decay: of the weights' average, which is what is evaluated and saved.
+        precision: ``float32``, ``bfloat16`` (autocast), or ``auto``: bfloat16 on a GPU that has it.
+        log_every: steps between training metrics.
+        validate_every: steps between validation losses and open-loop errors; 0 is never.
+        evaluate_every: steps between evaluation rollouts; 0 is only at the end.
+        evaluate_episodes: episodes of a rollout on the way.
+        final_episodes: episodes of the last evaluation; 0 skips it.
+        num_envs: environments stepped side by side in evaluation.
+        save_every: steps between checkpoints.
+        loggers: any of ``csv``, ``tensorboard``, ``wandb``.
+        wandb: keyword arguments of ``wandb.init``; without an account it stays offline.
+        threads: CPU threads of torch; None leaves its choice.
+    """
+
+    steps: int = 5_000
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    final_learning_rate: float = 0.02
+    warmup_steps: int = 200
+    weight_decay: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.99)
+    gradient_clip: float = 1.0
+    ema_decay: float = 0.995
+    precision: str = "auto"
+    log_every: int = 50
+    validate_every: int = 500
+    evaluate_every: int = 0
+    evaluate_episodes: int = 20
+    final_episodes: int = 50
+    num_envs: int = 25
+    save_every: int = 1_000
+    loggers: tuple[str, ...] = ("csv",)
+    wandb: dict[str, Any] = field(default_factory=dict)
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "log_every", "save_every", "num_envs", "evaluate_episodes"):
+            require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
+        for name in ("warmup_steps", "validate_every", "evaluate_every", "final_episodes"):
+            require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "at least 0")
+        require(self.learning_rate > 0, "train.learning_rate", self.learning_rate, "positive")
+        require(0 <= self.final_learning_rate <= 1, "train.final_learning_rate", self.final_learning_rate, "in [0, 1]")
+        require(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "at least 0")
+        require(self.gradient_clip > 0, "train.gradient_clip", self.gradient_clip, "positive")
+        require(0 <= self.ema_decay < 1, "train.ema_decay", self.ema_decay, "in [0, 1)")
+        require(
+            self.precision in ("auto", "float32", "bfloat16"),
+            "train.precision",
+            self.precision,
+            "auto, float32 or bfloat16",
+        )
+        for name in self.loggers:
+            require(name in LOGGERS, "train.loggers", name, f"any of {', '.join(LOGGERS)}")

@@ -1,0 +1,119 @@
+"""Metrics to a CSV file, TensorBoard or Weights & Biases: the same call for each."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from flowpolicy.errors import ConfigError
+from flowpolicy.storage import atomic_file
+
+logger = logging.getLogger(__name__)
+
+
+class MetricLogger(Protocol):
+    """Takes numbers by name."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record ``metrics`` at ``step``."""
+        ...
+
+    def close(self) -> None:
+        """Flush."""
+        ...
+
+
+class CSVLogger:
+    """One row a step in ``metrics.csv``, a column for every metric seen so far; cut at ``resume_step``."""
+
+    def __init__(self, run_dir: Path, resume_step: int = 0) -> None:
+        self.path = run_dir / "metrics.csv"
+        self.rows: dict[int, dict[str, Any]] = {}
+        if resume_step and self.path.exists():
+            for row in read_metrics(self.path):
+                if row["step"] <= resume_step:
+                    self.rows[int(row["step"])] = row
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Add to the row of ``step`` and rewrite the file (it is small, and never half-written)."""
+        self.rows.setdefault(step, {"step": step}).update(metrics)
+        columns = list(dict.fromkeys(key for row in self.rows.values() for key in row))
+        with atomic_file(self.path) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns, restval="")
+            writer.writeheader()
+            writer.writerows(self.rows.values())
+
+    def close(self) -> None:
+        """Nothing is buffered."""
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Rows of a ``metrics.csv``, empty cells left out."""
+    with path.open(newline="") as file:
+        return [{key: float(value) for key, value in row.items() if value != ""} for row in csv.DictReader(file)]
+
+
+class TensorBoardLogger:
+    """Event files in ``run_dir/tensorboard``."""
+
+    def __init__(self, run_dir: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ConfigError(
+                "train.loggers has 'tensorboard', which is not installed; pip install 'flowpolicy[logging]'."
+            ) from error
+        self.writer = SummaryWriter(str(run_dir / "tensorboard"))  # type: ignore[no-untyped-call]
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """One scalar each."""
+        for name, value in metrics.items():
+            self.writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        """Flush and close."""
+        self.writer.close()  # type: ignore[no-untyped-call]
+
+
+class WandbLogger:
+    """A Weights & Biases run, offline unless an account is set up or ``train.wandb.mode`` says otherwise."""
+
+    def __init__(self, run_dir: Path, config: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise ConfigError(
+                "train.loggers has 'wandb', which is not installed; pip install 'flowpolicy[logging]'."
+            ) from error
+        has_account = bool(os.environ.get("WANDB_API_KEY")) or (Path.home() / ".netrc").exists()
+        mode = "online" if has_account else "offline"
+        arguments = {"project": "flowpolicy", "mode": mode, "dir": str(run_dir), **settings}
+        self.run = wandb.init(config=dict(config), **arguments)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """One call of ``wandb.log``."""
+        self.run.log(dict(metrics), step=step)
+
+    def close(self) -> None:
+        """Finish the run."""
+        self.run.finish()
+
+
+def build_loggers(
+    names: Iterable[str],
+    run_dir: Path,
+    config: Mapping[str, Any],
+    wandb_settings: Mapping[str, Any],
+    resume_step: int = 0,
+) -> list[MetricLogger]:
+    """The loggers of ``names``; the CSV file is always written, since curves are plotted from it."""
+    loggers: list[MetricLogger] = [CSVLogger(run_dir, resume_step)]
+    if "tensorboard" in names:
+        loggers.append(TensorBoardLogger(run_dir))
+    if "wandb" in names:
+        loggers.append(WandbLogger(run_dir, config, wandb_settings))
+    return loggers

@@ -1,0 +1,101 @@
+"""Training state on disk: everything a killed run needs to end where an unbroken one would.
+
+Batches, noise and dropout are pure functions of (seed, step), so the state is the weights, their average,
+the optimiser's moments and the step. No pickle: tensors in safetensors, the rest in JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from flowpolicy.errors import CheckpointError
+from flowpolicy.storage import atomic_folder
+
+STATE_FOLDER = "training_state"
+
+
+@dataclass
+class TrainingState:
+    """What is saved: live and averaged network, optimiser, and the number of steps done."""
+
+    network: nn.Module
+    averaged: nn.Module
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+
+    def save(self, run_dir: Path, settings: Mapping[str, Any]) -> None:
+        """Write the state atomically, with the ``settings`` it belongs to."""
+        tensors: dict[str, Tensor] = {}
+        for prefix, module in (("network", self.network), ("averaged", self.averaged)):
+            tensors.update({f"{prefix}.{name}": tensor for name, tensor in module.state_dict().items()})
+        for index, moments in self.optimizer.state_dict()["state"].items():
+            tensors.update({f"optimizer.{index}.{name}": value for name, value in moments.items()})
+        content = {"step": self.step, "settings": settings}
+        with atomic_folder(run_dir / STATE_FOLDER) as folder:
+            (folder / "state.json").write_text(json.dumps(content, indent=2) + "\n")
+            stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+            try:
+                save_file(stored, str(folder / "state.safetensors"))
+            except SafetensorError as error:
+                raise OSError(28 if "No space" in str(error) else 5, str(error)) from error
+
+    def load(self, run_dir: Path, settings: Mapping[str, Any]) -> bool:
+        """Continue from ``run_dir``; False where there is nothing to continue from.
+
+        Raises:
+            CheckpointError: a damaged state, or one of a run with other settings (the first that differs
+                is named).
+        """
+        folder = run_dir / STATE_FOLDER
+        if not folder.exists():
+            return False
+        try:
+            content = json.loads((folder / "state.json").read_text())
+            tensors = load_file(str(folder / "state.safetensors"))
+            saved, step = content["settings"], int(content["step"])
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise CheckpointError(f"The training state in {folder} is damaged; start anew in another run_dir.") from error
+        ours = json.loads(json.dumps(settings))
+        for key in sorted(saved.keys() | ours.keys()):
+            if saved.get(key) != ours.get(key):
+                raise CheckpointError(
+                    f"{run_dir} was trained with {_difference(key, saved.get(key), ours.get(key))}; "
+                    "resume with the same settings or choose another run_dir."
+                )
+        try:
+            for prefix, module in (("network", self.network), ("averaged", self.averaged)):
+                module.load_state_dict(_under(tensors, prefix))
+            self._load_optimizer(_under(tensors, "optimizer"))
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise CheckpointError(f"The training state in {folder} does not fit this network; choose another run_dir.") from error
+        self.step = step
+        return True
+
+    def _load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            index, _, moment = name.partition(".")
+            state.setdefault(int(index), {})[moment] = tensor
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name[len(prefix) + 1 :]: tensor for name, tensor in tensors.items() if name.startswith(prefix + ".")}
+
+
+def _difference(key: str, saved: Any, ours: Any) -> str:
+    if isinstance(saved, dict) and isinstance(ours, dict):
+        for inner in sorted(saved.keys() | ours.keys()):
+            if saved.get(inner) != ours.get(inner):
+                return _difference(f"{key}.{inner}", saved.get(inner), ours.get(inner))
+    return f"{key}={saved} and not {ours}"

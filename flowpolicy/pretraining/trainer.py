@@ -1,0 +1,231 @@
+"""The supervised trainer: one loop for every objective, one or many processes, CPU or GPU."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowpolicy.data.sampling import Batch, ChunkSampler, shuffled_index
+from flowpolicy.errors import ConfigError, FlowPolicyError
+from flowpolicy.policy import FlowPolicy
+from flowpolicy.pretraining.config import TrainConfig
+from flowpolicy.pretraining.distributed import Processes
+from flowpolicy.pretraining.ema import EMA
+from flowpolicy.pretraining.loggers import MetricLogger
+from flowpolicy.pretraining.state import TrainingState
+from flowpolicy.progress import progress_bar
+
+logger = logging.getLogger(__name__)
+VALIDATION_ROWS = 1024
+CHECKPOINT = "checkpoint"
+
+
+class Trainer:
+    """Trains a policy's network and leaves the averaged weights in ``run_dir/checkpoint``.
+
+    Args:
+        policy: normalisers fitted; its network is trained in place, ``averaged_policy()`` is the result.
+        training: normalised chunks to train on.
+        validation: normalised chunks of held-out episodes, or None.
+        config: settings.
+        run_dir: where training state and checkpoint are kept; None keeps nothing.
+        seed: fixes batches, noise and dropout; weights are fixed by whoever made the policy.
+        processes: this process among many.
+        loggers: receive metrics, on the first process.
+        evaluate: called with the averaged policy every ``evaluate_every`` steps, returns metrics.
+        settings: saved with the training state; a resumed run must have the same.
+    """
+
+    def __init__(
+        self,
+        policy: FlowPolicy,
+        training: ChunkSampler,
+        validation: ChunkSampler | None,
+        config: TrainConfig,
+        *,
+        run_dir: Path | None = None,
+        seed: int = 0,
+        processes: Processes | None = None,
+        loggers: list[MetricLogger] | None = None,
+        evaluate: Callable[[FlowPolicy], Mapping[str, float]] | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.policy, self.objective = policy, policy.objective
+        self.training, self.validation, self.config = training, validation, config
+        self.run_dir, self.seed, self.loggers = run_dir, seed, loggers or []
+        self.processes = processes or Processes()
+        self.evaluate, self.settings = evaluate, dict(settings or {})
+        unit = self.processes.count * (self.objective.row_multiple if self.processes.count > 1 else 1)
+        if config.batch_size % unit:
+            raise ConfigError(
+                f"train.batch_size is {config.batch_size}; with {self.processes.count} processes it must be "
+                f"a multiple of {unit}."
+            )
+        self.processes.share(policy.state_dict().values())
+        self.ema = EMA(policy.network, config.ema_decay)
+        self.optimizer = _optimizer(policy.network, config)
+        self.state = TrainingState(policy.network, self.ema.network, self.optimizer)
+        self._autocast = _autocast_dtype(config.precision, policy.device)
+
+    def resume(self) -> bool:
+        """Continue from ``run_dir`` where it holds a training state; returns whether it does."""
+        return self.run_dir is not None and self.state.load(self.run_dir, self.settings)
+
+    def run(self) -> FlowPolicy:
+        """Train to ``config.steps`` and return the policy with averaged weights.
+
+        Raises:
+            FlowPolicyError: when the loss is no longer finite; the last checkpoint stays.
+        """
+        config, started, first = self.config, time.perf_counter(), self.state.step
+        sums: dict[str, Tensor] = {}
+        shown: dict[str, float] = {}
+        with progress_bar(config.steps if self.processes.is_first else None, f"train {self.policy.name}") as bar:
+            bar.update(first)
+            while self.state.step < config.steps:
+                for name, value in self.step().items():
+                    sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value
+                step = self.state.step
+                if step % config.log_every == 0 or step == config.steps:
+                    count = (step - 1) % config.log_every + 1
+                    shown = {name: float(value) / count for name, value in sums.items()}
+                    sums = {}
+                    if not all(math.isfinite(value) for value in shown.values()):
+                        raise FlowPolicyError(
+                            f"The loss is not finite at step {step}; lower train.learning_rate "
+                            "(the last saved checkpoint is intact)."
+                        )
+                    rate = config.batch_size * (step - first) / (time.perf_counter() - started)
+                    self._log({**shown, "train/learning_rate": self._learning_rate(step), "train/samples_per_s": rate})
+                self._now_and_then(step)
+                bar.update(1, loss=shown.get("loss/total", math.nan))
+        return self.averaged_policy()
+
+    def step(self) -> dict[str, Tensor]:
+        """One optimiser step; returns metrics as scalar tensors (not synchronised with the device)."""
+        step, config, network = self.state.step, self.config, self.policy.network
+        batch, draws = self.batch(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._learning_rate(step)
+        network.train()
+        torch.manual_seed(_mix(self.seed, step, self.processes.rank + 1))  # dropout
+        with torch.autocast(self.policy.device.type, self._autocast, enabled=self._autocast is not None):
+            loss, metrics = self.objective.loss(network, batch, draws, self.ema.network)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.processes.average_gradients(network.parameters())
+        norm = nn.utils.clip_grad_norm_(network.parameters(), config.gradient_clip)
+        self.optimizer.step()
+        self.ema.update(step)
+        self.state.step = step + 1
+        return {"loss/total": loss.detach(), **metrics, "train/gradient_norm": norm}
+
+    def batch(self, step: int) -> tuple[Batch, Any]:
+        """This process's rows of the global batch of ``step``, and the random draws of its loss."""
+        config, device = self.config, self.policy.device
+        rows = self.processes.rows(config.batch_size)
+        index = shuffled_index(step, config.batch_size, len(self.training), self.seed)[rows]
+        generator = torch.Generator(device).manual_seed(_mix(self.seed, step, 0))
+        shape = (config.batch_size, self.policy.action_horizon, self.policy.action_dim)
+        draws = self.objective.draw(shape, generator, device)
+        return self.training.batch(index.to(device)), draws[rows]
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Loss and open-loop action error of the averaged network on held-out episodes.
+
+        The error is the root mean square, over executed actions and dimensions, of sampled minus
+        demonstrated, in normalised units; noise and rows are the same at every call.
+        """
+        assert self.validation is not None
+        network, device = self.ema.network, self.policy.device
+        generator = torch.Generator(device).manual_seed(self.seed)
+        count = min(VALIDATION_ROWS, len(self.validation))
+        index = torch.linspace(0, len(self.validation) - 1, count).long().to(device)
+        batch = self.validation.batch(index)
+        shape = (count, self.policy.action_horizon, self.policy.action_dim)
+        draws = self.objective.draw(shape, generator, device)
+        loss, _ = self.objective.loss(network, batch, draws, network)  # type: ignore[arg-type]
+        noise = torch.randn(shape, generator=generator, device=device)
+        context = network.encode(batch.observation)  # type: ignore[operator]
+        steps = self.objective.default_num_steps
+        chunk = self.objective.sample(network, context, noise, steps, "euler")  # type: ignore[arg-type]
+        bound = self.policy.config.action_clip
+        squared = ((chunk.clamp(-bound, bound) - batch.action) ** 2)[batch.mask]
+        return {"validation/loss": float(loss), "validation/action_error": float(squared.mean().sqrt())}
+
+    def averaged_policy(self) -> FlowPolicy:
+        """A policy of its own with the averaged weights and this one's normalisers."""
+        result = FlowPolicy(self.policy.config).to(self.policy.device)
+        result.load_state_dict(self.policy.state_dict())
+        result.network.load_state_dict(self.ema.network.state_dict())
+        result.refresh_normalizers()
+        return result.eval()
+
+    def save(self) -> None:
+        """Write the training state and the averaged policy; either is replaced as a whole."""
+        if self.run_dir is not None and self.processes.is_first:
+            self.averaged_policy().save(self.run_dir / CHECKPOINT)
+            self.state.save(self.run_dir, self.settings)
+
+    def _now_and_then(self, step: int) -> None:
+        """Validation, evaluation and saving, each at its own interval and at the end."""
+        config, is_last = self.config, step == self.config.steps
+        if self.processes.is_first:
+            every = config.validate_every
+            if self.validation is not None and every and (step % every == 0 or is_last):
+                self._log(self.validate())
+            every = config.evaluate_every
+            if self.evaluate is not None and every and step % every == 0 and not is_last:
+                self._log(self.evaluate(self.averaged_policy()))
+        if step % config.save_every == 0 or is_last:
+            self.save()
+            self.processes.wait()
+
+    def _log(self, metrics: Mapping[str, float]) -> None:
+        if self.processes.is_first:
+            for sink in self.loggers:
+                sink.log(self.state.step, metrics)
+
+    def _learning_rate(self, step: int) -> float:
+        """Linear warm-up, then a cosine from the peak to ``final_learning_rate`` of it."""
+        config = self.config
+        if step < config.warmup_steps:
+            return config.learning_rate * (step + 1) / config.warmup_steps
+        done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        return config.learning_rate * (config.final_learning_rate + (1 - config.final_learning_rate) * cosine)
+
+
+def _optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices only, in one fused kernel where the device has it."""
+    matrices = [p for p in network.parameters() if p.dim() >= 2]
+    others = [p for p in network.parameters() if p.dim() < 2]
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    device = next(network.parameters()).device.type
+    betas = (config.betas[0], config.betas[1])
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=device in ("cpu", "cuda"))
+
+
+def _autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    if precision == "float32":
+        return None
+    if precision == "bfloat16":
+        return torch.bfloat16
+    has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return torch.bfloat16 if has_bfloat16 else None  # CPUs without AVX-512 run it a hundred times slower
+
+
+def _mix(seed: int, step: int, stream: int) -> int:
+    """A seed for one stream of one step; distinct for all practical (seed, step, stream)."""
+    return (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + stream * 0x94D049BB133111EB) % 2**63

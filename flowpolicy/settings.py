@@ -1,0 +1,98 @@
+"""Settings are dataclasses; this turns a mapping (YAML, JSON) into one and names every mistake."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Collection, Mapping
+from typing import Any, TypeVar
+
+from flowpolicy.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    """Construct the dataclass ``cls`` from ``values``.
+
+    Integers are accepted for floats and lists for tuples; anything else of another type is refused.
+
+    Args:
+        cls: a dataclass; it checks its own ranges when constructed.
+        values: the settings, by field name.
+        where: what the message calls this group of settings, e.g. ``train``.
+
+    Raises:
+        ConfigError: an unknown key (with the nearest valid one), a missing key, or a value of a wrong type.
+    """
+    fields = {item.name: item for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in values:
+        if key not in fields:
+            raise ConfigError(unknown_key(f"{where}.{key}", [f"{where}.{name}" for name in fields]))
+    hints = typing.get_type_hints(cls)
+    arguments = {key: _checked(value, hints[key], f"{where}.{key}") for key, value in values.items()}
+    for name, item in fields.items():
+        has_default = (
+            item.default is not dataclasses.MISSING or item.default_factory is not dataclasses.MISSING
+        )
+        if name not in arguments and not has_default:
+            raise ConfigError(f"{where}.{name} is missing; give it a value.")
+    return cls(**arguments)
+
+
+def unknown_key(key: str, valid: Collection[str]) -> str:
+    """One sentence that refuses ``key`` and names the nearest valid one."""
+    near = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'?" if near else f"valid keys: {', '.join(sorted(valid))}."
+    return f"Unknown setting '{key}'; {hint}"
+
+
+def require(condition: bool, name: str, value: object, allowed: str) -> None:
+    """Raise a ConfigError unless ``condition`` holds: '<name> is <value>; it must be <allowed>.'"""
+    if not condition:
+        raise ConfigError(f"{name} is {value!r}; it must be {allowed}.")
+
+
+def choose(options: Mapping[str, T], name: str, where: str) -> T:
+    """Look ``name`` up in ``options``, or refuse it with the nearest valid name."""
+    if name not in options:
+        near = difflib.get_close_matches(str(name), options, n=1)
+        hint = f" (did you mean '{near[0]}'?)" if near else ""
+        raise ConfigError(f"{where} is '{name}'{hint}; choose one of {', '.join(sorted(options))}.")
+    return options[name]
+
+
+def _checked(value: Any, hint: Any, where: str) -> Any:
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        options = typing.get_args(hint)
+        if value is None and type(None) in options:
+            return None
+        for option in options:
+            if option is not type(None):
+                try:
+                    return _checked(value, option, where)
+                except ConfigError:
+                    continue
+        raise ConfigError(f"{where} is {value!r}; it must be {hint}.")
+    if hint is Any:
+        return value
+    if origin is tuple and isinstance(value, (list, tuple)):
+        return tuple(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-4 as a string
+        try:
+            return float(value)
+        except ValueError:
+            raise ConfigError(f"{where} is {value!r}; it must be a number.") from None
+    expected = origin or hint
+    if expected is int and isinstance(value, bool):
+        raise ConfigError(f"{where} is {value!r}; it must be an integer.")
+    if isinstance(expected, type) and not isinstance(value, expected):
+        if dataclasses.is_dataclass(expected) and isinstance(value, Mapping):
+            return build(expected, value, where)
+        raise ConfigError(f"{where} is {value!r}; it must be of type {expected.__name__}.")
+    return value

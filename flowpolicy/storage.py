@@ -1,0 +1,130 @@
+"""Files and folders that appear whole or not at all, whatever kills the process or fills the disk."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from flowpolicy.errors import FlowPolicyError
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary folder beside ``path`` that becomes ``path`` when the block ends without error.
+
+    An existing ``path`` is swapped out in one system call where the platform has one (Linux), so that a
+    reader finds the old folder or the new one and never neither. On any error the temporary folder is
+    removed and ``path`` is left as it was.
+
+    Raises:
+        FlowPolicyError: when the disk is full or the place is not writable.
+    """
+    path = Path(path)
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.tmp-", dir=path.parent))
+        temporary.chmod(0o755)
+        yield temporary
+        _sync(temporary)
+        _swap_in(temporary, path)
+    except OSError as error:
+        raise _explained(error, path) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary path beside ``path`` that replaces ``path`` when the block ends without error.
+
+    The temporary name keeps the suffix of ``path``, since writers choose a format by it.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem}.tmp-{os.getpid()}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        _sync(temporary)
+        temporary.replace(path)
+    except OSError as error:
+        raise _explained(error, path) from error
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path | str, content: dict[str, Any]) -> None:
+    """Write ``content`` as indented JSON, atomically; non-finite numbers become null, as JSON has none."""
+    text = json.dumps(_json_ready(content), indent=2, allow_nan=False) + "\n"
+    with atomic_file(path) as temporary:
+        temporary.write_text(text)
+
+
+def _json_ready(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _json_ready(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json_ready(item) for item in value]
+    if hasattr(value, "tolist"):  # numpy and torch
+        return _json_ready(value.tolist())
+    if isinstance(value, float) and not (abs(value) < float("inf")):
+        return None
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def _swap_in(temporary: Path, path: Path) -> None:
+    """Put ``temporary`` in the place of ``path``; afterwards ``temporary`` holds the old content, if any."""
+    if not path.exists():
+        temporary.rename(path)
+        return
+    if not path.is_dir():
+        raise FlowPolicyError(f"{path} is a file where a folder is to be written; choose another path.")
+    if sys.platform.startswith("linux"):
+        exchange = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+        if exchange is not None:
+            names = os.fsencode(temporary), os.fsencode(path)
+            if exchange(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
+                return
+    # No atomic exchange here: two renames, the old folder kept until the new one stands.
+    old = path.with_name(f".{path.name}.old-{os.getpid()}")
+    path.rename(old)
+    temporary.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Flush a file, or every file of a folder and the folder itself, to the disk."""
+    targets = [path, *path.rglob("*")] if path.is_dir() else [path]
+    for target in targets:
+        descriptor = os.open(target, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems without fsync on folders
+                raise
+        finally:
+            os.close(descriptor)
+
+
+def _explained(error: OSError, path: Path) -> FlowPolicyError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return FlowPolicyError(f"The disk is full: {path} was not written and what stood there before is intact.")
+    return FlowPolicyError(f"{path} cannot be written ({error.strerror or error}); choose a writable place.")

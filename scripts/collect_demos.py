@@ -1,0 +1,57 @@
+"""Roll demonstrators out into a store: python scripts/collect_demos.py env=hopper level=medium."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from flowpolicy.cli import command_line, script
+from flowpolicy.errors import TaskError
+from flowpolicy.evaluation.summary import write_summary
+
+
+@script("collect_demos")
+def main(config: dict[str, Any], run_dir: Path) -> None:
+    """Collect, check the band, write the store."""
+    try:
+        from flowpolicy_envs.collection import collect_store
+    except ImportError as error:
+        raise TaskError(
+            f"Collecting needs '{error.name}'; run: pip install 'flowpolicy[train,mujoco]'."
+        ) from error
+
+    start = time.time()
+    keys = (
+        "level",
+        "actors",
+        "actors_dir",
+        "steps",
+        "num_envs",
+        "deterministic",
+        "allow_outside_band",
+        "seed",
+        "out",
+    )
+    path, demos = collect_store(config["env"], **{key: config[key] for key in keys}, command=command_line())
+    metrics = {
+        key: demos.attributes[key]
+        for key in ("return_mean", "return_std", "success_rate")
+        if key in demos.attributes
+    }
+    summary = write_summary(
+        run_dir,
+        task=config["env"]["name"],
+        policy=f"demonstrator:{config['level']}",
+        seed=config["seed"],
+        steps=demos.num_steps,
+        wall_seconds=time.time() - start,
+        metrics={**metrics, "episodes": demos.num_episodes, "store": str(path)},
+        checkpoint=None,
+        command=command_line(),
+    )
+    print(summary)
+
+
+if __name__ == "__main__":
+    main()

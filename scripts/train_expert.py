@@ -1,0 +1,64 @@
+"""Train a task's demonstrator: python scripts/train_expert.py env=hopper."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from flowpolicy.cli import command_line, script
+from flowpolicy.errors import TaskError
+from flowpolicy.evaluation.summary import write_summary
+from flowpolicy.settings import build
+
+
+@script("train_expert")
+def main(config: dict[str, Any], run_dir: Path) -> None:
+    """Train, then write the last checkpoint's return."""
+    try:
+        import torch
+
+        from flowpolicy_envs.actor import ExpertActor
+        from flowpolicy_envs.collection import versions
+        from flowpolicy_envs.experts import ExpertConfig, train_expert
+    except ImportError as error:
+        raise TaskError(
+            f"Training an expert needs '{error.name}'; run: pip install 'flowpolicy[rl]'."
+        ) from error
+
+    env = config["env"]
+    if env["expert"] is None:
+        raise TaskError(f"Task '{env['name']}' has no recipe for an expert; add env.expert to its YAML file.")
+    torch.set_num_threads(config["threads"])
+    recipe = build(ExpertConfig, env["expert"], "env.expert")
+    start = time.time()
+    actors = train_expert(
+        env["env_id"],
+        recipe,
+        run_dir,
+        seed=config["seed"],
+        resume=config["resume"],
+        progress_bar=sys.stderr.isatty(),
+        command=command_line(),
+        versions=versions(),
+        env_kwargs=env["env_kwargs"],
+    )
+    last = max(actors.glob("step_*.safetensors"))
+    info = ExpertActor.load(last).info
+    summary = write_summary(
+        run_dir,
+        task=env["name"],
+        policy=f"expert:{recipe.algorithm}",
+        seed=config["seed"],
+        steps=info.steps,
+        wall_seconds=time.time() - start,
+        metrics={"return_mean": info.return_mean, "return_std": info.return_std},
+        checkpoint=str(last),
+        command=command_line(),
+    )
+    print(summary)
+
+
+if __name__ == "__main__":
+    main()
