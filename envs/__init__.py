@@ -1,7 +1,7 @@
 """Everything that knows a simulator: tasks, wrappers and demonstrators. The library never imports it.
 
-Importing this package registers the wrapped tasks with Gymnasium; a simulator itself is imported only when one of its
-environments is made.
+Importing this package registers the wrapped tasks with Gymnasium; a simulator itself is imported only when
+one of its environments is made.
 """
 
 from __future__ import annotations

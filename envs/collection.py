@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from flowpolicy.data.store import Demonstrations, write_demonstrations
 from flowpolicy.errors import ConfigError, DataError
 from flowpolicy.settings import build, require
 from flowpolicy_envs.actor import ExpertActor
+from flowpolicy_envs.rollouts import Episode, run_episodes
 
 logger = logging.getLogger(__name__)
 ASSETS = Path(__file__).parent / "assets"
@@ -40,100 +41,6 @@ class MediumConfig:
         if self.band is not None:
             is_pair = len(self.band) == 2 and self.band[0] < self.band[1]
             require(is_pair, "env.medium.band", self.band, "[lowest, highest] mean return, or null")
-
-
-@dataclass
-class Episode:
-    """One whole episode.
-
-    Attributes:
-        observation: ``(steps, O)`` float32, what the actor saw before each action.
-        action: ``(steps, A)`` float32, as the environment received it.
-        reward: ``(steps,)`` float32.
-        terminated: ends in a terminal state; otherwise the time limit ended it.
-        total: undiscounted return, summed in double precision.
-        success: whether the environment called it one at any step; None where it never says.
-    """
-
-    observation: np.ndarray
-    action: np.ndarray
-    reward: np.ndarray
-    terminated: bool
-    total: float
-    success: bool | None
-
-    def __len__(self) -> int:
-        return len(self.action)
-
-
-@dataclass
-class _Recorder:
-    observation: list[np.ndarray] = field(default_factory=list)
-    action: list[np.ndarray] = field(default_factory=list)
-    reward: list[float] = field(default_factory=list)
-    success: bool | None = None
-
-    def finish(self, terminated: bool) -> Episode:
-        return Episode(
-            np.stack(self.observation).astype(np.float32),
-            np.stack(self.action).astype(np.float32),
-            np.array(self.reward, dtype=np.float32),
-            terminated,
-            float(np.sum(self.reward)),
-            self.success,
-        )
-
-
-def run_episodes(
-    actor: ExpertActor,
-    envs: Sequence[gym.Env[Any, Any]],
-    seeds: Sequence[int],
-    rng: np.random.Generator,
-    *,
-    deterministic: bool = False,
-) -> list[Episode]:
-    """Play one episode in each environment, side by side, each to its own end.
-
-    Episode ``i`` starts from ``envs[i].reset(seed=seeds[i])``; the actor's noise comes from ``rng``.
-    """
-    observations = [env.reset(seed=int(seed))[0] for env, seed in zip(envs, seeds, strict=True)]
-    recorders = [_Recorder() for _ in envs]
-    episodes: dict[int, Episode] = {}
-    alive = list(range(len(envs)))
-    while alive:
-        batch = np.stack([observations[i] for i in alive])
-        for action, i in zip(actor.act(batch, rng, deterministic=deterministic), alive, strict=True):
-            recorder = recorders[i]
-            recorder.observation.append(np.asarray(observations[i]))
-            recorder.action.append(action)
-            observations[i], reward, terminated, truncated, info = envs[i].step(action)
-            recorder.reward.append(float(reward))
-            if "success" in info:
-                recorder.success = bool(recorder.success) or bool(info["success"])
-            if terminated or truncated:
-                episodes[i] = recorder.finish(bool(terminated))
-        alive = [i for i in alive if i not in episodes]
-    return [episodes[i] for i in range(len(envs))]
-
-
-def episode_returns(
-    actor: ExpertActor,
-    env_id: str,
-    episodes: int,
-    seed: int,
-    *,
-    deterministic: bool = False,
-    env_kwargs: Mapping[str, Any] | None = None,
-) -> np.ndarray:
-    """Undiscounted returns ``(episodes,)`` of an actor, episodes run side by side from seeds ``seed + i``."""
-    envs = [gym.make(env_id, **(env_kwargs or {})) for _ in range(episodes)]
-    try:
-        seeds = [seed + index for index in range(episodes)]
-        played = run_episodes(actor, envs, seeds, np.random.default_rng(seed), deterministic=deterministic)
-    finally:
-        for env in envs:
-            env.close()
-    return np.array([episode.total for episode in played])
 
 
 def resolve_actors(
@@ -255,12 +162,15 @@ def collect_store(
     seed: int = 0,
     command: str = "",
 ) -> tuple[Path, Demonstrations]:
-    """Collect a task's demonstrations of one level and write them to ``out``; returns the path and what is in it.
+    """Collect a task's demonstrations of one level and write them to ``out``.
 
     Args:
         env: the task's YAML file as a mapping.
         level: ``medium`` (the actors and band of ``env["medium"]``) or ``expert`` (the actor ``expert``).
         actors: other actors than the level's own.
+
+    Returns:
+        The store's path and what was written to it.
 
     Raises:
         ConfigError: an unknown level or actor.

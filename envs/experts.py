@@ -17,8 +17,9 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from flowpolicy.errors import ConfigError
 from flowpolicy.settings import choose, require
+from flowpolicy.storage import atomic_file
 from flowpolicy_envs.actor import ActorInfo, actor_from_sb3
-from flowpolicy_envs.collection import episode_returns
+from flowpolicy_envs.rollouts import episode_returns
 
 logger = logging.getLogger(__name__)
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"ppo": PPO, "sac": SAC}
@@ -69,7 +70,6 @@ class _Checkpoints(BaseCallback):
         self.run_dir, self.env_id, self.config, self.seed, self.info = run_dir, env_id, config, seed, info
         self.env_kwargs = env_kwargs
         self._next = config.checkpoint_every
-        self._saved = -1
 
     def _on_training_start(self) -> None:
         every = self.config.checkpoint_every
@@ -86,8 +86,6 @@ class _Checkpoints(BaseCallback):
         normalizer = self.model.get_vec_normalize_env()
         rms = normalizer.obs_rms if normalizer is not None else None
         steps = self.num_timesteps
-        if steps == self._saved:
-            return
         blank = ActorInfo(self.env_id, self.config.algorithm, steps, self.seed, 0.0, 0.0, **self.info)
         actor = actor_from_sb3(self.model, rms, blank)
         returns = episode_returns(
@@ -107,15 +105,20 @@ class _Checkpoints(BaseCallback):
         if hasattr(self.model, "save_replay_buffer"):
             self._replace("replay_buffer.pkl", self.model.save_replay_buffer)
         row = {"steps": steps, "return_mean": returns.mean().round(1), "return_std": returns.std().round(1)}
-        path = self.run_dir / "checkpoints.csv"
-        is_new = not path.exists()
-        with path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, row)
-            if is_new:
-                writer.writeheader()
-            writer.writerow(row)
-        self._saved = steps
+        self._append(row)
         logger.info("%s steps: return %.0f +- %.0f", f"{steps:,}", returns.mean(), returns.std())
+
+    def _append(self, row: dict[str, Any]) -> None:
+        """Add a row to checkpoints.csv, in the place of an earlier one of the same step."""
+        path = self.run_dir / "checkpoints.csv"
+        rows: list[dict[str, Any]] = []
+        if path.exists():
+            with path.open(newline="") as file:
+                rows = [old for old in csv.DictReader(file) if int(old["steps"]) != row["steps"]]
+        with atomic_file(path) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, row)
+            writer.writeheader()
+            writer.writerows([*rows, row])
 
     def _replace(self, name: str, save: Any) -> None:
         temporary = self.run_dir / f"tmp_{name}"

@@ -73,7 +73,7 @@ def add_keypoint_observation(arrays: Mapping[str, np.ndarray]) -> dict[str, np.n
 
 
 class PushTKeypoints(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
-    """gym-pusht with the keypoint observation ``(20,)`` and actions ``(2,)``: the agent's target, [0, 512] px.
+    """Gym-pusht with the keypoint observation ``(20,)`` and actions ``(2,)``: a target in 0 to 512 px.
 
     ``info`` holds ``coverage`` (share of the goal covered by the block), ``success`` (coverage > 0.95; ends
     the episode) and ``score`` = min(1, coverage / 0.95); its maximum over an episode is the published metric.

@@ -168,7 +168,7 @@ class RecedingHorizon:
                 "The policy answered with NaN or infinity to a finite observation; "
                 "its weights are damaged or its training diverged, so use an earlier checkpoint."
                 if healthy
-                else "The environment gave an observation with NaN or infinity, so no action can follow from it; "
+                else "The environment gave an observation with NaN or infinity, so no action follows; "
                 "check the simulator (an unstable contact or a too large action does this)."
             )
         self._planned[index] = planned

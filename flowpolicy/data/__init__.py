@@ -1,0 +1,1 @@
+"""Demonstrations: the store on disk, importers, chunk sampling, normalisation."""

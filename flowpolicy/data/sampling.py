@@ -62,9 +62,13 @@ class ChunkSampler:
         device = action.device
         ends = torch.as_tensor(np.asarray(episode_ends), dtype=torch.int64)
         starts = torch.cat([ends.new_zeros(1), ends[:-1]])
-        chosen = torch.arange(len(ends)) if episodes is None else torch.tensor(list(episodes), dtype=torch.int64)
+        chosen = (
+            torch.arange(len(ends)) if episodes is None else torch.tensor(list(episodes), dtype=torch.int64)
+        )
         if len(chosen) == 0:
-            raise DataError("No episode is left to draw chunks from; lower the validation share or add episodes.")
+            raise DataError(
+                "No episode is left to draw chunks from; lower the validation share or add episodes."
+            )
         steps = torch.cat([torch.arange(int(starts[i]), int(ends[i])) for i in chosen])
         owner = torch.searchsorted(ends, steps, right=True)
         self.observation = {key: value.to(device) for key, value in observation.items()}
@@ -91,7 +95,9 @@ class ChunkSampler:
         )
 
 
-def low_dimensional(demos: Demonstrations, keys: Iterable[str], device: torch.device | str) -> dict[str, Tensor]:
+def low_dimensional(
+    demos: Demonstrations, keys: Iterable[str], device: torch.device | str
+) -> dict[str, Tensor]:
     """Observation arrays as float32 tensors on ``device``."""
     tensors = {}
     for key in keys:

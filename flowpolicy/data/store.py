@@ -97,12 +97,16 @@ def validate(demos: Demonstrations) -> None:
     """
     where = demos.source
     if "action" not in demos.arrays:
-        raise DataError(f"{where} has no key 'action' (it has {_listed(demos.arrays)}); name the action array so.")
+        raise DataError(
+            f"{where} has no key 'action' (it has {_listed(demos.arrays)}); name the action array so."
+        )
     for key, array in demos.arrays.items():
         if array.dtype.kind not in "fiub":
             raise DataError(f"{where}: '{key}' holds {array.dtype}, not numbers; convert or leave it out.")
         if array.ndim == 0:
             raise DataError(f"{where}: '{key}' is a single number; it must have one row per step.")
+        if 0 in array.shape[1:]:
+            raise DataError(f"{where}: '{key}' has empty rows of shape {array.shape[1:]}; leave it out.")
     action = demos.arrays["action"]
     if action.ndim != 2 or action.shape[1] < 1:
         raise DataError(f"{where}: 'action' has shape {action.shape}; it must be (steps, action dimension).")
@@ -115,7 +119,9 @@ def validate(demos: Demonstrations) -> None:
                 f"{where}: '{key}' has {len(array)} rows and 'action' has {steps}; "
                 "every key needs one row per step."
             )
-    _validate_ends(demos.episode_ends, steps, where)
+    problem = episode_ends_problem(demos.episode_ends, steps)
+    if problem is not None:
+        raise DataError(f"{where}: {problem}.")
     for key, array in demos.arrays.items():
         if array.dtype.kind == "f":
             bad = ~np.isfinite(array.reshape(steps, -1)).all(axis=1)
@@ -126,21 +132,24 @@ def validate(demos: Demonstrations) -> None:
                 )
 
 
-def _validate_ends(ends: np.ndarray, steps: int, where: str) -> None:
+def episode_ends_problem(ends: np.ndarray, steps: int) -> str | None:
+    """What is wrong with ``ends`` as the ends of episodes over ``steps`` steps; None where nothing is."""
     if ends.ndim != 1 or len(ends) == 0 or ends.dtype.kind not in "iu":
-        raise DataError(f"{where}: 'episode_ends' must be a non-empty list of integers, one per episode.")
+        return "'episode_ends' must be a non-empty list of integers, one per episode"
     lengths = np.diff(ends.astype(np.int64), prepend=0)
     if (lengths <= 0).any():
         episode = int((lengths <= 0).argmax())
-        raise DataError(
-            f"{where}: 'episode_ends' must strictly increase, but episode {episode} ends at "
-            f"{int(ends[episode])} after {int(ends[episode - 1]) if episode else 0}."
+        before = int(ends[episode - 1]) if episode else 0
+        return (
+            f"'episode_ends' must strictly increase, but episode {episode} ends at {int(ends[episode])} "
+            f"after {before}; repair it"
         )
     if int(ends[-1]) != steps:
-        raise DataError(
-            f"{where}: the last episode ends at step {int(ends[-1])}, but there are {steps} steps; "
-            "the file is cut off or its episode_ends are wrong."
+        return (
+            f"'episode_ends' ends at step {int(ends[-1])}, but there are {steps} steps; "
+            "the file is cut off or its episode_ends are wrong"
         )
+    return None
 
 
 def read_demonstrations(path: Path | str, keys: Iterable[str] | None = None) -> Demonstrations:
@@ -195,7 +204,9 @@ def read_unchecked(
             f"{path} lacks {error}; a store has data/<key> arrays and meta/episode_ends (see docs/data.md)."
         ) from error
     except Exception as error:  # zarr and its codecs raise whatever their lower layers raise
-        raise DataError(f"{path} is damaged or not a zarr store ({first_line(error)}); copy it again.") from error
+        raise DataError(
+            f"{path} is damaged or not a zarr store ({first_line(error)}); copy it again."
+        ) from error
     finally:
         if store is not None:
             store.close()
@@ -210,11 +221,17 @@ def resolve_path(path: Path | str) -> Path:
     try:
         return Path(str(importlib.resources.files(package))) / inside
     except (ImportError, TypeError, ValueError) as error:
-        raise DataError(f"{text}: the package '{package}' is not installed; install it or give a path.") from error
+        raise DataError(
+            f"{text}: the package '{package}' is not installed; install it or give a path."
+        ) from error
 
 
 def write_demonstrations(
-    path: Path | str, demos: Demonstrations, *, zarr_format: int = 2, attributes: Mapping[str, Any] | None = None
+    path: Path | str,
+    demos: Demonstrations,
+    *,
+    zarr_format: int = 2,
+    attributes: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a store, as a folder or, where ``path`` ends in ``.zip``, as one file; returns its path.
 
@@ -222,17 +239,15 @@ def write_demonstrations(
     """
     import zarr
 
-    path = Path(path).expanduser()
-    if path.exists() or path.is_symlink():
-        raise DataError(f"{path} exists already; remove it or choose another name.")
+    path = check_new(path)
     if zarr_format not in (2, 3):
         raise DataError(f"zarr_format is {zarr_format}; it must be 2 or 3.")
     with atomic_file(path) as temporary:
         is_zip = path.suffix == ".zip"
         store: Any = zarr.storage.ZipStore(str(temporary), mode="w") if is_zip else str(temporary)
         try:
-            group = zarr.open_group(store, mode="w", zarr_format=zarr_format)
-            group.attrs.update({**demos.attributes, **(attributes or {})})
+            attrs = {**demos.attributes, **(attributes or {})}
+            group = zarr.open_group(store, mode="w", zarr_format=zarr_format, attributes=attrs)
             data, meta = group.create_group("data"), group.create_group("meta")
             for key, array in demos.arrays.items():
                 _write_array(data, key, array, zarr_format)
@@ -240,6 +255,14 @@ def write_demonstrations(
         finally:
             if is_zip:
                 store.close()
+    return path
+
+
+def check_new(path: Path | str) -> Path:
+    """``path``, expanded; refused where something stands there already."""
+    path = Path(path).expanduser()
+    if path.exists() or path.is_symlink():
+        raise DataError(f"{path} exists already; remove it or choose another name.")
     return path
 
 
@@ -254,7 +277,12 @@ def _write_array(group: Any, key: str, array: np.ndarray, zarr_format: int) -> N
 
         compressors = BloscCodec(cname="zstd", clevel=7, shuffle="bitshuffle")
     created = group.create_array(
-        key, shape=array.shape, dtype=array.dtype, chunks=(rows, *array.shape[1:]), compressors=compressors
+        key,
+        shape=array.shape,
+        dtype=array.dtype,
+        chunks=(rows, *array.shape[1:]),
+        compressors=compressors,
+        config={"write_empty_chunks": True},  # a chunk of zeros is written too: a missing one means damage
     )
     created[...] = array
 
@@ -265,7 +293,9 @@ def _whole(array: Any, key: str, path: Path) -> np.ndarray:
         raise DataError(f"{path}: '{key}' is a group where an array is expected.")
     missing = array.nchunks - array.nchunks_initialized
     if missing > 0:
-        raise DataError(f"{path}: {missing} of {array.nchunks} chunks of '{key}' are missing; copy the store again.")
+        raise DataError(
+            f"{path}: {missing} of {array.nchunks} chunks of '{key}' are missing; copy the store again."
+        )
     if array.dtype.kind == "f" and array.ndim == 4 and array.shape[-1] in (1, 3, 4):
         images = _whole_images(array)
         if images is not None:
@@ -298,7 +328,9 @@ def _group_in_zip(path: Path) -> str:
         members = file.infolist()
         for member in members:
             if member.filename.startswith("/") or ".." in Path(member.filename.replace("\\", "/")).parts:
-                raise DataError(f"{path} holds the unsafe name '{member.filename}'; get it from a source you trust.")
+                raise DataError(
+                    f"{path} holds the unsafe name '{member.filename}'; get it from a source you trust."
+                )
         unpacked = sum(member.file_size for member in members)
         packed = max(1, sum(member.compress_size for member in members))
         if unpacked > _BOMB_BYTES and unpacked > _BOMB_RATIO * packed:
@@ -315,7 +347,9 @@ def _group_in_zip(path: Path) -> str:
             if "meta/episode_ends/" in member.filename
         }
     if not roots:
-        raise DataError(f"{path} lacks meta/episode_ends; a store has data/<key> arrays and meta/episode_ends.")
+        raise DataError(
+            f"{path} lacks meta/episode_ends; a store has data/<key> arrays and meta/episode_ends."
+        )
     if len(roots) != 1:
         raise DataError(f"{path} holds {len(roots)} demonstration stores; it must hold exactly one.")
     return roots.pop()

@@ -1,0 +1,1 @@
+"""Rollouts, statistics with confidence intervals, video, plots and the run's summary."""

@@ -72,6 +72,20 @@ class EvaluationResult:
             "inference_seconds": self.inference_seconds,
         }
 
+    def scalars(self) -> dict[str, float]:
+        """What a training log takes: ``evaluation/return`` and its ``_low``, ``_high``, and so on."""
+        found = self.metrics()
+        logged = {"evaluation/episodes": float(found["episodes"])}
+        for name, mean, interval in (
+            ("return", "return_mean", "return_ci95"),
+            ("success", "success_rate", "success_ci95"),
+            ("score", "score_mean", "score_ci95"),
+        ):
+            if found[mean] is not None:
+                logged[f"evaluation/{name}"] = found[mean]
+                logged[f"evaluation/{name}_low"], logged[f"evaluation/{name}_high"] = found[interval]
+        return logged
+
     def write_csv(self, path: Path | str) -> Path:
         """One line per episode: seed, return, length, and success and score where the task has them."""
         columns: dict[str, Any] = {"seed": self.seeds, "return": self.returns, "length": self.lengths}

@@ -115,7 +115,7 @@ def paired_difference_interval(
     left, right = _finite(first), _finite(second)
     if left.size != right.size:
         raise FlowPolicyError(
-            f"A paired comparison needs the same episodes on both sides; there are {left.size} and {right.size}."
+            f"A paired comparison needs the same episodes on both sides, not {left.size} and {right.size}."
         )
     return mean_interval(left - right, confidence, seed=seed, resamples=resamples)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from flowpolicy.errors import TaskError
-from flowpolicy.settings import require
+from flowpolicy.settings import build, require
 
 METRICS = ("return", "success", "score")
 
@@ -73,3 +74,9 @@ class Task:
             ) from error
         except (gymnasium.error.Error, TypeError) as error:
             raise TaskError(f"Task '{self.name}': {self.env_id} cannot be made ({error}).") from error
+
+
+def task_from(settings: Mapping[str, Any]) -> Task:
+    """The task in an ``env`` node of a config or in a checkpoint; what else the node holds is left alone."""
+    names = {item.name for item in fields(Task)}
+    return build(Task, {key: value for key, value in settings.items() if key in names}, "env")

@@ -58,6 +58,7 @@ class EpisodeVideo:
         """Make the task's environment so that it renders frames, or plainly where that cannot be."""
         from flowpolicy.evaluation.rendering import choose_gl_backend
 
+        logging.getLogger("OpenGL").setLevel(logging.WARNING)  # it announces an optional module it lacks
         choose_gl_backend()
         try:
             return self.task.make(render_mode="rgb_array")

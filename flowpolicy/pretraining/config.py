@@ -70,8 +70,8 @@ class TrainConfig:
         threads: CPU threads of torch; None leaves its choice.
     """
 
-    steps: int = 5_000
-    batch_size: int = 256
+    steps: int = 3_000
+    batch_size: int = 128
     learning_rate: float = 1e-3
     final_learning_rate: float = 0.02
     warmup_steps: int = 200

@@ -59,7 +59,9 @@ def _clipped(action: np.ndarray) -> np.ndarray:
 
 def _episode(item: Any, name: str, where: str) -> dict[str, np.ndarray]:
     if not isinstance(item, dict):
-        raise DataError(f"{where}: {name} is a {type(item).__name__} where a dictionary of arrays is expected.")
+        raise DataError(
+            f"{where}: {name} is a {type(item).__name__} where a dictionary of arrays is expected."
+        )
     for key in ("observations", "actions"):
         if key not in item:
             raise DataError(f"{where}: {name} has no key '{key}'; an episode has observations and actions.")
@@ -67,6 +69,8 @@ def _episode(item: Any, name: str, where: str) -> dict[str, np.ndarray]:
     for key, ours in _KEYS.items():
         if key in item:
             if not isinstance(item[key], np.ndarray):
-                raise DataError(f"{where}: '{key}' of {name} is a {type(item[key]).__name__}, not a numpy array.")
+                raise DataError(
+                    f"{where}: '{key}' of {name} is a {type(item[key]).__name__}, not a numpy array."
+                )
             episode[ours] = item[key]
     return episode

@@ -23,7 +23,7 @@ def read_d4rl(path: Path | str, episode_length: int | None = None) -> Demonstrat
         episode_length: for files without ``timeouts``: an episode also ends after this many steps.
 
     Raises:
-        DataError: a damaged file, a missing key, rows that differ in number, or no way to tell episodes apart.
+        DataError: a damaged file, a missing key, rows that differ in number, or no ends of episodes.
     """
     path = resolve_path(path)
     where = str(path)
@@ -58,7 +58,9 @@ def _flag(values: np.ndarray | None, name: str, steps: int, where: str) -> np.nd
     if values is None:
         return np.zeros(steps, bool)
     if values.size != steps:
-        raise DataError(f"{where}: '{name}' has {values.size} values and 'actions' {steps} rows; they must agree.")
+        raise DataError(
+            f"{where}: '{name}' has {values.size} values and 'actions' {steps} rows; they must agree."
+        )
     flag = values.reshape(steps)
     if not np.isin(flag, (0, 1)).all():
         raise DataError(f"{where}: '{name}' must hold only 0 and 1; it marks the steps that end an episode.")

@@ -53,7 +53,9 @@ def numeric(array: np.ndarray, key: str, source: str) -> np.ndarray:
     with np.errstate(over="ignore"):
         narrow = array.astype(np.float32)
     if wide and (np.isinf(narrow) & np.isfinite(array)).any():
-        raise DataError(f"{source}: '{key}' reaches {np.abs(array).max():.3g}, beyond float32; rescale or repair it.")
+        raise DataError(
+            f"{source}: '{key}' reaches {np.abs(array).max():.3g}, beyond float32; rescale or repair it."
+        )
     return narrow
 
 
@@ -66,9 +68,13 @@ def _check_episode(episode: Episode, first: Episode, name: str, first_name: str,
     for key in {**first, **episode}:
         if key not in episode or key not in first:
             has, lacks = (first_name, name) if key in first else (name, first_name)
-            raise DataError(f"{source}: '{lacks}' has no key '{key}', which '{has}' has; make the episodes alike.")
+            raise DataError(
+                f"{source}: '{lacks}' has no key '{key}', which '{has}' has; make the episodes alike."
+            )
         if episode[key].ndim == 0:
-            raise DataError(f"{source}: '{key}' of '{name}' is a single number; it must have one row per step.")
+            raise DataError(
+                f"{source}: '{key}' of '{name}' is a single number; it must have one row per step."
+            )
         if episode[key].shape[1:] != first[key].shape[1:]:
             raise DataError(
                 f"{source}: '{key}' has rows of shape {episode[key].shape[1:]} in '{name}' and "

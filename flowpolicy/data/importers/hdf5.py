@@ -25,7 +25,9 @@ def open_hdf5(path: Path) -> Iterator[Any]:
     try:
         import h5py
     except ImportError as error:
-        raise DataError(f"{path} needs h5py to be read; install it with: pip install 'flowpolicy[import]'.") from error
+        raise DataError(
+            f"{path} needs h5py to be read; install it with: pip install 'flowpolicy[import]'."
+        ) from error
     if not path.exists():
         raise DataError(f"There is no file {path}; check the path.")
     if path.is_dir():
@@ -37,7 +39,7 @@ def open_hdf5(path: Path) -> Iterator[Any]:
         raise
     except Exception as error:  # h5py raises OSError, KeyError, RuntimeError, ... for damaged files
         raise DataError(
-            f"{path} cannot be read as HDF5 ({first_line(error)}); it is cut off, damaged or of another format."
+            f"{path} cannot be read as HDF5 ({first_line(error)}); it is damaged or of another format."
         ) from error
 
 
@@ -55,13 +57,17 @@ def dataset(group: Any, key: str, path: Path) -> np.ndarray:
     if node.dtype.kind not in "fiub":
         raise DataError(f"{path}: '{full}' holds {node.dtype}, not numbers; convert or leave it out.")
     if node.external is not None or node.is_virtual:
-        raise DataError(f"{path}: '{full}' keeps its data in another file; copy them into this one (h5repack).")
+        raise DataError(
+            f"{path}: '{full}' keeps its data in another file; copy them into this one (h5repack)."
+        )
     if node.size and not _is_written(node):
         raise DataError(f"{path}: '{full}' was never fully written; record or copy the file again.")
     try:
         return np.asarray(node[()])
     except Exception as error:
-        raise DataError(f"{path}: '{full}' cannot be read ({first_line(error)}); copy the file again.") from error
+        raise DataError(
+            f"{path}: '{full}' cannot be read ({first_line(error)}); copy the file again."
+        ) from error
 
 
 def child(group: Any, key: str, path: Path) -> Any:
@@ -90,7 +96,9 @@ def json_attribute(node: Any, name: str, path: Path) -> Any:
     try:
         return json.loads(node.attrs[name])
     except (TypeError, ValueError) as error:
-        raise DataError(f"{path}: attribute '{name}' is not JSON ({first_line(error)}); repair or remove it.") from error
+        raise DataError(
+            f"{path}: attribute '{name}' is not JSON ({first_line(error)}); repair or remove it."
+        ) from error
 
 
 def is_group(node: Any) -> bool:
@@ -101,5 +109,7 @@ def is_group(node: Any) -> bool:
 def _is_written(node: Any) -> bool:
     if node.chunks is None:
         return bool(node.id.get_storage_size() > 0)
-    expected = int(np.prod([-(-length // chunk) for length, chunk in zip(node.shape, node.chunks, strict=True)]))
+    expected = int(
+        np.prod([-(-length // chunk) for length, chunk in zip(node.shape, node.chunks, strict=True)])
+    )
     return int(node.id.get_num_chunks()) >= expected

@@ -37,7 +37,9 @@ def read_minari(path: Path | str, download: bool = False) -> Demonstrations:
     where = str(file_path)
     with open_hdf5(file_path) as file:
         names = natural_order([name for name in file if name.startswith("episode_")])
-        episodes = [_episode(child(file, name, file_path), file_path) for name in progress(names, "read episodes")]
+        episodes = [
+            _episode(child(file, name, file_path), file_path) for name in progress(names, "read episodes")
+        ]
     expected = metadata.get("total_episodes")
     if isinstance(expected, int) and expected != len(episodes):
         raise DataError(f"{where} holds {len(episodes)} episodes and its metadata {expected}; copy it again.")
@@ -84,7 +86,9 @@ def _find_file(path: Path | str, download: bool) -> Path:
 def _episode(group: Any, path: Path) -> dict[str, np.ndarray]:
     actions = child(group, "actions", path)
     if is_group(actions):
-        raise DataError(f"{path}: '{group.name}/actions' is a dictionary or tuple; only Box actions can be learned.")
+        raise DataError(
+            f"{path}: '{group.name}/actions' is a dictionary or tuple; only Box actions can be learned."
+        )
     action = dataset(group, "actions", path)
     episode = {"action": action}
     observations = _leaves(child(group, "observations", path), "", path)

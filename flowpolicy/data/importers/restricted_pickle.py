@@ -34,9 +34,11 @@ def load_arrays(path: Path) -> Any:
         raise DataError(f"{path} is a folder where a pickle file is expected; give the file itself.")
     try:
         content = path.read_bytes()
-        return _built(_Unpickler(io.BytesIO(content), encoding="latin1").load(), _MAX_DEPTH)
+        return _Builder().build(_Unpickler(io.BytesIO(content), encoding="latin1").load())
     except _RefusedError as error:
-        raise DataError(f"{path} asks for {error}, which is not allowed; only arrays and plain containers are.") from error
+        raise DataError(
+            f"{path} asks for {error}, which is not allowed; only arrays and plain containers are."
+        ) from error
     except Exception as error:  # a damaged pickle can raise nearly anything
         raise DataError(
             f"{path} is cut off, damaged or no pickle ({first_line(error, 80)}); copy it again."
@@ -77,7 +79,7 @@ class _Type:
         if not isinstance(code, str) or code.lstrip("<>=|")[:1] not in tuple("fiub"):
             raise _RefusedError(f"an array of type {str(self.code)[:20]!r}")
         dtype = np.dtype(code)
-        return dtype.newbyteorder(self.order) if self.order in ("<", ">") else dtype
+        return dtype.newbyteorder(">") if self.order == ">" else dtype
 
 
 class _Scalar:
@@ -106,7 +108,7 @@ class _Function:
 
 
 class _NdarrayName:
-    """What ``numpy.ndarray`` stands for: a mark that is handed to the reconstruction and does nothing else."""
+    """What ``numpy.ndarray`` stands for: a mark to be handed on, which does nothing."""
 
     __slots__ = ()
 
@@ -161,21 +163,31 @@ class _Unpickler(pickle.Unpickler):
         raise _RefusedError("an object outside the file")
 
 
-def _built(value: Any, depth: int) -> Any:
-    """``value`` with every description replaced by what it describes."""
-    if depth == 0:
-        raise _RefusedError("containers nested too deeply")
-    if isinstance(value, dict):
-        return {_built(k, depth - 1): _built(v, depth - 1) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_built(item, depth - 1) for item in value)
-    if isinstance(value, _Scalar):
-        return np.frombuffer(_raw(value.data), _dtype(value.type), count=1)[0]
-    if isinstance(value, _Array):
-        return _array(value)
-    if value is None or isinstance(value, (bool, int, float, str, bytes)):
-        return value
-    raise _RefusedError(f"a value of type {type(value).__name__.lstrip('_')}")
+class _Builder:
+    """Replaces every description by what it describes, each shared part once."""
+
+    def __init__(self) -> None:
+        self._done: dict[int, Any] = {}
+
+    def build(self, value: Any, depth: int = _MAX_DEPTH) -> Any:
+        if value is None or isinstance(value, (bool, int, float, str, bytes)):
+            return value
+        if depth == 0:
+            raise _RefusedError("containers nested too deeply")
+        if id(value) not in self._done:
+            self._done[id(value)] = self._container(value, depth - 1)
+        return self._done[id(value)]
+
+    def _container(self, value: Any, depth: int) -> Any:
+        if isinstance(value, dict):
+            return {self.build(k, depth): self.build(v, depth) for k, v in value.items()}
+        if isinstance(value, (list, tuple)):
+            return type(value)(self.build(item, depth) for item in value)
+        if isinstance(value, _Scalar):
+            return np.frombuffer(_raw(value.data), _dtype(value.type), count=1)[0]
+        if isinstance(value, _Array):
+            return _array(value)
+        raise _RefusedError(f"a value of type {type(value).__name__.lstrip('_')}")
 
 
 def _array(value: _Array) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""robomimic's HDF5 (``data/demo_i/{obs/*,actions,...}``), and robosuite's, which has simulator states alone."""
+"""robomimic's HDF5 (``data/demo_i/{obs/*,actions,...}``), and robosuite's, with simulator states alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FIELDS = {"rewards": "reward", "dones": "done"}
 
 
 def read_robomimic(path: Path | str, filter_key: str | None = None) -> Demonstrations:
-    """Read the demonstrations of a robomimic or robosuite file, in numeric order (``demo_10`` after ``demo_2``).
+    """Read a robomimic or robosuite file, demonstrations in numeric order (``demo_10`` after ``demo_2``).
 
     Each ``obs/<key>`` becomes the key of that name. ``states`` (simulator states) stays ``states``; where the
     file has no ``obs`` at all, as robosuite's own recordings, it becomes ``observation``. ``dones`` becomes
@@ -36,7 +36,9 @@ def read_robomimic(path: Path | str, filter_key: str | None = None) -> Demonstra
         if not is_group(data):
             raise DataError(f"{path}: 'data' is an array where a group of demonstrations is expected.")
         names = natural_order(_chosen(file, data, filter_key, path))
-        episodes = [_episode(child(data, name, path), path) for name in progress(names, "read demonstrations")]
+        episodes = [
+            _episode(child(data, name, path), path) for name in progress(names, "read demonstrations")
+        ]
         attributes: dict[str, Any] = {"imported_from": path.name}
         for name in ("env_args", "env_info"):
             content = json_attribute(data, name, path)
@@ -67,7 +69,9 @@ def _episode(group: Any, path: Path) -> dict[str, np.ndarray]:
     if "obs" in group:
         observations = child(group, "obs", path)
         if not is_group(observations):
-            raise DataError(f"{path}: '{observations.name}' is an array where a group of observations is expected.")
+            raise DataError(
+                f"{path}: '{observations.name}' is an array where a group of observations is expected."
+            )
         episode |= {key: dataset(observations, key, path) for key in observations}
         if "states" in group:
             episode["states"] = dataset(group, "states", path)

@@ -1,0 +1,208 @@
+"""Pretrain and evaluate policies over tasks and seeds, resumably, into one table.
+
+    python benchmarks/imitation.py hopper            # trains what is missing, evaluates, writes the JSON
+    python benchmarks/imitation.py hopper --report   # only collects what is there
+
+Every run is the real `scripts/pretrain.py` and `scripts/evaluate.py`; the command of each is in its summary.
+Results go to benchmarks/results/imitation-<suite>.json; a suite whose runs are not all there says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flowpolicy.evaluation.statistics import mean_interval, wilson_interval
+from flowpolicy.storage import write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+RUNS = ROOT / "runs" / "benchmarks" / "imitation"
+FLOWS = ("shortcut", "flow_matching")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One checkpoint and the K it is evaluated at."""
+
+    env: str
+    policy: str
+    seed: int
+    steps: tuple[int, ...]
+    episodes: int = 100
+    options: tuple[str, ...] = ()
+    label: str = ""
+
+    @property
+    def folder(self) -> Path:
+        return RUNS / self.env / f"{self.label or self.policy}-seed{self.seed}"
+
+
+def _policies(env: str, seeds: range, **settings: Any) -> list[Run]:
+    runs = []
+    for seed in seeds:
+        runs += [Run(env, policy, seed, (1, 2, 4, 16), **settings) for policy in FLOWS]
+        runs += [Run(env, "regression", seed, (1,), **settings), Run(env, "mip", seed, (2,), **settings)]
+    return runs
+
+
+def _push_t(policy: str, episodes: int = 200, **settings: Any) -> Run:
+    steps = {"regression": (1,), "mip": (2,), "flow_matching": (1, 2, 4, 8, 16)}.get(policy, (1, 2, 4, 8, 16))
+    options = ("model.depth=3", *settings.pop("options", ()))
+    return Run("pusht", policy, 0, steps, episodes, options, **settings)
+
+
+SUITES: dict[str, list[Run]] = {
+    "hopper": _policies("hopper", range(3)),
+    "walker2d": _policies("walker2d", range(1)),
+    "halfcheetah": _policies("halfcheetah", range(1)),
+    "pusht": [_push_t("flow_matching"), _push_t("shortcut")],
+    "pusht-baselines": [_push_t("regression"), _push_t("mip")],
+    "pusht-90": [_push_t("flow_matching", options=("data.max_episodes=90",), label="flow_matching-90")],
+    "adroit_door": [Run("adroit_door", "flow_matching", seed, (4,)) for seed in range(3)],
+    "walker2d-more": _policies("walker2d", range(1, 3)),
+    "halfcheetah-more": _policies("halfcheetah", range(1, 3)),
+}
+
+
+def train_and_evaluate(run: Run, threads: int) -> None:
+    """Do what is missing of one run; both scripts write their summary last."""
+    trained, evaluated = run.folder / "train", run.folder / "evaluate"
+    common = [f"seed={run.seed}", f"train.threads={threads}", "train.final_episodes=0", "video=false"]
+    if not (trained / "summary.json").exists():
+        options = [f"env={run.env}", f"policy={run.policy}", *run.options, *common]
+        _script("pretrain", *options, "resume=true", f"run_dir={trained.relative_to(ROOT)}")
+    if not (evaluated / "summary.json").exists():
+        sweep = ",".join(map(str, run.steps))
+        main = 4 if 4 in run.steps else run.steps[0]
+        _script(
+            "evaluate",
+            f"checkpoint={(trained / 'checkpoint').relative_to(ROOT)}",
+            f"num_steps={main}",
+            f"k_sweep=[{sweep}]",
+            f"episodes={run.episodes}",
+            "num_envs=50",
+            f"threads={threads}",
+            "video=0" if run.seed else "video=1",
+            f"run_dir={evaluated.relative_to(ROOT)}",
+        )
+
+
+def _script(name: str, *options: str) -> None:
+    command = [sys.executable, f"scripts/{name}.py", *options]
+    print("python", *command[1:], flush=True)
+    subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "PYTHONWARNINGS": "ignore"})
+
+
+def report(suite: str) -> dict[str, Any]:
+    """Rows of (env, policy, K): mean over seeds, with a 95% interval over all episodes of all seeds."""
+    rows: dict[tuple[str, str, int], dict[str, Any]] = {}
+    missing, meta = [], {}
+    for run in SUITES[suite]:
+        summary = run.folder / "evaluate" / "summary.json"
+        if not summary.exists():
+            missing.append(str(run.folder.relative_to(RUNS)))
+            continue
+        evaluation, training = (json.loads((run.folder / part / "summary.json").read_text()) for part in ("evaluate", "train"))
+        meta = {key: evaluation[key] for key in ("versions", "machine", "date")}
+        for steps in run.steps:
+            episodes = np.genfromtxt(run.folder / "evaluate" / f"episodes_K{steps}.csv", delimiter=",", names=True)
+            key = (run.env, run.label or run.policy, steps)
+            row = rows.setdefault(key, {"returns": [], "success": [], "score": [], "seeds": [], "train_s": []})
+            row["seeds"].append(run.seed)
+            row["returns"].append(episodes["return"])
+            row["train_s"].append(training["metrics"]["train_seconds"])
+            row["demo"] = training["metrics"]["demo_return_mean"]
+            row["train_command"], row["evaluate_command"] = training["command"], evaluation["command"]
+            row["parameters"], row["train_steps"] = training["parameters"], training["steps"]
+            row["error"] = training["metrics"].get("validation/action_error")
+            sweep = evaluation["metrics"]["k_sweep"] or [evaluation["metrics"]]
+            row["cost"] = next(r for r in sweep if r["num_steps"] == steps)
+            for name in ("success", "score"):
+                if name in (episodes.dtype.names or ()):
+                    row[name].append(episodes[name])
+    return {
+        "suite": suite,
+        "complete": not missing,
+        "missing": missing,
+        "command": f"python benchmarks/imitation.py {suite}",
+        **meta,
+        "rows": [_row(*key, row) for key, row in rows.items()],
+    }
+
+
+def _row(env: str, policy: str, steps: int, row: dict[str, Any]) -> dict[str, Any]:
+    returns = np.concatenate(row["returns"])
+    demo = row["demo"]
+    result = {
+        "task": env,
+        "policy": policy,
+        "num_steps": steps,
+        "nfe": row["cost"]["nfe"],
+        "ms_per_chunk": row["cost"]["ms_per_chunk"],
+        "seeds": row["seeds"],
+        "episodes": len(returns),
+        "return_mean": returns.mean(),
+        "return_ci95": list(mean_interval(returns)),
+        "return_by_seed": [part.mean() for part in row["returns"]],
+        "demo_return_mean": demo,
+        "return_over_demo": returns.mean() / demo if demo else None,
+        "train_steps": row["train_steps"],
+        "train_seconds": row["train_s"],
+        "parameters": row["parameters"],
+        "validation_action_error": row["error"],
+        "train_command": row["train_command"],
+        "evaluate_command": row["evaluate_command"],
+    }
+    if row["success"]:
+        success = np.concatenate(row["success"])
+        result |= {"success_rate": success.mean(), "success_ci95": list(wilson_interval(int(success.sum()), len(success)))}
+        result["success_by_seed"] = [part.mean() for part in row["success"]]
+    if row["score"]:
+        score = np.concatenate(row["score"])
+        result |= {"score_mean": score.mean(), "score_ci95": list(mean_interval(score))}
+    return result
+
+
+def table(content: dict[str, Any]) -> str:
+    """Markdown, a line per row."""
+    lines = ["| task | policy | K | return | / demos | success | score | ms/chunk | seeds x episodes |", "|" + " --- |" * 9]
+    for row in content["rows"]:
+        low, high = row["return_ci95"]
+        ratio = "" if row["return_over_demo"] is None else f"{row['return_over_demo']:.2f}"
+        success = f"{row['success_rate']:.2f} [{row['success_ci95'][0]:.2f}, {row['success_ci95'][1]:.2f}]" if "success_rate" in row else ""
+        score = f"{row['score_mean']:.3f} [{row['score_ci95'][0]:.3f}, {row['score_ci95'][1]:.3f}]" if "score_mean" in row else ""
+        lines.append(
+            f"| {row['task']} | {row['policy']} | {row['num_steps']} | {row['return_mean']:.0f} [{low:.0f}, {high:.0f}] | {ratio} "
+            f"| {success} | {score} | {row['ms_per_chunk']:.1f} | {len(row['seeds'])} x {row['episodes'] // len(row['seeds'])} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("suite", choices=sorted(SUITES))
+    parser.add_argument("--report", action="store_true", help="collect what is there, train nothing")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each run")
+    parser.add_argument("--only", default="", help="only runs whose folder contains this text")
+    arguments = parser.parse_args()
+    if not arguments.report:
+        for run in SUITES[arguments.suite]:
+            if arguments.only in str(run.folder):
+                train_and_evaluate(run, arguments.threads)
+    content = report(arguments.suite)
+    write_json(ROOT / "benchmarks" / "results" / f"imitation-{arguments.suite}.json", content)
+    print(table(content))
+    if not content["complete"]:
+        print(f"INCOMPLETE: {len(content['missing'])} runs are missing: {', '.join(content['missing'])}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+"""What is in a set of demonstrations: numbers for a table, also where the set is broken."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flowpolicy.data.importers import detect_format, import_demonstrations
+from flowpolicy.data.store import Demonstrations, episode_ends_problem, read_unchecked, resolve_path
+from flowpolicy.errors import DataError
+
+_BLOCK_BYTES = 1 << 26
+
+
+@dataclass(frozen=True)
+class KeySummary:
+    """One key over all steps; numbers are over its finite entries, NaN where there are none.
+
+    Attributes:
+        key: its name.
+        shape: shape of one step.
+        dtype: numpy's name of the type.
+        low: smallest entry.
+        high: largest entry.
+        mean: mean entry.
+        std: standard deviation of the entries.
+        constant: flat indices of dimensions that never change (none for images).
+        nans: entries that are NaN.
+        infinite: entries that are infinite.
+    """
+
+    key: str
+    shape: tuple[int, ...]
+    dtype: str
+    low: float
+    high: float
+    mean: float
+    std: float
+    constant: tuple[int, ...]
+    nans: int
+    infinite: int
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Everything the table says.
+
+    Attributes:
+        source: the file.
+        steps: steps in all.
+        lengths: steps of each episode, ``(episodes,)``; None where the episode ends make no sense.
+        returns: undiscounted return of each episode, ``(episodes,)``; None without usable rewards.
+        keys: one summary per key.
+        problem: the sentence with which these data would be refused; None where they are sound.
+        arrays: the data themselves, key -> ``(steps, ...)``.
+        episode_ends: as stored.
+        attributes: as stored.
+    """
+
+    source: str
+    steps: int
+    lengths: np.ndarray | None
+    returns: np.ndarray | None
+    keys: list[KeySummary]
+    problem: str | None
+    arrays: dict[str, np.ndarray] = field(repr=False)
+    episode_ends: np.ndarray = field(repr=False)
+    attributes: dict[str, Any] = field(default_factory=dict, repr=False)
+
+
+def inspect_demonstrations(path: Path | str, format: str = "auto") -> Inspection:
+    """Look at a store, or at a file of any importable format.
+
+    A store is looked at even where training would refuse it (NaNs, wrong episode ends): ``problem`` says why.
+
+    Raises:
+        DataError: a file that cannot be read at all.
+    """
+    name = detect_format(path) if format == "auto" else format
+    if name == "diffusion_policy":
+        arrays, ends, attributes = read_unchecked(path)
+        source = str(resolve_path(path))
+    else:
+        demos = import_demonstrations(path, name)
+        arrays, ends, attributes, source = demos.arrays, demos.episode_ends, demos.attributes, demos.source
+    problem = None
+    try:
+        Demonstrations(arrays, ends, attributes, source)
+    except DataError as error:
+        problem = str(error)
+    steps = max((len(array) for array in arrays.values() if array.ndim), default=0)
+    lengths = None
+    if steps and episode_ends_problem(ends, steps) is None:
+        lengths = np.diff(ends.astype(np.int64), prepend=0)
+    return Inspection(
+        source=source,
+        steps=steps,
+        lengths=lengths,
+        returns=_returns(arrays.get("reward"), lengths),
+        keys=[summarise(key, array) for key, array in arrays.items() if array.dtype.kind in "fiub"],
+        problem=problem,
+        arrays=arrays,
+        episode_ends=np.asarray(ends),
+        attributes=attributes,
+    )
+
+
+def summarise(key: str, array: np.ndarray) -> KeySummary:
+    """Range, moments, constant dimensions and broken entries of ``array`` ``(steps, ...)``, block by block."""
+    rows = array.reshape(len(array), -1) if array.size else np.empty((0, 1), array.dtype)
+    width = rows.shape[1]
+    low, high = np.full(width, np.inf), np.full(width, -np.inf)
+    count, total, nans, infinite = 0, 0.0, 0, 0
+    size = max(1, _BLOCK_BYTES // (8 * width))
+    blocks = [slice(start, start + size) for start in range(0, len(rows), size)]
+    for block in blocks:
+        values = rows[block].astype(np.float64)
+        finite = np.isfinite(values)
+        nans += int(np.isnan(values).sum())
+        infinite += int(np.isinf(values).sum())
+        low = np.minimum(low, np.where(finite, values, np.inf).min(axis=0))
+        high = np.maximum(high, np.where(finite, values, -np.inf).max(axis=0))
+        count += int(finite.sum())
+        total += float(values[finite].sum())
+    mean = total / count if count else np.nan
+    squares = 0.0
+    for block in blocks:  # a second pass: the difference of large sums would lose the digits
+        values = rows[block].astype(np.float64)
+        squares += float(((values - mean) ** 2)[np.isfinite(values)].sum())
+    is_image = array.ndim == 4
+    return KeySummary(
+        key=key,
+        shape=tuple(array.shape[1:]),
+        dtype=array.dtype.name,
+        low=float(low.min()) if count else np.nan,
+        high=float(high.max()) if count else np.nan,
+        mean=float(mean),
+        std=float(np.sqrt(squares / count)) if count else np.nan,
+        constant=() if is_image else tuple(int(i) for i in np.flatnonzero(low == high)),
+        nans=nans,
+        infinite=infinite,
+    )
+
+
+def table(inspection: Inspection) -> str:
+    """The inspection as text: a head of totals, one line per key, and the verdict."""
+    lines = [f"{inspection.source}", f"steps      {inspection.steps}"]
+    if inspection.lengths is None:
+        lines.append(f"episodes   {inspection.episode_ends.size} ends, which do not fit the steps")
+    else:
+        lengths = inspection.lengths
+        lines.append(f"episodes   {len(lengths)}")
+        lines.append(f"length     min {lengths.min()}, median {np.median(lengths):g}, max {lengths.max()}")
+    if inspection.returns is not None:
+        r = inspection.returns
+        lines.append(
+            f"return     mean {r.mean():.2f}, std {r.std():.2f}, min {r.min():.2f}, max {r.max():.2f}"
+        )
+    for name in ("env_id", "source", "imported_from", "licence", "fps"):
+        if name in inspection.attributes:
+            lines.append(f"{name:<10} {str(inspection.attributes[name])[:100]}")
+    lines += ["", *_key_lines(inspection.keys), ""]
+    lines.append(f"REFUSED: {inspection.problem}" if inspection.problem else "Sound: ready for training.")
+    return "\n".join(lines)
+
+
+def metrics(inspection: Inspection) -> dict[str, Any]:
+    """The inspection as plain numbers, for ``summary.json``."""
+    lengths, returns = inspection.lengths, inspection.returns
+    return {
+        "episodes": None if lengths is None else len(lengths),
+        "length_min": None if lengths is None else int(lengths.min()),
+        "length_median": None if lengths is None else float(np.median(lengths)),
+        "length_max": None if lengths is None else int(lengths.max()),
+        "demo_return_mean": None if returns is None else float(returns.mean()),
+        "nans": sum(key.nans for key in inspection.keys),
+        "problem": inspection.problem,
+        "keys": {
+            key.key: {
+                "shape": list(key.shape),
+                "dtype": key.dtype,
+                "min": key.low,
+                "max": key.high,
+                "mean": key.mean,
+                "std": key.std,
+                "constant_dims": list(key.constant),
+                "nans": key.nans,
+                "infinite": key.infinite,
+            }
+            for key in inspection.keys
+        },
+    }
+
+
+def _key_lines(keys: list[KeySummary]) -> list[str]:
+    head = ("key", "shape", "dtype", "min", "max", "mean", "std", "NaN", "inf", "constant dims")
+    rows: list[tuple[str, ...]] = [head]
+    for key in keys:
+        shape = "x".join(map(str, key.shape)) or "-"
+        numbers = (f"{value:.4g}" for value in (key.low, key.high, key.mean, key.std))
+        rows.append(
+            (key.key, shape, key.dtype, *numbers, str(key.nans), str(key.infinite), _some(key.constant))
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    text = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+    return [text[0], "  ".join("-" * width for width in widths), *text[1:]]
+
+
+def _some(indices: tuple[int, ...], limit: int = 8) -> str:
+    if not indices:
+        return "none"
+    shown = ", ".join(map(str, indices[:limit]))
+    return shown if len(indices) <= limit else f"{shown}, ... ({len(indices)} in all)"
+
+
+def _returns(reward: np.ndarray | None, lengths: np.ndarray | None) -> np.ndarray | None:
+    if reward is None or lengths is None or reward.size != lengths.sum() or not np.isfinite(reward).all():
+        return None
+    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+    return np.asarray(np.add.reduceat(reward.reshape(-1).astype(np.float64), starts))

@@ -1,0 +1,250 @@
+"""The package's figures: learning curves, the number of integration steps, returns against demonstrations."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from flowpolicy.errors import ConfigError
+from flowpolicy.storage import atomic_file
+
+# Okabe and Ito's palette: told apart with any colour vision, and in grey.
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#5F6368"
+
+_STYLE = {
+    "figure.dpi": 150,
+    "savefig.dpi": 150,
+    "figure.constrained_layout.use": True,
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E4E6EA",
+    "grid.linewidth": 0.8,
+    "axes.edgecolor": GREY,
+    "lines.linewidth": 1.8,
+    "legend.frameon": False,
+}
+_LABELS = {"return": "return", "success": "success rate", "score": "score"}
+_KEYS = {
+    "return": ("return_mean", "return_ci95"),
+    "success": ("success_rate", "success_ci95"),
+    "score": ("score_mean", "score_ci95"),
+}
+
+
+def plot_learning_curves(
+    rows: Sequence[Mapping[str, float]],
+    path: Path | str,
+    *,
+    title: str = "",
+    metric: str = "return",
+    demo_mean: float | None = None,
+) -> Path:
+    """Draw a training run; panels without numbers are left out.
+
+    Args:
+        rows: of ``metrics.csv``: ``step`` and any of ``loss/total``, ``validation/loss``,
+            ``validation/action_error``, ``evaluation/<metric>`` with ``_low`` and ``_high`` (its interval).
+        path: image file; the suffix chooses the format.
+        title: over the figure.
+        metric: which of return, success and score the evaluation panel shows.
+        demo_mean: the demonstrations' mean of it, a dashed line.
+
+    Raises:
+        ConfigError: when no row holds anything to draw.
+    """
+    evaluation = f"evaluation/{metric}"
+    panels = [
+        (name, keys)
+        for name, keys in (
+            ("Loss", ("loss/total", "validation/loss")),
+            ("Open-loop action error", ("validation/action_error",)),
+            (f"Evaluation {_LABELS[metric]}", (evaluation,)),
+        )
+        if any(key in row for row in rows for key in keys)
+    ]
+    if not panels:
+        raise ConfigError(
+            f"There is nothing to draw in {path}: no losses, errors or evaluations were logged."
+        )
+    with _figure(path, columns=len(panels), width=4.6 * len(panels), height=3.4) as (figure, axes):
+        for axis, (name, keys) in zip(axes, panels, strict=True):
+            axis.set_title(name)
+            axis.set_xlabel("optimiser steps")
+            axis.locator_params(axis="x", nbins=6)
+            for key, colour, label in zip(
+                keys, (BLUE, ORANGE), ("training", "held-out episodes"), strict=False
+            ):
+                steps, values = _series(rows, key)
+                if steps.size:
+                    axis.plot(
+                        steps,
+                        values,
+                        color=colour,
+                        label=label,
+                        marker="o" if steps.size < 15 else None,
+                        ms=4,
+                    )
+            if name == "Loss":
+                axis.set_yscale("log")
+                axis.legend()
+            elif name.startswith("Open"):
+                axis.set_ylabel("RMS error, normalised units")
+                axis.set_ylim(bottom=0)
+            else:
+                _evaluation_panel(axis, rows, evaluation, demo_mean)
+        if title:
+            figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    return Path(path)
+
+
+def plot_k_sweep(
+    sweep: Sequence[Mapping[str, Any]],
+    path: Path | str,
+    *,
+    title: str = "",
+    metric: str = "return",
+    demo_mean: float | None = None,
+) -> Path:
+    """Draw a metric and the cost of a chunk against the number of integration steps K.
+
+    Args:
+        sweep: one mapping per K: ``num_steps`` and the entries of ``EvaluationResult.metrics()``.
+        path: image file; the suffix chooses the format.
+        title: over the figure.
+        metric: return, success or score.
+        demo_mean: the demonstrations' mean of it, a dashed line.
+    """
+    mean_key, interval_key = _KEYS[metric]
+    ordered = sorted(sweep, key=lambda row: int(row["num_steps"]))
+    steps = np.array([row["num_steps"] for row in ordered], dtype=float)
+    means = np.array([row[mean_key] for row in ordered], dtype=float)
+    intervals = np.array([row[interval_key] for row in ordered], dtype=float)
+    cost = np.array([row["ms_per_chunk"] for row in ordered], dtype=float)
+    counts = sorted({int(row["episodes"]) for row in ordered})
+    with _figure(path, columns=2, width=9.2, height=3.6) as (figure, (left, right)):
+        spans = np.nan_to_num(np.abs(intervals - means[:, None]).T)
+        left.errorbar(steps, means, yerr=spans, color=BLUE, marker="o", ms=5, capsize=4, elinewidth=1.4)
+        if demo_mean is not None:
+            left.axhline(demo_mean, color=GREY, ls="--", lw=1.4, label=f"demonstrations, {demo_mean:.4g}")
+            left.legend()
+        left.set_ylim(bottom=0 if metric != "return" or means.min() > 0 else None)
+        episodes = " to ".join(str(count) for count in {counts[0]: 0, counts[-1]: 0})
+        left.set_title(f"{_LABELS[metric].capitalize()}, mean and 95% interval, n = {episodes}")
+        left.set_ylabel(_LABELS[metric])
+        right.plot(steps, cost, color=ORANGE, marker="s", ms=5)
+        right.set_title("Planning one chunk alone, median")
+        right.set_ylabel("milliseconds")
+        right.set_ylim(bottom=0)
+        for axis in (left, right):
+            axis.set_xscale("log", base=2)
+            axis.set_xticks(steps, [f"{step:g}" for step in steps])
+            axis.minorticks_off()
+            axis.set_xlabel("integration steps K")
+        if title:
+            figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    return Path(path)
+
+
+def plot_returns(
+    returns: ArrayLike,
+    path: Path | str,
+    *,
+    demo_returns: ArrayLike | None = None,
+    demo_mean: float | None = None,
+    interval: Sequence[float] | None = None,
+    title: str = "",
+    label: str = "return",
+) -> Path:
+    """Draw the histogram of a policy's returns over those of the demonstrations.
+
+    Args:
+        returns: (n,) one number per episode.
+        path: image file; the suffix chooses the format.
+        demo_returns: (m,) the demonstrations', as a second histogram (both are scaled to area 1).
+        demo_mean: their mean, a dashed line; taken from ``demo_returns`` where those are given.
+        interval: 95% interval of the policy's mean, shaded.
+        title: over the figure.
+        label: what the numbers are.
+    """
+    ours = np.asarray(returns, dtype=float)
+    theirs = None if demo_returns is None else np.asarray(demo_returns, dtype=float)
+    pooled = ours if theirs is None else np.concatenate([ours, theirs])
+    edges = np.linspace(pooled.min(), pooled.max() + 1e-9 + 1e-6 * abs(pooled.max()), 31)
+    with _figure(path, columns=1, width=6.4, height=3.6) as (_, (axis,)):
+        share = {"bins": edges, "density": True}
+        if theirs is not None:
+            name = f"demonstrations, n = {theirs.size}, mean {theirs.mean():.4g}"
+            axis.hist(theirs, color=GREY, alpha=0.35, label=name, **share)
+            demo_mean = float(theirs.mean())
+            axis.axvline(demo_mean, color=GREY, ls="--", lw=1.4, ymax=0.78)
+        elif demo_mean is not None:
+            axis.axvline(
+                demo_mean, color=GREY, ls="--", lw=1.4, label=f"demonstrations, mean {demo_mean:.4g}"
+            )
+        name = f"policy, n = {ours.size}, mean {ours.mean():.4g}"
+        if interval is not None and np.isfinite(interval).all():
+            name += f" [{interval[0]:.4g}, {interval[1]:.4g}]"
+            axis.axvspan(interval[0], interval[1], ymax=0.78, color=BLUE, alpha=0.18, lw=0)
+        axis.hist(ours, color=BLUE, histtype="stepfilled", alpha=0.55, label=name, **share)
+        axis.axvline(ours.mean(), color=BLUE, lw=1.6, ymax=0.78)
+        axis.set_xlabel(f"{label} of an episode")
+        axis.set_ylabel("density of episodes")
+        axis.set_title(title or f"Episode {label}, mean with 95% interval")
+        top = axis.get_ylim()[1]
+        axis.set_ylim(0, 1.28 * top)  # room for the legend above the bars
+        axis.legend(loc="upper left")
+    return Path(path)
+
+
+def _evaluation_panel(
+    axis: Any, rows: Sequence[Mapping[str, float]], key: str, demo_mean: float | None
+) -> None:
+    steps, _ = _series(rows, key)
+    (with_low, low), (with_high, high) = _series(rows, f"{key}_low"), _series(rows, f"{key}_high")
+    if steps.size and np.array_equal(with_low, steps) and np.array_equal(with_high, steps):
+        axis.fill_between(steps, low, high, color=BLUE, alpha=0.2, lw=0)
+        axis.lines[-1].set_label("policy, 95% interval")
+    else:
+        axis.lines[-1].set_label("policy")
+    if demo_mean is not None:
+        axis.axhline(demo_mean, color=GREY, ls="--", lw=1.4, label=f"demonstrations, {demo_mean:.4g}")
+    _, episodes = _series(rows, "evaluation/episodes")
+    if episodes.size:
+        axis.set_title(f"{axis.get_title(loc='left')}, n = {episodes[-1]:g}")
+    axis.legend()
+
+
+def _series(rows: Sequence[Mapping[str, float]], key: str) -> tuple[Any, Any]:
+    found = [(row["step"], row[key]) for row in rows if key in row and np.isfinite(row[key])]
+    return np.array([step for step, _ in found]), np.array([value for _, value in found])
+
+
+@contextlib.contextmanager
+def _figure(path: Path | str, *, columns: int, width: float, height: float) -> Iterator[tuple[Any, Any]]:
+    """Yield (figure, axes) in the house style and save it; no display and no global state are touched."""
+    try:
+        import matplotlib
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigError(
+            "Plots need matplotlib; install it with: pip install 'flowpolicy[train]'."
+        ) from error
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height))
+        FigureCanvasAgg(figure)
+        axes = figure.subplots(1, columns, squeeze=False)[0]
+        yield figure, axes
+        with atomic_file(path) as temporary:
+            figure.savefig(temporary)

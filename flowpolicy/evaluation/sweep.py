@@ -1,0 +1,197 @@
+"""The same policy at several numbers of integration steps: evaluate, print, write, plot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flowpolicy.errors import ConfigError
+from flowpolicy.evaluation.parallel import evaluate_checkpoint, load_policy
+from flowpolicy.evaluation.plots import plot_k_sweep, plot_returns
+from flowpolicy.evaluation.result import EvaluationResult
+from flowpolicy.evaluation.rollout import EVALUATION_SEED
+from flowpolicy.evaluation.task import Task, task_from
+from flowpolicy.settings import require
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Settings of `scripts/evaluate.py`.
+
+    Attributes:
+        checkpoint: folder of the policy.
+        num_steps: integration steps K; None takes the policy's own.
+        k_sweep: further K to evaluate on the same seeds.
+        solver: ODE solver; None takes the policy's own.
+        episodes: episodes for each K.
+        seed: environment seed of the first episode.
+        num_envs: environments side by side in each process.
+        workers: processes.
+        zero_noise: x_0 = 0 in place of a draw from N(0, I).
+        video: episodes to film at ``num_steps``.
+        force: evaluate a K that a fine-tuned checkpoint was not tuned for.
+        threads: CPU threads of torch; None leaves its choice.
+    """
+
+    checkpoint: str
+    num_steps: int | None = None
+    k_sweep: tuple[int, ...] = ()
+    solver: str | None = None
+    episodes: int = 100
+    seed: int = EVALUATION_SEED
+    num_envs: int = 20
+    workers: int = 1
+    zero_noise: bool = False
+    video: int = 0
+    force: bool = False
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("episodes", "num_envs", "workers"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        require(self.video >= 0, "video", self.video, "0 or more episodes to film")
+        require(self.seed >= 0, "seed", self.seed, "0 or more")
+        for value in (*self.k_sweep, *(() if self.num_steps is None else (self.num_steps,))):
+            require(isinstance(value, int) and value >= 1, "num_steps", value, "an integer of at least 1")
+        if self.threads is not None:
+            require(self.threads >= 1, "threads", self.threads, "at least 1")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What :func:`evaluate_sweep` found.
+
+    Attributes:
+        task: the task that was run.
+        policy: the policy's name, with ``zero noise`` where x_0 was 0.
+        num_steps: the K of the main row.
+        results: K -> result.
+        demo_mean: the demonstrations' mean return, where the checkpoint names one.
+        train_steps: optimiser steps of the checkpoint, 0 where it does not say.
+    """
+
+    task: Task
+    policy: str
+    num_steps: int
+    results: dict[int, EvaluationResult]
+    demo_mean: float | None = None
+    train_steps: int = 0
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One mapping per K in rising order: ``num_steps`` and the metrics."""
+        return [{"num_steps": steps, **result.metrics()} for steps, result in sorted(self.results.items())]
+
+    def metrics(self) -> dict[str, Any]:
+        """The main row's figures, ``demo_return_mean``, and the whole sweep under ``k_sweep``."""
+        rows = self.rows()
+        main = next(row for row in rows if row["num_steps"] == self.num_steps)
+        return {**main, "demo_return_mean": self.demo_mean, "k_sweep": rows if len(rows) > 1 else None}
+
+    def table(self) -> str:
+        """Text for a terminal: K, NFE, milliseconds, return, success, score."""
+        return format_table(self.rows())
+
+    def write(self, run_dir: Path) -> list[Path]:
+        """Write one CSV of episodes per K, the histogram of returns, and the sweep's plot."""
+        title = f"{self.task.name}, {self.policy}"
+        written = [
+            result.write_csv(run_dir / f"episodes_K{steps}.csv") for steps, result in self.results.items()
+        ]
+        main = self.results[self.num_steps]
+        written.append(
+            plot_returns(
+                main.returns,
+                run_dir / "returns.png",
+                demo_mean=self.demo_mean,
+                interval=main.metrics()["return_ci95"],
+                title=f"{title}, K = {self.num_steps}: return, mean with 95% interval",
+            )
+        )
+        if len(self.results) > 1:
+            metric = self.task.metric
+            available = {"return": True, "success": main.success is not None, "score": main.score is not None}
+            shown = metric if available[metric] else "return"
+            demo = self.demo_mean if shown == "return" else None
+            path = run_dir / "k_sweep.png"
+            written.append(plot_k_sweep(self.rows(), path, title=title, metric=shown, demo_mean=demo))
+        return written
+
+
+def evaluate_sweep(
+    config: EvaluationConfig, run_dir: Path, env: Mapping[str, Any] | None = None
+) -> Evaluation:
+    """Evaluate a checkpoint at ``num_steps`` and at every K of ``k_sweep``, on the same seeds and noise.
+
+    Args:
+        config: the settings.
+        run_dir: takes the video.
+        env: the task's settings; None takes the task that the checkpoint names.
+
+    Raises:
+        CheckpointError: when the checkpoint cannot be read.
+        ConfigError: when it names no task, or has not the K or solver asked for.
+        TaskError: when the task cannot be made or does not fit the policy.
+    """
+    import torch
+
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    policy: Any = load_policy(config.checkpoint)
+    settings = env if env is not None else policy.task
+    if not settings:
+        raise ConfigError(
+            f"{config.checkpoint} does not say which task it is for; name one, e.g. env=hopper."
+        )
+    task = task_from(settings)
+    main = config.num_steps or policy.default_num_steps
+    steps = sorted({main, *config.k_sweep})
+    for value in steps:  # before any rollout: a sweep must not end in a refusal after an hour
+        policy.check_steps(value, config.solver or policy.config.tuned_solver, allow_any_steps=config.force)
+    results = {}
+    for value in steps:
+        filmed = config.video if value == main else 0
+        results[value] = evaluate_checkpoint(
+            config.checkpoint,
+            task,
+            load=load_policy if config.workers > 1 else lambda _: policy,
+            episodes=config.episodes,
+            workers=config.workers,
+            seed=config.seed,
+            num_envs=config.num_envs,
+            num_steps=value,
+            solver=config.solver,
+            zero_noise=config.zero_noise,
+            record=filmed,
+            video=run_dir / "video.mp4" if filmed else None,
+            act_options={"allow_any_steps": True} if config.force else None,
+        )
+    name = f"{policy.name} (zero noise)" if config.zero_noise else policy.name
+    demo = policy.metadata.get("demo_return_mean")
+    return Evaluation(task, name, main, results, demo, int(policy.metadata.get("steps", 0) or 0))
+
+
+def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of metrics as aligned text, one line per K; columns that no row has are left out."""
+    header = ["K", "NFE", "ms/chunk", "return", "95% interval"]
+    has_success = any(row["success_rate"] is not None for row in rows)
+    has_score = any(row["score_mean"] is not None for row in rows)
+    header += ["success", "95% interval"] if has_success else []
+    header += ["score", "95% interval"] if has_score else []
+    lines = [[*header, "episodes"]]
+    for row in rows:
+        line = [str(row["num_steps"]), str(row["nfe"]), f"{row['ms_per_chunk']:.2f}"]
+        line += [f"{row['return_mean']:.1f}", _span(row["return_ci95"], ".1f")]
+        if has_success:
+            line += [f"{row['success_rate']:.3f}", _span(row["success_ci95"], ".3f")]
+        if has_score:
+            line += [f"{row['score_mean']:.3f}", _span(row["score_ci95"], ".3f")]
+        lines.append([*line, str(row["episodes"])])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    text = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+    return "\n".join([text[0], "-" * len(text[0]), *text[1:]])
+
+
+def _span(interval: Sequence[float], form: str) -> str:
+    return f"[{interval[0]:{form}}, {interval[1]:{form}}]"

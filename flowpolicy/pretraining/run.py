@@ -1,0 +1,233 @@
+"""One pretraining run, from settings to a run folder: data, policy, training, evaluation, plots, summary."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from flowpolicy.data.sampling import ChunkSampler, low_dimensional
+from flowpolicy.data.store import Demonstrations, read_demonstrations
+from flowpolicy.errors import ConfigError
+from flowpolicy.evaluation.plots import plot_learning_curves
+from flowpolicy.evaluation.result import EvaluationResult
+from flowpolicy.evaluation.rollout import check_spaces, evaluate
+from flowpolicy.evaluation.summary import write_summary
+from flowpolicy.evaluation.task import Task
+from flowpolicy.flow import build_objective
+from flowpolicy.models.config import ModelConfig
+from flowpolicy.policy import FlowPolicy, PolicyConfig
+from flowpolicy.pretraining.config import DataConfig, TrainConfig
+from flowpolicy.pretraining.distributed import Processes, processes
+from flowpolicy.pretraining.loggers import build_loggers, read_metrics
+from flowpolicy.pretraining.state import STATE_FOLDER
+from flowpolicy.pretraining.trainer import CHECKPOINT, Trainer
+from flowpolicy.settings import build, require
+from flowpolicy.storage import write_json
+
+logger = logging.getLogger(__name__)
+TASK_FIELDS = tuple(item.name for item in dataclasses.fields(Task))
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainConfig:
+    """Everything a pretraining run depends on.
+
+    Attributes:
+        env: the task's settings, and its ``demonstrations``.
+        policy: the objective's name and settings.
+        model: sizes of the network.
+        data: which demonstrations and how they are cut.
+        train: optimisation, evaluation and bookkeeping.
+        seed: of weights, batches, noise and the choice of held-out episodes.
+        device: ``auto`` takes a GPU where there is one.
+        resume: continue the run in ``run_dir``.
+        video: record one evaluation episode.
+    """
+
+    env: dict[str, Any]
+    policy: dict[str, Any]
+    model: ModelConfig
+    data: DataConfig
+    train: TrainConfig
+    seed: int = 0
+    device: str = "auto"
+    resume: bool = False
+    video: bool = True
+
+    def __post_init__(self) -> None:
+        require(self.seed >= 0, "seed", self.seed, "at least 0")
+
+
+def pretrain(settings: Mapping[str, Any], run_dir: Path, *, command: str = "") -> Path | None:
+    """Run; returns the path of ``summary.json`` (None on all processes but the first).
+
+    Raises:
+        FlowPolicyError: a setting, the demonstrations, the task or a saved state is not usable.
+    """
+    config = build(PretrainConfig, {k: v for k, v in settings.items() if k != "run_dir"}, "config")
+    with processes() as group:
+        return _run(config, run_dir, command, group)
+
+
+def _run(config: PretrainConfig, run_dir: Path, command: str, group: Processes) -> Path | None:
+    started = time.perf_counter()
+    if config.train.threads:
+        torch.set_num_threads(config.train.threads)
+    device = _device(config.device, group)
+    task = build(Task, {key: config.env[key] for key in TASK_FIELDS if key in config.env}, "env")
+    saved_settings = _settings_of(config)
+    if (run_dir / STATE_FOLDER).exists() and not config.resume:
+        raise ConfigError(f"{run_dir} holds a run already; add resume=true to continue it, or choose another run_dir.")
+    demos = read_demonstrations(config.data.path or config.env["demonstrations"], config.data.observation_keys)
+    torch.manual_seed(config.seed)
+    policy = make_policy(config, task, demos)
+    environment = task.make()
+    try:
+        check_spaces(environment, policy, task)
+    finally:
+        environment.close()
+    training, validation = make_samplers(policy.to(device), demos, config.data, config.seed)
+    if group.is_first:
+        write_json(run_dir / "config.json", saved_settings)
+        logger.info(
+            "%s on %s: %d episodes, %s steps; %s parameters on %s",
+            policy.name, task.name, demos.num_episodes, f"{demos.num_steps:,}", f"{policy.num_parameters():,}", device,
+        )  # fmt: skip
+
+    def evaluated(current: FlowPolicy, episodes: int, video: Path | None = None) -> EvaluationResult:
+        return evaluate(
+            current, task, episodes=episodes, num_envs=config.train.num_envs, record=int(video is not None), video=video
+        )
+
+    def on_the_way(current: FlowPolicy) -> dict[str, float]:
+        return _curve_points(evaluated(current, config.train.evaluate_episodes))
+
+    trainer = Trainer(
+        policy, training, validation, config.train,
+        run_dir=run_dir, seed=config.seed, processes=group, evaluate=on_the_way, settings=saved_settings,
+    )  # fmt: skip
+    if config.resume and trainer.resume():
+        logger.info("Continuing %s at step %d.", run_dir, trainer.state.step)
+    if group.is_first:
+        trainer.loggers = build_loggers(
+            config.train.loggers, run_dir, saved_settings, config.train.wandb, trainer.state.step
+        )
+    result = trainer.run()
+    train_seconds = time.perf_counter() - started
+    if not group.is_first:
+        return None
+    metrics: dict[str, Any] = {"demo_return_mean": policy.metadata["demo_return_mean"], "train_seconds": train_seconds}
+    if config.train.final_episodes:
+        outcome = evaluated(result, config.train.final_episodes, run_dir / "video.mp4" if config.video else None)
+        metrics.update(outcome.metrics())
+        for sink in trainer.loggers:
+            sink.log(trainer.state.step, _curve_points(outcome))
+    for sink in trainer.loggers:
+        sink.close()
+    history = read_metrics(run_dir / "metrics.csv")
+    metrics.update({key: row for row in history for key, row in row.items() if key.startswith("validation/")})
+    plot_learning_curves(
+        history, run_dir / "curves.png", title=f"{task.name}, {policy.name}", metric=task.metric,
+        demo_mean=metrics["demo_return_mean"] if task.metric == "return" else None,
+    )  # fmt: skip
+    return write_summary(
+        run_dir, task=task.name, policy=policy.name, seed=config.seed, steps=config.train.steps,
+        wall_seconds=time.perf_counter() - started, metrics=metrics, checkpoint=str(run_dir / CHECKPOINT),
+        command=command, parameters=policy.num_parameters(),
+    )  # fmt: skip
+
+
+def make_policy(config: PretrainConfig, task: Task, demos: Demonstrations) -> FlowPolicy:
+    """A policy of the demonstrations' shapes with fitted normalisers; weights from torch's global seed."""
+    returns = demos.episode_returns
+    metadata = {
+        "demonstrations": Path(demos.source).name,
+        "demo_episodes": demos.num_episodes,
+        "demo_return_mean": None if returns is None else float(returns.mean()),
+        "steps": config.train.steps,
+        "seed": config.seed,
+    }
+    build_objective(config.policy)  # refuses bad settings before any work
+    policy = FlowPolicy(
+        PolicyConfig(
+            objective=dict(config.policy),
+            model=config.model,
+            observation_shapes={key: demos.arrays[key].shape[1:] for key in config.data.observation_keys},
+            action_dim=demos.arrays["action"].shape[1],
+            obs_horizon=task.obs_horizon,
+            action_horizon=task.action_horizon,
+            execute_horizon=task.execute_horizon,
+            observation_normalization=config.data.observation_normalization,
+            action_normalization=config.data.action_normalization,
+            action_clip=config.data.action_clip,
+            task=dataclasses.asdict(task),
+            metadata=metadata,
+        )
+    )
+    observation = low_dimensional(demos, config.data.observation_keys, "cpu")
+    policy.fit_normalizers(observation, low_dimensional(demos, ["action"], "cpu")["action"])
+    return policy
+
+
+def make_samplers(
+    policy: FlowPolicy, demos: Demonstrations, data: DataConfig, seed: int
+) -> tuple[ChunkSampler, ChunkSampler | None]:
+    """Normalised training and held-out chunks on the policy's device; the episodes are split by the seed."""
+    observation = low_dimensional(demos, data.observation_keys, policy.device)
+    observation = {
+        key: policy.observation_normalizers[key].normalize(value)  # type: ignore[operator]
+        for key, value in observation.items()
+    }
+    action = low_dimensional(demos, ["action"], policy.device)["action"]
+    action = policy.action_normalizer.normalize(action)
+    order = np.random.default_rng(seed).permutation(demos.num_episodes).tolist()
+    held_out = round(data.validation_fraction * len(order))
+    if data.validation_fraction > 0 and len(order) > 1:
+        held_out = max(1, held_out)
+    train_episodes = order[held_out:][: data.max_episodes]
+
+    def sampler(episodes: list[int]) -> ChunkSampler:
+        horizons = policy.obs_horizon, policy.action_horizon
+        return ChunkSampler(observation, action, demos.episode_ends, *horizons, sorted(episodes))
+
+    return sampler(train_episodes), sampler(order[:held_out]) if held_out else None
+
+
+def _settings_of(config: PretrainConfig) -> dict[str, Any]:
+    """What a resumed run must have in common with the first: all but where and how often it reports."""
+    settings = dataclasses.asdict(config)
+    for key in ("resume", "device", "video"):
+        del settings[key]
+    reporting = ("log_every", "evaluate_every", "evaluate_episodes", "final_episodes", "num_envs", "save_every")
+    for key in (*reporting, "loggers", "wandb", "threads", "validate_every"):
+        del settings["train"][key]
+    return settings
+
+
+def _curve_points(result: EvaluationResult) -> dict[str, float]:
+    """An evaluation as the learning curve wants it: each figure with the ends of its interval."""
+    metrics, points = result.metrics(), {"evaluation/episodes": float(len(result.returns))}
+    for name, mean in (("return", "return_mean"), ("success", "success_rate"), ("score", "score_mean")):
+        if metrics[mean] is not None:
+            low, high = metrics["success_ci95" if name == "success" else f"{name}_ci95"]
+            points |= {f"evaluation/{name}": metrics[mean]}
+            points |= {f"evaluation/{name}_low": low, f"evaluation/{name}_high": high}
+    return points
+
+
+def _device(name: str, group: Processes) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda", group.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device={name} is not available on this machine; use device=auto or device=cpu.") from error
+    return device

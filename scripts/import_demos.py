@@ -1,0 +1,54 @@
+"""Bring other projects' demonstrations into a store: python scripts/import_demos.py source=FILE out=PATH."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from flowpolicy.cli import command_line, script
+from flowpolicy.data.importers import import_demonstrations
+from flowpolicy.data.inspection import inspect_demonstrations, metrics, table
+from flowpolicy.data.store import check_new, write_demonstrations
+from flowpolicy.evaluation.summary import write_summary
+
+
+@script("import_demos")
+def main(config: dict[str, Any], run_dir: Path) -> None:
+    """Read, bring to the task's keys, check, write, and show what was written."""
+    start = time.time()
+    env = config.get("env") or {}
+    check_new(config["out"])
+    demos = import_demonstrations(
+        config["source"],
+        config["format"],
+        rename=config["rename"],
+        concatenate=config["concatenate"],
+        demo_transform=config["demo_transform"] or env.get("demo_transform"),
+        keys=config["keys"],
+        action_bounds=config["action_bounds"],
+        out_of_bounds=config["out_of_bounds"],
+        options=config["options"],
+    )
+    attributes = {"import_command": command_line(), **(config["attributes"] or {})}
+    if env:
+        attributes = {"env_id": env["env_id"], "fps": env["control_hz"], **attributes}
+    out = write_demonstrations(config["out"], demos, zarr_format=config["zarr_format"], attributes=attributes)
+    inspection = inspect_demonstrations(out)
+    print(table(inspection))
+    summary = write_summary(
+        run_dir,
+        task=env.get("name", "unknown"),
+        policy="demonstrations",
+        seed=0,
+        steps=inspection.steps,
+        wall_seconds=time.time() - start,
+        metrics={**metrics(inspection), "store": str(out)},
+        checkpoint=None,
+        command=command_line(),
+    )
+    print(summary)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""The example in docs/add_your_own_task.md runs as it stands there."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+gymnasium = pytest.importorskip("gymnasium")
+pytest.importorskip("mujoco")
+pytest.importorskip("zarr")
+
+from flowpolicy.data.store import read_demonstrations  # noqa: E402
+from flowpolicy.evaluation.task import Task  # noqa: E402
+from flowpolicy.settings import build  # noqa: E402
+
+PAGE = Path(__file__).parents[2] / "docs" / "add_your_own_task.md"
+
+
+def _blocks(language: str) -> list[str]:
+    if not PAGE.exists():
+        pytest.skip("the documentation is not part of an installed package")
+    return re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+
+
+def test_the_example_goes_from_expert_to_store(tmp_path: Path) -> None:
+    experts = pytest.importorskip("flowpolicy_envs.experts")
+    from flowpolicy_envs.collection import collect_store
+
+    env = yaml.safe_load(_blocks("yaml")[0])
+    task = build(Task, {item.name: env[item.name] for item in fields(Task)}, "env")
+    recipe = build(experts.ExpertConfig, env["expert"], "env.expert")
+    recipe = replace(recipe, total_steps=1024, checkpoint_every=512, eval_episodes=1)
+    actors = experts.train_expert(
+        task.env_id, recipe, tmp_path / "run", progress_bar=False, env_kwargs=task.env_kwargs
+    )
+    env["medium"]["actors"] = [512, 1024]
+    out = tmp_path / "store.zarr.zip"
+    collect_store(env, level="medium", out=out, steps=200, actors_dir=actors)
+    demos = read_demonstrations(out)
+    assert demos.num_steps >= 200
+    assert demos.episode_lengths.max() <= 200
+    assert demos.attributes["task"] == "balance"
+
+
+def test_the_wrapper_of_the_page_reports_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "upright.py").write_text(_blocks("python")[0])
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.invalidate_caches()
+    env = Task("upright", "upright:Upright-v0", metric="success").make()
+    env.reset(seed=0)
+    assert env.step(np.zeros(1, np.float32))[4]["success"] is True
+    pushed = [env.step(np.full(1, 3.0, np.float32))[4]["success"] for _ in range(3)]
+    assert pushed[-1] is False
+    gymnasium.registry.pop("Upright-v0")

@@ -1,0 +1,82 @@
+"""Every task's file names an environment that can be made and that says what its file says."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from flowpolicy.evaluation.task import Task
+from flowpolicy.settings import build
+
+gymnasium = pytest.importorskip("gymnasium")
+
+import flowpolicy_configs  # noqa: E402
+
+from flowpolicy_envs import register_environments  # noqa: E402
+from flowpolicy_envs.collection import MediumConfig  # noqa: E402
+
+CONFIGS = sorted((Path(flowpolicy_configs.__file__).parent / "env").glob("*.yaml"))
+BEYOND_TASK = {"demonstrations", "demo_transform", "expert", "medium"}
+OPTIONAL = {"pretrain"}
+NEEDS = {"pusht": "gym_pusht", "adroit": "gymnasium_robotics"}
+
+
+def _read(path: Path) -> tuple[Task, dict[str, Any]]:
+    values = yaml.safe_load(path.read_text())
+    task = {item.name: values.pop(item.name) for item in fields(Task)}
+    return build(Task, task, "env"), values
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_task_file_matches_its_environment(path: Path) -> None:
+    task, rest = _read(path)
+    assert task.name == path.stem
+    assert set(rest) - OPTIONAL == BEYOND_TASK
+    pytest.importorskip(NEEDS.get(task.name.split("_")[0], "mujoco"))
+    env = task.make()
+    observation, _ = env.reset(seed=0)
+    assert env.observation_space.contains(observation)
+    rate = env.metadata["render_fps"] if task.name == "pusht" else 1.0 / env.unwrapped.dt
+    assert task.control_hz == pytest.approx(rate, rel=1e-3)
+    _, reward, terminated, truncated, info = env.step(env.action_space.sample())
+    assert isinstance(float(reward), float)
+    assert not terminated
+    assert not truncated
+    if task.metric in ("success", "score"):
+        assert isinstance(info["success"], bool)
+    env.close()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_expert_recipe_and_band_are_valid(path: Path) -> None:
+    _, rest = _read(path)
+    if rest["expert"] is None:
+        pytest.skip("this task has human demonstrations and no recipe for an expert")
+    experts = pytest.importorskip("flowpolicy_envs.experts")
+    recipe = build(experts.ExpertConfig, rest["expert"], "env.expert")
+    assert recipe.total_steps > recipe.checkpoint_every
+    build(MediumConfig, rest["medium"], "env.medium")
+
+
+def test_bands_are_those_of_the_medium_level() -> None:
+    bands = {path.stem: _read(path)[1]["medium"] for path in CONFIGS}
+    assert bands["hopper"]["band"] == [1200, 1700]
+    assert bands["walker2d"]["band"] == [2000, 2900]
+    assert bands["halfcheetah"]["band"] == [3000, 5000]
+
+
+def test_registering_twice_changes_nothing() -> None:
+    before = dict(gymnasium.registry)
+    register_environments()
+    assert dict(gymnasium.registry) == before
+
+
+def test_same_seed_gives_the_same_start() -> None:
+    pytest.importorskip("gym_pusht")
+    first, second = (gymnasium.make("flowpolicy_envs:flowpolicy/PushT-v0").reset(seed=3)[0] for _ in range(2))
+    np.testing.assert_array_equal(first, second)

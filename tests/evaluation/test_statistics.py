@@ -1,0 +1,86 @@
+import math
+
+import numpy as np
+import pytest
+
+from flowpolicy.errors import FlowPolicyError
+from flowpolicy.evaluation.statistics import mean_interval, paired_difference_interval, wilson_interval
+
+
+def test_wilson_equals_its_published_values_and_scipy():
+    # 81 of 263 successes is the worked example of Newcombe (1998), table I: .2553 to .3662.
+    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+    stats = pytest.importorskip("scipy.stats")
+    for successes, trials in ((0, 1), (1, 1), (7, 10), (50, 100), (100, 100)):
+        expected = stats.binomtest(successes, trials).proportion_ci(0.9, "wilson")
+        assert wilson_interval(successes, trials, 0.9) == pytest.approx(tuple(expected), abs=1e-9)
+
+
+def test_wilson_covers_the_true_rate_as_often_as_it_claims():
+    binomial = np.random.default_rng(0).binomial(50, 0.85, size=4000)
+    bounds = {k: wilson_interval(int(k), 50) for k in np.unique(binomial)}
+    covered = np.mean([bounds[k][0] <= 0.85 <= bounds[k][1] for k in binomial])
+    assert 0.93 <= covered <= 0.97
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(0, 0), (3, 2), (-1, 4)])
+def test_wilson_refuses_impossible_counts(successes, trials):
+    with pytest.raises(FlowPolicyError, match="make no rate"):
+        wilson_interval(successes, trials)
+
+
+def test_mean_interval_equals_scipys_bca_on_a_skewed_sample():
+    stats = pytest.importorskip("scipy.stats")
+    sample = np.random.default_rng(3).exponential(size=60)
+    expected = stats.bootstrap(
+        (sample,), np.mean, n_resamples=20_000, method="BCa", random_state=np.random.default_rng(1)
+    ).confidence_interval
+    width = expected.high - expected.low
+    assert mean_interval(sample, resamples=20_000) == pytest.approx(tuple(expected), abs=0.03 * width)
+
+
+def test_mean_interval_of_normal_values_is_near_the_analytic_one():
+    sample = np.random.default_rng(0).normal(5.0, 2.0, size=400)
+    half = 1.96 * sample.std(ddof=1) / math.sqrt(400)
+    assert mean_interval(sample) == pytest.approx(
+        (sample.mean() - half, sample.mean() + half), abs=0.08 * half
+    )
+
+
+def test_mean_interval_covers_the_true_mean_as_often_as_it_claims():
+    generator = np.random.default_rng(0)
+    covered = 0
+    for trial in range(400):
+        low, high = mean_interval(generator.gamma(2.0, size=40), seed=trial, resamples=600)
+        covered += low <= 2.0 <= high
+    assert 0.90 <= covered / 400 <= 0.975
+
+
+def test_mean_interval_is_repeatable_and_scales_with_the_values():
+    sample = np.random.default_rng(0).normal(size=30)
+    assert mean_interval(sample, seed=4) == mean_interval(sample, seed=4)
+    assert mean_interval(sample, seed=4) != mean_interval(sample, seed=5)
+    low, high = mean_interval(sample, seed=4)
+    assert mean_interval(10 * sample + 3, seed=4) == pytest.approx((10 * low + 3, 10 * high + 3))
+
+
+def test_degenerate_samples():
+    assert mean_interval([0.1] * 7) == pytest.approx((0.1, 0.1))
+    assert all(math.isnan(bound) for bound in mean_interval([3.0]))
+    for broken in ([], [1.0, math.nan]):
+        with pytest.raises(FlowPolicyError):
+            mean_interval(broken)
+    low, high = mean_interval([0.0] * 99 + [1e9])  # one outlier: a finite, ordered interval inside the range
+    assert 0 <= low <= high <= 1e9
+
+
+def test_pairing_removes_what_both_policies_share():
+    generator = np.random.default_rng(0)
+    start = generator.normal(0, 100, size=50)
+    first, second = start + generator.normal(1.0, 0.5, 50), start + generator.normal(0.0, 0.5, 50)
+    low, high = paired_difference_interval(first, second)
+    assert 0.5 < low < 1.0 < high < 1.5
+    assert paired_difference_interval(second, first) == pytest.approx((-high, -low), abs=0.03)
+    with pytest.raises(FlowPolicyError, match="same episodes"):
+        paired_difference_interval(first, second[:-1])
