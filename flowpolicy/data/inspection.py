@@ -109,7 +109,7 @@ def inspect_demonstrations(path: Path | str, format: str = "auto") -> Inspection
 
 
 def summarise(key: str, array: np.ndarray) -> KeySummary:
-    """Range, moments, constant dimensions and broken entries of ``array`` ``(steps, ...)``, block by block."""
+    """Range, moments, constant dimensions and broken entries of ``array`` ``(steps, ...)``."""
     rows = array.reshape(len(array), -1) if array.size else np.empty((0, 1), array.dtype)
     width = rows.shape[1]
     low, high = np.full(width, np.inf), np.full(width, -np.inf)

@@ -1,0 +1,40 @@
+# Two commands on a fresh machine:
+#   make pretrain   trains the default policy and leaves a video of the robot it drives
+#   make test       runs the tests, the linter and the type checker
+# Each makes a virtual environment of its own if there is none.
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+BIN := $(VENV)/bin
+
+.PHONY: help pretrain test lint clean
+
+help:
+	@sed -n '1,4p' Makefile
+
+pretrain: $(VENV)/.train
+	$(BIN)/python scripts/pretrain.py run_dir=runs/pretrain/$$(date +%Y-%m-%d_%H-%M-%S) $(ARGS)
+
+test: $(VENV)/.dev
+	$(MAKE) --no-print-directory lint
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(VENV)/.train: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[train,mujoco]"
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	@touch $@ $(VENV)/.train
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

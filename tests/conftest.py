@@ -1,0 +1,48 @@
+"""What tests of every folder share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flowpolicy.data.store import Demonstrations
+
+
+@pytest.fixture(scope="session")
+def repo_root() -> Path:
+    return Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared_data(repo_root: Path) -> Path:
+    """Folder of real demonstrations; the test is skipped where there is none."""
+    folder = Path(os.environ.get("FLOWPOLICY_TEST_DATA", repo_root.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real demonstrations at {folder}; set FLOWPOLICY_TEST_DATA to their folder")
+    return folder
+
+
+@pytest.fixture
+def demos() -> Demonstrations:
+    """Four short episodes with two observation keys, two-dimensional actions, rewards and ends."""
+    rng = np.random.default_rng(0)
+    lengths = [7, 12, 5, 9]
+    ends = np.cumsum(lengths)
+    steps = int(ends[-1])
+    terminated = np.zeros(steps, bool)
+    terminated[ends - 1] = True
+    return Demonstrations(
+        {
+            "observation": rng.normal(size=(steps, 3)).astype(np.float32),
+            "goal": rng.normal(size=(steps, 2, 2)).astype(np.float32),
+            "action": rng.uniform(-1, 1, size=(steps, 2)).astype(np.float32),
+            "reward": rng.normal(size=steps).astype(np.float32),
+            "terminated": terminated,
+        },
+        ends,
+        {"env_id": "Toy-v0", "fps": 10.0, "licence": "MIT"},
+        "synthetic demonstrations",
+    )
