@@ -10,6 +10,7 @@ Results go to benchmarks/results/imitation-<suite>.json; a suite whose runs are 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import subprocess
@@ -46,11 +47,9 @@ class Run:
 
 
 def _policies(env: str, seeds: range, **settings: Any) -> list[Run]:
-    runs = []
-    for seed in seeds:
-        runs += [Run(env, policy, seed, (1, 2, 4, 16), **settings) for policy in FLOWS]
-        runs += [Run(env, "regression", seed, (1,), **settings), Run(env, "mip", seed, (2,), **settings)]
-    return runs
+    flows = [Run(env, policy, seed, (1, 2, 4, 16), **settings) for seed in seeds for policy in FLOWS]
+    baselines = (("regression", 1), ("mip", 2))
+    return flows + [Run(env, name, seed, (steps,), **settings) for seed in seeds for name, steps in baselines]
 
 
 def _push_t(policy: str, episodes: int = 200, **settings: Any) -> Run:
@@ -113,7 +112,7 @@ def report(suite: str) -> dict[str, Any]:
         evaluation, training = (json.loads((run.folder / part / "summary.json").read_text()) for part in ("evaluate", "train"))
         meta = {key: evaluation[key] for key in ("versions", "machine", "date")}
         for steps in run.steps:
-            episodes = np.genfromtxt(run.folder / "evaluate" / f"episodes_K{steps}.csv", delimiter=",", names=True)
+            episodes = _columns(run.folder / "evaluate" / f"episodes_K{steps}.csv")
             key = (run.env, run.label or run.policy, steps)
             row = rows.setdefault(key, {"returns": [], "success": [], "score": [], "seeds": [], "train_s": []})
             row["seeds"].append(run.seed)
@@ -126,7 +125,7 @@ def report(suite: str) -> dict[str, Any]:
             sweep = evaluation["metrics"]["k_sweep"] or [evaluation["metrics"]]
             row["cost"] = next(r for r in sweep if r["num_steps"] == steps)
             for name in ("success", "score"):
-                if name in (episodes.dtype.names or ()):
+                if name in episodes:
                     row[name].append(episodes[name])
     return {
         "suite": suite,
@@ -136,6 +135,12 @@ def report(suite: str) -> dict[str, Any]:
         **meta,
         "rows": [_row(*key, row) for key, row in rows.items()],
     }
+
+
+def _columns(path: Path) -> dict[str, np.ndarray]:
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {key: np.array([float({"True": 1, "False": 0}.get(row[key], row[key])) for row in rows]) for key in rows[0]}
 
 
 def _row(env: str, policy: str, steps: int, row: dict[str, Any]) -> dict[str, Any]:

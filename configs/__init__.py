@@ -1,0 +1,1 @@
+"""Composed settings of the scripts, as package data: `env/`, `policy/`, `model/`, `data/`."""

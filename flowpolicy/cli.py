@@ -25,7 +25,7 @@ Main = Callable[[dict[str, Any], Path], None]
 
 
 def script(config_name: str) -> Callable[[Main], Callable[[], None]]:
-    """Turn ``main(config, run_dir)`` into a command line program configured by ``configs/<config_name>.yaml``.
+    """Turn ``main(config, run_dir)`` into a program configured by ``configs/<config_name>.yaml``.
 
     ``main`` gets the resolved config as plain dictionaries and the run's folder. A mistake of the user's
     ends the program with one sentence on stderr and exit status 1; Ctrl-C with status 130.
@@ -44,7 +44,9 @@ def script(config_name: str) -> Callable[[Main], Callable[[], None]]:
         def program() -> None:
             logging.basicConfig(level=logging.INFO, format="%(message)s")
             _refuse_bad_overrides(config_name)
-            hydra.main(version_base="1.3", config_path=f"pkg://{CONFIG_PACKAGE}", config_name=config_name)(job)()
+            hydra.main(version_base="1.3", config_path=f"pkg://{CONFIG_PACKAGE}", config_name=config_name)(
+                job
+            )()
 
         return program
 
@@ -61,7 +63,8 @@ def command_line() -> str:
 
 def _plain(config: DictConfig) -> dict[str, Any]:
     try:
-        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+        plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        return plain
     except OmegaConfBaseException as error:
         missing = re.search(r"full_key: (\S+)", str(error))
         key = missing.group(1) if missing else "a setting"
@@ -85,7 +88,9 @@ def _explained(message: str, base: Any) -> str:
     override = re.search(r"Could not override '([^']+)'", message)
     if override:
         return unknown_key(override.group(1), _dotted(base))
-    group = re.search(r"Could not find '([^']+)/([^'/]+)'\s+Available options in '[^']+':\s+([\s\S]+)", message)
+    group = re.search(
+        r"Could not find '([^']+)/([^'/]+)'\s+Available options in '[^']+':\s+([\s\S]+)", message
+    )
     if group:
         names = ", ".join(group.group(3).split("\n\n")[0].split())
         return f"There is no {group.group(1)} called '{group.group(2)}'; choose one of: {names}."

@@ -39,8 +39,8 @@ class PolicyConfig:
         execute_horizon: T_e, actions executed before replanning.
         observation_normalization: mode of the observations' normalisers.
         action_normalization: mode of the actions' normaliser.
-        action_clip: bound of a sampled action in normalised units; 1 is the demonstrated range under ``minmax``.
-        tuned_num_steps: the only K the weights are valid for, after fine-tuning; None: every K the objective has.
+        action_clip: bound of an action in normalised units; 1 is the demonstrated range under ``minmax``.
+        tuned_num_steps: the only K the weights are valid for, after fine-tuning; None: any K.
         tuned_solver: the solver they were tuned with.
         task: the task's settings, so that a checkpoint can be evaluated by itself.
         metadata: where it comes from (demonstrations, their mean return, training steps, ...).
@@ -139,12 +139,17 @@ class FlowPolicy(nn.Module):
 
     def nfe(self, num_steps: int | None = None, solver: str | None = None) -> int:
         """Network evaluations of one chunk."""
-        return self.objective.nfe(num_steps or self.default_num_steps, solver or self.config.tuned_solver)
+        num_steps = self.default_num_steps if num_steps is None else num_steps
+        return self.objective.nfe(num_steps, solver or self.config.tuned_solver)
 
     def check_steps(self, num_steps: int, solver: str, *, allow_any_steps: bool = False) -> None:
         """Raise a ConfigError where the policy cannot be sampled with this K and solver."""
         tuned = self.config.tuned_num_steps
-        if tuned is not None and not allow_any_steps and (num_steps, solver) != (tuned, self.config.tuned_solver):
+        if (
+            tuned is not None
+            and not allow_any_steps
+            and (num_steps, solver) != (tuned, self.config.tuned_solver)
+        ):
             raise ConfigError(
                 f"This checkpoint is tuned for num_steps={tuned}, solver={self.config.tuned_solver}, not for "
                 f"num_steps={num_steps}, solver={solver}; pass allow_any_steps=True to use it untrained."
@@ -180,7 +185,8 @@ class FlowPolicy(nn.Module):
             ConfigError: a K or solver the policy does not have.
             FlowPolicyError: observations of a wrong shape, with NaN, or with a missing key.
         """
-        num_steps, solver = num_steps or self.default_num_steps, solver or self.config.tuned_solver
+        num_steps = self.default_num_steps if num_steps is None else num_steps
+        solver = solver or self.config.tuned_solver
         self.check_steps(num_steps, solver, allow_any_steps=allow_any_steps)
         normalized = self.normalize_observations(observations)
         batch = len(next(iter(normalized.values())))
@@ -196,7 +202,9 @@ class FlowPolicy(nn.Module):
 
     def finish(self, chunk: Tensor) -> Tensor:
         """A sampled normalised chunk to physical units, held within ``action_clip``."""
-        return self.action_normalizer.denormalize(chunk.clamp(-self.config.action_clip, self.config.action_clip))
+        return self.action_normalizer.denormalize(
+            chunk.clamp(-self.config.action_clip, self.config.action_clip)
+        )
 
     def normalize_observations(self, observations: Observations) -> dict[str, Tensor]:
         """Check and normalise observations, key -> ``(B, T_o, *shape)``."""
@@ -208,7 +216,10 @@ class FlowPolicy(nn.Module):
                 raise FlowPolicyError(
                     f"The observation lacks '{key}'; the policy takes {', '.join(self.observation_shapes)}."
                 )
-            values = torch.as_tensor(observations[key], dtype=torch.float32, device=self.device)
+            try:
+                values = torch.as_tensor(observations[key], dtype=torch.float32, device=self.device)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise FlowPolicyError(f"Observation '{key}' is not an array of numbers; give one.") from error
             wanted = (self.obs_horizon, *shape)
             if tuple(values.shape[1:]) != wanted or (batch is not None and len(values) != batch):
                 raise FlowPolicyError(
@@ -216,7 +227,9 @@ class FlowPolicy(nn.Module):
                     f"({batch if batch is not None else 'batch'}, {', '.join(map(str, wanted))})."
                 )
             if not torch.isfinite(values).all():
-                raise FlowPolicyError(f"Observation '{key}' holds NaN or infinity; no action is computed from it.")
+                raise FlowPolicyError(
+                    f"Observation '{key}' holds NaN or infinity; no action is computed from it."
+                )
             batch = len(values)
             normalizer = self.observation_normalizers[key]
             assert isinstance(normalizer, Normalizer)
@@ -262,7 +275,7 @@ class FlowPolicy(nn.Module):
 
     @classmethod
     def load(cls, path: Path | str, device: torch.device | str = "cpu") -> FlowPolicy:
-        """Read a checkpoint folder, or a Hugging Face Hub repository where ``path`` is no folder but ``user/name``.
+        """Read a checkpoint folder, or a Hub repository where ``path`` is no folder but ``user/name``.
 
         No pickle is involved: loading a stranger's policy runs no code.
 
@@ -272,9 +285,18 @@ class FlowPolicy(nn.Module):
         folder = Path(path).expanduser()
         if not folder.is_dir():
             if folder.exists() or str(path).count("/") != 1 or str(path).startswith((".", "/", "~")):
-                raise CheckpointError(f"No checkpoint at {path}; give a folder with config.json and model.safetensors.")
+                raise CheckpointError(
+                    f"No checkpoint at {path}; give a folder with config.json and model.safetensors."
+                )
             folder = _from_hub(str(path))
-        policy = cls(_read_config(folder / "config.json"))
+        config = _read_config(folder / "config.json")
+        try:
+            policy = cls(config)
+        except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:  # sizes that fit no network
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise CheckpointError(
+                f"{folder / 'config.json'} does not describe a policy: {reason}."
+            ) from error
         policy._load_weights(folder / "model.safetensors")
         return policy.to(device).eval()
 
@@ -284,7 +306,9 @@ class FlowPolicy(nn.Module):
         try:
             tensors = load_file(str(file))
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file} is damaged ({str(error).splitlines()[0]}); copy it again.") from error
+            raise CheckpointError(
+                f"{file} is damaged ({str(error).splitlines()[0]}); copy it again."
+            ) from error
         expected = self.state_dict()
         for name in sorted(expected.keys() | tensors.keys()):
             found, wanted = tensors.get(name), expected.get(name)
@@ -349,7 +373,9 @@ def _from_hub(repo_id: str) -> Path:
     try:
         folder = _hub().snapshot_download(repo_id, allow_patterns=["config.json", "model.safetensors"])
     except CheckpointError as error:
-        raise CheckpointError(f"No checkpoint folder at {repo_id}, and {str(error)[0].lower()}{str(error)[1:]}") from error
+        raise CheckpointError(
+            f"No checkpoint folder at {repo_id}, and {str(error)[0].lower()}{str(error)[1:]}"
+        ) from error
     except Exception as error:  # network, authentication, unknown repository
         raise CheckpointError(
             f"{repo_id} is neither a folder nor a Hub repository that can be read ({type(error).__name__})."

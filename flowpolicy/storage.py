@@ -66,7 +66,8 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
         else:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the folder itself may be what is wrong
+                temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path | str, content: dict[str, Any]) -> None:
@@ -126,5 +127,7 @@ def _sync(path: Path) -> None:
 
 def _explained(error: OSError, path: Path) -> FlowPolicyError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return FlowPolicyError(f"The disk is full: {path} was not written and what stood there before is intact.")
+        return FlowPolicyError(
+            f"The disk is full: {path} was not written and what stood there before is intact."
+        )
     return FlowPolicyError(f"{path} cannot be written ({error.strerror or error}); choose a writable place.")

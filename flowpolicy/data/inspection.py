@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from flowpolicy.data.importers import detect_format, import_demonstrations
-from flowpolicy.data.store import Demonstrations, episode_ends_problem, read_unchecked, resolve_path
+from flowpolicy.data.store import Demonstrations, episode_ends_problem
+from flowpolicy.data.zarr_reading import read_unchecked, resolve_path
 from flowpolicy.errors import DataError
 
 _BLOCK_BYTES = 1 << 26

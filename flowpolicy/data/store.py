@@ -7,8 +7,6 @@ index just past each episode's last step. Optional ``data/reward``, ``data/termi
 
 from __future__ import annotations
 
-import importlib.resources
-import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,13 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from flowpolicy.data.zarr_reading import read_unchecked, resolve_path
 from flowpolicy.errors import DataError
 from flowpolicy.storage import atomic_file
 
-EPISODE_KEYS = ("reward", "terminated", "truncated")
 _CHUNK_BYTES = 1 << 20
-_BOMB_BYTES = 1 << 28
-_BOMB_RATIO = 200
 
 
 @dataclass
@@ -170,62 +166,6 @@ def read_demonstrations(path: Path | str, keys: Iterable[str] | None = None) -> 
     return Demonstrations(arrays, ends, attributes, str(path))
 
 
-def read_unchecked(
-    path: Path | str, keys: Iterable[str] | None = None
-) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, Any]]:
-    """The arrays, episode ends and attributes of a store as they stand, for looking at a broken one.
-
-    Raises:
-        DataError: where the store cannot be read at all; its content is not judged.
-    """
-    import zarr
-
-    path = resolve_path(path)
-    if not path.exists():
-        raise DataError(f"No demonstrations at {path}; give an existing .zarr folder or .zarr.zip file.")
-    store: Any = None
-    try:
-        prefix = ""
-        if path.is_file():
-            prefix = _group_in_zip(path)
-            store = zarr.storage.ZipStore(str(path), mode="r")
-            group = zarr.open_group(store, path=prefix, mode="r")
-        else:
-            group = zarr.open_group(str(path), mode="r")
-        names = sorted(group["data"].array_keys())
-        wanted = names if keys is None else _wanted(keys, names, path)
-        arrays = {name: _whole(group[f"data/{name}"], f"data/{name}", path) for name in wanted}
-        ends = _whole(group["meta/episode_ends"], "meta/episode_ends", path)
-        return arrays, ends, dict(group.attrs)
-    except DataError:
-        raise
-    except KeyError as error:
-        raise DataError(
-            f"{path} lacks {error}; a store has data/<key> arrays and meta/episode_ends (see docs/data.md)."
-        ) from error
-    except Exception as error:  # zarr and its codecs raise whatever their lower layers raise
-        raise DataError(
-            f"{path} is damaged or not a zarr store ({first_line(error)}); copy it again."
-        ) from error
-    finally:
-        if store is not None:
-            store.close()
-
-
-def resolve_path(path: Path | str) -> Path:
-    """``path`` with ``~`` expanded; ``pkg://package/file`` becomes the file inside that installed package."""
-    text = str(path)
-    if not text.startswith("pkg:/"):  # a Path has made one slash of the two
-        return Path(path).expanduser()
-    package, _, inside = text.removeprefix("pkg:").lstrip("/").partition("/")
-    try:
-        return Path(str(importlib.resources.files(package))) / inside
-    except (ImportError, TypeError, ValueError) as error:
-        raise DataError(
-            f"{text}: the package '{package}' is not installed; install it or give a path."
-        ) from error
-
-
 def write_demonstrations(
     path: Path | str,
     demos: Demonstrations,
@@ -284,84 +224,11 @@ def _write_array(group: Any, key: str, array: np.ndarray, zarr_format: int) -> N
         compressors=compressors,
         config={"write_empty_chunks": True},  # a chunk of zeros is written too: a missing one means damage
     )
-    created[...] = array
-
-
-def _whole(array: Any, key: str, path: Path) -> np.ndarray:
-    """The array's content; zarr would fill a missing chunk with zeros, which here is an error."""
-    if not hasattr(array, "nchunks"):
-        raise DataError(f"{path}: '{key}' is a group where an array is expected.")
-    missing = array.nchunks - array.nchunks_initialized
-    if missing > 0:
-        raise DataError(
-            f"{path}: {missing} of {array.nchunks} chunks of '{key}' are missing; copy the store again."
-        )
-    if array.dtype.kind == "f" and array.ndim == 4 and array.shape[-1] in (1, 3, 4):
-        images = _whole_images(array)
-        if images is not None:
-            return images
-    return np.asarray(array[...])
-
-
-def _whole_images(array: Any) -> np.ndarray | None:
-    """Float images as uint8, read a few at a time; None unless every value is a whole number in 0..255."""
-    images = np.empty(array.shape, np.uint8)
-    rows = max(1, int(array.chunks[0]))
-    for start in range(0, len(images), rows):
-        block = np.asarray(array[start : start + rows])
-        if not ((block >= 0) & (block <= 255) & (block == np.round(block))).all():
-            return None
-        images[start : start + rows] = block
-    return images
-
-
-def _wanted(keys: Iterable[str], names: list[str], path: Path) -> list[str]:
-    wanted = dict.fromkeys([*keys, "action", *(key for key in EPISODE_KEYS if key in names)])
-    for key in wanted:
-        if key not in names:
-            raise DataError(f"{path} has no key '{key}'; it has {_listed(names)}.")
-    return list(wanted)
-
-
-def _group_in_zip(path: Path) -> str:
-    with zipfile.ZipFile(path) as file:
-        members = file.infolist()
-        for member in members:
-            if member.filename.startswith("/") or ".." in Path(member.filename.replace("\\", "/")).parts:
-                raise DataError(
-                    f"{path} holds the unsafe name '{member.filename}'; get it from a source you trust."
-                )
-        unpacked = sum(member.file_size for member in members)
-        packed = max(1, sum(member.compress_size for member in members))
-        if unpacked > _BOMB_BYTES and unpacked > _BOMB_RATIO * packed:
-            raise DataError(
-                f"{path} would unpack to {unpacked / 1e9:.1f} GB, {unpacked // packed} times its size; "
-                "a store is compressed chunk by chunk and zipped without compression."
-            )
-        broken = file.testzip()
-        if broken is not None:
-            raise DataError(f"{path} is damaged at '{broken}'; copy it again.")
-        roots = {
-            member.filename.partition("meta/episode_ends/")[0].rstrip("/")
-            for member in members
-            if "meta/episode_ends/" in member.filename
-        }
-    if not roots:
-        raise DataError(
-            f"{path} lacks meta/episode_ends; a store has data/<key> arrays and meta/episode_ends."
-        )
-    if len(roots) != 1:
-        raise DataError(f"{path} holds {len(roots)} demonstration stores; it must hold exactly one.")
-    return roots.pop()
+    # One chunk at a time: zarr writes many side by side, and where one fails (a full disk) the others would
+    # go on after the error and bring a removed temporary store back.
+    for start in range(0, len(array), rows):
+        created[start : start + rows] = array[start : start + rows]
 
 
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(f"'{name}'" for name in names) or "none"
-
-
-def first_line(error: BaseException, limit: int = 160) -> str:
-    """The gist of another library's error, fit to stand in brackets inside a sentence."""
-    lines = str(error).strip().splitlines()
-    text = lines[0].strip().rstrip(".:") if lines else ""
-    text = text or type(error).__name__
-    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"

@@ -68,7 +68,9 @@ class MIP:
     def check_steps(self, num_steps: int, solver: str) -> None:
         """Two evaluations."""
         if num_steps != 2 or solver != "euler":
-            raise ConfigError(f"A MIP policy has two steps; num_steps={num_steps}, solver={solver} is refused.")
+            raise ConfigError(
+                f"A MIP policy has two steps; num_steps={num_steps}, solver={solver} is refused."
+            )
 
     def nfe(self, num_steps: int, solver: str) -> int:
         """Two."""

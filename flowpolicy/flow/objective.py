@@ -51,7 +51,11 @@ class Objective(Protocol):
     """A loss and its sampler, both pure functions of what they are given."""
 
     name: ClassVar[str]
-    default_num_steps: int
+
+    @property
+    def default_num_steps(self) -> int:
+        """K used where a caller names none."""
+        ...
 
     @property
     def num_levels(self) -> int:
@@ -72,7 +76,7 @@ class Objective(Protocol):
     def loss(
         self, network: Network, batch: Batch, draws: Draws, teacher: Network | None = None
     ) -> tuple[Tensor, Metrics]:
-        """Scalar loss and metrics on a normalised batch; ``teacher`` is the EMA network, where one is used."""
+        """Scalar loss and metrics on a normalised batch; ``teacher`` is the EMA network, if one is used."""
         ...
 
     def check_steps(self, num_steps: int, solver: str) -> None:

@@ -51,7 +51,9 @@ class Regression:
     def check_steps(self, num_steps: int, solver: str) -> None:
         """One evaluation, nothing to integrate."""
         if num_steps != 1 or solver != "euler":
-            raise ConfigError(f"A regression policy has one step; num_steps={num_steps}, solver={solver} is refused.")
+            raise ConfigError(
+                f"A regression policy has one step; num_steps={num_steps}, solver={solver} is refused."
+            )
 
     def nfe(self, num_steps: int, solver: str) -> int:
         """One."""

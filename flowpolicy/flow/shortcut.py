@@ -27,7 +27,7 @@ class Shortcut:
 
     Attributes:
         max_steps: M, a power of two.
-        bootstrap_fraction: share of the batch that trains the coarse levels, 1 over an integer.
+        bootstrap_fraction: share of the batch that trains the coarse levels, 1 over an integer >= 2.
         bootstrap_from_ema: targets from the EMA network; False takes the network itself.
         time_sampling: distribution of t at level 0.
         default_num_steps: K used where a caller names none.
@@ -48,7 +48,13 @@ class Shortcut:
             self.max_steps,
             "a power of two, at least 2",
         )
-        require(0 < self.bootstrap_fraction <= 1, "policy.bootstrap_fraction", self.bootstrap_fraction, "in (0, 1]")
+        require(
+            0 < self.bootstrap_fraction <= 0.5
+            and abs(self.row_multiple * self.bootstrap_fraction - 1) < 0.01,
+            "policy.bootstrap_fraction",
+            self.bootstrap_fraction,
+            "1 over an integer of at least 2 (1/2, 1/4, ...)",
+        )
         self.check_steps(self.default_num_steps, "euler")
 
     @property
@@ -101,7 +107,10 @@ class Shortcut:
     def bootstrap_target(
         self, network: Network, observation: dict[str, Tensor], x: Tensor, t: Tensor, level: Tensor
     ) -> Tensor:
-        """(s1 + s2) / 2 with s1 = v(x, t, d), s2 = v(x + d s1, t + d, d), d half the step of ``level`` >= 1."""
+        """(s1 + s2) / 2 with s1 = v(x, t, d), s2 = v(x + d s1, t + d, d).
+
+        ``x`` is ``(B, T, A)``, ``t`` and ``level`` >= 1 are ``(B,)``, and d is half the step of ``level``.
+        """
         context = network.encode(observation)
         finer = level - 1
         half = self.step_size(finer)
@@ -113,7 +122,9 @@ class Shortcut:
         """K a power of two; solvers other than Euler only at d = 0, that is for K >= M."""
         choose(SOLVERS, solver, "solver")
         if num_steps < 1 or not _is_power_of_two(num_steps):
-            raise ConfigError(f"num_steps is {num_steps}; a shortcut policy takes powers of two (1, 2, 4, ...).")
+            raise ConfigError(
+                f"num_steps is {num_steps}; a shortcut policy takes powers of two (1, 2, 4, ...)."
+            )
         if solver != "euler" and num_steps < self.max_steps:
             raise ConfigError(
                 f"Solver '{solver}' needs the instantaneous velocity; with a shortcut policy use "
@@ -131,7 +142,9 @@ class Shortcut:
     def sample(self, network: Network, context: Any, noise: Tensor, num_steps: int, solver: str) -> Tensor:
         """K steps of size 1/K at the level of that size."""
         self.check_steps(num_steps, solver)
-        return integrate(at_time(network, context, self.level_of(num_steps)), noise, num_steps, SOLVERS[solver])
+        return integrate(
+            at_time(network, context, self.level_of(num_steps)), noise, num_steps, SOLVERS[solver]
+        )
 
     @property
     def _coarse_rows(self) -> slice:

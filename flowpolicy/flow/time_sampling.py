@@ -47,7 +47,7 @@ class LogitNormal:
 
 @dataclass(frozen=True)
 class Beta:
-    """t = limit (1 - u), u ~ Beta(alpha, 1) (Black et al. 2024, pi0, appendix B): mass near t = 0, the noise."""
+    """t = limit (1 - u), u ~ Beta(alpha, 1) (Black et al. 2024, pi0, appendix B): mass near the noise."""
 
     alpha: float = 1.5
     limit: float = 0.999
@@ -64,7 +64,7 @@ class Beta:
 
 @dataclass(frozen=True)
 class UShaped:
-    """p(t) proportional to exp(a t) + exp(-a t) on t and mirrored (Lee et al. 2024): mass at both ends.
+    """p(t) proportional to cosh(a (t - 1/2)) (Lee et al. 2024, made symmetric): mass at both ends.
 
     Proposed for reflow pairs; never a default here.
     """

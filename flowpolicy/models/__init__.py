@@ -1,0 +1,1 @@
+"""The velocity network: transformer, residual branches, observation encoders."""

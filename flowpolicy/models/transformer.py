@@ -48,6 +48,8 @@ class VelocityTransformer(nn.Module):
         num_levels: step-size levels, 1 where only d = 0 is asked for.
     """
 
+    frequencies: Tensor
+
     def __init__(
         self,
         config: ModelConfig,
@@ -98,7 +100,7 @@ class VelocityTransformer(nn.Module):
     def encode(self, observation: Mapping[str, Tensor]) -> Context:
         """Keys and values of every layer for normalised observations, key -> ``(B, T_o, *shape)``."""
         tokens = self.encoder(observation)
-        return [layer.project(tokens) for layer in self.cross_attention]  # type: ignore[union-attr,operator]
+        return [layer.project(tokens) for layer in self.cross_attention]  # type: ignore[operator]
 
     def modulations(self, t: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
         """adaLN parameters at flow times ``t`` ``(N,)`` and step levels ``(N,)``.
@@ -116,7 +118,8 @@ class VelocityTransformer(nn.Module):
 
     def velocity(self, x: Tensor, modulations: tuple[Tensor, Tensor], context: Context) -> Tensor:
         """v ``(B, T, A)`` for a normalised noisy chunk ``x`` ``(B, T, A)``."""
-        per_block, (shift, scale) = modulations[0], modulations[1].split(1, dim=1)
+        per_block, last = modulations
+        shift, scale = last[:, 0:1], last[:, 1:2]
         h = self.embed_action(x) + self.position
         for index, block in enumerate(self.blocks()):
             h = h + block.module(h, per_block[:, index], context[block.layer])

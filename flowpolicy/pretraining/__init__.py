@@ -1,0 +1,1 @@
+"""The supervised trainer: settings, loop, state on disk, one or many processes."""

@@ -34,12 +34,24 @@ class DataConfig:
     action_clip: float = 1.0
 
     def __post_init__(self) -> None:
-        require(len(self.observation_keys) > 0, "data.observation_keys", self.observation_keys, "at least one key")
-        require(0 <= self.validation_fraction < 1, "data.validation_fraction", self.validation_fraction, "in [0, 1)")
+        require(
+            len(self.observation_keys) > 0, "data.observation_keys", self.observation_keys, "at least one key"
+        )
+        require(
+            0 <= self.validation_fraction < 1,
+            "data.validation_fraction",
+            self.validation_fraction,
+            "in [0, 1)",
+        )
         if self.max_episodes is not None:
             require(self.max_episodes >= 1, "data.max_episodes", self.max_episodes, "at least 1")
         for name in ("observation_normalization", "action_normalization"):
-            require(getattr(self, name) in MODES, f"data.{name}", getattr(self, name), f"one of {', '.join(MODES)}")
+            require(
+                getattr(self, name) in MODES,
+                f"data.{name}",
+                getattr(self, name),
+                f"one of {', '.join(MODES)}",
+            )
         require(self.action_clip > 0, "data.action_clip", self.action_clip, "positive")
 
 
@@ -57,7 +69,8 @@ class TrainConfig:
         betas: AdamW's.
         gradient_clip: bound of the gradient's norm.
         ema_decay: of the weights' average, which is what is evaluated and saved.
-        precision: ``float32``, ``bfloat16`` (autocast), or ``auto``: bfloat16 on a GPU that has it.
+        precision: ``float32``, ``bfloat16`` (autocast), or ``auto``: bfloat16 where the hardware has it (GPU;
+            CPU with AVX-512 BF16, for networks wide enough to gain).
         log_every: steps between training metrics.
         validate_every: steps between validation losses and open-loop errors; 0 is never.
         evaluate_every: steps between evaluation rollouts; 0 is only at the end.
@@ -97,7 +110,12 @@ class TrainConfig:
         for name in ("warmup_steps", "validate_every", "evaluate_every", "final_episodes"):
             require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "at least 0")
         require(self.learning_rate > 0, "train.learning_rate", self.learning_rate, "positive")
-        require(0 <= self.final_learning_rate <= 1, "train.final_learning_rate", self.final_learning_rate, "in [0, 1]")
+        require(
+            0 <= self.final_learning_rate <= 1,
+            "train.final_learning_rate",
+            self.final_learning_rate,
+            "in [0, 1]",
+        )
         require(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "at least 0")
         require(self.gradient_clip > 0, "train.gradient_clip", self.gradient_clip, "positive")
         require(0 <= self.ema_decay < 1, "train.ema_decay", self.ema_decay, "in [0, 1)")

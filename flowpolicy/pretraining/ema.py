@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import copy
+from typing import Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+M = TypeVar("M", bound=nn.Module)
 
 
-class EMA:
+class EMA(Generic[M]):
     """An averaged copy of a network.
 
     The decay warms up as min(decay, (1 + n) / (10 + n)) after n updates, so that the average does not
     remember the initial weights.
     """
 
-    def __init__(self, network: nn.Module, decay: float) -> None:
+    def __init__(self, network: M, decay: float) -> None:
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
         self.decay = decay
-        self._averaged = list(self.network.parameters())
-        self._live = list(network.parameters())
+        self._averaged: list[Tensor] = list(self.network.parameters())
+        self._live: list[Tensor] = list(network.parameters())
 
     @torch.no_grad()
     def update(self, updates: int) -> None:

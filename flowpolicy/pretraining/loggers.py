@@ -35,8 +35,9 @@ class CSVLogger:
         self.rows: dict[int, dict[str, Any]] = {}
         if resume_step and self.path.exists():
             for row in read_metrics(self.path):
-                if row["step"] <= resume_step:
-                    self.rows[int(row["step"])] = row
+                step = int(row["step"])
+                if step <= resume_step:
+                    self.rows[step] = {**row, "step": step}
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Add to the row of ``step`` and rewrite the file (it is small, and never half-written)."""
@@ -54,7 +55,9 @@ class CSVLogger:
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """Rows of a ``metrics.csv``, empty cells left out."""
     with path.open(newline="") as file:
-        return [{key: float(value) for key, value in row.items() if value != ""} for row in csv.DictReader(file)]
+        return [
+            {key: float(value) for key, value in row.items() if value != ""} for row in csv.DictReader(file)
+        ]
 
 
 class TensorBoardLogger:
@@ -67,16 +70,16 @@ class TensorBoardLogger:
             raise ConfigError(
                 "train.loggers has 'tensorboard', which is not installed; pip install 'flowpolicy[logging]'."
             ) from error
-        self.writer = SummaryWriter(str(run_dir / "tensorboard"))  # type: ignore[no-untyped-call]
+        self.writer = SummaryWriter(str(run_dir / "tensorboard"))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """One scalar each."""
         for name, value in metrics.items():
-            self.writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+            self.writer.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Flush and close."""
-        self.writer.close()  # type: ignore[no-untyped-call]
+        self.writer.close()
 
 
 class WandbLogger:

@@ -84,8 +84,13 @@ def _run(config: PretrainConfig, run_dir: Path, command: str, group: Processes) 
     task = build(Task, {key: config.env[key] for key in TASK_FIELDS if key in config.env}, "env")
     saved_settings = _settings_of(config)
     if (run_dir / STATE_FOLDER).exists() and not config.resume:
-        raise ConfigError(f"{run_dir} holds a run already; add resume=true to continue it, or choose another run_dir.")
-    demos = read_demonstrations(config.data.path or config.env["demonstrations"], config.data.observation_keys)
+        raise ConfigError(
+            f"{run_dir} holds a run already; add resume=true to continue it, or choose another run_dir."
+        )
+    path = config.data.path or config.env.get("demonstrations")
+    if not path:
+        raise ConfigError(f"Task '{task.name}' names no demonstrations; add data.path=STORE.")
+    demos = read_demonstrations(path, config.data.observation_keys)
     torch.manual_seed(config.seed)
     policy = make_policy(config, task, demos)
     environment = task.make()
@@ -98,12 +103,18 @@ def _run(config: PretrainConfig, run_dir: Path, command: str, group: Processes) 
         write_json(run_dir / "config.json", saved_settings)
         logger.info(
             "%s on %s: %d episodes, %s steps; %s parameters on %s",
-            policy.name, task.name, demos.num_episodes, f"{demos.num_steps:,}", f"{policy.num_parameters():,}", device,
+            policy.name, task.name, demos.num_episodes, f"{demos.num_steps:,}",
+            f"{policy.num_parameters():,}", device,
         )  # fmt: skip
 
     def evaluated(current: FlowPolicy, episodes: int, video: Path | None = None) -> EvaluationResult:
         return evaluate(
-            current, task, episodes=episodes, num_envs=config.train.num_envs, record=int(video is not None), video=video
+            current,
+            task,
+            episodes=episodes,
+            num_envs=config.train.num_envs,
+            record=int(video is not None),
+            video=video,
         )
 
     def on_the_way(current: FlowPolicy) -> dict[str, float]:
@@ -123,16 +134,23 @@ def _run(config: PretrainConfig, run_dir: Path, command: str, group: Processes) 
     train_seconds = time.perf_counter() - started
     if not group.is_first:
         return None
-    metrics: dict[str, Any] = {"demo_return_mean": policy.metadata["demo_return_mean"], "train_seconds": train_seconds}
+    metrics: dict[str, Any] = {
+        "demo_return_mean": policy.metadata["demo_return_mean"],
+        "train_seconds": train_seconds,
+    }
     if config.train.final_episodes:
-        outcome = evaluated(result, config.train.final_episodes, run_dir / "video.mp4" if config.video else None)
+        outcome = evaluated(
+            result, config.train.final_episodes, run_dir / "video.mp4" if config.video else None
+        )
         metrics.update(outcome.metrics())
         for sink in trainer.loggers:
             sink.log(trainer.state.step, _curve_points(outcome))
     for sink in trainer.loggers:
         sink.close()
     history = read_metrics(run_dir / "metrics.csv")
-    metrics.update({key: row for row in history for key, row in row.items() if key.startswith("validation/")})
+    metrics.update(
+        {key: value for row in history for key, value in row.items() if key.startswith("validation/")}
+    )
     plot_learning_curves(
         history, run_dir / "curves.png", title=f"{task.name}, {policy.name}", metric=task.metric,
         demo_mean=metrics["demo_return_mean"] if task.metric == "return" else None,
@@ -205,7 +223,14 @@ def _settings_of(config: PretrainConfig) -> dict[str, Any]:
     settings = dataclasses.asdict(config)
     for key in ("resume", "device", "video"):
         del settings[key]
-    reporting = ("log_every", "evaluate_every", "evaluate_episodes", "final_episodes", "num_envs", "save_every")
+    reporting = (
+        "log_every",
+        "evaluate_every",
+        "evaluate_episodes",
+        "final_episodes",
+        "num_envs",
+        "save_every",
+    )
     for key in (*reporting, "loggers", "wandb", "threads", "validate_every"):
         del settings["train"][key]
     return settings
@@ -229,5 +254,7 @@ def _device(name: str, group: Processes) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device={name} is not available on this machine; use device=auto or device=cpu.") from error
+        raise ConfigError(
+            f"device={name} is not available on this machine; use device=auto or device=cpu."
+        ) from error
     return device

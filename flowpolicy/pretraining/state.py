@@ -61,9 +61,11 @@ class TrainingState:
         try:
             content = json.loads((folder / "state.json").read_text())
             tensors = load_file(str(folder / "state.safetensors"))
-            saved, step = content["settings"], int(content["step"])
+            saved, step = dict(content["settings"]), int(content["step"])
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise CheckpointError(f"The training state in {folder} is damaged; start anew in another run_dir.") from error
+            raise CheckpointError(
+                f"The training state in {folder} is damaged; start anew in another run_dir."
+            ) from error
         ours = json.loads(json.dumps(settings))
         for key in sorted(saved.keys() | ours.keys()):
             if saved.get(key) != ours.get(key):
@@ -76,7 +78,9 @@ class TrainingState:
                 module.load_state_dict(_under(tensors, prefix))
             self._load_optimizer(_under(tensors, "optimizer"))
         except (RuntimeError, ValueError, KeyError) as error:
-            raise CheckpointError(f"The training state in {folder} does not fit this network; choose another run_dir.") from error
+            raise CheckpointError(
+                f"The training state in {folder} does not fit this network; choose another run_dir."
+            ) from error
         self.step = step
         return True
 
@@ -90,7 +94,9 @@ class TrainingState:
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name[len(prefix) + 1 :]: tensor for name, tensor in tensors.items() if name.startswith(prefix + ".")}
+    return {
+        name[len(prefix) + 1 :]: tensor for name, tensor in tensors.items() if name.startswith(prefix + ".")
+    }
 
 
 def _difference(key: str, saved: Any, ours: Any) -> str:

@@ -25,6 +25,7 @@ from flowpolicy.progress import progress_bar
 logger = logging.getLogger(__name__)
 VALIDATION_ROWS = 1024
 CHECKPOINT = "checkpoint"
+WIDE = 128  # below this width the casts cost a CPU more than the matrix products gain
 
 
 class Trainer:
@@ -72,7 +73,7 @@ class Trainer:
         self.ema = EMA(policy.network, config.ema_decay)
         self.optimizer = _optimizer(policy.network, config)
         self.state = TrainingState(policy.network, self.ema.network, self.optimizer)
-        self._autocast = _autocast_dtype(config.precision, policy.device)
+        self._autocast = _autocast_dtype(config.precision, policy.device, policy.config.model.width)
 
     def resume(self) -> bool:
         """Continue from ``run_dir`` where it holds a training state; returns whether it does."""
@@ -87,23 +88,31 @@ class Trainer:
         config, started, first = self.config, time.perf_counter(), self.state.step
         sums: dict[str, Tensor] = {}
         shown: dict[str, float] = {}
-        with progress_bar(config.steps if self.processes.is_first else None, f"train {self.policy.name}") as bar:
+        count = 0  # steps in sums: fewer than log_every where a resumed run starts between two logs
+        with progress_bar(
+            config.steps if self.processes.is_first else None, f"train {self.policy.name}"
+        ) as bar:
             bar.update(first)
             while self.state.step < config.steps:
                 for name, value in self.step().items():
                     sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value
-                step = self.state.step
+                step, count = self.state.step, count + 1
                 if step % config.log_every == 0 or step == config.steps:
-                    count = (step - 1) % config.log_every + 1
                     shown = {name: float(value) / count for name, value in sums.items()}
-                    sums = {}
+                    sums, count = {}, 0
                     if not all(math.isfinite(value) for value in shown.values()):
                         raise FlowPolicyError(
                             f"The loss is not finite at step {step}; lower train.learning_rate "
                             "(the last saved checkpoint is intact)."
                         )
                     rate = config.batch_size * (step - first) / (time.perf_counter() - started)
-                    self._log({**shown, "train/learning_rate": self._learning_rate(step), "train/samples_per_s": rate})
+                    self._log(
+                        {
+                            **shown,
+                            "train/learning_rate": self._learning_rate(step),
+                            "train/samples_per_s": rate,
+                        }
+                    )
                 self._now_and_then(step)
                 bar.update(1, loss=shown.get("loss/total", math.nan))
         return self.averaged_policy()
@@ -152,11 +161,11 @@ class Trainer:
         batch = self.validation.batch(index)
         shape = (count, self.policy.action_horizon, self.policy.action_dim)
         draws = self.objective.draw(shape, generator, device)
-        loss, _ = self.objective.loss(network, batch, draws, network)  # type: ignore[arg-type]
+        loss, _ = self.objective.loss(network, batch, draws, network)
         noise = torch.randn(shape, generator=generator, device=device)
-        context = network.encode(batch.observation)  # type: ignore[operator]
+        context = network.encode(batch.observation)
         steps = self.objective.default_num_steps
-        chunk = self.objective.sample(network, context, noise, steps, "euler")  # type: ignore[arg-type]
+        chunk = self.objective.sample(network, context, noise, steps, "euler")
         bound = self.policy.config.action_clip
         squared = ((chunk.clamp(-bound, bound) - batch.action) ** 2)[batch.mask]
         return {"validation/loss": float(loss), "validation/action_error": float(squared.mean().sqrt())}
@@ -217,13 +226,15 @@ def _optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=device in ("cpu", "cuda"))
 
 
-def _autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+def _autocast_dtype(precision: str, device: torch.device, width: int) -> torch.dtype | None:
+    """bfloat16 or None (float32). A CPU without AVX-512 BF16 would run bfloat16 many times slower."""
     if precision == "float32":
         return None
-    if precision == "bfloat16":
-        return torch.bfloat16
-    has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return torch.bfloat16 if has_bfloat16 else None  # CPUs without AVX-512 run it a hundred times slower
+    if device.type == "cuda":
+        has_bfloat16 = torch.cuda.is_bf16_supported()
+    else:
+        has_bfloat16 = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() and width >= WIDE
+    return torch.bfloat16 if has_bfloat16 or precision == "bfloat16" else None
 
 
 def _mix(seed: int, step: int, stream: int) -> int:

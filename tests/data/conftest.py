@@ -33,7 +33,9 @@ def write_diffusion_policy(folder: Path, episodes: Episodes) -> Path:
     data, meta = group.create_group("data"), group.create_group("meta")
     for key in episodes[0]:
         values = np.concatenate([episode[key] for episode in episodes])
-        data.create_array(key, shape=values.shape, dtype=values.dtype, chunks=(5, *values.shape[1:]))[...] = values
+        data.create_array(key, shape=values.shape, dtype=values.dtype, chunks=(5, *values.shape[1:]))[...] = (
+            values
+        )
     ends = np.cumsum([len(episode["action"]) for episode in episodes])
     meta.create_array("episode_ends", shape=ends.shape, dtype=ends.dtype)[...] = ends
     return path
@@ -65,7 +67,11 @@ def write_minari(folder: Path, episodes: Episodes) -> Path:
         for i, episode in enumerate(episodes):
             group = file.create_group(f"episode_{i}")
             after = np.concatenate([episode["observation"], episode["observation"][:1]])
-            group["observations"], group["actions"], group["rewards"] = after, episode["action"], episode["reward"]
+            group["observations"], group["actions"], group["rewards"] = (
+                after,
+                episode["action"],
+                episode["reward"],
+            )
             group["terminations"] = np.zeros(len(episode["reward"]), bool)
             group["truncations"] = np.arange(len(episode["reward"])) == len(episode["reward"]) - 1
     space = {"type": "Box", "dtype": "float32", "shape": [2], "low": [-1.0, -1.0], "high": [1.0, 1.0]}

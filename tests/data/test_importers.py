@@ -40,7 +40,8 @@ def test_round_trip_with_the_format_detected(name: str, write_sample: Callable[.
 def test_demonstrations_come_in_numeric_order(write_sample: Callable[..., Path]):
     lengths = range(2, 14)  # demo_10 and demo_11 sort before demo_2 as text
     many = [
-        {"observation": np.full((n, 1), n), "action": np.zeros((n, 1)), "reward": np.zeros(n)} for n in lengths
+        {"observation": np.full((n, 1), n), "action": np.zeros((n, 1)), "reward": np.zeros(n)}
+        for n in lengths
     ]
     for name in ("robomimic", "minari"):
         demos = import_demonstrations(write_sample(name, many), name)
@@ -165,7 +166,12 @@ def test_real_door_demonstrations(shared_data: Path):
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.int64, np.uint8, bool, ">f4"])
 def test_restricted_unpickler_agrees_with_pickle(tmp_path: Path, protocol: int, dtype):
     array = (np.arange(24).reshape(2, 3, 4) % 2).astype(dtype)
-    content = {"c": array, "f": np.asfortranarray(array), "nested": [(array[0, 0, 1], "text", 3, None)], "e": array[:0]}
+    content = {
+        "c": array,
+        "f": np.asfortranarray(array),
+        "nested": [(array[0, 0, 1], "text", 3, None)],
+        "e": array[:0],
+    }
     path = tmp_path / "a.pickle"
     path.write_bytes(pickle.dumps(content, protocol=protocol))
     back = load_arrays(path)

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flowpolicy.data.store import Demonstrations, read_demonstrations, resolve_path, write_demonstrations
+from flowpolicy.data.store import Demonstrations, read_demonstrations, write_demonstrations
+from flowpolicy.data.zarr_reading import resolve_path
 from flowpolicy.errors import DataError, FlowPolicyError
 
 zarr = pytest.importorskip("zarr")

@@ -27,7 +27,8 @@ from flowpolicy.data.importers.reshaping import (
     transform,
 )
 from flowpolicy.data.importers.robomimic import read_robomimic
-from flowpolicy.data.store import Demonstrations, resolve_path
+from flowpolicy.data.store import Demonstrations
+from flowpolicy.data.zarr_reading import resolve_path
 from flowpolicy.errors import ConfigError, DataError
 from flowpolicy.settings import choose, unknown_key
 

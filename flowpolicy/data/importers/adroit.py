@@ -10,7 +10,8 @@ import numpy as np
 
 from flowpolicy.data.importers.episodes import join_episodes
 from flowpolicy.data.importers.restricted_pickle import load_arrays
-from flowpolicy.data.store import Demonstrations, resolve_path
+from flowpolicy.data.store import Demonstrations
+from flowpolicy.data.zarr_reading import resolve_path
 from flowpolicy.errors import DataError
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,8 @@ import numpy as np
 
 from flowpolicy.data.importers.episodes import numeric
 from flowpolicy.data.importers.hdf5 import dataset, open_hdf5
-from flowpolicy.data.store import Demonstrations, resolve_path
+from flowpolicy.data.store import Demonstrations
+from flowpolicy.data.zarr_reading import resolve_path
 from flowpolicy.errors import DataError
 
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from flowpolicy.data.importers.episodes import numeric
-from flowpolicy.data.store import Demonstrations, read_demonstrations, resolve_path
+from flowpolicy.data.store import Demonstrations, read_demonstrations
+from flowpolicy.data.zarr_reading import resolve_path
 
 
 def read_diffusion_policy(path: Path | str, keys: Iterable[str] | None = None) -> Demonstrations:

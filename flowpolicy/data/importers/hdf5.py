@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from flowpolicy.data.store import first_line
+from flowpolicy.data.zarr_reading import first_line
 from flowpolicy.errors import DataError
 
 

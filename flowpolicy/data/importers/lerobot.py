@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from flowpolicy.data.importers.episodes import join_episodes
-from flowpolicy.data.store import Demonstrations, first_line, resolve_path
+from flowpolicy.data.store import Demonstrations
+from flowpolicy.data.zarr_reading import first_line, resolve_path
 from flowpolicy.errors import DataError
 from flowpolicy.progress import progress
 

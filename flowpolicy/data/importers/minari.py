@@ -11,7 +11,8 @@ import numpy as np
 
 from flowpolicy.data.importers.episodes import join_episodes, natural_order
 from flowpolicy.data.importers.hdf5 import child, dataset, is_group, open_hdf5
-from flowpolicy.data.store import Demonstrations, first_line, resolve_path
+from flowpolicy.data.store import Demonstrations
+from flowpolicy.data.zarr_reading import first_line, resolve_path
 from flowpolicy.errors import DataError
 from flowpolicy.progress import progress
 

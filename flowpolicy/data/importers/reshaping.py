@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from flowpolicy.data.importers.episodes import numeric
-from flowpolicy.data.store import EPISODE_KEYS, Demonstrations, first_line
+from flowpolicy.data.store import Demonstrations
+from flowpolicy.data.zarr_reading import EPISODE_KEYS, first_line
 from flowpolicy.errors import ConfigError, DataError
 from flowpolicy.settings import require
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from flowpolicy.data.store import first_line
+from flowpolicy.data.zarr_reading import first_line
 from flowpolicy.errors import DataError
 
 _MAX_DEPTH = 20
@@ -137,6 +137,12 @@ def _encode(text: Any, encoding: Any = "latin1") -> bytes:
     return text.encode("latin1")
 
 
+def _bytes(*content: Any) -> bytes:
+    if content and not (len(content) == 1 and isinstance(content[0], bytes)):
+        raise _RefusedError("bytes of another kind")
+    return content[0] if content else b""
+
+
 def _type(code: Any, *_: Any) -> _Type:
     return _Type(code)
 
@@ -147,6 +153,8 @@ _ALLOWED: dict[tuple[str, str], Any] = {
     ("_codecs", "encode"): _Function(_encode),
     ("collections", "OrderedDict"): _Function(OrderedDict),
 }
+for _module in ("builtins", "__builtin__"):
+    _ALLOWED[_module, "bytes"] = _Function(_bytes)
 for _core in ("numpy.core", "numpy._core"):
     _ALLOWED[f"{_core}.multiarray", "_reconstruct"] = _Function(_reconstruct)
     _ALLOWED[f"{_core}.multiarray", "scalar"] = _Function(_Scalar)

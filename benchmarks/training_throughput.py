@@ -1,0 +1,125 @@
+"""Training samples per second against Diffusion Policy's transformer, interleaved on one machine.
+
+    python benchmarks/training_throughput.py --peer-checkout PATH --peer-python PATH --zarr PATH [--sizes 256x8]
+
+Both train a velocity network on the 206 Push-T episodes (20-number state, T_o = 2, chunk 16) with the same
+objective, width, depth, heads, dropout and batch size: ours with its own trainer, theirs with its own dataset,
+loader (one worker process), normaliser, optimiser and EMA. The two processes take turns, step for step; the
+ratio is the median over the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from flowpolicy.evaluation.summary import machine
+from flowpolicy.storage import write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Worker:
+    """A process that trains so many steps when told to, and says how long it took."""
+
+    def __init__(self, python: str, script: str, settings: dict[str, Any], path: str = "") -> None:
+        environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+        if path:
+            environment["PYTHONPATH"] = path
+        command = [python, str(ROOT / "benchmarks" / "peers" / script), json.dumps(settings)]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        self.about = json.loads(self._answer())
+
+    def seconds(self, steps: int) -> float:
+        assert self.process.stdin
+        self.process.stdin.write(f"{steps}\n")
+        self.process.stdin.flush()
+        return float(self._answer())
+
+    def close(self) -> None:
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.wait(timeout=60)
+
+    def _answer(self) -> str:
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self.process.args[1]} ended early")  # type: ignore[index]
+        return line
+
+
+def compare(settings: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
+    ours = Worker(sys.executable, "flowpolicy_worker.py", settings)
+    theirs = Worker(arguments.peer_python, "diffusion_policy_worker.py", settings, arguments.peer_checkout)
+    steps = arguments.steps
+    for worker in (ours, theirs):
+        worker.seconds(3)
+    pairs = [(ours.seconds(steps), theirs.seconds(steps)) for _ in range(arguments.rounds)]
+    ours.close()
+    theirs.close()
+    samples = steps * settings["batch_size"]
+    ratios = sorted(their / our for our, their in pairs)
+    result = {
+        **{key: settings[key] for key in ("width", "depth", "num_heads", "dropout", "batch_size", "action_horizon", "threads")},
+        "parameters": ours.about["parameters"],
+        "peer_parameters": theirs.about["parameters"],
+        "samples_per_second": statistics.median(samples / our for our, _ in pairs),
+        "peer_samples_per_second": statistics.median(samples / their for _, their in pairs),
+        "ratio_median": statistics.median(ratios),
+        "ratio_min": ratios[0],
+        "ratio_max": ratios[-1],
+        "rounds": len(pairs),
+    }
+    print(
+        f"{settings['width']}x{settings['depth']} batch {settings['batch_size']}: {result['samples_per_second']:.0f} against "
+        f"{result['peer_samples_per_second']:.0f} samples/s, ratio {result['ratio_median']:.2f} "
+        f"[{result['ratio_min']:.2f}, {result['ratio_max']:.2f}]",
+        flush=True,
+    )
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer-checkout", required=True, help="a checkout of real-stanford/diffusion_policy")
+    parser.add_argument("--peer-python", required=True, help="a Python with its requirements (zarr 2, numba, einops)")
+    parser.add_argument("--zarr", required=True, help="its Push-T store, unpacked")
+    parser.add_argument("--store", default="demonstrations/pusht.zarr.zip", help="the same store, imported")
+    parser.add_argument("--sizes", default="256x8", help="width x depth, comma-separated")
+    parser.add_argument("--batches", default="64,256")
+    parser.add_argument("--steps", type=int, default=2, help="optimiser steps of a turn")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    arguments = parser.parse_args()
+    rows = []
+    for size in arguments.sizes.split(","):
+        width, depth = map(int, size.split("x"))
+        for batch in map(int, arguments.batches.split(",")):
+            settings = {
+                "zarr": arguments.zarr, "store": arguments.store, "width": width, "depth": depth, "num_heads": 4,
+                "dropout": 0.01, "batch_size": batch, "action_horizon": 16, "threads": arguments.threads,
+            }  # fmt: skip
+            rows.append(compare(settings, arguments))
+    content = {
+        "command": "python benchmarks/training_throughput.py --peer-checkout PATH --peer-python PATH --zarr PATH "
+        f"--sizes {arguments.sizes} --batches {arguments.batches} --steps {arguments.steps} --rounds {arguments.rounds}",
+        "peer": "real-stanford/diffusion_policy TransformerForDiffusion, PushTLowdimDataset, DataLoader, EMAModel",
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine(),
+        "rows": rows,
+    }
+    write_json(ROOT / "benchmarks" / "results" / "training-throughput.json", content)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+import pytest
+import torch
+
+from flowpolicy.errors import ConfigError
+from flowpolicy.models.config import ModelConfig
+from flowpolicy.models.transformer import VelocityTransformer
+
+B, T, A, T_O = 5, 4, 3, 2
+TINY = ModelConfig(width=16, depth=2, num_heads=2, tokens_per_step=2)
+
+
+def make(config=TINY, *, trained=True, num_levels=6):
+    """With ``trained`` every parameter is random, so that no zero hides a path."""
+    torch.manual_seed(0)
+    network = VelocityTransformer(config, A, T, {"pose": (4,), "goal": (2,)}, T_O, num_levels)
+    if trained:
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+    return network.eval()
+
+
+def inputs(count=B, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+
+    def randn(*shape):
+        return torch.randn(shape, generator=generator)
+
+    observation = {"goal": randn(count, T_O, 2), "pose": randn(count, T_O, 4)}
+    level = torch.randint(0, 6, (count,), generator=generator)
+    return randn(count, T, A), torch.rand(count, generator=generator), level, observation
+
+
+def test_the_untrained_network_is_zero_and_every_block_the_identity():
+    network = make(trained=False)
+    x, t, level, observation = inputs()
+    context = network.encode(observation)
+    assert not network(x, t, level, context).any()
+    per_block, _ = network.modulations(t, level)
+    stream = torch.randn(B, T, TINY.width)
+    for index, block in enumerate(network.blocks()):
+        assert not block.module(stream, per_block[:, index], context[block.layer]).any()
+
+
+def test_blocks_are_addressed_in_the_order_of_computation():
+    network = make()
+    blocks = list(network.blocks())
+    kinds = ["SA", "CA", "FFN"]
+    assert [(b.layer, b.kind) for b in blocks] == [(n, kind) for n in range(2) for kind in kinds]
+    order = []
+    for index, block in enumerate(blocks):
+        block.module.register_forward_hook(lambda *_, index=index: order.append(index))
+    x, t, level, observation = inputs()
+    network(x, t, level, network.encode(observation))
+    assert order == list(range(6))
+
+
+def test_the_residual_stream_is_the_sum_of_the_blocks():
+    """Adding up gated outputs from outside, as a cache does, gives the network's own velocity."""
+    network = make()
+    x, t, level, observation = inputs()
+    context = network.encode(observation)
+    per_block, last = network.modulations(t, level)
+    stream = network.embed_action(x) + network.position
+    for index, block in enumerate(network.blocks()):
+        stream = stream + block.module(stream, per_block[:, index], context[block.layer])
+    normed = torch.nn.functional.layer_norm(stream, (TINY.width,))
+    velocity = network.output(last[:, 0:1] + normed * (1 + last[:, 1:2]))
+    assert torch.allclose(velocity, network(x, t, level, context), atol=1e-6)
+
+
+def test_the_three_parts_make_up_the_whole():
+    network = make()
+    x, t, level, observation = inputs()
+    context = network.encode(observation)
+    whole = network(x, t, level, context)
+    assert whole.shape == (B, T, A)
+    assert whole.abs().min() > 0
+    assert torch.equal(network.velocity(x, network.modulations(t, level), context), whole)
+    again = network.velocity(x, network.modulations(t, level), context)  # the context is not used up
+    assert torch.equal(again, whole)
+    per_block, last = network.modulations(t, level)
+    assert per_block.shape == (B, 6, 3, TINY.width)
+    assert last.shape == (B, 2, TINY.width)
+    assert context[0].key.shape == context[0].value.shape == (B, 2, T_O * 2, TINY.width // 2)
+
+
+def test_modulations_of_one_time_serve_the_whole_batch():
+    network = make()
+    x, _, _, observation = inputs()
+    context = network.encode(observation)
+    one = network(x, torch.tensor([0.25]), torch.tensor([3]), context)
+    each = network(x, torch.full((B,), 0.25), torch.full((B,), 3), context)
+    assert torch.allclose(one, each, atol=1e-6)
+
+
+def test_rows_do_not_see_each_other():
+    network = make()
+    x, t, level, observation = inputs()
+    whole = network(x, t, level, network.encode(observation))
+    for row in range(B):
+        cut = slice(row, row + 1)
+        alone = {key: value[cut] for key, value in observation.items()}
+        single = network(x[cut], t[cut], level[cut], network.encode(alone))
+        assert torch.allclose(single, whole[cut], atol=1e-5)
+
+
+@pytest.mark.parametrize("what", ["x", "t", "level", "pose", "goal", "oldest"])
+def test_every_input_matters(what):
+    network = make()
+    x, t, level, observation = inputs()
+    before = network(x, t, level, network.encode(observation))
+    changed = {key: value.clone() for key, value in observation.items()}
+    if what == "oldest":
+        changed["pose"][:, 0] += 1
+    elif what in changed:
+        changed[what] += 1
+    x = x + (what == "x")
+    t = t + 0.1 * (what == "t")
+    level = (level + (what == "level")) % 6
+    after = network(x, t, level, network.encode(changed))
+    assert ((after - before).abs().amax((1, 2)) > 1e-4).all()
+
+
+def test_tokens_and_observation_steps_have_positions():
+    network = make()
+    x, t, level, observation = inputs()
+    x = x[:, :1].expand(-1, T, -1)
+    velocity = network(x, t, level, network.encode(observation))
+    assert (velocity[:, 0] - velocity[:, 1]).abs().max() > 1e-4  # equal tokens, different places
+    swapped = {key: value.flip(1) for key, value in observation.items()}
+    assert (network(x, t, level, network.encode(swapped)) - velocity).abs().max() > 1e-4
+
+
+def test_gradients_reach_every_parameter_once_the_gates_have_opened():
+    """adaLN-zero opens from the output backwards: output layer, then gates, then what is behind them."""
+    network = make(trained=False, num_levels=2).train()
+    x, t, _, observation = inputs(32)
+    level, target = torch.arange(32) % 2, torch.randn(32, T, A)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    for _ in range(4):
+        optimizer.zero_grad()
+        ((network(x, t, level, network.encode(observation)) - target) ** 2).mean().backward()
+        optimizer.step()
+    without = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()]
+    assert without == []
+
+
+def test_dropout_acts_in_training_only():
+    config = ModelConfig(width=16, depth=2, num_heads=2, dropout=0.5)
+    network = make(config)
+    x, t, level, observation = inputs()
+    context = network.encode(observation)
+    assert torch.equal(network(x, t, level, context), network(x, t, level, context))
+    network.train()
+    assert not torch.equal(network(x, t, level, context), network(x, t, level, context))
+
+
+def test_initial_weights_repeat_with_the_seed():
+    first, second = make(trained=False).state_dict(), make(trained=False).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_small_size_has_at_most_half_a_million_parameters(repo_root):
+    yaml = pytest.importorskip("yaml")
+    sizes = {
+        name: ModelConfig(**yaml.safe_load((repo_root / f"configs/model/{name}.yaml").read_text()))
+        for name in ("small", "medium", "large")
+    }
+    counts = {
+        name: sum(p.numel() for p in VelocityTransformer(s, 3, 4, {"observation": (11,)}, 1, 6).parameters())
+        for name, s in sizes.items()
+    }
+    assert counts["small"] <= 500_000
+    assert counts["small"] < counts["medium"] < counts["large"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        ({"width": 90}, "model.width"),
+        ({"depth": 0}, "model.depth"),
+        ({"dropout": 1.0}, "model.dropout"),
+        ({"num_heads": 0}, "model.num_heads"),
+    ],
+)
+def test_impossible_sizes_are_refused(settings, word):
+    with pytest.raises(ConfigError, match=word):
+        ModelConfig(**settings)
+
+
+def test_the_state_encoder_refuses_images():
+    with pytest.raises(ConfigError, match="camera"):
+        VelocityTransformer(TINY, A, T, {"camera": (96, 96, 3)}, 1)

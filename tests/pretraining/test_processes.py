@@ -1,0 +1,57 @@
+"""Training that is killed and resumed, and training by two processes: real ones, see forked_runs.py."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from flowpolicy import FlowPolicy
+from flowpolicy.pretraining.loggers import read_metrics
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes are forked, which this system cannot"),
+]
+
+
+def forked_runs(*arguments):
+    command = [sys.executable, str(Path(__file__).with_name("forked_runs.py")), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=250)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_run_killed_at_ten_random_moments_ends_where_the_unbroken_one_does(tmp_path):
+    report = forked_runs("kill", tmp_path, 0)
+    assert len(report["steps"]) == 10
+    assert report["steps"] == sorted(report["steps"])
+    assert len({step for step in report["steps"] if step > 0}) >= 5  # killed at different stages
+    assert report["loaded"] >= 5
+    for name in (
+        "training_state/state.safetensors",
+        "checkpoint/model.safetensors",
+        "checkpoint/config.json",
+    ):
+        assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "unbroken" / name).read_bytes()
+    logged = [
+        [row["step"] for row in read_metrics(tmp_path / run / "metrics.csv")]
+        for run in ("broken", "unbroken")
+    ]
+    assert logged[0] == logged[1]
+    FlowPolicy.load(tmp_path / "broken" / "checkpoint")
+
+
+def test_two_processes_train_as_one_does(tmp_path):
+    policies = ["flow_matching", "shortcut"]
+    forked_runs("ranks", tmp_path, *policies)
+    for policy in policies:
+        one, first, second = (load_file(tmp_path / f"{policy}-{run}") for run in ("one-0", "two-0", "two-1"))
+        assert one.keys() == first.keys()
+        for name, tensor in one.items():
+            assert (first[name] == second[name]).all()
+            assert (first[name] - tensor).abs().max() < 1e-5, name
+        assert one["live.output.weight"].abs().max() > 1e-3  # it was zero: eight steps moved it this far

@@ -1,0 +1,121 @@
+"""The real scripts, a few steps long, on the shipped Hopper demonstrations."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from flowpolicy import FlowPolicy
+
+TINY = [
+    "model.width=16", "model.depth=1", "train.steps=20", "train.batch_size=16", "train.validate_every=10",
+    "train.log_every=10", "train.num_envs=2", "train.threads=1",
+]  # fmt: skip
+SUMMARY = {"task", "policy", "seed", "steps", "wall_seconds", "metrics", "checkpoint", "versions", "command"}
+
+
+@pytest.fixture(scope="module")
+def mujoco():
+    pytest.importorskip("mujoco", reason="the simulator is not installed")
+    pytest.importorskip("hydra", reason="hydra is not installed")
+
+
+def run(root, *command, fails=False):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], cwd=root, env=environment, capture_output=True, text=True,
+        check=False, timeout=250,
+    )  # fmt: skip
+    assert (done.returncode != 0) == fails, done.stderr
+    return done
+
+
+def summary_of(done, folder):
+    """The file the script names last, which is the one in its run folder."""
+    assert done.stdout.splitlines()[-1] == str(folder / "summary.json")
+    content = json.loads((folder / "summary.json").read_text())
+    assert content.keys() >= SUMMARY
+    return content
+
+
+@pytest.fixture(scope="module")
+def pretrained(mujoco, repo_root, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pretrained")
+    done = run(
+        repo_root, "scripts/pretrain.py", *TINY, "train.final_episodes=2", "seed=3", f"run_dir={folder}"
+    )
+    return done, folder
+
+
+@pytest.mark.slow
+def test_pretrain_leaves_a_summary_a_checkpoint_a_video_and_a_plot(pretrained):
+    done, folder = pretrained
+    summary = summary_of(done, folder)
+    assert (summary["task"], summary["policy"], summary["seed"], summary["steps"]) == (
+        "hopper",
+        "shortcut",
+        3,
+        20,
+    )
+    assert summary["wall_seconds"] > 0
+    assert "scripts/pretrain.py" in summary["command"]
+    assert "seed=3" in summary["command"]
+    assert {"torch", "gymnasium", "mujoco"} <= summary["versions"].keys()
+    metrics = summary["metrics"]
+    low, high = metrics["return_ci95"]
+    assert low <= metrics["return_mean"] <= high
+    assert 1200 < metrics["demo_return_mean"] < 1700
+    policy = FlowPolicy.load(summary["checkpoint"])
+    assert policy.act(torch.zeros(1, 1, 11)).shape == (1, 4, 3)
+    assert policy.task["env_id"] == "Hopper-v5"
+    assert (folder / "curves.png").stat().st_size > 1000
+    if "video" not in done.stderr.lower():  # a machine without a GL backend says so and goes on
+        assert (folder / "video.mp4").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_evaluate_sweeps_the_steps_of_that_checkpoint(pretrained, repo_root, tmp_path):
+    checkpoint = pretrained[1] / "checkpoint"
+    done = run(
+        repo_root, "scripts/evaluate.py", f"checkpoint={checkpoint}", "num_steps=2", "k_sweep=[1,4]",
+        "episodes=3", "num_envs=3", "video=0", "threads=1", f"run_dir={tmp_path}",
+    )  # fmt: skip
+    summary = summary_of(done, tmp_path)
+    assert summary["task"] == "hopper"
+    assert summary["checkpoint"] == str(checkpoint)
+    rows = {row["num_steps"]: row for row in summary["metrics"]["k_sweep"]}
+    assert set(rows) == {1, 2, 4}
+    assert [rows[k]["nfe"] for k in (1, 2, 4)] == [1, 2, 4]
+    assert rows[2]["return_mean"] == summary["metrics"]["return_mean"]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.stepz=3", ["'train.stepz'", "did you mean 'train.steps'?"]),
+        ("policy=shortcutt", ["shortcutt", "flow_matching"]),
+        ("train.steps=-1", ["train.steps is -1", "at least 1"]),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_status_one(mujoco, repo_root, tmp_path, override, words):
+    done = run(repo_root, "scripts/pretrain.py", override, f"run_dir={tmp_path / 'run'}", fails=True)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 1
+    for word in words:
+        assert word in done.stderr
+    assert not (tmp_path / "run" / "checkpoint").exists()
+
+
+@pytest.mark.slow
+def test_torchrun_trains_with_two_processes(mujoco, repo_root, tmp_path):
+    done = run(
+        repo_root, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "scripts/pretrain.py",
+        *TINY, "train.final_episodes=0", "video=false", f"run_dir={tmp_path}",
+    )  # fmt: skip
+    assert done.stdout.count("summary.json") == 1  # one of the two speaks
+    assert json.loads((tmp_path / "summary.json").read_text())["steps"] == 20
+    FlowPolicy.load(tmp_path / "checkpoint")
