@@ -109,12 +109,16 @@ def report(suite: str) -> dict[str, Any]:
         if not summary.exists():
             missing.append(str(run.folder.relative_to(RUNS)))
             continue
-        evaluation, training = (json.loads((run.folder / part / "summary.json").read_text()) for part in ("evaluate", "train"))
+        evaluation, training = (
+            json.loads((run.folder / part / "summary.json").read_text()) for part in ("evaluate", "train")
+        )
         meta = {key: evaluation[key] for key in ("versions", "machine", "date")}
         for steps in run.steps:
             episodes = _columns(run.folder / "evaluate" / f"episodes_K{steps}.csv")
             key = (run.env, run.label or run.policy, steps)
-            row = rows.setdefault(key, {"returns": [], "success": [], "score": [], "seeds": [], "train_s": []})
+            row = rows.setdefault(
+                key, {"returns": [], "success": [], "score": [], "seeds": [], "train_s": []}
+            )
             row["seeds"].append(run.seed)
             row["returns"].append(episodes["return"])
             row["train_s"].append(training["metrics"]["train_seconds"])
@@ -140,7 +144,10 @@ def report(suite: str) -> dict[str, Any]:
 def _columns(path: Path) -> dict[str, np.ndarray]:
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    return {key: np.array([float({"True": 1, "False": 0}.get(row[key], row[key])) for row in rows]) for key in rows[0]}
+    return {
+        key: np.array([float({"True": 1, "False": 0}.get(row[key], row[key])) for row in rows])
+        for key in rows[0]
+    }
 
 
 def _row(env: str, policy: str, steps: int, row: dict[str, Any]) -> dict[str, Any]:
@@ -168,7 +175,10 @@ def _row(env: str, policy: str, steps: int, row: dict[str, Any]) -> dict[str, An
     }
     if row["success"]:
         success = np.concatenate(row["success"])
-        result |= {"success_rate": success.mean(), "success_ci95": list(wilson_interval(int(success.sum()), len(success)))}
+        result |= {
+            "success_rate": success.mean(),
+            "success_ci95": list(wilson_interval(int(success.sum()), len(success))),
+        }
         result["success_by_seed"] = [part.mean() for part in row["success"]]
     if row["score"]:
         score = np.concatenate(row["score"])
@@ -178,12 +188,23 @@ def _row(env: str, policy: str, steps: int, row: dict[str, Any]) -> dict[str, An
 
 def table(content: dict[str, Any]) -> str:
     """Markdown, a line per row."""
-    lines = ["| task | policy | K | return | / demos | success | score | ms/chunk | seeds x episodes |", "|" + " --- |" * 9]
+    lines = [
+        "| task | policy | K | return | / demos | success | score | ms/chunk | seeds x episodes |",
+        "|" + " --- |" * 9,
+    ]
     for row in content["rows"]:
         low, high = row["return_ci95"]
         ratio = "" if row["return_over_demo"] is None else f"{row['return_over_demo']:.2f}"
-        success = f"{row['success_rate']:.2f} [{row['success_ci95'][0]:.2f}, {row['success_ci95'][1]:.2f}]" if "success_rate" in row else ""
-        score = f"{row['score_mean']:.3f} [{row['score_ci95'][0]:.3f}, {row['score_ci95'][1]:.3f}]" if "score_mean" in row else ""
+        success = (
+            f"{row['success_rate']:.2f} [{row['success_ci95'][0]:.2f}, {row['success_ci95'][1]:.2f}]"
+            if "success_rate" in row
+            else ""
+        )
+        score = (
+            f"{row['score_mean']:.3f} [{row['score_ci95'][0]:.3f}, {row['score_ci95'][1]:.3f}]"
+            if "score_mean" in row
+            else ""
+        )
         lines.append(
             f"| {row['task']} | {row['policy']} | {row['num_steps']} | {row['return_mean']:.0f} [{low:.0f}, {high:.0f}] | {ratio} "
             f"| {success} | {score} | {row['ms_per_chunk']:.1f} | {len(row['seeds'])} x {row['episodes'] // len(row['seeds'])} |"
@@ -192,7 +213,9 @@ def table(content: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("suite", choices=sorted(SUITES))
     parser.add_argument("--report", action="store_true", help="collect what is there, train nothing")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each run")

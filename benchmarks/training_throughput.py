@@ -70,7 +70,10 @@ def compare(settings: dict[str, Any], arguments: argparse.Namespace) -> dict[str
     samples = steps * settings["batch_size"]
     ratios = sorted(their / our for our, their in pairs)
     result = {
-        **{key: settings[key] for key in ("width", "depth", "num_heads", "dropout", "batch_size", "action_horizon", "threads")},
+        **{
+            key: settings[key]
+            for key in ("width", "depth", "num_heads", "dropout", "batch_size", "action_horizon", "threads")
+        },
         "parameters": ours.about["parameters"],
         "peer_parameters": theirs.about["parameters"],
         "samples_per_second": statistics.median(samples / our for our, _ in pairs),
@@ -90,9 +93,13 @@ def compare(settings: dict[str, Any], arguments: argparse.Namespace) -> dict[str
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--peer-checkout", required=True, help="a checkout of real-stanford/diffusion_policy")
-    parser.add_argument("--peer-python", required=True, help="a Python with its requirements (zarr 2, numba, einops)")
+    parser.add_argument(
+        "--peer-python", required=True, help="a Python with its requirements (zarr 2, numba, einops)"
+    )
     parser.add_argument("--zarr", required=True, help="its Push-T store, unpacked")
     parser.add_argument("--store", default="demonstrations/pusht.zarr.zip", help="the same store, imported")
     parser.add_argument("--sizes", default="256x8", help="width x depth, comma-separated")

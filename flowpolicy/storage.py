@@ -26,7 +26,7 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
 
     An existing ``path`` is swapped out in one system call where the platform has one (Linux), so that a
     reader finds the old folder or the new one and never neither. On any error the temporary folder is
-    removed and ``path`` is left as it was.
+    removed and ``path`` is left as it was. One writer at a time: what an earlier, killed one left is removed.
 
     Raises:
         FlowPolicyError: when the disk is full or the place is not writable.
@@ -35,6 +35,8 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for stale in path.parent.glob(f".{path.name}.tmp-*"):  # left by a writer that was killed
+            shutil.rmtree(stale, ignore_errors=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.tmp-", dir=path.parent))
         temporary.chmod(0o755)
         yield temporary

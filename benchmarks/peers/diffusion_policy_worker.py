@@ -23,7 +23,12 @@ def main() -> None:
     horizon = settings["action_horizon"]
     dataset = PushTLowdimDataset(settings["zarr"], horizon=horizon, pad_before=1, pad_after=7)
     loader = torch.utils.data.DataLoader(
-        dataset, batch_size=settings["batch_size"], shuffle=True, num_workers=1, persistent_workers=True, drop_last=True
+        dataset,
+        batch_size=settings["batch_size"],
+        shuffle=True,
+        num_workers=1,
+        persistent_workers=True,
+        drop_last=True,
     )
     normalizer = dataset.get_normalizer()
     model = TransformerForDiffusion(

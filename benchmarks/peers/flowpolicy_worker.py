@@ -31,8 +31,12 @@ def main() -> None:
         PolicyConfig({"name": "flow_matching"}, model, {"observation": (20,)}, 2, 2, horizon, 8)
     )
     policy.fit_normalizers(observation, action)
-    normalized = {key: policy.observation_normalizers[key].normalize(value) for key, value in observation.items()}
-    chunks = ChunkSampler(normalized, policy.action_normalizer.normalize(action), demos.episode_ends, 2, horizon)
+    normalized = {
+        key: policy.observation_normalizers[key].normalize(value) for key, value in observation.items()
+    }
+    chunks = ChunkSampler(
+        normalized, policy.action_normalizer.normalize(action), demos.episode_ends, 2, horizon
+    )
     config = TrainConfig(batch_size=settings["batch_size"], steps=1_000_000, learning_rate=1e-4)
     trainer = Trainer(policy, chunks, None, config)
     print(json.dumps({"parameters": policy.num_parameters()}), flush=True)

@@ -53,6 +53,10 @@ class DataConfig:
                 f"one of {', '.join(MODES)}",
             )
         require(self.action_clip > 0, "data.action_clip", self.action_clip, "positive")
+        if self.action_normalization in ("gaussian", "none"):
+            # One standard deviation, or one physical unit, is no bound of a demonstrated action.
+            allowed = "above 1 (5 is usual) unless actions are normalised by minmax or quantile"
+            require(self.action_clip > 1, "data.action_clip", self.action_clip, allowed)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from flowpolicy.evaluation.plots import plot_learning_curves
 from flowpolicy.evaluation.result import EvaluationResult
 from flowpolicy.evaluation.rollout import check_spaces, evaluate
 from flowpolicy.evaluation.summary import write_summary
-from flowpolicy.evaluation.task import Task
+from flowpolicy.evaluation.task import Task, task_from
 from flowpolicy.flow import build_objective
 from flowpolicy.models.config import ModelConfig
 from flowpolicy.policy import FlowPolicy, PolicyConfig
@@ -32,7 +32,6 @@ from flowpolicy.settings import build, require
 from flowpolicy.storage import write_json
 
 logger = logging.getLogger(__name__)
-TASK_FIELDS = tuple(item.name for item in dataclasses.fields(Task))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +80,7 @@ def _run(config: PretrainConfig, run_dir: Path, command: str, group: Processes) 
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     device = _device(config.device, group)
-    task = build(Task, {key: config.env[key] for key in TASK_FIELDS if key in config.env}, "env")
+    task = task_from(config.env)
     saved_settings = _settings_of(config)
     if (run_dir / STATE_FOLDER).exists() and not config.resume:
         raise ConfigError(
@@ -117,12 +116,10 @@ def _run(config: PretrainConfig, run_dir: Path, command: str, group: Processes) 
             video=video,
         )
 
-    def on_the_way(current: FlowPolicy) -> dict[str, float]:
-        return _curve_points(evaluated(current, config.train.evaluate_episodes))
-
     trainer = Trainer(
         policy, training, validation, config.train,
-        run_dir=run_dir, seed=config.seed, processes=group, evaluate=on_the_way, settings=saved_settings,
+        run_dir=run_dir, seed=config.seed, processes=group, settings=saved_settings,
+        evaluate=lambda current: evaluated(current, config.train.evaluate_episodes).scalars(),
     )  # fmt: skip
     if config.resume and trainer.resume():
         logger.info("Continuing %s at step %d.", run_dir, trainer.state.step)
@@ -131,12 +128,11 @@ def _run(config: PretrainConfig, run_dir: Path, command: str, group: Processes) 
             config.train.loggers, run_dir, saved_settings, config.train.wandb, trainer.state.step
         )
     result = trainer.run()
-    train_seconds = time.perf_counter() - started
     if not group.is_first:
         return None
     metrics: dict[str, Any] = {
         "demo_return_mean": policy.metadata["demo_return_mean"],
-        "train_seconds": train_seconds,
+        "train_seconds": time.perf_counter() - started,
     }
     if config.train.final_episodes:
         outcome = evaluated(
@@ -144,22 +140,29 @@ def _run(config: PretrainConfig, run_dir: Path, command: str, group: Processes) 
         )
         metrics.update(outcome.metrics())
         for sink in trainer.loggers:
-            sink.log(trainer.state.step, _curve_points(outcome))
+            sink.log(trainer.state.step, outcome.scalars())
     for sink in trainer.loggers:
         sink.close()
-    history = read_metrics(run_dir / "metrics.csv")
-    metrics.update(
-        {key: value for row in history for key, value in row.items() if key.startswith("validation/")}
-    )
-    plot_learning_curves(
-        history, run_dir / "curves.png", title=f"{task.name}, {policy.name}", metric=task.metric,
-        demo_mean=metrics["demo_return_mean"] if task.metric == "return" else None,
-    )  # fmt: skip
+    _plot(run_dir, task, policy.name, metrics)
     return write_summary(
         run_dir, task=task.name, policy=policy.name, seed=config.seed, steps=config.train.steps,
         wall_seconds=time.perf_counter() - started, metrics=metrics, checkpoint=str(run_dir / CHECKPOINT),
         command=command, parameters=policy.num_parameters(),
     )  # fmt: skip
+
+
+def _plot(run_dir: Path, task: Task, policy: str, metrics: dict[str, Any]) -> None:
+    """Draw the curves, and put the last validation figures among the ``metrics``."""
+    history = read_metrics(run_dir / "metrics.csv")
+    for row in history:
+        metrics.update({key: value for key, value in row.items() if key.startswith("validation/")})
+    plot_learning_curves(
+        history,
+        run_dir / "curves.png",
+        title=f"{task.name}, {policy}",
+        metric=task.metric,
+        demo_mean=metrics["demo_return_mean"] if task.metric == "return" else None,
+    )
 
 
 def make_policy(config: PretrainConfig, task: Task, demos: Demonstrations) -> FlowPolicy:
@@ -234,17 +237,6 @@ def _settings_of(config: PretrainConfig) -> dict[str, Any]:
     for key in (*reporting, "loggers", "wandb", "threads", "validate_every"):
         del settings["train"][key]
     return settings
-
-
-def _curve_points(result: EvaluationResult) -> dict[str, float]:
-    """An evaluation as the learning curve wants it: each figure with the ends of its interval."""
-    metrics, points = result.metrics(), {"evaluation/episodes": float(len(result.returns))}
-    for name, mean in (("return", "return_mean"), ("success", "success_rate"), ("score", "score_mean")):
-        if metrics[mean] is not None:
-            low, high = metrics["success_ci95" if name == "success" else f"{name}_ci95"]
-            points |= {f"evaluation/{name}": metrics[mean]}
-            points |= {f"evaluation/{name}_low": low, f"evaluation/{name}_high": high}
-    return points
 
 
 def _device(name: str, group: Processes) -> torch.device:
