@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -11,11 +12,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+try:
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+except ImportError as missing:
+    raise SystemExit(
+        f"The scripts need '{missing.name}'; install it with: pip install 'flowpolicy[train]'."
+    ) from missing
 
 from flowpolicy.errors import FlowPolicyError
 from flowpolicy.settings import unknown_key
@@ -37,6 +44,10 @@ def script(config_name: str) -> Callable[[Main], Callable[[], None]]:
             try:
                 main(_plain(config), run_dir)
             except FlowPolicyError as error:
+                with contextlib.suppress(
+                    OSError
+                ):  # Hydra made the folder; one that is still empty says nothing
+                    run_dir.rmdir()
                 _fail(str(error))
             except KeyboardInterrupt:
                 _fail(f"Interrupted; what was finished is in {run_dir}.", status=130)
@@ -73,26 +84,45 @@ def _plain(config: DictConfig) -> dict[str, Any]:
 
 def _refuse_bad_overrides(config_name: str) -> None:
     """Compose once beforehand, so that a misspelt override is one sentence and not Hydra's page."""
-    overrides = [word for word in sys.argv[1:] if not word.startswith("-")]
-    if len(overrides) < len(sys.argv) - 1:  # Hydra's own flags (--help, --multirun, ...): leave them to Hydra
+    words = [word for word in sys.argv[1:] if word not in ("--multirun", "-m")]
+    if any(word.startswith("-") for word in words):  # Hydra's other flags (--help, ...): leave them to Hydra
         return
+    is_sweep = len(words) < len(sys.argv) - 1
     with hydra.initialize_config_module(CONFIG_PACKAGE, version_base="1.3"):
         try:
+            overrides = _first_of_sweeps(words) if is_sweep else words
             hydra.compose(config_name, overrides=overrides, return_hydra_config=True)
         except (HydraException, OmegaConfBaseException) as error:
             base = OmegaConf.to_container(hydra.compose(config_name), resolve=False)
             _fail(_explained(str(error), base))
 
 
+def _first_of_sweeps(overrides: list[str]) -> list[str]:
+    """The overrides of a sweep's first run."""
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    return [
+        f"{item.get_key_element()}={next(item.sweep_string_iterator())}"
+        if item.is_sweep_override()
+        else str(item.input_line)
+        for item in parsed
+    ]
+
+
 def _explained(message: str, base: Any) -> str:
     override = re.search(r"Could not override '([^']+)'", message)
     if override:
         return unknown_key(override.group(1), _dotted(base))
+    several = re.search(r"Ambiguous value for argument '([^'=]+)=([^']+)'", message)
+    if several:
+        key, values = several.groups()
+        return f"{key}={values} names several values; add --multirun to run each, or write {key}=[{values}]."
     group = re.search(
-        r"Could not find '([^']+)/([^'/]+)'\s+Available options in '[^']+':\s+([\s\S]+)", message
+        r"Could not find '([^']+)/([^'/]+)'\s+Available options in '[^']+':((?:\s+[\w-]+$)+)",
+        message,
+        re.MULTILINE,
     )
     if group:
-        names = ", ".join(group.group(3).split("\n\n")[0].split())
+        names = ", ".join(group.group(3).split())
         return f"There is no {group.group(1)} called '{group.group(2)}'; choose one of: {names}."
     return " ".join(message.split("\n\n")[0].split())
 

@@ -61,7 +61,9 @@ class EpisodeVideo:
         logging.getLogger("OpenGL").setLevel(logging.WARNING)  # it announces an optional module it lacks
         choose_gl_backend()
         try:
-            return self.task.make(render_mode="rgb_array")
+            environment = self.task.make(render_mode="rgb_array")
+            _follow_robot(environment)
+            return environment
         except Exception as error:
             self._give_up(error)
             return self.task.make()
@@ -126,6 +128,17 @@ class EpisodeVideo:
             except Exception as second:
                 log.debug("closing the video: %s", second)
         self._partial.unlink(missing_ok=True)
+
+
+def _follow_robot(environment: Any) -> None:
+    """Film through the model's camera ``track``, where there is one: a free camera lets the robot run off."""
+    renderer = getattr(environment.unwrapped, "mujoco_renderer", None)
+    if renderer is not None:
+        import mujoco
+
+        camera = mujoco.mj_name2id(environment.unwrapped.model, mujoco.mjtObj.mjOBJ_CAMERA, "track")
+        if camera >= 0:
+            renderer.camera_id = camera
 
 
 def captioned(frame: NDArray[Any], text: str) -> Frame:
