@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from flowpolicy.errors import CheckpointError
-from flowpolicy.storage import atomic_file
+from flowpolicy.storage import atomic_file, save_tensors
 
 LOG_STD_RANGE = (-20.0, 2.0)  # the clamp that stable-baselines3 puts on a SAC actor's log standard deviation
 
@@ -97,7 +96,7 @@ class ExpertActor:
             for name, tensor in self.tensors.items()
         }
         with atomic_file(path) as temporary:
-            save_file(half, str(temporary), metadata=header)
+            save_tensors(half, temporary, metadata=header)
 
     @classmethod
     def load(cls, path: Path | str) -> ExpertActor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +11,9 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from flowpolicy.data.store import Demonstrations, write_demonstrations
+from flowpolicy.data.store import Demonstrations, check_new, write_demonstrations
 from flowpolicy.errors import ConfigError, DataError
+from flowpolicy.evaluation.summary import versions
 from flowpolicy.settings import build, require
 from flowpolicy_envs.actor import ExpertActor
 from flowpolicy_envs.rollouts import Episode, run_episodes
@@ -105,8 +105,8 @@ def collect(
     Raises:
         ConfigError: fewer than one step or environment, or an actor of another environment.
     """
-    require(steps >= 1, "steps", steps, "at least 1")
-    require(num_envs >= 1, "num_envs", num_envs, "at least 1")
+    for name, number, least in (("steps", steps, 1), ("num_envs", num_envs, 1), ("seed", seed, 0)):
+        require(isinstance(number, int) and number >= least, name, number, f"an integer of at least {least}")
     require(len(actors) >= 1, "actors", list(actors), "at least one actor")
     for name, actor in actors.items():
         if actor.info.env_id != env_id:
@@ -177,8 +177,7 @@ def collect_store(
         DataError: a return outside the band, or ``out`` exists.
     """
     require(level in LEVELS, "level", level, f"one of {', '.join(LEVELS)}")
-    if Path(out).expanduser().exists():
-        raise DataError(f"{out} exists already; remove it or choose another out=...")
+    check_new(out)
     medium = build(MediumConfig, env["medium"] or {}, "env.medium")
     named = actors if actors is not None else medium.actors if level == "medium" else ("expert",)
     band = medium.band if level == "medium" else None
@@ -220,25 +219,6 @@ def check_band(demos: Demonstrations, band: tuple[float, float] | None, level: s
             f"The mean episode return is {mean:.0f}, outside the {level} band [{band[0]:g}, {band[1]:g}]; "
             f"name {direction} checkpoints with actors=[...], or add allow_outside_band=true."
         )
-
-
-def versions() -> dict[str, str]:
-    """Versions of what shapes a trajectory: the same actions give other returns under another simulator."""
-    found = {}
-    for package in (
-        "gymnasium",
-        "mujoco",
-        "gymnasium-robotics",
-        "gym-pusht",
-        "stable-baselines3",
-        "torch",
-        "numpy",
-    ):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _collect_share(

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from flowpolicy.data.normalization import Normalizer
@@ -19,7 +19,7 @@ from flowpolicy.flow import Objective, build_objective
 from flowpolicy.models.config import ModelConfig
 from flowpolicy.models.transformer import VelocityTransformer
 from flowpolicy.settings import build
-from flowpolicy.storage import atomic_folder
+from flowpolicy.storage import atomic_folder, save_tensors
 
 FORMAT_VERSION = 1
 Observations = Mapping[str, Any] | Any  # key -> (B, T_o, *shape), or the single array of key "observation"
@@ -261,16 +261,13 @@ class FlowPolicy(nn.Module):
         ``dtype`` is that of the network's weights on disk; normalisers stay float32.
         """
         content = {"format_version": FORMAT_VERSION, **dataclasses.asdict(self.config)}
-        tensors = {}
-        for name, tensor in self.state_dict().items():
-            stored = tensor.to(dtype) if name.startswith("network.") else tensor
-            tensors[name] = stored.detach().cpu().contiguous().clone()
+        tensors = {
+            name: tensor.to(dtype) if name.startswith("network.") else tensor
+            for name, tensor in self.state_dict().items()
+        }
         with atomic_folder(path) as folder:
             (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
-            try:
-                save_file(tensors, str(folder / "model.safetensors"))
-            except SafetensorError as error:  # safetensors reports a full disk so
-                raise OSError(28 if "No space" in str(error) else 5, str(error)) from error
+            save_tensors(tensors, folder / "model.safetensors")
         return Path(path)
 
     @classmethod
@@ -289,6 +286,9 @@ class FlowPolicy(nn.Module):
                     f"No checkpoint at {path}; give a folder with config.json and model.safetensors."
                 )
             folder = _from_hub(str(path))
+        inner = folder / "checkpoint"
+        if (inner / "config.json").is_file() and not (folder / "model.safetensors").exists():
+            raise CheckpointError(f"{path} is a run's folder; its policy is {inner}, give that.")
         config = _read_config(folder / "config.json")
         try:
             policy = cls(config)

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 from flowpolicy.errors import ConfigError
@@ -22,23 +22,24 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     Args:
         cls: a dataclass; it checks its own ranges when constructed.
         values: the settings, by field name.
-        where: what the message calls this group of settings, e.g. ``train``.
+        where: what the message calls this group of settings, e.g. ``train``; empty at the top.
 
     Raises:
         ConfigError: an unknown key (with the nearest valid one), a missing key, or a value of a wrong type.
     """
     fields = {item.name: item for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    prefix = f"{where}." if where else ""
     for key in values:
         if key not in fields:
-            raise ConfigError(unknown_key(f"{where}.{key}", [f"{where}.{name}" for name in fields]))
+            raise ConfigError(unknown_key(f"{prefix}{key}", [f"{prefix}{name}" for name in fields]))
     hints = typing.get_type_hints(cls)
-    arguments = {key: _checked(value, hints[key], f"{where}.{key}") for key, value in values.items()}
+    arguments = {key: _checked(value, hints[key], f"{prefix}{key}") for key, value in values.items()}
     for name, item in fields.items():
         has_default = (
             item.default is not dataclasses.MISSING or item.default_factory is not dataclasses.MISSING
         )
         if name not in arguments and not has_default:
-            raise ConfigError(f"{where}.{name} is missing; give it a value.")
+            raise ConfigError(f"{prefix}{name} is missing; give it a value.")
     return cls(**arguments)
 
 
@@ -80,7 +81,7 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
     if hint is Any:
         return value
     if origin is tuple and isinstance(value, (list, tuple)):
-        return tuple(value)
+        return _checked_tuple(value, typing.get_args(hint), where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-4 as a string
@@ -96,3 +97,14 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
             return build(expected, value, where)
         raise ConfigError(f"{where} is {value!r}; it must be of type {expected.__name__}.")
     return value
+
+
+def _checked_tuple(values: Sequence[Any], kinds: tuple[Any, ...], where: str) -> tuple[Any, ...]:
+    if kinds[1:] == (Ellipsis,):
+        kinds = kinds[:1] * len(values)
+    if len(values) != len(kinds):
+        raise ConfigError(f"{where} is {list(values)!r}; it must have {len(kinds)} entries.")
+    return tuple(
+        _checked(value, kind, f"{where}[{index}]")
+        for index, (value, kind) in enumerate(zip(values, kinds, strict=True))
+    )

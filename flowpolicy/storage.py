@@ -10,9 +10,13 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
 
 from flowpolicy.errors import FlowPolicyError
 
@@ -70,6 +74,16 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
         else:
             with contextlib.suppress(OSError):  # the folder itself may be what is wrong
                 temporary.unlink(missing_ok=True)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file; a full disk is the OSError that it is and not the library's own exception."""
+    stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    try:
+        save_file(stored, str(path), metadata=metadata)
+    except SafetensorError as error:
+        is_full = "No space" in str(error)
+        raise OSError(errno.ENOSPC if is_full else errno.EIO, str(error)) from error
 
 
 def write_json(path: Path | str, content: dict[str, Any]) -> None:

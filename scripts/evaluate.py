@@ -18,7 +18,7 @@ def main(config: dict[str, Any], run_dir: Path) -> None:
     start = time.time()
     env = config.pop("env", None)
     config.pop("run_dir", None)
-    settings = build(EvaluationConfig, config, "evaluate")
+    settings = build(EvaluationConfig, config, "")
     found = evaluate_sweep(settings, run_dir, env)
     print(found.table())
     files = found.write(run_dir)

@@ -9,8 +9,8 @@ from typing import Any
 
 from flowpolicy.cli import command_line, script
 from flowpolicy.errors import TaskError
-from flowpolicy.evaluation.summary import write_summary
-from flowpolicy.settings import build
+from flowpolicy.evaluation.summary import versions, write_summary
+from flowpolicy.settings import build, require
 
 
 @script("train_expert")
@@ -20,7 +20,6 @@ def main(config: dict[str, Any], run_dir: Path) -> None:
         import torch
 
         from flowpolicy_envs.actor import ExpertActor
-        from flowpolicy_envs.collection import versions
         from flowpolicy_envs.experts import ExpertConfig, train_expert
     except ImportError as error:
         raise TaskError(
@@ -30,14 +29,17 @@ def main(config: dict[str, Any], run_dir: Path) -> None:
     env = config["env"]
     if env["expert"] is None:
         raise TaskError(f"Task '{env['name']}' has no recipe for an expert; add env.expert to its YAML file.")
-    torch.set_num_threads(config["threads"])
+    seed, threads = config["seed"], config["threads"]
+    require(isinstance(seed, int) and seed >= 0, "seed", seed, "an integer of at least 0")
+    require(isinstance(threads, int) and threads >= 1, "threads", threads, "an integer of at least 1")
+    torch.set_num_threads(threads)
     recipe = build(ExpertConfig, env["expert"], "env.expert")
     start = time.time()
     actors = train_expert(
         env["env_id"],
         recipe,
         run_dir,
-        seed=config["seed"],
+        seed=seed,
         resume=config["resume"],
         progress_bar=sys.stderr.isatty(),
         command=command_line(),
@@ -50,7 +52,7 @@ def main(config: dict[str, Any], run_dir: Path) -> None:
         run_dir,
         task=env["name"],
         policy=f"expert:{recipe.algorithm}",
-        seed=config["seed"],
+        seed=seed,
         steps=info.steps,
         wall_seconds=time.time() - start,
         metrics={"return_mean": info.return_mean, "return_std": info.return_std},

@@ -52,6 +52,7 @@ def test_values_of_a_yaml_file_become_the_declared_types():
         ({"name": None}, "run.name"),
         ({"path": 3}, "run.path"),
         ({"sizes": 3}, "run.sizes"),
+        ({"sizes": [1, "b"]}, r"run.sizes\[1\] is 'b'; it must be of type int"),
         ({"inner": 3}, "run.inner"),
         ({"extra": [1]}, "run.extra"),
     ],
@@ -60,6 +61,13 @@ def test_mistakes_are_named_with_their_place(values, words):
     with pytest.raises(ConfigError, match=words) as refused:
         build(Outer, {**GIVEN, **values}, "run")
     assert "\n" not in str(refused.value)
+
+
+def test_the_top_level_has_no_prefix():
+    with pytest.raises(ConfigError, match=r"^steps is 'many'"):
+        build(Outer, {**GIVEN, "steps": "many"}, "")
+    with pytest.raises(ConfigError, match=r"^inner.width is 'wide'"):
+        build(Outer, {**GIVEN, "inner": {"width": "wide"}}, "")
 
 
 def test_a_missing_key_is_named():

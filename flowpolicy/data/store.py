@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from flowpolicy.data.zarr_reading import read_unchecked, resolve_path
+from flowpolicy.data.zarr_reading import import_zarr, listed, read_unchecked, resolve_path
 from flowpolicy.errors import DataError
 from flowpolicy.storage import atomic_file
 
@@ -94,7 +94,7 @@ def validate(demos: Demonstrations) -> None:
     where = demos.source
     if "action" not in demos.arrays:
         raise DataError(
-            f"{where} has no key 'action' (it has {_listed(demos.arrays)}); name the action array so."
+            f"{where} has no key 'action' (it has {listed(demos.arrays)}); name the action array so."
         )
     for key, array in demos.arrays.items():
         if array.dtype.kind not in "fiub":
@@ -177,8 +177,7 @@ def write_demonstrations(
 
     Nothing half-written stays behind: the store is written under a temporary name and renamed.
     """
-    import zarr
-
+    zarr = import_zarr()
     path = check_new(path)
     if zarr_format not in (2, 3):
         raise DataError(f"zarr_format is {zarr_format}; it must be 2 or 3.")
@@ -200,7 +199,7 @@ def write_demonstrations(
 
 def check_new(path: Path | str) -> Path:
     """``path``, expanded; refused where something stands there already."""
-    path = Path(path).expanduser()
+    path = Path(str(path)).expanduser()
     if path.exists() or path.is_symlink():
         raise DataError(f"{path} exists already; remove it or choose another name.")
     return path
@@ -228,7 +227,3 @@ def _write_array(group: Any, key: str, array: np.ndarray, zarr_format: int) -> N
     # go on after the error and bring a removed temporary store back.
     for start in range(0, len(array), rows):
         created[start : start + rows] = array[start : start + rows]
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names) or "none"

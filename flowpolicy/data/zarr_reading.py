@@ -25,9 +25,8 @@ def read_unchecked(
     Raises:
         DataError: where the store cannot be read at all; its content is not judged.
     """
-    import zarr
-
     path = resolve_path(path)
+    zarr = import_zarr()
     if not path.exists():
         raise DataError(f"No demonstrations at {path}; give an existing .zarr folder or .zarr.zip file.")
     store: Any = None
@@ -59,11 +58,26 @@ def read_unchecked(
             store.close()
 
 
+def import_zarr() -> Any:
+    """The zarr package, which only reading and writing stores needs.
+
+    Raises:
+        DataError: it is not installed.
+    """
+    try:
+        import zarr
+    except ImportError as error:
+        raise DataError(
+            "Demonstration stores need zarr; install it with: pip install 'flowpolicy[train]'."
+        ) from error
+    return zarr
+
+
 def resolve_path(path: Path | str) -> Path:
     """``path`` with ``~`` expanded; ``pkg://package/file`` becomes the file inside that installed package."""
     text = str(path)
     if not text.startswith("pkg:/"):  # a Path has made one slash of the two
-        return Path(path).expanduser()
+        return Path(text).expanduser()
     package, _, inside = text.removeprefix("pkg:").lstrip("/").partition("/")
     try:
         return Path(str(importlib.resources.files(package))) / inside
@@ -144,7 +158,7 @@ def _wanted(keys: Iterable[str], names: list[str], path: Path) -> list[str]:
     wanted = dict.fromkeys([*keys, "action", *(key for key in EPISODE_KEYS if key in names)])
     for key in wanted:
         if key not in names:
-            raise DataError(f"{path} has no key '{key}'; it has {_listed(names)}.")
+            raise DataError(f"{path} has no key '{key}'; it has {listed(names)}.")
     return list(wanted)
 
 
@@ -180,7 +194,8 @@ def _group_in_zip(path: Path) -> str:
     return roots.pop()
 
 
-def _listed(names: Iterable[str]) -> str:
+def listed(names: Iterable[str]) -> str:
+    """The names in quotes, for a message."""
     return ", ".join(f"'{name}'" for name in names) or "none"
 
 

@@ -12,8 +12,8 @@ import sys
 logger = logging.getLogger(__name__)
 
 NO_GL_BACKEND = (
-    "No off-screen OpenGL works here, so there is no video; install libegl1 or libosmesa6 "
-    "(Debian, Ubuntu: apt-get install libegl1) or set MUJOCO_GL to one that does."
+    "no off-screen OpenGL works here (install libegl1 or libosmesa6, on Debian and Ubuntu with "
+    "apt-get install libegl1, or set MUJOCO_GL to one that does)"
 )
 _PROBE = "import mujoco; c = mujoco.GLContext(8, 8); c.make_current(); c.free()"
 

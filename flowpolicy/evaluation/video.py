@@ -56,12 +56,15 @@ class EpisodeVideo:
 
     def make(self) -> Any:
         """Make the task's environment so that it renders frames, or plainly where that cannot be."""
-        from flowpolicy.evaluation.rendering import choose_gl_backend
+        from flowpolicy.evaluation.rendering import NO_GL_BACKEND, choose_gl_backend
 
         logging.getLogger("OpenGL").setLevel(logging.WARNING)  # it announces an optional module it lacks
-        choose_gl_backend()
+        backend = choose_gl_backend()
         try:
             environment = self.task.make(render_mode="rgb_array")
+            if backend is None and hasattr(environment.unwrapped, "mujoco_renderer"):
+                self._give_up(RuntimeError(NO_GL_BACKEND))
+                return environment
             _follow_robot(environment)
             return environment
         except Exception as error:

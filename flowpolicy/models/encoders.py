@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from flowpolicy.errors import ConfigError
 from flowpolicy.models.config import ModelConfig
-
-
-class ObservationEncoder(Protocol):
-    """What the network needs of an encoder: normalised observations to tokens ``(B, S, d)``."""
-
-    def __call__(self, observation: Mapping[str, Tensor]) -> Tensor:
-        """Encode key -> ``(B, T_o, *shape)``."""
-        ...
 
 
 class StateEncoder(nn.Module):

@@ -33,6 +33,7 @@ class CSVLogger:
     def __init__(self, run_dir: Path, resume_step: int = 0) -> None:
         self.path = run_dir / "metrics.csv"
         self.rows: dict[int, dict[str, Any]] = {}
+        self._columns: list[str] = []  # of the file as this run wrote it
         if resume_step and self.path.exists():
             for row in read_metrics(self.path):
                 step = int(row["step"])
@@ -40,11 +41,17 @@ class CSVLogger:
                     self.rows[step] = {**row, "step": step}
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Add to the row of ``step`` and rewrite the file (it is small, and never half-written)."""
-        self.rows.setdefault(step, {"step": step}).update(metrics)
-        columns = list(dict.fromkeys(key for row in self.rows.values() for key in row))
+        """Append a row of known columns; a new column, or more of an old step, rewrites the file whole."""
+        is_new = step not in self.rows
+        row = self.rows.setdefault(step, {"step": step})
+        row.update(metrics)
+        if is_new and set(row) <= set(self._columns):
+            with self.path.open("a", newline="") as file:
+                csv.DictWriter(file, self._columns, restval="").writerow(row)
+            return
+        self._columns = list(dict.fromkeys(key for row in self.rows.values() for key in row))
         with atomic_file(self.path) as temporary, temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns, restval="")
+            writer = csv.DictWriter(file, self._columns, restval="")
             writer.writeheader()
             writer.writerows(self.rows.values())
 
@@ -53,11 +60,10 @@ class CSVLogger:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Rows of a ``metrics.csv``, empty cells left out."""
+    """Rows of a ``metrics.csv``, empty cells left out; a last line that a killed run cut off is dropped."""
     with path.open(newline="") as file:
-        return [
-            {key: float(value) for key, value in row.items() if value != ""} for row in csv.DictReader(file)
-        ]
+        whole = [row for row in csv.DictReader(file) if None not in row.values()]
+    return [{key: float(value) for key, value in row.items() if value != ""} for row in whole]
 
 
 class TensorBoardLogger:

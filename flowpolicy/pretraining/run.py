@@ -14,7 +14,8 @@ import torch
 
 from flowpolicy.data.sampling import ChunkSampler, low_dimensional
 from flowpolicy.data.store import Demonstrations, read_demonstrations
-from flowpolicy.errors import ConfigError
+from flowpolicy.data.zarr_reading import resolve_path
+from flowpolicy.errors import ConfigError, DataError
 from flowpolicy.evaluation.plots import plot_learning_curves
 from flowpolicy.evaluation.result import EvaluationResult
 from flowpolicy.evaluation.rollout import check_spaces, evaluate
@@ -70,7 +71,7 @@ def pretrain(settings: Mapping[str, Any], run_dir: Path, *, command: str = "") -
     Raises:
         FlowPolicyError: a setting, the demonstrations, the task or a saved state is not usable.
     """
-    config = build(PretrainConfig, {k: v for k, v in settings.items() if k != "run_dir"}, "config")
+    config = build(PretrainConfig, {k: v for k, v in settings.items() if k != "run_dir"}, "")
     with processes() as group:
         return _run(config, run_dir, command, group)
 
@@ -86,10 +87,7 @@ def _run(config: PretrainConfig, run_dir: Path, command: str, group: Processes) 
         raise ConfigError(
             f"{run_dir} holds a run already; add resume=true to continue it, or choose another run_dir."
         )
-    path = config.data.path or config.env.get("demonstrations")
-    if not path:
-        raise ConfigError(f"Task '{task.name}' names no demonstrations; add data.path=STORE.")
-    demos = read_demonstrations(path, config.data.observation_keys)
+    demos = _demonstrations(config, task)
     torch.manual_seed(config.seed)
     policy = make_policy(config, task, demos)
     environment = task.make()
@@ -149,6 +147,20 @@ def _run(config: PretrainConfig, run_dir: Path, command: str, group: Processes) 
         wall_seconds=time.perf_counter() - started, metrics=metrics, checkpoint=str(run_dir / CHECKPOINT),
         command=command, parameters=policy.num_parameters(),
     )  # fmt: skip
+
+
+def _demonstrations(config: PretrainConfig, task: Task) -> Demonstrations:
+    """The store that ``data.path`` names, or else the task's own."""
+    default = config.env.get("demonstrations")
+    if not config.data.path and not default:
+        raise ConfigError(f"Task '{task.name}' names no demonstrations; add data.path=STORE.")
+    if not config.data.path and not resolve_path(default).exists():
+        raise DataError(
+            f"The demonstrations of '{task.name}' are not at {default} yet; make them with "
+            f"scripts/collect_demos.py env={task.name}, or import a recording with "
+            f"scripts/import_demos.py env={task.name} source=FILE out={default}."
+        )
+    return read_demonstrations(config.data.path or default, config.data.observation_keys)
 
 
 def _plot(run_dir: Path, task: Task, policy: str, metrics: dict[str, Any]) -> None:

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from flowpolicy.errors import CheckpointError
-from flowpolicy.storage import atomic_folder
+from flowpolicy.storage import atomic_folder, save_tensors
 
 STATE_FOLDER = "training_state"
 
@@ -42,11 +42,7 @@ class TrainingState:
         content = {"step": self.step, "settings": settings}
         with atomic_folder(run_dir / STATE_FOLDER) as folder:
             (folder / "state.json").write_text(json.dumps(content, indent=2) + "\n")
-            stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-            try:
-                save_file(stored, str(folder / "state.safetensors"))
-            except SafetensorError as error:
-                raise OSError(28 if "No space" in str(error) else 5, str(error)) from error
+            save_tensors(tensors, folder / "state.safetensors")
 
     def load(self, run_dir: Path, settings: Mapping[str, Any]) -> bool:
         """Continue from ``run_dir``; False where there is nothing to continue from.
