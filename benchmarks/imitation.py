@@ -46,10 +46,10 @@ class Run:
         return RUNS / self.env / f"{self.label or self.policy}-seed{self.seed}"
 
 
-def _policies(env: str, seeds: range, **settings: Any) -> list[Run]:
-    flows = [Run(env, policy, seed, (1, 2, 4, 16), **settings) for seed in seeds for policy in FLOWS]
+def _policies(env: str, seeds: range, steps: tuple[int, ...] = (1, 2, 4, 16), **settings: Any) -> list[Run]:
+    flows = [Run(env, policy, seed, steps, **settings) for seed in seeds for policy in FLOWS]
     baselines = (("regression", 1), ("mip", 2))
-    return flows + [Run(env, name, seed, (steps,), **settings) for seed in seeds for name, steps in baselines]
+    return flows + [Run(env, name, seed, (count,), **settings) for seed in seeds for name, count in baselines]
 
 
 def _push_t(policy: str, episodes: int = 200, **settings: Any) -> Run:
@@ -60,14 +60,14 @@ def _push_t(policy: str, episodes: int = 200, **settings: Any) -> Run:
 
 SUITES: dict[str, list[Run]] = {
     "hopper": _policies("hopper", range(3)),
-    "walker2d": _policies("walker2d", range(1)),
-    "halfcheetah": _policies("halfcheetah", range(1)),
+    "walker2d": _policies("walker2d", range(1), (1, 4)),
+    "halfcheetah": _policies("halfcheetah", range(1), (1, 4)),
     "pusht": [_push_t("flow_matching"), _push_t("shortcut")],
     "pusht-baselines": [_push_t("regression"), _push_t("mip")],
     "pusht-90": [_push_t("flow_matching", options=("data.max_episodes=90",), label="flow_matching-90")],
     "adroit_door": [Run("adroit_door", "flow_matching", seed, (4,)) for seed in range(3)],
-    "walker2d-more": _policies("walker2d", range(1, 3)),
-    "halfcheetah-more": _policies("halfcheetah", range(1, 3)),
+    "walker2d-more": _policies("walker2d", range(1, 3), (1, 4)),
+    "halfcheetah-more": _policies("halfcheetah", range(1, 3), (1, 4)),
 }
 
 

@@ -151,16 +151,16 @@ def _run(config: PretrainConfig, run_dir: Path, command: str, group: Processes) 
 
 def _demonstrations(config: PretrainConfig, task: Task) -> Demonstrations:
     """The store that ``data.path`` names, or else the task's own."""
-    default = config.env.get("demonstrations")
-    if not config.data.path and not default:
+    path = config.data.path or config.env.get("demonstrations")
+    if not path:
         raise ConfigError(f"Task '{task.name}' names no demonstrations; add data.path=STORE.")
-    if not config.data.path and not resolve_path(default).exists():
+    if not config.data.path and not resolve_path(path).exists():
         raise DataError(
-            f"The demonstrations of '{task.name}' are not at {default} yet; make them with "
+            f"The demonstrations of '{task.name}' are not at {path} yet; make them with "
             f"scripts/collect_demos.py env={task.name}, or import a recording with "
-            f"scripts/import_demos.py env={task.name} source=FILE out={default}."
+            f"scripts/import_demos.py env={task.name} source=FILE out={path}."
         )
-    return read_demonstrations(config.data.path or default, config.data.observation_keys)
+    return read_demonstrations(path, config.data.observation_keys)
 
 
 def _plot(run_dir: Path, task: Task, policy: str, metrics: dict[str, Any]) -> None:
