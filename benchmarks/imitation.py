@@ -84,6 +84,7 @@ def train_and_evaluate(run: Run, threads: int) -> None:
         _script(
             "evaluate",
             f"checkpoint={(trained / 'checkpoint').relative_to(ROOT)}",
+            f"env={run.env}",
             f"num_steps={main}",
             f"k_sweep=[{sweep}]",
             f"episodes={run.episodes}",

@@ -34,7 +34,7 @@ class MediumConfig:
         band: lowest and highest mean episode return allowed; None allows any.
     """
 
-    actors: tuple[str, ...] = ()
+    actors: tuple[str | int, ...] = ()
     band: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:

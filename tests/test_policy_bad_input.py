@@ -223,10 +223,10 @@ def test_a_failed_save_keeps_the_old_checkpoint(tmp_path: Path, monkeypatch):
     folder = make_policy().save(tmp_path / "checkpoint")
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
 
-    def full(*_: Any) -> None:
+    def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("flowpolicy.policy.save_file", full)
+    monkeypatch.setattr("flowpolicy.storage.save_file", full)
     with pytest.raises(FlowPolicyError) as refusal:
         make_policy().save(folder)
     assert_one_sentence(str(refusal.value), "disk is full")

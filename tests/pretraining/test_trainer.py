@@ -244,8 +244,8 @@ def test_a_run_leaves_what_it_promises(tmp_path, store):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"train": {"stepz": 3}}, r"did you mean 'config.train.steps'"),
-        ({"polcy": {}}, r"did you mean 'config.policy'"),
+        ({"train": {"stepz": 3}}, r"did you mean 'train.steps'"),
+        ({"polcy": {}}, r"did you mean 'policy'"),
         ({"policy": {"name": "shortcut", "max_step": 3}}, "max_steps"),
         ({"seed": -1}, "seed is -1"),
         ({"device": "cuda:77"}, "device=cuda:77 is not available"),
