@@ -101,14 +101,15 @@ def plot(content: dict[str, Any], path: Path) -> None:
             steps, [row["energy_distance"] for row in few], "o-", color=color, label=name.replace("_", " ")
         )
     axes[0].set(ylabel=f"RMS to own K = {REFERENCE}, normalised", title="Error of few steps")
-    axes[1].set(ylabel="energy distance", title="Distance to demonstrated chunks")
+    axes[1].set(ylabel="energy distance", title="Distance to demonstrated chunks (unbiased)")
     for axis in axes:
         axis.set_xscale("log", base=2)
         axis.set_xticks(STEPS, [str(step) for step in STEPS])
         axis.set_xlabel("integration steps K")
-        axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylim(bottom=0)
+    axes[1].axhline(0, color="#999999", lw=0.8)
     axes[0].legend(frameon=False)
     figure.savefig(path, dpi=130)
 

@@ -1,0 +1,50 @@
+"""Copy the checkpoints that later work starts from to benchmarks/checkpoints, in half precision.
+
+    python benchmarks/keep_checkpoints.py
+
+Takes them from the runs of benchmarks/imitation.py; the command that made each is written beside them.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from flowpolicy import FlowPolicy
+from flowpolicy.storage import write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+RUNS = ROOT / "runs" / "benchmarks" / "imitation"
+KEPT = (
+    "hopper/shortcut-seed0",
+    "hopper/shortcut-seed1",
+    "hopper/shortcut-seed2",
+    "hopper/flow_matching-seed0",
+    "walker2d/shortcut-seed0",
+    "halfcheetah/shortcut-seed0",
+    "pusht/flow_matching-seed0",
+    "pusht/shortcut-seed0",
+    "adroit_door/flow_matching-seed0",
+)
+
+
+def main() -> None:
+    target = ROOT / "benchmarks" / "checkpoints"
+    made = {}
+    for name in KEPT:
+        training = RUNS / name / "train"
+        if not (training / "summary.json").exists():
+            print(f"{name}: no finished run, skipped")
+            continue
+        folder = target / name.replace("/", "-")
+        FlowPolicy.load(training / "checkpoint").save(folder, dtype=torch.float16)
+        summary = json.loads((training / "summary.json").read_text())
+        made[folder.name] = {key: summary[key] for key in ("command", "date", "versions", "machine")}
+        print(folder.relative_to(ROOT))
+    write_json(target / "commands.json", made)
+
+
+if __name__ == "__main__":
+    main()
