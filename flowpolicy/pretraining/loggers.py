@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from flowpolicy.errors import ConfigError
+from flowpolicy.errors import ConfigError, FlowPolicyError
 from flowpolicy.storage import atomic_file
 
 logger = logging.getLogger(__name__)
@@ -46,8 +46,13 @@ class CSVLogger:
         row = self.rows.setdefault(step, {"step": step})
         row.update(metrics)
         if is_new and set(row) <= set(self._columns):
-            with self.path.open("a", newline="") as file:
-                csv.DictWriter(file, self._columns, restval="").writerow(row)
+            try:
+                with self.path.open("a", newline="") as file:
+                    csv.DictWriter(file, self._columns, restval="").writerow(row)
+            except OSError as error:
+                raise FlowPolicyError(
+                    f"{self.path} cannot be written ({error.strerror or error}); mend that and continue with resume=true."
+                ) from error
             return
         self._columns = list(dict.fromkeys(key for row in self.rows.values() for key in row))
         with atomic_file(self.path) as temporary, temporary.open("w", newline="") as file:
