@@ -51,7 +51,8 @@ class CSVLogger:
                     csv.DictWriter(file, self._columns, restval="").writerow(row)
             except OSError as error:
                 raise FlowPolicyError(
-                    f"{self.path} cannot be written ({error.strerror or error}); mend that and continue with resume=true."
+                    f"{self.path} cannot be written ({error.strerror or error}); "
+                    "mend that and continue with resume=true."
                 ) from error
             return
         self._columns = list(dict.fromkeys(key for row in self.rows.values() for key in row))
