@@ -8,12 +8,13 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 try:
     import hydra
+    from filelock import FileLock, Timeout
     from hydra.core.hydra_config import HydraConfig
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -42,15 +43,17 @@ def script(config_name: str) -> Callable[[Main], Callable[[], None]]:
         def job(config: DictConfig) -> None:
             run_dir = Path(HydraConfig.get().runtime.output_dir)
             try:
-                main(_plain(config), run_dir)
+                with _alone_in(run_dir):
+                    main(_plain(config), run_dir)
             except FlowPolicyError as error:
-                with contextlib.suppress(
-                    OSError
-                ):  # Hydra made the folder; one that is still empty says nothing
-                    run_dir.rmdir()
                 _fail(str(error))
             except KeyboardInterrupt:
                 _fail(f"Interrupted; what was finished is in {run_dir}.", status=130)
+            finally:
+                # Hydra made the folder. Empty, it says nothing: a refused command, or a later process of
+                # torchrun whose clock had moved on to another name.
+                with contextlib.suppress(OSError):
+                    run_dir.rmdir()
 
         def program() -> None:
             logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -62,6 +65,28 @@ def script(config_name: str) -> Callable[[Main], Callable[[], None]]:
         return program
 
     return decorate
+
+
+@contextlib.contextmanager
+def _alone_in(run_dir: Path) -> Iterator[None]:
+    """Refuse a folder that another program is writing to; the processes of one torchrun share it."""
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    lock = FileLock(run_dir / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise FlowPolicyError(
+            f"Another program is writing to {run_dir}; wait for it, or choose another run_dir."
+        ) from error
+    except OSError as error:
+        raise FlowPolicyError(f"{run_dir} cannot be written to: {error.strerror or error}.") from error
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
 
 def command_line() -> str:

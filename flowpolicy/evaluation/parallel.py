@@ -20,11 +20,12 @@ from flowpolicy.settings import require
 Loader = Callable[[str], ChunkPolicy]
 
 
-def load_policy(checkpoint: str) -> ChunkPolicy:
+def load_policy(checkpoint: str, device: str = "cpu") -> ChunkPolicy:
     """Load a policy for evaluation (the default loader of :func:`evaluate_checkpoint`)."""
+    from flowpolicy.device import resolve_device
     from flowpolicy.policy import FlowPolicy
 
-    return FlowPolicy.load(checkpoint)
+    return FlowPolicy.load(checkpoint).to(resolve_device(device))
 
 
 def evaluate_checkpoint(

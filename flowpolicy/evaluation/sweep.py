@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ class EvaluationConfig:
         zero_noise: x_0 = 0 in place of a draw from N(0, I).
         video: episodes to film at ``num_steps``.
         force: evaluate a K that a fine-tuned checkpoint was not tuned for.
+        device: of the policy; ``auto`` takes a GPU where there is one.
         threads: CPU threads of torch; None leaves its choice.
     """
 
@@ -46,6 +48,7 @@ class EvaluationConfig:
     zero_noise: bool = False
     video: int = 0
     force: bool = False
+    device: str = "auto"
     threads: int | None = None
 
     def __post_init__(self) -> None:
@@ -138,7 +141,7 @@ def evaluate_sweep(
 
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    policy: Any = load_policy(config.checkpoint)
+    policy: Any = load_policy(config.checkpoint, config.device)
     settings = env if env is not None else policy.task
     if not settings:
         raise ConfigError(
@@ -149,13 +152,14 @@ def evaluate_sweep(
     steps = sorted({main, *config.k_sweep})
     for value in steps:  # before any rollout: a sweep must not end in a refusal after an hour
         policy.check_steps(value, config.solver or policy.config.tuned_solver, allow_any_steps=config.force)
+    in_worker = functools.partial(load_policy, device=config.device)
     results = {}
     for value in steps:
         filmed = config.video if value == main else 0
         results[value] = evaluate_checkpoint(
             config.checkpoint,
             task,
-            load=load_policy if config.workers > 1 else lambda _: policy,
+            load=in_worker if config.workers > 1 else lambda _: policy,
             episodes=config.episodes,
             workers=config.workers,
             seed=config.seed,

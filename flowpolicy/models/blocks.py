@@ -7,7 +7,8 @@ in, so that a sampler can compute those once and cache, skip or fuse the rest.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,11 +24,38 @@ class KeyValue(NamedTuple):
     value: Tensor
 
 
-class Dropout(nn.Module):
-    """Dropout whose CPU mask costs a quarter of PyTorch's, which draws one word of randomness an element.
+class _DropPositions(torch.autograd.Function):
+    """Zeroes elements at given flat positions and scales the rest; so does its gradient."""
 
-    Here a 64-bit word serves four elements, 16 bits each; the probability is rounded to 1/65536.
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, positions: Tensor, scale: float) -> Tensor:
+        """``x`` of any shape, ``positions`` ``(N,)`` into its flattened form."""
+        ctx.save_for_backward(positions)
+        ctx.scale = scale
+        return _drop(x, positions, scale)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        """The same linear map; positions and scale have no gradient."""
+        (positions,) = ctx.saved_tensors
+        return _drop(gradients[0], positions, ctx.scale), None, None
+
+
+def _drop(x: Tensor, positions: Tensor, scale: float) -> Tensor:
+    result = torch.mul(x, scale).contiguous()
+    result.view(-1).index_fill_(0, positions, 0.0)
+    return result
+
+
+class Dropout(nn.Module):
+    """Dropout that draws, on a CPU and for small probabilities, the dropped positions and no mask.
+
+    PyTorch draws a random number for each element on one thread, which takes longer than the matrix product
+    before it. The gaps between dropped elements of independent Bernoulli trials are geometric, so that
+    about probability * elements draws give the same distribution.
     """
+
+    SPARSE = 0.15  # above this a mask is as cheap
 
     def __init__(self, probability: float) -> None:
         super().__init__()
@@ -35,14 +63,27 @@ class Dropout(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Zero elements with the probability and scale the rest; the identity outside training."""
-        if not self.training or self.probability == 0.0:
+        p = self.probability
+        if not self.training or p == 0.0:
             return x
-        if x.device.type != "cpu":
-            return F.dropout(x, self.probability)
-        words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-        lanes = words.view(torch.int16)[: x.numel()].view(x.shape)
-        keep = (lanes >= round(self.probability * 2**16) - 2**15).to(x.dtype)
-        return x * keep.mul_(1.0 / (1.0 - self.probability))
+        if x.device.type != "cpu" or p > self.SPARSE:
+            return F.dropout(x, p)
+        positions, scale = bernoulli_positions(p, x.numel()), 1.0 / (1.0 - p)
+        kept: Tensor = _DropPositions.apply(x, positions, scale)  # type: ignore[no-untyped-call]
+        return kept
+
+
+def bernoulli_positions(probability: float, count: int) -> Tensor:
+    """The successes among ``count`` independent trials, ascending, int64 on the CPU."""
+    expected = probability * count
+    draws = int(expected + 6.0 * math.sqrt(expected) + 16)  # enough but for one time in a billion
+    last, parts = -1, []
+    while last < count:
+        part = torch.empty(draws, dtype=torch.int64).geometric_(probability).cumsum(0).add_(last)
+        parts.append(part)
+        last = int(part[-1])
+    positions = torch.cat(parts) if len(parts) > 1 else parts[0]
+    return positions[: int(torch.searchsorted(positions, count))]
 
 
 class Branch(nn.Module):
@@ -62,7 +103,7 @@ class Branch(nn.Module):
 
     def forward(self, x: Tensor, modulation: Tensor, context: KeyValue) -> Tensor:
         """The gated output ``(B, T, d)``, to be added to ``x``."""
-        shift, scale, gate = modulation[:, 0:1], modulation[:, 1:2], modulation[:, 2:3]
+        shift, scale, gate = modulation.unsqueeze(2).unbind(1)
         tokens = shift + F.layer_norm(x, (self.width,)) * (1 + scale)
         gated: Tensor = gate * self.dropout(self.transform(tokens, context))
         return gated
@@ -83,9 +124,9 @@ class QKNorm(nn.Module):
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d_h)) v for ``(B, H, T, d_h)`` and ``(B, H, S, d_h)``."""
     if query.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-        # On a CPU the backward pass of attention is many times slower in bfloat16 than in float32.
-        with torch.autocast("cpu", enabled=False):
-            return F.scaled_dot_product_attention(query.float(), key.float(), value.float())
+        # The fused kernel's backward pass is slow here, and many times slower in bfloat16.
+        weights = torch.softmax(query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5, dim=-1)
+        return weights @ value
     return F.scaled_dot_product_attention(query, key, value)
 
 

@@ -119,10 +119,10 @@ class VelocityTransformer(nn.Module):
     def velocity(self, x: Tensor, modulations: tuple[Tensor, Tensor], context: Context) -> Tensor:
         """v ``(B, T, A)`` for a normalised noisy chunk ``x`` ``(B, T, A)``."""
         per_block, last = modulations
-        shift, scale = last[:, 0:1], last[:, 1:2]
+        shift, scale = last.unsqueeze(2).unbind(1)
         h = self.embed_action(x) + self.position
-        for index, block in enumerate(self.blocks()):
-            h = h + block.module(h, per_block[:, index], context[block.layer])
+        for modulation, block in zip(per_block.unbind(1), self.blocks(), strict=True):
+            h = h + block.module(h, modulation, context[block.layer])
         h = shift + F.layer_norm(h, (self.config.width,)) * (1 + scale)
         result: Tensor = self.output(h)
         return result

@@ -15,6 +15,7 @@ import torch
 from flowpolicy.data.sampling import ChunkSampler, low_dimensional
 from flowpolicy.data.store import Demonstrations, read_demonstrations
 from flowpolicy.data.zarr_reading import resolve_path
+from flowpolicy.device import resolve_device
 from flowpolicy.errors import ConfigError, DataError
 from flowpolicy.evaluation.plots import plot_learning_curves
 from flowpolicy.evaluation.result import EvaluationResult
@@ -80,7 +81,7 @@ def _run(config: PretrainConfig, run_dir: Path, command: str, group: Processes) 
     started = time.perf_counter()
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
-    device = _device(config.device, group)
+    device = resolve_device(config.device, group.local_rank)
     task = task_from(config.env)
     saved_settings = _settings_of(config)
     if (run_dir / STATE_FOLDER).exists() and not config.resume:
@@ -249,16 +250,3 @@ def _settings_of(config: PretrainConfig) -> dict[str, Any]:
     for key in (*reporting, "loggers", "wandb", "threads", "validate_every"):
         del settings["train"][key]
     return settings
-
-
-def _device(name: str, group: Processes) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda", group.local_rank) if torch.cuda.is_available() else torch.device("cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(
-            f"device={name} is not available on this machine; use device=auto or device=cpu."
-        ) from error
-    return device

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from flowpolicy.errors import ConfigError
+from flowpolicy.models.blocks import Dropout, attend, bernoulli_positions
 from flowpolicy.models.config import ModelConfig
 from flowpolicy.models.transformer import VelocityTransformer
 
@@ -153,6 +154,43 @@ def test_dropout_acts_in_training_only():
     assert torch.equal(network(x, t, level, context), network(x, t, level, context))
     network.train()
     assert not torch.equal(network(x, t, level, context), network(x, t, level, context))
+
+
+@pytest.mark.parametrize("probability", [0.01, 0.1])
+def test_dropped_positions_are_independent_bernoulli_trials(probability):
+    torch.manual_seed(0)
+    count, repeats = 997, 4000
+    hits = torch.zeros(repeats, count)
+    for row in hits:
+        positions = bernoulli_positions(probability, count)
+        assert positions.unique().equal(positions)
+        row[positions] = 1.0
+    variance = probability * (1 - probability)
+    standard_error = (variance / hits.numel()) ** 0.5
+    assert abs(hits.mean() - probability) < 4 * standard_error
+    assert (hits.mean(0) - probability).abs().max() < 5 * (variance / repeats) ** 0.5  # every position alike
+    # The number of successes varies as a binomial's does; neighbours are uncorrelated.
+    assert abs(hits.sum(1).var() / (count * variance) - 1) < 4 * (2 / repeats) ** 0.5
+    pairs = (hits[:, 1:] * hits[:, :-1]).mean()
+    assert abs(pairs - probability**2) < 5 * probability / (repeats * count) ** 0.5
+
+
+def test_dropout_keeps_the_mean_and_its_gradient_is_its_own_mask():
+    torch.manual_seed(0)
+    dropout, x = Dropout(0.1).train(), torch.ones(64, 50, 30, requires_grad=True)
+    y = dropout(x)
+    assert y.detach().unique().tolist() == pytest.approx([0.0, 1 / 0.9])
+    assert abs(y.mean().item() - 1) < 0.01
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach())
+
+
+def test_attention_under_autocast_agrees_with_the_fused_kernel():
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 8, 4, 5, 16).unbind(0)
+    expected = attend(query, key, value)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.allclose(attend(query, key, value).float(), expected, atol=0.03)
 
 
 def test_initial_weights_repeat_with_the_seed():

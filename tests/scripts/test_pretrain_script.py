@@ -14,6 +14,7 @@ TINY = [
     "model.width=16", "model.depth=1", "train.steps=20", "train.batch_size=16", "train.validate_every=10",
     "train.log_every=10", "train.num_envs=2", "train.threads=1",
 ]  # fmt: skip
+STORE = "path=envs/assets/hopper-medium.zarr.zip"
 SUMMARY = {"task", "policy", "seed", "steps", "wall_seconds", "metrics", "checkpoint", "versions", "command"}
 
 
@@ -119,3 +120,27 @@ def test_torchrun_trains_with_two_processes(mujoco, repo_root, tmp_path):
     assert done.stdout.count("summary.json") == 1  # one of the two speaks
     assert json.loads((tmp_path / "summary.json").read_text())["steps"] == 20
     FlowPolicy.load(tmp_path / "checkpoint")
+
+
+def test_a_run_folder_in_use_is_refused_and_one_a_killed_run_left_is_not(mujoco, repo_root, tmp_path):
+    filelock = pytest.importorskip("filelock")
+    (tmp_path / ".lock").touch()  # what a killed run leaves
+    with filelock.FileLock(tmp_path / ".lock"):
+        done = run(repo_root, "scripts/inspect_demos.py", STORE, f"run_dir={tmp_path}", fails=True)
+        assert done.stderr.strip() == (
+            f"Another program is writing to {tmp_path}; wait for it, or choose another run_dir."
+        )
+    (tmp_path / ".lock").touch()
+    run(repo_root, "scripts/inspect_demos.py", STORE, f"run_dir={tmp_path}")
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_a_device_this_machine_lacks_is_refused(pretrained, repo_root, tmp_path):
+    done = run(
+        repo_root, "scripts/evaluate.py", f"checkpoint={pretrained[1] / 'checkpoint'}", "device=cuda:77",
+        f"run_dir={tmp_path / 'run'}", fails=True,
+    )  # fmt: skip
+    assert done.stderr.strip() == (
+        "device=cuda:77 is not available on this machine; use device=auto or device=cpu."
+    )
+    assert not (tmp_path / "run").exists()
