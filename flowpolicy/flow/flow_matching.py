@@ -69,6 +69,10 @@ class FlowMatching:
         """K times the solver's evaluations a step."""
         return num_steps * SOLVERS[solver].evaluations
 
+    def level_of(self, num_steps: int) -> int:
+        """0, the instantaneous velocity, whatever K."""
+        return 0
+
     def sample(self, network: Network, context: Any, noise: Tensor, num_steps: int, solver: str) -> Tensor:
         """Integrate from x_0 at t = 0 to t = 1."""
         self.check_steps(num_steps, solver)

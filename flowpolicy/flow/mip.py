@@ -76,6 +76,10 @@ class MIP:
         """Two."""
         return 2
 
+    def level_of(self, num_steps: int) -> int:
+        """Refused: no flow is integrated."""
+        raise ConfigError("A mip policy has no flow to fine-tune; take a flow_matching or a shortcut one.")
+
     def sample(self, network: Network, context: Any, noise: Tensor, num_steps: int, solver: str) -> Tensor:
         """The second prediction; ``noise`` gives only the shape."""
         self.check_steps(num_steps, solver)

@@ -87,6 +87,10 @@ class Objective(Protocol):
         """Network evaluations of one sample."""
         ...
 
+    def level_of(self, num_steps: int) -> int:
+        """Step-size level of K equal Euler steps; a ConfigError where nothing is integrated."""
+        ...
+
     def sample(self, network: Network, context: Any, noise: Tensor, num_steps: int, solver: str) -> Tensor:
         """A normalised chunk ``(B, T, A)`` from x_0 ``(B, T, A)``."""
         ...

@@ -59,6 +59,12 @@ class Regression:
         """One."""
         return 1
 
+    def level_of(self, num_steps: int) -> int:
+        """Refused: no flow is integrated."""
+        raise ConfigError(
+            "A regression policy has no flow to fine-tune; take a flow_matching or a shortcut one."
+        )
+
     def sample(self, network: Network, context: Any, noise: Tensor, num_steps: int, solver: str) -> Tensor:
         """The prediction; ``noise`` gives only the shape."""
         self.check_steps(num_steps, solver)

@@ -1,0 +1,1 @@
+"""ReinFlow: online fine-tuning of flow policies by PPO over the denoising chain."""

@@ -1,0 +1,161 @@
+"""The networks of ReinFlow as a stable-baselines3 policy: acting in raw environments, one action a call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3.common.policies import BasePolicy
+from torch import Tensor
+
+from flowpolicy.errors import FlowPolicyError
+from flowpolicy.finetuning.chain import NoisyFlow
+from flowpolicy.finetuning.critic import Critic
+from flowpolicy.finetuning.noise import NoiseConfig, observation_size
+from flowpolicy.policy import FlowPolicy
+
+State = tuple[np.ndarray, ...]
+
+
+class FlowActorCritic(BasePolicy):
+    """A flow policy, its noise network, and a critic.
+
+    Args:
+        observation_space: of one environment: a Box, which is the key ``observation``, or a Dict of Boxes.
+        action_space: of one environment.
+        flow_policy: the pretrained policy; its network is trained in place.
+        num_steps: K.
+        execute_horizon: T_e.
+        noise: settings of the noise network.
+        critic_hidden: widths of the critic.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Box,
+        *,
+        flow_policy: FlowPolicy,
+        num_steps: int,
+        execute_horizon: int,
+        noise: NoiseConfig,
+        critic_hidden: tuple[int, ...],
+    ) -> None:
+        super().__init__(observation_space, action_space)
+        self.flow_policy = flow_policy
+        self.execute_horizon = execute_horizon
+        self.flow = NoisyFlow(flow_policy, num_steps, noise)
+        self.critic = Critic(
+            observation_size(flow_policy.observation_shapes, flow_policy.obs_horizon), critic_hidden
+        )
+        self.eval()  # dropout would make the likelihood inexact
+
+    def actor_parameters(self) -> list[torch.nn.Parameter]:
+        """Of the flow and of its noise."""
+        return [parameter for parameter in self.flow.parameters() if parameter.requires_grad]
+
+    def plan(
+        self,
+        histories: Mapping[str, NDArray[Any]],
+        *,
+        deterministic: bool,
+        generator: torch.Generator | None = None,
+    ) -> NDArray[np.float32]:
+        """Action chunks ``(n, T, A)`` in physical units for histories, key -> ``(n, T_o, *shape)``.
+
+        ``deterministic`` is the flow as it will be deployed: x_0 ~ N(0, I) and no injected noise.
+        """
+        policy = self.flow_policy
+        normalized = policy.normalize_observations(histories)
+        count = len(next(iter(normalized.values())))
+        shape = (count, policy.action_horizon, policy.action_dim)
+        start = torch.randn(shape, generator=generator, device=policy.device)
+        with torch.no_grad():
+            if deterministic:
+                chunk = self.flow.flow(normalized, start)
+            else:
+                chunk = self.flow.sample(normalized, start, generator).x[:, -1]
+            physical: NDArray[np.float32] = policy.action_normalizer.denormalize(chunk).cpu().numpy()
+        return physical
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: State | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, State | None]:
+        """The next action in each environment, clipped to the action space.
+
+        Args:
+            observation: of one environment or of n, as the environment gives it.
+            state: what the last call returned; None starts every episode anew. It holds the observation
+                history of each key ``(n, T_o, *shape)``, the planned chunk ``(n, T_e, A)`` and how many of its
+                actions are used ``(n,)``.
+            episode_start: ``(n,)``, where an episode begins: history and chunk are dropped there.
+            deterministic: without injected noise, as deployed.
+
+        Returns:
+            Actions ``(n, A)``, or ``(A,)`` for a single observation, and the state for the next call.
+        """
+        rows, is_single = self._rows(observation)
+        keys = tuple(self.flow_policy.observation_shapes)
+        count, horizon = len(rows[keys[0]]), self.flow_policy.obs_horizon
+        if state is None:
+            histories = {key: np.repeat(rows[key][:, None], horizon, 1) for key in keys}
+            planned = np.zeros((count, self.execute_horizon, self.flow_policy.action_dim), np.float32)
+            used = np.full(count, self.execute_horizon)
+        else:
+            *kept, planned, used = (array.copy() for array in state)
+            fresh = np.zeros(count, bool) if episode_start is None else np.asarray(episode_start, bool)
+            histories = {}
+            for key, history in zip(keys, kept, strict=True):
+                moved = np.concatenate([history[:, 1:], rows[key][:, None]], axis=1)
+                moved[fresh] = rows[key][fresh][:, None]
+                histories[key] = moved
+            used[fresh] = self.execute_horizon
+        empty = np.flatnonzero(used >= self.execute_horizon)
+        if empty.size:
+            chosen = {key: history[empty] for key, history in histories.items()}
+            planned[empty] = self.plan(chosen, deterministic=deterministic)[:, : self.execute_horizon]
+            used[empty] = 0
+        space = self.action_space
+        assert isinstance(space, spaces.Box)
+        actions = np.clip(planned[np.arange(count), used], space.low, space.high).astype(space.dtype)
+        used = used + 1
+        return actions[0] if is_single else actions, (*histories.values(), planned, used)
+
+    def forward(self, observation: Mapping[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Means and standard deviations of recorded chains, and values: what training differentiates."""
+        mean, std = self.flow(observation, x)
+        return mean, std, self.critic(observation)
+
+    def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
+        """Of stable-baselines3's interface: the first action of a fresh chunk ``(n, A)``."""
+        batch = observation if isinstance(observation, Mapping) else {"observation": observation}
+        actions, _ = self.predict(
+            {key: value.cpu().numpy() for key, value in batch.items()}, deterministic=deterministic
+        )
+        return torch.as_tensor(actions)
+
+    def _rows(self, observation: Any) -> tuple[dict[str, NDArray[np.float32]], bool]:
+        """Key -> ``(n, *shape)``, and whether it was a single observation without n."""
+        if isinstance(observation, tuple):
+            raise FlowPolicyError(
+                "predict() got a tuple; give it the observation alone (env.reset() of Gymnasium returns a pair)."
+            )
+        batch = observation if isinstance(observation, Mapping) else {"observation": observation}
+        rows, is_single = {}, False
+        for key, shape in self.flow_policy.observation_shapes.items():
+            if key not in batch:
+                raise FlowPolicyError(
+                    f"The policy needs the observation '{key}' and got {', '.join(sorted(batch))}."
+                )
+            array = np.asarray(batch[key], dtype=np.float32)
+            is_single = array.ndim == len(shape)
+            rows[key] = array[None] if is_single else array
+        return rows, is_single

@@ -1,0 +1,103 @@
+"""Advantages of chunks: a chunk of n environment steps is one decision, discounted by gamma^n."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+def chunk_rewards(rewards: NDArray[np.floating], gamma: float) -> Array:
+    """Discounted reward inside each chunk, sum_i gamma^i r_i.
+
+    Args:
+        rewards: ``(..., T_e)`` per environment step, 0 after the last executed one.
+        gamma: discount per environment step.
+    """
+    weights: Array = gamma ** np.arange(rewards.shape[-1])
+    discounted: Array = (rewards * weights).sum(-1)
+    return discounted
+
+
+def chunk_advantages(
+    rewards: Array,
+    executed: NDArray[np.int64],
+    terminated: NDArray[np.bool_],
+    ended: NDArray[np.bool_],
+    values: Array,
+    next_values: Array,
+    gamma: float,
+    gae_lambda: float,
+) -> Array:
+    """Generalised advantage estimates over chunks (Schulman et al. 2016, eq. 16), lambda per chunk.
+
+    All arguments are ``(S, N)``, S chunks in each of N environments.
+
+    Args:
+        rewards: discounted rewards of :func:`chunk_rewards`.
+        executed: environment steps of each chunk.
+        terminated: the chunk ended in a terminal state, whose value is 0.
+        ended: the episode ended, in a terminal state or by a time limit.
+        values: V of the observation before the chunk.
+        next_values: V of the observation after it; where an episode ended, of its true last observation.
+        gamma: discount per environment step.
+        gae_lambda: weight of longer estimates.
+    """
+    discount = gamma**executed
+    errors = rewards + np.where(terminated, 0.0, discount * next_values) - values
+    carry = np.where(ended, 0.0, discount * gae_lambda)
+    advantages = np.zeros_like(errors)
+    ahead = np.zeros(errors.shape[1])
+    for step in reversed(range(len(errors))):
+        ahead = errors[step] + carry[step] * ahead
+        advantages[step] = ahead
+    return advantages
+
+
+class ReturnScale:
+    """Standard deviation of the running discounted return, by which rewards are divided.
+
+    The return of each environment runs on across calls and starts anew with each episode.
+    """
+
+    def __init__(self, num_envs: int, gamma: float) -> None:
+        self.gamma = gamma
+        self.running = np.zeros(num_envs)
+        self.count, self.mean, self.squares = 0.0, 0.0, 0.0
+
+    def update(
+        self, rewards: NDArray[np.floating], executed: NDArray[np.int64], ended: NDArray[np.bool_]
+    ) -> None:
+        """Take in ``(S, N, T_e)`` rewards of ``(S, N)`` chunks, in order."""
+        seen = []
+        for step in range(len(rewards)):
+            for i in range(rewards.shape[-1]):
+                live = i < executed[step]
+                self.running = np.where(live, self.gamma * self.running + rewards[step, :, i], self.running)
+                seen.append(self.running[live])
+            self.running = np.where(ended[step], 0.0, self.running)
+        self.merge(*moments(np.concatenate(seen)))
+
+    def merge(self, count: float, mean: float, squares: float) -> None:
+        """Combine with the moments of further values (Chan et al. 1979)."""
+        total = self.count + count
+        if total == 0:
+            return
+        delta = mean - self.mean
+        self.squares += squares + delta**2 * self.count * count / total
+        self.mean += delta * count / total
+        self.count = total
+
+    @property
+    def value(self) -> float:
+        """The standard deviation; 1 before anything was seen."""
+        return float(np.sqrt(self.squares / self.count) + 1e-8) if self.count else 1.0
+
+
+def moments(values: Array) -> tuple[float, float, float]:
+    """Count, mean, and sum of squared deviations."""
+    if not values.size:
+        return 0.0, 0.0, 0.0
+    mean = float(values.mean())
+    return float(values.size), mean, float(((values - mean) ** 2).sum())

@@ -1,0 +1,105 @@
+"""One iteration's experience: chains are stored once, as arrays of chunks x environments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flowpolicy.finetuning.advantages import ReturnScale, chunk_advantages, chunk_rewards
+from flowpolicy.finetuning.chain import Chain, transition_mask
+from flowpolicy.finetuning.chunk_env import ChunkStep
+from flowpolicy.finetuning.critic import Critic, values_of
+from flowpolicy.finetuning.update import Minibatch
+
+
+class ChunkBuffer:
+    """S chunks in each of N environments, filled by :meth:`add` in order."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._observations: list[dict[str, Tensor]] = []
+        self._finals: list[tuple[int, NDArray[np.int64], dict[str, Tensor]]] = []
+        self._chains: list[Chain] = []
+        self._steps: list[ChunkStep] = []
+
+    def add(
+        self,
+        observation: dict[str, Tensor],
+        chain: Chain,
+        step: ChunkStep,
+        final_observation: Mapping[str, Tensor] | None,
+    ) -> None:
+        """One chunk of every environment.
+
+        Args:
+            observation: normalised, what the chunk was planned from.
+            chain: its chain.
+            step: what the environments answered.
+            final_observation: normalised, of the environments whose episode was truncated, in their order;
+                None where there is none.
+        """
+        if final_observation is not None:
+            index = np.flatnonzero(step.truncated)
+            self._finals.append((len(self._steps), index, dict(final_observation)))
+        self._observations.append(observation)
+        self._chains.append(chain)
+        self._steps.append(step)
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def data(
+        self, critic: Critic, after: dict[str, Tensor], scale: ReturnScale, gamma: float, gae_lambda: float
+    ) -> Minibatch:
+        """All S * N chunks, with advantages (not yet normalised) and returns in scaled units.
+
+        Args:
+            critic: values of observations, in scaled units.
+            after: normalised observation after the last chunk.
+            scale: of rewards; ``scale.value`` is fixed here for the iteration.
+            gamma: discount per environment step.
+            gae_lambda: lambda per chunk.
+        """
+        count, envs = len(self._steps), len(self._steps[0].executed)
+        keys = self._observations[0]
+        observation = {key: torch.cat([row[key] for row in self._observations]) for key in keys}
+        values = values_of(critic, observation).reshape(count, envs).double().cpu().numpy()
+        last = values_of(critic, after).double().cpu().numpy()
+        next_values = np.concatenate([values[1:], last[None]])
+        if self._finals:
+            final = {key: torch.cat([rows[key] for _, _, rows in self._finals]) for key in keys}
+            rows = np.concatenate([np.full(len(index), step) for step, index, _ in self._finals])
+            columns = np.concatenate([index for _, index, _ in self._finals])
+            next_values[rows, columns] = values_of(critic, final).double().cpu().numpy()
+        executed = np.stack([step.executed for step in self._steps])
+        terminated = np.stack([step.terminated for step in self._steps])
+        ended = terminated | np.stack([step.truncated for step in self._steps])
+        rewards = chunk_rewards(self.rewards() / scale.value, gamma)
+        advantages = chunk_advantages(
+            rewards, executed, terminated, ended, values, next_values, gamma, gae_lambda
+        )
+        x, mean, std = (torch.cat(parts) for parts in zip(*self._chains, strict=True))
+        device = x.device
+        mask = transition_mask(
+            torch.as_tensor(executed.reshape(-1), device=device), mean.shape[1], x.shape[2]
+        )
+        flat = torch.as_tensor(advantages.reshape(-1), dtype=torch.float32, device=device)
+        returns = torch.as_tensor((advantages + values).reshape(-1), dtype=torch.float32, device=device)
+        return Minibatch(observation, x, mean, std, mask, flat, returns)
+
+    def rewards(self) -> NDArray[np.float64]:
+        """``(S, N, T_e)`` as the environments gave them."""
+        return np.stack([step.rewards for step in self._steps]).astype(np.float64)
+
+    def update_scale(self, scale: ReturnScale) -> None:
+        """Let ``scale`` see this iteration's rewards."""
+        executed = np.stack([step.executed for step in self._steps])
+        ended = np.stack([step.terminated | step.truncated for step in self._steps])
+        scale.update(self.rewards(), executed, ended)

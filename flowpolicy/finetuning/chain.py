@@ -1,0 +1,151 @@
+"""The denoising chain and its exact likelihood (Zhang et al. 2025, ReinFlow, section 4).
+
+    x_0 ~ N(0, I),   x_{k+1} ~ N(mu_k, diag sigma_k^2),   mu_k = x_k + v(x_k, k/K, d, o) / K
+
+Everything is in normalised action units. Samples are never clamped inside the chain; the mean of the last
+transition is held within the policy's ``action_clip``, as the deployed flow holds its chunk, which leaves the
+density Gaussian. The environment bounds actions, outside the density.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from flowpolicy.finetuning.noise import NoiseConfig, NoiseNetwork, observation_size
+from flowpolicy.models.blocks import KeyValue
+from flowpolicy.policy import FlowPolicy
+
+
+class Chain(NamedTuple):
+    """Sampled chains: ``x`` ``(B, K+1, T, A)``, ``mean`` and ``std`` ``(B, K, T, A)``."""
+
+    x: Tensor
+    mean: Tensor
+    std: Tensor
+
+
+class NoisyFlow(nn.Module):
+    """A flow policy's network with a noise network beside it: a Markov chain with K Gaussian transitions.
+
+    Args:
+        policy: a flow-matching or shortcut policy; its network is used, not copied.
+        num_steps: K.
+        noise: settings of the noise network.
+
+    Raises:
+        ConfigError: the policy is no flow, or cannot take K steps.
+    """
+
+    times: Tensor
+    levels: Tensor
+
+    def __init__(self, policy: FlowPolicy, num_steps: int, noise: NoiseConfig) -> None:
+        super().__init__()
+        level = policy.objective.level_of(num_steps)
+        policy.check_steps(num_steps, "euler", allow_any_steps=True)
+        self.num_steps = num_steps
+        self.clip = policy.config.action_clip
+        self.network = policy.network
+        size = observation_size(policy.observation_shapes, policy.obs_horizon)
+        self.noise = NoiseNetwork(size, num_steps, policy.action_horizon, policy.action_dim, noise)
+        # Left end-points of K equal steps: one grid for sampling, scoring and the deployed Euler sampler.
+        self.register_buffer("times", torch.arange(num_steps) / num_steps, persistent=False)
+        self.register_buffer("levels", torch.full((num_steps,), level), persistent=False)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        observation: Mapping[str, Tensor],
+        noise: Tensor,
+        generator: torch.Generator | None = None,
+    ) -> Chain:
+        """Sample chains that start at ``noise`` x_0 ``(B, T, A)``, for normalised observations."""
+        context = self.network.encode(observation)
+        blocks, output = self.network.modulations(self.times.to(noise.dtype), self.levels)
+        x, chain, means, stds = noise, [noise], [], []
+        for k in range(self.num_steps):
+            velocity = self.network.velocity(x, (blocks[k : k + 1], output[k : k + 1]), context)
+            mean = self._mean(x, velocity, last=k == self.num_steps - 1)
+            std = self.noise(observation, x[:, None], torch.tensor([k], device=x.device))[:, 0]
+            shocks = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+            x = mean + std * shocks
+            chain.append(x)
+            means.append(mean)
+            stds.append(std)
+        return Chain(torch.stack(chain, 1), torch.stack(means, 1), torch.stack(stds, 1))
+
+    def forward(self, observation: Mapping[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and standard deviations ``(B, K, T, A)`` of recorded chains ``x`` ``(B, K+1, T, A)``.
+
+        One batched forward pass over all K transitions, with the gradient of everything.
+        """
+        batch, steps, before = len(x), self.num_steps, x[:, :-1]
+        context = [
+            KeyValue(key.repeat_interleave(steps, 0), value.repeat_interleave(steps, 0))
+            for key, value in self.network.encode(observation)
+        ]
+        blocks, output = self.network.modulations(self.times.to(x.dtype), self.levels)
+        tiled = blocks.repeat(batch, 1, 1, 1), output.repeat(batch, 1, 1)
+        velocity = self.network.velocity(before.flatten(0, 1), tiled, context).unflatten(0, (batch, steps))
+        early = self._mean(before[:, :-1], velocity[:, :-1], last=False)
+        final = self._mean(before[:, -1:], velocity[:, -1:], last=True)
+        std = self.noise(observation, before, torch.arange(steps, device=x.device))
+        return torch.cat([early, final], 1), std
+
+    def flow(self, observation: Mapping[str, Tensor], noise: Tensor) -> Tensor:
+        """The chunk x_K ``(B, T, A)`` of the flow without noise, as deployed, with gradients."""
+        context = self.network.encode(observation)
+        blocks, output = self.network.modulations(self.times.to(noise.dtype), self.levels)
+        x = noise
+        for k in range(self.num_steps):
+            velocity = self.network.velocity(x, (blocks[k : k + 1], output[k : k + 1]), context)
+            x = self._mean(x, velocity, last=k == self.num_steps - 1)
+        return x
+
+    def frozen_copy(self) -> NoisyFlow:
+        """A copy that no longer learns."""
+        return copy.deepcopy(self).eval().requires_grad_(False)
+
+    def _mean(self, x: Tensor, velocity: Tensor, *, last: bool) -> Tensor:
+        mean = x + velocity / self.num_steps
+        return mean.clamp(-self.clip, self.clip) if last else mean
+
+
+def transition_mask(executed: Tensor, num_steps: int, action_horizon: int) -> Tensor:
+    """Which elements of a chain's density count, ``(B, K, T, 1)`` of 0 and 1.
+
+    Of the last transition only the tokens that the environment executed, which is exact: given x_{K-1} the
+    tokens are independent, and those that were not executed had no effect. Earlier transitions reach every
+    token of the last and count in full. Where nothing was executed nothing counts.
+
+    Args:
+        executed: ``(B,)`` primitive steps that were executed of each chunk.
+        num_steps: K.
+        action_horizon: T.
+    """
+    token = torch.arange(action_horizon, device=executed.device)
+    last = token < executed[:, None]
+    early = (executed > 0)[:, None, None].expand(-1, num_steps - 1, action_horizon)
+    return torch.cat([early, last[:, None]], 1)[..., None]
+
+
+def log_prob(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Elementwise log N(x_{k+1}; mean_k, std_k^2) ``(B, K, T, A)``; the x_0 term has no parameters."""
+    return -0.5 * ((x[:, 1:] - mean) / std) ** 2 - std.log() - 0.5 * math.log(2 * math.pi)
+
+
+def kl_divergence(mean: Tensor, std: Tensor, new_mean: Tensor, new_std: Tensor) -> Tensor:
+    """Elementwise KL(N(mean, std^2) || N(new_mean, new_std^2)) in nats, closed form."""
+    ratio = (std / new_std) ** 2
+    return 0.5 * (ratio + ((mean - new_mean) / new_std) ** 2 - 1 - ratio.log())
+
+
+def entropy(std: Tensor) -> Tensor:
+    """Elementwise entropy of N(., std^2) in nats."""
+    return std.log() + 0.5 * (1 + math.log(2 * math.pi))
