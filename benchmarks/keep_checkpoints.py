@@ -24,7 +24,9 @@ KEPT = (
     "hopper/flow_matching-seed0",
     "pusht/flow_matching-seed0",
     "pusht/shortcut-seed0",
-    "adroit_door/flow_matching-seed0",
+    "walker2d/shortcut-seed0",
+    "halfcheetah/shortcut-seed0",
+    "adroit_door/flow_matching-seed1",
 )
 
 

@@ -73,7 +73,7 @@ def agent_config(settings: dict[str, Any], folder: str) -> DictConfig:
     os.environ.setdefault("REINFLOW_DATA_DIR", folder)
     OmegaConf.register_new_resolver("eval", lambda text: math.prod(int(part) for part in text.split("*")))
     config = OmegaConf.load(Path(settings["checkout"]) / settings["config"])
-    rows = settings["minibatch"] or round(ROWS_PER_CHUNK * settings["num_envs"] * settings["chunks"])
+    rows = settings["minibatch"] or math.ceil(ROWS_PER_CHUNK * settings["num_envs"] * settings["chunks"])
     changes = {
         "device": "cpu",
         "sim_device": "cpu",

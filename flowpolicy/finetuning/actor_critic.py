@@ -93,9 +93,9 @@ class FlowActorCritic(BasePolicy):
 
         Args:
             observation: of one environment or of n, as the environment gives it.
-            state: what the last call returned; None starts every episode anew. It holds the observation
-                history of each key ``(n, T_o, *shape)``, the planned chunk ``(n, T_e, A)`` and how many of its
-                actions are used ``(n,)``.
+            state: what the last call returned; None starts every episode anew. It holds
+                the observation history of each key ``(n, T_o, *shape)``, the planned chunk
+                ``(n, T_e, A)`` and how many of its actions are used ``(n,)``.
             episode_start: ``(n,)``, where an episode begins: history and chunk are dropped there.
             deterministic: without injected noise, as deployed.
 
@@ -146,7 +146,7 @@ class FlowActorCritic(BasePolicy):
         """Key -> ``(n, *shape)``, and whether it was a single observation without n."""
         if isinstance(observation, tuple):
             raise FlowPolicyError(
-                "predict() got a tuple; give it the observation alone (env.reset() of Gymnasium returns a pair)."
+                "predict() got a tuple; give it the observation alone, without the info of env.reset()."
             )
         batch = observation if isinstance(observation, Mapping) else {"observation": observation}
         rows, is_single = {}, False

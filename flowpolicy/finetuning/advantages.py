@@ -15,9 +15,8 @@ def chunk_rewards(rewards: NDArray[np.floating], gamma: float) -> Array:
         rewards: ``(..., T_e)`` per environment step, 0 after the last executed one.
         gamma: discount per environment step.
     """
-    weights: Array = gamma ** np.arange(rewards.shape[-1])
-    discounted: Array = (rewards * weights).sum(-1)
-    return discounted
+    weights = gamma ** np.arange(rewards.shape[-1], dtype=np.float64)
+    return np.asarray((rewards * weights).sum(-1), dtype=np.float64)
 
 
 def chunk_advantages(

@@ -92,7 +92,7 @@ class NoisyFlow(nn.Module):
         ]
         blocks, output = self.network.modulations(self.times.to(x.dtype), self.levels)
         tiled = blocks.repeat(batch, 1, 1, 1), output.repeat(batch, 1, 1)
-        velocity = self.network.velocity(before.flatten(0, 1), tiled, context).unflatten(0, (batch, steps))
+        velocity = self.network.velocity(before.flatten(0, 1), tiled, context).view(before.shape)
         early = self._mean(before[:, :-1], velocity[:, :-1], last=False)
         final = self._mean(before[:, -1:], velocity[:, -1:], last=True)
         std = self.noise(observation, before, torch.arange(steps, device=x.device))

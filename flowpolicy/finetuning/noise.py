@@ -97,7 +97,8 @@ class NoiseNetwork(nn.Module):
             hidden = hidden + self.chunk(x.flatten(2))
         share = (torch.tanh(self.output(hidden)) + 1) / 2
         low, high = self.log_bounds.unbind()
-        return torch.exp(low + share * (high - low)).unflatten(-1, self.chunk_shape)
+        std = torch.exp(low + share * (high - low))
+        return std.view(*std.shape[:2], *self.chunk_shape)
 
 
 def flatten_observation(observation: Mapping[str, Tensor]) -> Tensor:

@@ -29,7 +29,7 @@ class Regularizer(Protocol):
 class Wasserstein:
     """Squared 2-Wasserstein bound to a reference flow: both start from the same x_0 (ReinFlow, section 4.3).
 
-    E || x_K(x_0; theta) - x_K(x_0; reference) ||^2 over one coupling of the two chunk distributions, per element.
+    E || x_K(x_0; theta) - x_K(x_0; reference) ||^2 over one coupling of the two distributions, per element.
 
     Attributes:
         reference: the pretrained flow, frozen.

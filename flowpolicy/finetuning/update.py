@@ -68,9 +68,9 @@ class PPO:
 
     Attributes:
         clip_range: the ratio's allowed distance from 1, in units of the reduction.
-        reduction: how the log-ratios of a chain's transitions become ratios. ``joint`` sums them, which is the
-            likelihood ratio of the chain; ``per_step`` clips the ratio of each transition by itself; ``mean``
-            averages over transitions, tokens and dimensions, a geometric mean and no likelihood ratio, as
+        reduction: how the log-ratios of a chain's transitions become ratios. ``joint`` sums them, which is
+            the likelihood ratio of the chain; ``per_step`` clips the ratio of each transition by itself;
+            ``mean`` averages over transitions, tokens and dimensions, a geometric mean and no likelihood ratio, as
             Zhang et al. published.
         entropy_coefficient: weight of the mean entropy of a transition's element, in nats.
     """
@@ -81,7 +81,7 @@ class PPO:
     entropy_coefficient: float = 0.0
 
     def __post_init__(self) -> None:
-        require(0 < self.clip_range, "update.clip_range", self.clip_range, "positive")
+        require(self.clip_range > 0, "update.clip_range", self.clip_range, "positive")
         require(
             self.reduction in REDUCTIONS,
             "update.reduction",
