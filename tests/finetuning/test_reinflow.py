@@ -1,0 +1,139 @@
+"""ReinFlow as a stable-baselines3 user meets it, on environments of a few microseconds a step."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("stable_baselines3", reason="stable-baselines3 is not installed")
+
+from stable_baselines3.common.callbacks import EvalCallback, StopTrainingOnMaxEpisodes
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecMonitor
+
+from flowpolicy.errors import ConfigError, FlowPolicyError
+from flowpolicy.finetuning.reinflow import ReinFlow
+from flowpolicy.models.config import ModelConfig
+from flowpolicy.policy import FlowPolicy, PolicyConfig
+
+
+class Reach(gym.Env):
+    """Reward is highest where the action equals the observed target; ten steps an episode."""
+
+    observation_space = gym.spaces.Box(-1, 1, (2,))
+    action_space = gym.spaces.Box(-1, 1, (2,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.target, self.steps = self.np_random.uniform(-0.5, 0.5, 2).astype(np.float32), 0
+        return self.target, {}
+
+    def step(self, action):
+        self.steps += 1
+        reward = 1.0 - float(np.abs(action - self.target).mean())
+        return self.target, reward, False, self.steps == 10, {}
+
+
+def make_policy(obs_horizon=1):
+    torch.manual_seed(0)
+    model = ModelConfig(width=16, depth=1, num_heads=2)
+    config = PolicyConfig({"name": "shortcut"}, model, {"observation": (2,)}, 2, obs_horizon, 4, 4)
+    policy = FlowPolicy(config)
+    for parameter in policy.network.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.05)
+    return policy.eval()
+
+
+def make(env=None, **settings):
+    env = make_vec_env(Reach, n_envs=4, seed=0) if env is None else env
+    defaults = {"num_steps": 2, "n_steps": 16, "batch_size": 32, "n_epochs": 2, "critic_warmup": 0, "seed": 0}
+    return ReinFlow(make_policy(), env, **{**defaults, **settings})
+
+
+def test_a_policy_that_does_not_move_keeps_its_ratio_at_one():
+    model = make(learning_rate=0.0, n_epochs=3)
+    seen = []
+    step = model._policy_step
+    model._policy_step = lambda batch: seen.append(step(batch)) or seen[-1]
+    model.learn(1)  # one iteration
+    assert len(seen) == 3 * 2  # two minibatches in each of three epochs
+    assert max(metrics["train/ratio_spread"] for metrics, _ in seen) < 1e-4
+    assert max(abs(metrics["train/kl"]) for metrics, _ in seen) < 1e-4
+
+
+def test_practice_helps():
+    model = make(n_steps=32, batch_size=64, n_epochs=4, learning_rate=1e-3, gamma=0.9)
+    before, _ = evaluate_policy(model, Reach(), n_eval_episodes=40, warn=False)
+    model.learn(10_000)
+    after, _ = evaluate_policy(model, Reach(), n_eval_episodes=40, warn=False)
+    assert after > before + 1.0, (before, after)  # of 10 at most
+
+
+def test_timesteps_are_environment_steps():
+    model = make()
+    model.learn(1)
+    # 16 chunks of at most 4 steps; an episode of 10 steps is chunks of 4, 4 and 2.
+    assert model.num_timesteps == 4 * (5 * 10 + 4)
+    assert len(model.ep_info_buffer) == 4 * 5
+    assert {episode["l"] for episode in model.ep_info_buffer} == {10}
+
+
+def test_a_foreign_vector_environment_gives_the_same_kind_of_experience():
+    model = make(VecMonitor(make_vec_env(Reach, n_envs=4, seed=0)))
+    model.learn(1)
+    assert model.num_timesteps > 0
+    assert {episode["l"] for episode in model.ep_info_buffer} == {10}
+
+
+def test_callbacks_of_stable_baselines3_evaluate_and_stop(tmp_path):
+    model = make()
+    watch = EvalCallback(Reach(), n_eval_episodes=2, eval_freq=20, log_path=str(tmp_path), warn=False)
+    model.learn(10_000, callback=[watch, StopTrainingOnMaxEpisodes(max_episodes=7)])
+    assert model.num_timesteps == 4 * 7 * 10  # seven episodes in each of the four environments
+    assert np.load(tmp_path / "evaluations.npz")["results"].shape[1] == 2
+
+
+def test_predict_carries_history_and_chunk_in_its_state():
+    policy = make_policy(obs_horizon=2)
+    model = ReinFlow(policy, make_vec_env(Reach, n_envs=2), num_steps=2)
+    torch.manual_seed(0)
+    first = np.array([[0.1, 0.2], [0.3, 0.4]], np.float32)
+    actions, state = model.predict(first, deterministic=True)
+    assert actions.shape == (2, 2)
+    chunk = state[-2]
+    for i in range(1, 4):  # the rest of the chunk, whatever is observed
+        actions, state = model.predict(first + i, state, np.zeros(2, bool), deterministic=True)
+        assert np.allclose(actions, chunk[:, i].clip(-1, 1))
+    history = state[0]
+    assert np.allclose(history[:, 0], first + 2)
+    assert np.allclose(history[:, 1], first + 3)
+    _, state = model.predict(first, state, np.array([True, False]), deterministic=True)
+    assert np.allclose(state[0][0], first[0])  # the new episode's first observation fills the history
+    assert state[-1].tolist() == [1, 1]
+    single, _ = model.predict(first[0], deterministic=True)
+    assert single.shape == (2,)
+    with pytest.raises(FlowPolicyError, match="without the info"):
+        model.predict((first, {}))
+
+
+def test_the_deployed_policy_is_the_flow_alone_and_only_for_its_steps(tmp_path):
+    model = make()
+    model.learn(1)
+    policy = FlowPolicy.load(model.deployed_policy().save(tmp_path / "tuned"))
+    observation, noise = {"observation": torch.rand(3, 1, 2)}, torch.randn(3, 4, 2)
+    with torch.no_grad():
+        expected = model.actor_critic.flow.flow(
+            model.actor_critic.flow_policy.normalize_observations(observation), noise
+        )
+    found = policy.act(observation, noise=noise)
+    assert torch.allclose(found, policy.action_normalizer.denormalize(expected), atol=1e-6)
+    with pytest.raises(ConfigError, match="tuned for num_steps=2"):
+        policy.act(observation, num_steps=4)
+
+
+def test_a_bad_setting_is_one_sentence():
+    for settings, message in (({"gamma": 1.5}, "gamma is 1.5"), ({"num_steps": 3}, "powers of two")):
+        with pytest.raises(ConfigError, match=message):
+            make(**settings)
