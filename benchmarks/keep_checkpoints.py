@@ -26,7 +26,7 @@ KEPT = (
     "pusht/shortcut-seed0",
     "walker2d/shortcut-seed0",
     "halfcheetah/shortcut-seed0",
-    "adroit_door/flow_matching-seed2",
+    "adroit_door/flow_matching-seed0",
 )
 
 

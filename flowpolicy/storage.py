@@ -17,6 +17,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.optim import Optimizer
 
 from flowpolicy.errors import FlowPolicyError
 
@@ -84,6 +85,28 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, 
     except SafetensorError as error:
         is_full = "No space" in str(error)
         raise OSError(errno.ENOSPC if is_full else errno.EIO, str(error)) from error
+
+
+def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors named ``prefix.<rest>``, by ``<rest>``."""
+    start = f"{prefix}."
+    return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+
+
+def optimizer_tensors(optimizer: Optimizer, prefix: str) -> dict[str, Tensor]:
+    """An optimiser's moments by name, for a safetensors file; its settings are not among them."""
+    state = optimizer.state_dict()["state"]
+    return {f"{prefix}.{i}.{name}": value for i, moments in state.items() for name, value in moments.items()}
+
+
+def load_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put the moments of :func:`optimizer_tensors`, without their prefix, into an optimiser."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, _, moment = name.partition(".")
+        state.setdefault(int(index), {})[moment] = tensor
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 def write_json(path: Path | str, content: dict[str, Any]) -> None:

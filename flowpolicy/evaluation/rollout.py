@@ -91,7 +91,7 @@ def evaluate(
             env = film.make() if film is not None and number == 0 else task.make()
             slots.append(_Slot(env, film if number == 0 else None))
             if number == 0:
-                check_spaces(env, policy, task)
+                check_spaces(env, policy, f"Task '{task.name}'")
         rollout = _Rollout(horizon, slots, episodes, seed, record if film is not None else 0)
         with progress_bar(episodes if show_progress else None, f"evaluate {task.name}") as bar:
             rollout.run(bar.update if show_progress else None)
@@ -116,8 +116,13 @@ def evaluate(
     )
 
 
-def check_spaces(env: Any, policy: ChunkPolicy, task: Task) -> None:
+def check_spaces(env: Any, policy: ChunkPolicy, name: str) -> None:
     """Refuse an environment whose spaces are not what the policy was trained on.
+
+    Args:
+        env: anything with ``observation_space`` and ``action_space`` of one environment.
+        policy: the policy.
+        name: what the message calls the environment.
 
     Raises:
         TaskError: names the space, both shapes and the fix.
@@ -127,7 +132,7 @@ def check_spaces(env: Any, policy: ChunkPolicy, task: Task) -> None:
     action = env.action_space
     if not isinstance(action, spaces.Box) or action.shape != (policy.action_dim,):
         raise TaskError(
-            f"Task '{task.name}' takes actions {action} and the policy gives vectors of {policy.action_dim}; "
+            f"{name} takes actions {action} and the policy gives vectors of {policy.action_dim}; "
             "choose the task that the policy was trained for."
         )
     observation = env.observation_space
@@ -135,12 +140,12 @@ def check_spaces(env: Any, policy: ChunkPolicy, task: Task) -> None:
     for key, shape in policy.observation_shapes.items():
         if key not in offered:
             raise TaskError(
-                f"Task '{task.name}' has no observation '{key}' that the policy needs "
+                f"{name} has no observation '{key}' that the policy needs "
                 f"(it has {', '.join(sorted(offered))}); choose the task that the policy was trained for."
             )
         if tuple(offered[key].shape or ()) != tuple(shape):
             raise TaskError(
-                f"Task '{task.name}' gives '{key}' of shape {tuple(offered[key].shape or ())} and the policy "
+                f"{name} gives '{key}' of shape {tuple(offered[key].shape or ())} and the policy "
                 f"takes {tuple(shape)}; choose the task that the policy was trained for."
             )
 

@@ -69,17 +69,18 @@ class FlowActorCritic(BasePolicy):
 
         ``deterministic`` is the flow as it will be deployed: x_0 ~ N(0, I) and no injected noise.
         """
-        policy = self.flow_policy
-        normalized = policy.normalize_observations(histories)
-        count = len(next(iter(normalized.values())))
-        shape = (count, policy.action_horizon, policy.action_dim)
-        start = torch.randn(shape, generator=generator, device=policy.device)
-        with torch.no_grad():
-            if deterministic:
-                chunk = self.flow.flow(normalized, start)
-            else:
-                chunk = self.flow.sample(normalized, start, generator).x[:, -1]
-            physical: NDArray[np.float32] = policy.action_normalizer.denormalize(chunk).cpu().numpy()
+        policy, steps = self.flow_policy, self.flow.num_steps
+        if deterministic:
+            chunk = policy.act(
+                histories, num_steps=steps, solver="euler", generator=generator, allow_any_steps=True
+            )
+        else:
+            normalized = policy.normalize_observations(histories)
+            shape = (len(next(iter(normalized.values()))), policy.action_horizon, policy.action_dim)
+            start = torch.randn(shape, generator=generator, device=policy.device)
+            chain = self.flow.sample(normalized, start, generator)
+            chunk = policy.action_normalizer.denormalize(chain.x[:, -1])
+        physical: NDArray[np.float32] = chunk.cpu().numpy()
         return physical
 
     def predict(
@@ -128,11 +129,6 @@ class FlowActorCritic(BasePolicy):
         actions = np.clip(planned[np.arange(count), used], space.low, space.high).astype(space.dtype)
         used = used + 1
         return actions[0] if is_single else actions, (*histories.values(), planned, used)
-
-    def forward(self, observation: Mapping[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Means and standard deviations of recorded chains, and values: what training differentiates."""
-        mean, std = self.flow(observation, x)
-        return mean, std, self.critic(observation)
 
     def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
         """Of stable-baselines3's interface: the first action of a fresh chunk ``(n, A)``."""

@@ -47,6 +47,7 @@ class NoisyFlow(nn.Module):
 
     def __init__(self, policy: FlowPolicy, num_steps: int, noise: NoiseConfig) -> None:
         super().__init__()
+        self.objective = policy.objective
         level = policy.objective.level_of(num_steps)
         policy.check_steps(num_steps, "euler", allow_any_steps=True)
         self.num_steps = num_steps
@@ -101,12 +102,8 @@ class NoisyFlow(nn.Module):
     def flow(self, observation: Mapping[str, Tensor], noise: Tensor) -> Tensor:
         """The chunk x_K ``(B, T, A)`` of the flow without noise, as deployed, with gradients."""
         context = self.network.encode(observation)
-        blocks, output = self.network.modulations(self.times.to(noise.dtype), self.levels)
-        x = noise
-        for k in range(self.num_steps):
-            velocity = self.network.velocity(x, (blocks[k : k + 1], output[k : k + 1]), context)
-            x = self._mean(x, velocity, last=k == self.num_steps - 1)
-        return x
+        chunk = self.objective.sample(self.network, context, noise, self.num_steps, "euler")
+        return chunk.clamp(-self.clip, self.clip)
 
     def frozen_copy(self) -> NoisyFlow:
         """A copy that no longer learns."""

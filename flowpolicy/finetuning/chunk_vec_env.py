@@ -22,6 +22,7 @@ from flowpolicy.finetuning.chunk_spaces import ChunkSpaces, Histories, check_fin
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
 
+OnStep = Callable[[NDArray[np.float32], NDArray[np.bool_], Sequence[dict[str, Any]]], bool]
 PlanRest = Callable[[Histories, NDArray[np.int64]], NDArray[Any]]
 """Histories ``(n, T_o, *shape)`` and environment numbers ``(n,)`` -> chunks ``(n, T_e, A)``."""
 
@@ -43,11 +44,10 @@ class VecEnvChunks:
 
     Attributes:
         plan_rest: as above; may be set later.
-        on_step: called after every ``venv.step``; where it returns False, the call stops there. Environments
-            that were under way then have ``executed`` < T_e and are neither terminated nor truncated.
+        on_step: called after every ``venv.step`` with its rewards ``(N,)``, dones ``(N,)`` and N infos; where
+            it returns False, the call stops there. Environments that were under way then have
+            ``executed`` < T_e and are neither terminated nor truncated.
         stopped: whether ``on_step`` stopped the last call.
-        infos: of the last call, one list of N dictionaries per ``venv.step``.
-        dones: of the last call, ``(N,)`` per ``venv.step``.
         unrecorded_steps: environment steps that are in no ChunkStep, since construction.
 
     Raises:
@@ -62,10 +62,8 @@ class VecEnvChunks:
         self.observation_space: Any = venv.observation_space
         self.action_space: Any = venv.action_space
         self.plan_rest = plan_rest
-        self.on_step: Callable[[], bool] | None = None
+        self.on_step: OnStep | None = None
         self.stopped = False
-        self.infos: list[list[dict[str, Any]]] = []
-        self.dones: list[NDArray[np.bool_]] = []
         self.unrecorded_steps = 0
         self._spaces = ChunkSpaces(self.observation_space, self.action_space, keys, obs_horizon)
         self._tally = EpisodeTally(self.num_envs)
@@ -95,13 +93,11 @@ class VecEnvChunks:
         require_ready(self._ready)
         actions = self._spaces.bounded(chunks, self.num_envs)
         self._ready = self.stopped = False
-        self.infos, self.dones = [], []
         record = _Recording(*actions.shape[:2])
         final = copied(self._history)
         for at in range(actions.shape[1]):
             done = self._advance(actions[:, at], record, at, final)
-            if self.on_step is not None and not self.on_step():
-                self.stopped = True
+            if self.stopped:
                 break
             left = actions.shape[1] - at - 1
             if left and done.size:
@@ -128,8 +124,6 @@ class VecEnvChunks:
     ) -> NDArray[np.int64]:
         """One step everywhere; the environments whose episode ended. Their true end goes to ``final``."""
         observation, rewards, dones, infos = self._stepped(actions)
-        self.infos.append(list(infos))
-        self.dones.append(np.asarray(dones, dtype=bool))
         rewards = np.asarray(rewards, dtype=np.float32)
         check_finite(rewards, "a reward")
         rows = self._read(observation)
@@ -151,6 +145,8 @@ class VecEnvChunks:
                 history[row] = rows[key][row]
             if record.live[row]:
                 record.end(row, bool(infos[row].get("TimeLimit.truncated", False)))
+        if self.on_step is not None:
+            self.stopped = not self.on_step(rewards, np.asarray(dones, dtype=bool), infos)
         return ended
 
     def _stepped(self, actions: NDArray[Any]) -> Any:

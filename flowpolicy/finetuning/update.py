@@ -6,15 +6,16 @@ and needs no loop of its own.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from flowpolicy.finetuning.chain import NoisyFlow, entropy, kl_divergence, log_prob
 from flowpolicy.flow.objective import Metrics
-from flowpolicy.settings import require
+from flowpolicy.settings import build, choose, require
 
 REDUCTIONS = ("joint", "per_step", "mean")
 
@@ -72,7 +73,8 @@ class PPO:
             the likelihood ratio of the chain; ``per_step`` clips the ratio of each transition by itself;
             ``mean`` averages over transitions, tokens and dimensions, a geometric mean and no likelihood
             ratio, as Zhang et al. published.
-        entropy_coefficient: weight of the mean entropy of a transition's element, in nats.
+        entropy_coefficient: weight of the mean entropy of a transition's element, in nats; elements that do
+            not count have none.
     """
 
     name: ClassVar[str] = "ppo"
@@ -103,7 +105,7 @@ class PPO:
         advantage = batch.advantage[:, None]
         clipped = ratio.clamp(1 - self.clip_range, 1 + self.clip_range)
         surrogate = torch.minimum(ratio * advantage, clipped * advantage).mean()
-        bonus = (entropy(std) * batch.mask).sum() / (batch.mask.sum() * std.shape[-1]).clamp(min=1)
+        bonus = (entropy(std) * batch.mask).mean()
         with torch.no_grad():
             nats = kl_divergence(batch.mean, batch.std, mean, std) * batch.mask
             metrics = {
@@ -125,3 +127,16 @@ class PPO:
             return total
         count = mask.sum((1, 2, 3)) * masked.shape[-1]
         return total / count.clamp(min=1)[:, None]
+
+
+UPDATE_RULES: dict[str, type[UpdateRule]] = {PPO.name: PPO}
+
+
+def build_update_rule(settings: Mapping[str, Any]) -> UpdateRule:
+    """The rule that ``settings["name"]`` names, with the other settings.
+
+    Raises:
+        ConfigError: an unknown name, an unknown setting, or one out of range.
+    """
+    rule = choose(UPDATE_RULES, settings.get("name", PPO.name), "update.name")
+    return build(rule, {key: value for key, value in settings.items() if key != "name"}, "update")

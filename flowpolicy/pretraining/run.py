@@ -16,6 +16,7 @@ from flowpolicy.data.sampling import ChunkSampler, low_dimensional
 from flowpolicy.data.store import Demonstrations, read_demonstrations
 from flowpolicy.data.zarr_reading import resolve_path
 from flowpolicy.device import resolve_device
+from flowpolicy.distributed import Processes, processes
 from flowpolicy.errors import ConfigError, DataError
 from flowpolicy.evaluation.plots import plot_learning_curves
 from flowpolicy.evaluation.result import EvaluationResult
@@ -23,11 +24,10 @@ from flowpolicy.evaluation.rollout import check_spaces, evaluate
 from flowpolicy.evaluation.summary import write_summary
 from flowpolicy.evaluation.task import Task, task_from
 from flowpolicy.flow import build_objective
+from flowpolicy.loggers import build_loggers, read_metrics
 from flowpolicy.models.config import ModelConfig
 from flowpolicy.policy import FlowPolicy, PolicyConfig
 from flowpolicy.pretraining.config import DataConfig, TrainConfig
-from flowpolicy.pretraining.distributed import Processes, processes
-from flowpolicy.pretraining.loggers import build_loggers, read_metrics
 from flowpolicy.pretraining.state import STATE_FOLDER
 from flowpolicy.pretraining.trainer import CHECKPOINT, Trainer
 from flowpolicy.settings import build, require
@@ -93,7 +93,7 @@ def _run(config: PretrainConfig, run_dir: Path, command: str, group: Processes) 
     policy = make_policy(config, task, demos)
     environment = task.make()
     try:
-        check_spaces(environment, policy, task)
+        check_spaces(environment, policy, f"Task '{task.name}'")
     finally:
         environment.close()
     training, validation = make_samplers(policy.to(device), demos, config.data, config.seed)

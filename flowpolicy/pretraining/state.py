@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from flowpolicy.errors import CheckpointError
-from flowpolicy.storage import atomic_folder, save_tensors
+from flowpolicy.storage import atomic_folder, load_optimizer, optimizer_tensors, save_tensors, under
 
 STATE_FOLDER = "training_state"
 
@@ -37,8 +37,7 @@ class TrainingState:
         tensors: dict[str, Tensor] = {}
         for prefix, module in (("network", self.network), ("averaged", self.averaged)):
             tensors.update({f"{prefix}.{name}": tensor for name, tensor in module.state_dict().items()})
-        for index, moments in self.optimizer.state_dict()["state"].items():
-            tensors.update({f"optimizer.{index}.{name}": value for name, value in moments.items()})
+        tensors.update(optimizer_tensors(self.optimizer, "optimizer"))
         content = {"step": self.step, "settings": settings}
         with atomic_folder(run_dir / STATE_FOLDER) as folder:
             (folder / "state.json").write_text(json.dumps(content, indent=2) + "\n")
@@ -62,17 +61,11 @@ class TrainingState:
             raise CheckpointError(
                 f"The training state in {folder} is damaged; start anew in another run_dir."
             ) from error
-        ours = json.loads(json.dumps(settings))
-        for key in sorted(saved.keys() | ours.keys()):
-            if saved.get(key) != ours.get(key):
-                raise CheckpointError(
-                    f"{run_dir} was trained with {_difference(key, saved.get(key), ours.get(key))}; "
-                    "resume with the same settings or choose another run_dir."
-                )
+        refuse_other_settings(run_dir, saved, settings)
         try:
             for prefix, module in (("network", self.network), ("averaged", self.averaged)):
-                module.load_state_dict(_under(tensors, prefix))
-            self._load_optimizer(_under(tensors, "optimizer"))
+                module.load_state_dict(under(tensors, prefix))
+            load_optimizer(self.optimizer, under(tensors, "optimizer"))
         except (RuntimeError, ValueError, KeyError) as error:
             raise CheckpointError(
                 f"The training state in {folder} does not fit this network; choose another run_dir."
@@ -80,19 +73,16 @@ class TrainingState:
         self.step = step
         return True
 
-    def _load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            index, _, moment = name.partition(".")
-            state.setdefault(int(index), {})[moment] = tensor
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
-
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {
-        name[len(prefix) + 1 :]: tensor for name, tensor in tensors.items() if name.startswith(prefix + ".")
-    }
+def refuse_other_settings(run_dir: Path, saved: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Raise a CheckpointError that names the first of the ``settings`` in which a resumed run differs."""
+    ours = json.loads(json.dumps(settings))
+    for key in sorted(saved.keys() | ours.keys()):
+        if saved.get(key) != ours.get(key):
+            raise CheckpointError(
+                f"{run_dir} was trained with {_difference(key, saved.get(key), ours.get(key))}; "
+                "resume with the same settings or choose another run_dir."
+            )
 
 
 def _difference(key: str, saved: Any, ours: Any) -> str:

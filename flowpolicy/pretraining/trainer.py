@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from flowpolicy.data.sampling import Batch, ChunkSampler, shuffled_index
+from flowpolicy.distributed import Processes
 from flowpolicy.errors import ConfigError, FlowPolicyError
+from flowpolicy.loggers import MetricLogger
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.pretraining.config import TrainConfig
-from flowpolicy.pretraining.distributed import Processes
 from flowpolicy.pretraining.ema import EMA
-from flowpolicy.pretraining.loggers import MetricLogger
 from flowpolicy.pretraining.state import TrainingState
 from flowpolicy.progress import progress_bar
 

@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 from toy_training import toy_settings, toy_trainer, write_toy_store
 
 from flowpolicy import FlowPolicy
-from flowpolicy.pretraining.distributed import processes
+from flowpolicy.distributed import processes
 from flowpolicy.pretraining.run import pretrain
 
 KILLS, STEPS = 10, 200

@@ -6,10 +6,10 @@ import torch
 from toy_training import toy_settings, toy_trainer, write_toy_store
 
 from flowpolicy import CheckpointError, ConfigError, FlowPolicy, FlowPolicyError
+from flowpolicy.distributed import Processes
 from flowpolicy.flow import OBJECTIVES
-from flowpolicy.pretraining.distributed import Processes
+from flowpolicy.loggers import read_metrics
 from flowpolicy.pretraining.ema import EMA
-from flowpolicy.pretraining.loggers import read_metrics
 from flowpolicy.pretraining.run import pretrain
 
 ALL = sorted(OBJECTIVES)

@@ -49,6 +49,21 @@ class Processes:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
 
+    def gather(self, *values: float) -> list[list[float]]:
+        """The ``values`` of every process, one row each, in the order of their ranks."""
+        mine = torch.tensor(values, dtype=torch.float64)
+        if self.count == 1:
+            return [mine.tolist()]
+        if dist.get_backend() == "nccl":
+            mine = mine.to("cuda")
+        rows = [torch.empty_like(mine) for _ in range(self.count)]
+        dist.all_gather(rows, mine)
+        return [row.tolist() for row in rows]
+
+    def total(self, value: float) -> float:
+        """The sum of ``value`` over the processes."""
+        return sum(row[0] for row in self.gather(value))
+
     def wait(self) -> None:
         """Until every process is here."""
         if self.count > 1:

@@ -80,7 +80,7 @@ class TensorBoardLogger:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise ConfigError(
-                "train.loggers has 'tensorboard', which is not installed; pip install 'flowpolicy[logging]'."
+                "The logger 'tensorboard' is not installed; install it with: pip install 'flowpolicy[logging]'."
             ) from error
         self.writer = SummaryWriter(str(run_dir / "tensorboard"))
 
@@ -95,14 +95,14 @@ class TensorBoardLogger:
 
 
 class WandbLogger:
-    """A Weights & Biases run, offline unless an account is set up or ``train.wandb.mode`` says otherwise."""
+    """A Weights & Biases run, offline unless an account is set up or the setting ``wandb.mode`` says otherwise."""
 
     def __init__(self, run_dir: Path, config: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
         try:
             import wandb
         except ImportError as error:
             raise ConfigError(
-                "train.loggers has 'wandb', which is not installed; pip install 'flowpolicy[logging]'."
+                "The logger 'wandb' is not installed; install it with: pip install 'flowpolicy[logging]'."
             ) from error
         has_account = bool(os.environ.get("WANDB_API_KEY")) or (Path.home() / ".netrc").exists()
         mode = "online" if has_account else "offline"

@@ -5,7 +5,7 @@ import types
 import pytest
 
 from flowpolicy.errors import ConfigError
-from flowpolicy.pretraining.loggers import build_loggers, read_metrics
+from flowpolicy.loggers import build_loggers, read_metrics
 
 
 def build(names, run_dir, **settings):
