@@ -43,7 +43,7 @@ def script(config_name: str) -> Callable[[Main], Callable[[], None]]:
         def job(config: DictConfig) -> None:
             run_dir = Path(HydraConfig.get().runtime.output_dir)
             try:
-                with _alone_in(run_dir):
+                with _refusing_company(run_dir):
                     main(_plain(config), run_dir)
             except FlowPolicyError as error:
                 _fail(str(error))
@@ -67,8 +67,29 @@ def script(config_name: str) -> Callable[[Main], Callable[[], None]]:
     return decorate
 
 
+def composed(config_name: str, overrides: list[str]) -> dict[str, Any]:
+    """The resolved config of another script, from inside a running one."""
+    return _plain(hydra.compose(config_name, overrides=overrides))
+
+
+def chosen(group: str) -> str:
+    """The option of a config group that the running script was given, such as ``hopper`` of ``env``."""
+    return str(HydraConfig.get().runtime.choices[group])
+
+
 @contextlib.contextmanager
-def _alone_in(run_dir: Path) -> Iterator[None]:
+def alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other program is in this block with the same folder."""
+    if os.environ.get("RANK", "0") != "0":  # of one torchrun, only the first process asks
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        yield
+
+
+@contextlib.contextmanager
+def _refusing_company(run_dir: Path) -> Iterator[None]:
     """Refuse a folder that another program is writing to; the processes of one torchrun share it."""
     if os.environ.get("RANK", "0") != "0":
         yield

@@ -13,6 +13,7 @@ from flowpolicy.errors import ConfigError, FlowPolicyError
 from flowpolicy.storage import atomic_file
 
 logger = logging.getLogger(__name__)
+LOGGERS = ("csv", "tensorboard", "wandb")
 
 
 class MetricLogger(Protocol):
@@ -80,7 +81,7 @@ class TensorBoardLogger:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise ConfigError(
-                "The logger 'tensorboard' is not installed; install it with: pip install 'flowpolicy[logging]'."
+                "The logger 'tensorboard' is not installed; get it with: pip install 'flowpolicy[logging]'."
             ) from error
         self.writer = SummaryWriter(str(run_dir / "tensorboard"))
 
@@ -95,14 +96,14 @@ class TensorBoardLogger:
 
 
 class WandbLogger:
-    """A Weights & Biases run, offline unless an account is set up or the setting ``wandb.mode`` says otherwise."""
+    """A Weights & Biases run, offline unless there is an account or the setting ``wandb.mode`` says so."""
 
     def __init__(self, run_dir: Path, config: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
         try:
             import wandb
         except ImportError as error:
             raise ConfigError(
-                "The logger 'wandb' is not installed; install it with: pip install 'flowpolicy[logging]'."
+                "The logger 'wandb' is not installed; get it with: pip install 'flowpolicy[logging]'."
             ) from error
         has_account = bool(os.environ.get("WANDB_API_KEY")) or (Path.home() / ".netrc").exists()
         mode = "online" if has_account else "offline"

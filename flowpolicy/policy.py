@@ -334,6 +334,16 @@ class FlowPolicy(nn.Module):
             return str(hub.upload_folder(repo_id=repo_id, folder_path=str(folder)))
 
 
+def policy_config(content: dict[str, Any]) -> PolicyConfig:
+    """A config from the content of a JSON file.
+
+    Raises:
+        ConfigError: an unknown, missing or malformed entry (or KeyError, TypeError, AttributeError of one).
+    """
+    shapes = {key: tuple(shape) for key, shape in content["observation_shapes"].items()}
+    return build(PolicyConfig, {**content, "observation_shapes": shapes}, "config")
+
+
 def _read_config(file: Path) -> PolicyConfig:
     try:
         content = json.loads(file.read_text())
@@ -350,8 +360,7 @@ def _read_config(file: Path) -> PolicyConfig:
             "upgrade with: pip install -U flowpolicy."
         )
     try:
-        content["observation_shapes"] = {k: tuple(v) for k, v in content["observation_shapes"].items()}
-        config = build(PolicyConfig, content, "config")
+        config = policy_config(content)
         build_objective(config.objective)
     except (ConfigError, KeyError, TypeError, AttributeError) as error:
         sentence = str(error) if isinstance(error, ConfigError) else f"{error!r} is missing or malformed."

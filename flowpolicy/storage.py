@@ -116,6 +116,23 @@ def write_json(path: Path | str, content: dict[str, Any]) -> None:
         temporary.write_text(text)
 
 
+def read_json(path: Path | str) -> dict[str, Any]:
+    """What :func:`write_json` wrote.
+
+    Raises:
+        FlowPolicyError: there is no such file, or it is damaged.
+    """
+    try:
+        content = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise FlowPolicyError(
+            f"{path} cannot be read or is damaged; restore it, or start anew elsewhere."
+        ) from error
+    if not isinstance(content, dict):
+        raise FlowPolicyError(f"{path} holds no settings; restore it, or start anew elsewhere.")
+    return content
+
+
 def _json_ready(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): _json_ready(item) for key, item in value.items()}

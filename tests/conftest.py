@@ -7,8 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from flowpolicy.data.store import Demonstrations
+
+# Small tensors: a second thread helps little, and on a busy machine waiting for it costs a hundredfold.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

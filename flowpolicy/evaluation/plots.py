@@ -108,6 +108,87 @@ def plot_learning_curves(
     return Path(path)
 
 
+def plot_practice(
+    rows: Sequence[Mapping[str, float]],
+    path: Path | str,
+    *,
+    title: str = "",
+    metric: str = "return",
+    before: Mapping[str, Any] | None = None,
+    after: Mapping[str, Any] | None = None,
+) -> Path:
+    """Draw a fine-tuning run: how well it does while it practises, how far and how noisily it moves.
+
+    Args:
+        rows: of ``metrics.csv``: ``step`` in environment steps, and metrics of ``rollout/``, ``evaluation/``
+            and ``train/``.
+        path: image file; the suffix chooses the format.
+        title: over the figure.
+        metric: ``success`` puts the success rate before the return.
+        before: ``EvaluationResult.metrics()`` of the pretrained policy.
+        after: of the tuned one.
+    """
+    shown = ("success", "return") if metric == "success" else ("return",)
+    with _figure(path, columns=len(shown) + 2, width=4.6 * (len(shown) + 2), height=3.4) as (figure, axes):
+        for axis, name in zip(axes, shown, strict=False):
+            _practice_panel(axis, rows, name, before, after)
+        distance, noise = axes[-2:]
+        for key, colour, label in (
+            ("train/kl_last", BLUE, "KL of an iteration, nats a chunk"),
+            ("train/clip_fraction", ORANGE, "share of clipped ratios"),
+        ):
+            distance.plot(*_series(rows, key), color=colour, label=label, lw=1.2)
+        distance.set_title("How far an iteration moves")
+        distance.set_ylim(bottom=0)
+        distance.legend()
+        noise.plot(*_series(rows, "train/noise_std"), color=GREEN, label="noise, normalised units", lw=1.2)
+        noise.plot(
+            *_series(rows, "train/explained_variance"),
+            color=GREY,
+            label="critic's explained variance",
+            lw=1.2,
+        )
+        noise.set_ylim(0, 1.05)
+        noise.set_title("Noise and critic")
+        noise.legend()
+        for axis in axes:
+            axis.set_xlabel("environment steps")
+            axis.locator_params(axis="x", nbins=5)
+        if title:
+            figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    return Path(path)
+
+
+def _practice_panel(
+    axis: Any,
+    rows: Sequence[Mapping[str, float]],
+    name: str,
+    before: Mapping[str, Any] | None,
+    after: Mapping[str, Any] | None,
+) -> None:
+    axis.plot(*_series(rows, f"rollout/{name}"), color=BLUE, label="practising, with noise")
+    mean_key, _ = _KEYS[name]
+    if before is not None and before[mean_key] is not None:
+        axis.axhline(
+            before[mean_key], color=GREY, ls="--", lw=1.4, label=f"pretrained, {before[mean_key]:.4g}"
+        )
+    points = [row for row in rows if f"evaluation/{name}" in row]
+    steps = np.array([row["step"] for row in points])
+    means = np.array([row[f"evaluation/{name}"] for row in points])
+    if steps.size:
+        ends = np.array([[row[f"evaluation/{name}_{side}"] for row in points] for side in ("low", "high")])
+        label = "as deployed, 95% interval"
+        if after is not None:
+            label = f"as deployed, {after[mean_key]:.4g} at the end"
+        spans = np.nan_to_num(np.abs(ends - means))
+        axis.errorbar(
+            steps, means, yerr=spans, color=ORANGE, marker="o", ms=4, capsize=3, lw=1.4, label=label
+        )
+    axis.set_title(_LABELS[name].capitalize())
+    axis.set_ylim(bottom=0 if name == "success" else None)
+    axis.legend()
+
+
 def plot_k_sweep(
     sweep: Sequence[Mapping[str, Any]],
     path: Path | str,

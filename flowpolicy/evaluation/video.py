@@ -104,19 +104,8 @@ class EpisodeVideo:
 
     def _write(self, frame: Frame) -> None:
         if self._writer is None:
-            import imageio
-
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._writer = imageio.get_writer(
-                self._partial,
-                format="FFMPEG",
-                fps=self.fps,
-                codec="libx264",
-                pixelformat="yuv420p",
-                macro_block_size=2,
-                output_params=["-movflags", "+faststart", "-crf", "23"],
-                ffmpeg_log_level="error",
-            )
+            self._writer = _writer(self._partial, self.fps)
         self._writer.append_data(frame)
         self.frames += 1
 
@@ -131,6 +120,57 @@ class EpisodeVideo:
             except Exception as second:
                 log.debug("closing the video: %s", second)
         self._partial.unlink(missing_ok=True)
+
+
+def side_by_side(left: Path, right: Path, path: Path, *, titles: tuple[str, str]) -> Path | None:
+    """Join two films of one task; the shorter one holds its last frame.
+
+    Args:
+        left: an mp4 of :class:`EpisodeVideo`.
+        right: another, of the same frame rate and height.
+        path: the joined mp4; whole or not at all.
+        titles: a line over each.
+
+    Returns:
+        ``path``, or None where it could not be made, which costs one logged sentence.
+    """
+    partial = path.with_name(f".{path.stem}.tmp-{os.getpid()}.mp4")
+    try:
+        import imageio
+
+        readers = [imageio.get_reader(film, format="FFMPEG") for film in (left, right)]
+        films = [list(reader.iter_data()) for reader in readers]
+        fps = readers[0].get_meta_data()["fps"]
+        with _writer(partial, fps) as writer:
+            for number in range(max(map(len, films))):
+                halves = []
+                for film, title in zip(films, titles, strict=True):
+                    frame = np.asarray(film[min(number, len(film) - 1)])
+                    bar = _text_bar(title, frame.shape[1])
+                    halves.append(frame if bar is None else np.concatenate([bar, frame]))
+                writer.append_data(np.concatenate(halves, axis=1))
+        partial.replace(path)
+    except Exception as error:  # whatever a codec throws: the run is worth more
+        partial.unlink(missing_ok=True)
+        log.warning("No joined video: %s; the two films stand beside it.", " ".join(str(error).split()))
+        return None
+    return path
+
+
+def _writer(path: Path, fps: float) -> Any:
+    """An H.264 writer whose file every browser plays."""
+    import imageio
+
+    return imageio.get_writer(
+        path,
+        format="FFMPEG",
+        fps=fps,
+        codec="libx264",
+        pixelformat="yuv420p",
+        macro_block_size=2,
+        output_params=["-movflags", "+faststart", "-crf", "23"],
+        ffmpeg_log_level="error",
+    )
 
 
 def _follow_robot(environment: Any) -> None:

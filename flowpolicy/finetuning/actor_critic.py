@@ -21,6 +21,17 @@ from flowpolicy.policy import FlowPolicy
 State = tuple[np.ndarray, ...]
 
 
+def spaces_of(policy: FlowPolicy) -> tuple[spaces.Space[Any], spaces.Box]:
+    """Observation and action space of a policy that knows no environment: the shapes, without bounds."""
+    boxes = {
+        key: spaces.Box(-np.inf, np.inf, shape, np.float32)
+        for key, shape in policy.observation_shapes.items()
+    }
+    is_plain = tuple(boxes) == ("observation",)
+    observation = boxes["observation"] if is_plain else spaces.Dict(dict(boxes))
+    return observation, spaces.Box(-np.inf, np.inf, (policy.action_dim,), np.float32)
+
+
 class FlowActorCritic(BasePolicy):
     """A flow policy, its noise network, and a critic.
 

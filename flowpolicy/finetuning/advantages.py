@@ -54,29 +54,11 @@ def chunk_advantages(
     return advantages
 
 
-class ReturnScale:
-    """Standard deviation of the running discounted return, by which rewards are divided.
+class RunningMoments:
+    """Mean and standard deviation of values that come in parts."""
 
-    The return of each environment runs on across calls and starts anew with each episode.
-    """
-
-    def __init__(self, num_envs: int, gamma: float) -> None:
-        self.gamma = gamma
-        self.running = np.zeros(num_envs)
-        self.count, self.mean, self.squares = 0.0, 0.0, 0.0
-
-    def update(
-        self, rewards: NDArray[np.floating], executed: NDArray[np.int64], ended: NDArray[np.bool_]
-    ) -> None:
-        """Take in ``(S, N, T_e)`` rewards of ``(S, N)`` chunks, in order."""
-        seen = []
-        for step in range(len(rewards)):
-            for i in range(rewards.shape[-1]):
-                live = i < executed[step]
-                self.running = np.where(live, self.gamma * self.running + rewards[step, :, i], self.running)
-                seen.append(self.running[live])
-            self.running = np.where(ended[step], 0.0, self.running)
-        self.merge(*moments(np.concatenate(seen)))
+    def __init__(self, count: float = 0.0, mean: float = 0.0, squares: float = 0.0) -> None:
+        self.count, self.mean, self.squares = count, mean, squares
 
     def merge(self, count: float, mean: float, squares: float) -> None:
         """Combine with the moments of further values (Chan et al. 1979)."""
@@ -89,12 +71,42 @@ class ReturnScale:
         self.count = total
 
     @property
+    def std(self) -> float:
+        """The standard deviation, 0 of nothing."""
+        return float(np.sqrt(self.squares / self.count)) if self.count else 0.0
+
+
+class ReturnScale(RunningMoments):
+    """Standard deviation of the running discounted return, by which rewards are divided.
+
+    The return of each environment runs on across calls and starts anew with each episode.
+    """
+
+    def __init__(self, num_envs: int, gamma: float) -> None:
+        super().__init__()
+        self.gamma = gamma
+        self.running = np.zeros(num_envs)
+
+    def run(
+        self, rewards: NDArray[np.floating], executed: NDArray[np.int64], ended: NDArray[np.bool_]
+    ) -> tuple[float, float, float]:
+        """Moments of the running returns over ``(S, N, T_e)`` rewards of ``(S, N)`` chunks, to be merged."""
+        seen = []
+        for step in range(len(rewards)):
+            for i in range(rewards.shape[-1]):
+                live = i < executed[step]
+                self.running = np.where(live, self.gamma * self.running + rewards[step, :, i], self.running)
+                seen.append(self.running[live])
+            self.running = np.where(ended[step], 0.0, self.running)
+        return moments_of(np.concatenate(seen))
+
+    @property
     def value(self) -> float:
         """The standard deviation; 1 before anything was seen."""
-        return float(np.sqrt(self.squares / self.count) + 1e-8) if self.count else 1.0
+        return self.std + 1e-8 if self.count else 1.0
 
 
-def moments(values: Array) -> tuple[float, float, float]:
+def moments_of(values: Array) -> tuple[float, float, float]:
     """Count, mean, and sum of squared deviations."""
     if not values.size:
         return 0.0, 0.0, 0.0

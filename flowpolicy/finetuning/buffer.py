@@ -68,13 +68,12 @@ class ChunkBuffer:
             gae_lambda: lambda per chunk.
         """
         count, envs = len(self._steps), len(self._steps[0].executed)
-        keys = self._observations[0]
-        observation = {key: torch.cat([row[key] for row in self._observations]) for key in keys}
+        observation = self.observations()
         values = values_of(critic, observation).reshape(count, envs).double().cpu().numpy()
         last = values_of(critic, after).double().cpu().numpy()
         next_values = np.concatenate([values[1:], last[None]])
         if self._finals:
-            final = {key: torch.cat([rows[key] for _, _, rows in self._finals]) for key in keys}
+            final = {key: torch.cat([rows[key] for _, _, rows in self._finals]) for key in observation}
             rows = np.concatenate([np.full(len(index), step) for step, index, _ in self._finals])
             columns = np.concatenate([index for _, index, _ in self._finals])
             next_values[rows, columns] = values_of(critic, final).double().cpu().numpy()
@@ -94,12 +93,16 @@ class ChunkBuffer:
         returns = torch.as_tensor((advantages + values).reshape(-1), dtype=torch.float32, device=device)
         return Minibatch(observation, x, mean, std, mask, flat, returns)
 
+    def observations(self) -> dict[str, Tensor]:
+        """Key -> ``(S x N, T_o, *shape)``, normalised."""
+        return {key: torch.cat([row[key] for row in self._observations]) for key in self._observations[0]}
+
     def rewards(self) -> NDArray[np.float64]:
         """``(S, N, T_e)`` as the environments gave them."""
         return np.stack([step.rewards for step in self._steps]).astype(np.float64)
 
-    def update_scale(self, scale: ReturnScale) -> None:
-        """Let ``scale`` see this iteration's rewards."""
+    def return_moments(self, scale: ReturnScale) -> tuple[float, float, float]:
+        """Moments of this iteration's running returns, which go on from those of the last one."""
         executed = np.stack([step.executed for step in self._steps])
         ended = np.stack([step.terminated | step.truncated for step in self._steps])
-        scale.update(self.rewards(), executed, ended)
+        return scale.run(self.rewards(), executed, ended)

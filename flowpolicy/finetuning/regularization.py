@@ -17,8 +17,13 @@ from flowpolicy.flow.objective import Objective
 class Regularizer(Protocol):
     """A term added to the policy loss."""
 
-    name: str
-    weight: float
+    @property
+    def name(self) -> str:
+        """What its metric is called."""
+
+    @property
+    def weight(self) -> float:
+        """Factor of the loss."""
 
     def loss(self, flow: NoisyFlow, batch: Minibatch, generator: torch.Generator) -> Tensor:
         """Scalar, before its weight."""

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import time
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.utils import FloatSchedule
+from stable_baselines3.common.utils import FloatSchedule, get_system_info
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import nn
 
-from flowpolicy.errors import FlowPolicyError
-from flowpolicy.finetuning.actor_critic import FlowActorCritic
-from flowpolicy.finetuning.advantages import ReturnScale
+from flowpolicy.distributed import Processes
+from flowpolicy.errors import ConfigError, FlowPolicyError
+from flowpolicy.evaluation.rollout import check_spaces
+from flowpolicy.finetuning.actor_critic import FlowActorCritic, spaces_of
+from flowpolicy.finetuning.advantages import ReturnScale, RunningMoments, moments_of
 from flowpolicy.finetuning.buffer import ChunkBuffer
 from flowpolicy.finetuning.chunk_env import ChunkEnv, ChunkStep, LocalChunks
 from flowpolicy.finetuning.chunk_vec_env import VecEnvChunks
+from flowpolicy.finetuning.chunked_vec_env import ChunkedVecEnv
 from flowpolicy.finetuning.noise import NoiseConfig
 from flowpolicy.finetuning.regularization import Regularizer
+from flowpolicy.finetuning.saving import read_model, write_model
 from flowpolicy.finetuning.update import PPO, Minibatch, UpdateRule
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.settings import require
@@ -39,7 +46,8 @@ class ReinFlow(OnPolicyAlgorithm):
 
     Args:
         policy: the pretrained policy; it is trained in place.
-        env: a Gymnasium environment, its id, or a stable-baselines3 ``VecEnv`` of raw environments.
+        env: a Gymnasium environment, its id, or a stable-baselines3 ``VecEnv`` of raw environments; None for
+            prediction alone.
         num_steps: K, which the tuned policy is then valid for.
         n_steps: chunks per environment and iteration, S.
         batch_size: chunks of a minibatch.
@@ -58,6 +66,13 @@ class ReinFlow(OnPolicyAlgorithm):
         critic_hidden: widths of the critic.
         execute_horizon: T_e; None takes the policy's own.
         seed: of everything random.
+        processes: this process among many that share gradients; each has environments of its own, equally
+            many, and ``batch_size`` counts the chunks of all.
+
+    Attributes:
+        num_timesteps: environment steps, of all processes.
+        iteration: iterations done.
+        seconds: wall time spent in ``simulation``, ``inference`` and ``update`` since construction.
 
     Raises:
         ConfigError: a setting out of range, or a policy that is no flow or has no K steps.
@@ -85,6 +100,7 @@ class ReinFlow(OnPolicyAlgorithm):
         regularizers: Sequence[Regularizer] = (),
         critic_hidden: tuple[int, ...] = (256, 256),
         execute_horizon: int | None = None,
+        processes: Processes | None = None,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         verbose: int = 0,
@@ -103,16 +119,24 @@ class ReinFlow(OnPolicyAlgorithm):
             horizon,
             "between 1 and the chunk length",
         )
+        self.settings: dict[str, Any] = {
+            "num_steps": num_steps, "n_steps": n_steps, "batch_size": batch_size, "n_epochs": n_epochs,
+            "learning_rate": learning_rate, "critic_learning_rate": critic_learning_rate, "gamma": gamma,
+            "gae_lambda": gae_lambda, "target_kl": target_kl, "critic_warmup": critic_warmup,
+            "max_grad_norm": max_grad_norm, "noise": noise or NoiseConfig(), "update": update or PPO(),
+            "critic_hidden": tuple(critic_hidden), "execute_horizon": horizon,
+            "stats_window_size": stats_window_size, "tensorboard_log": tensorboard_log, "verbose": verbose,
+            "seed": seed,
+        }  # fmt: skip
         self.batch_size, self.n_epochs = batch_size, n_epochs
-        self.critic_learning_rate, self.target_kl, self.critic_warmup = (
-            critic_learning_rate,
-            target_kl,
-            critic_warmup,
-        )
-        self.noise = noise or NoiseConfig()
-        self.update: UpdateRule = update or PPO()
+        self.critic_learning_rate, self.target_kl = critic_learning_rate, target_kl
+        self.critic_warmup = critic_warmup
+        self.noise: NoiseConfig = self.settings["noise"]
+        self.update: UpdateRule = self.settings["update"]
         self.regularizers = tuple(regularizers)
+        self.processes = processes or Processes()
         self.iteration = 0
+        self.seconds = {"simulation": 0.0, "inference": 0.0, "update": 0.0}
         super().__init__(
             policy=FlowActorCritic,  # type: ignore[arg-type]
             env=env,
@@ -132,7 +156,7 @@ class ReinFlow(OnPolicyAlgorithm):
                 "num_steps": num_steps,
                 "execute_horizon": horizon,
                 "noise": self.noise,
-                "critic_hidden": critic_hidden,
+                "critic_hidden": tuple(critic_hidden),
             },
             verbose=verbose,
             seed=seed,
@@ -140,38 +164,71 @@ class ReinFlow(OnPolicyAlgorithm):
             _init_setup_model=False,
             supported_action_spaces=(spaces.Box,),
         )
+        if env is None:
+            self.observation_space, self.action_space = spaces_of(policy)
+            self.n_envs = 1
         self._setup_model()
 
     def _setup_model(self) -> None:
         self._setup_lr_schedule()
         self.critic_schedule = FloatSchedule(self.critic_learning_rate)
-        self.set_random_seed(self.seed)
-        self.actor_critic = FlowActorCritic(self.observation_space, self.action_space, **self.policy_kwargs)
-        self.actor_critic.to(self.device)
+        rank = self.processes.rank
+        self.set_random_seed(None if self.seed is None else self.seed + 10_000 * rank)
+        assert isinstance(self.action_space, spaces.Box)
+        networks = FlowActorCritic(self.observation_space, self.action_space, **self.policy_kwargs)
+        self.actor_critic = networks.to(self.device)
         self.policy = self.actor_critic  # type: ignore[assignment]
-        self.generator = torch.Generator(self.device).manual_seed(self.seed or 0)
-        self.actor_optimizer = torch.optim.Adam(
-            self.actor_critic.actor_parameters(), lr=self.lr_schedule(1.0)
-        )
-        self.critic_optimizer = torch.optim.Adam(
-            self.actor_critic.critic.parameters(), lr=self.critic_schedule(1.0)
-        )
-        self.chunks = self._chunk_env()
+        self.processes.share(networks.state_dict().values())
+        self.generator = torch.Generator(self.device).manual_seed((self.seed or 0) + 10_000 * rank)
+        actor, critic = networks.actor_parameters(), networks.critic.parameters()
+        self.actor_optimizer = torch.optim.Adam(actor, lr=self.lr_schedule(1.0))
+        self.critic_optimizer = torch.optim.Adam(critic, lr=self.critic_schedule(1.0))
         self.rollout_buffer = ChunkBuffer()  # type: ignore[assignment]
-        self.scale = ReturnScale(self.chunks.num_envs, self.gamma)
-        self._histories: dict[str, np.ndarray] | None = None
+        self.scale = ReturnScale(self.n_envs, self.gamma)
+        if self.env is not None:
+            self._adopt(self.env)
 
-    def _chunk_env(self) -> ChunkEnv:
+    def _adopt(self, env: VecEnv) -> None:
+        """Execute chunks in ``env`` from now on; every episode starts anew."""
         policy = self.actor_critic.flow_policy
+        check_spaces(env, policy, "The environment")
         keys = tuple(policy.observation_shapes)
-        assert isinstance(self.env, VecEnv)
-        if type(self.env) is DummyVecEnv:  # its environments are here: step them without a detour
-            return LocalChunks(self.env.envs, keys, policy.obs_horizon)
+        self._histories: dict[str, np.ndarray] | None = None
+        self.scale.running = np.zeros(env.num_envs)
+        self.chunks: ChunkEnv
+        if isinstance(env, ChunkedVecEnv):
+            self.chunks = env.chunks
+        elif type(env) is DummyVecEnv:  # its environments are here: step them without a detour
+            self.chunks = LocalChunks(env.envs, keys, policy.obs_horizon)
+        else:
 
-        def plan(histories: dict[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
-            return self.actor_critic.plan(histories, deterministic=False, generator=self.generator)
+            def plan(histories: dict[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
+                chunks = self.actor_critic.plan(histories, deterministic=False, generator=self.generator)
+                return chunks[:, : self.actor_critic.execute_horizon]
 
-        return VecEnvChunks(self.env, keys, policy.obs_horizon, plan)
+            self.chunks = VecEnvChunks(env, keys, policy.obs_horizon, plan)
+
+    def set_env(self, env: Any, force_reset: bool = True) -> None:
+        """Go on in another environment of the same spaces; a loaded model has none until then."""
+        if self.env is None:
+            self.n_envs = self._wrap_env(env, self.verbose).num_envs
+        super().set_env(env, force_reset)
+        assert self.env is not None
+        self._adopt(self.env)
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
+        if self.env is None:
+            raise ConfigError(
+                "The model has no environment to learn in; give load() an env, or call set_env()."
+            )
+        before = self._last_obs
+        result = super()._setup_learn(*args, **kwargs)
+        if self._last_obs is not before:  # the environments were reset
+            self._histories = None
+            self.scale.running = np.zeros(self.n_envs)
+        if isinstance(self.chunks, VecEnvChunks):
+            self.chunks.on_step = functools.partial(self._on_step, result[1])
+        return result
 
     def collect_rollouts(  # type: ignore[override]
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: ChunkBuffer, n_rollout_steps: int
@@ -181,15 +238,20 @@ class ReinFlow(OnPolicyAlgorithm):
         rollout_buffer.reset()
         networks.flow.noise.set_bounds(*self.noise.bounds(1.0 - self._current_progress_remaining))
         if self._histories is None:
-            self._histories = self.chunks.reset(self.seed)
+            self._histories = self._first_histories()
         callback.on_rollout_start()
+        before, goes_on = self.num_timesteps, True
         observation = policy.normalize_observations(self._histories)
+        shape = (self.n_envs, policy.action_horizon, policy.action_dim)
         for _ in range(n_rollout_steps):
-            shape = (self.chunks.num_envs, policy.action_horizon, policy.action_dim)
+            started = time.perf_counter()
             start = torch.randn(shape, generator=self.generator, device=self.device)
             chain = networks.flow.sample(observation, start, self.generator)
             actions = policy.action_normalizer.denormalize(chain.x[:, -1]).cpu().numpy()
+            planned = time.perf_counter()
             step = self.chunks.step(actions[:, : networks.execute_horizon])
+            self.seconds["inference"] += planned - started
+            self.seconds["simulation"] += time.perf_counter() - planned
             final = None
             if step.truncated.any():
                 ends = {key: value[step.truncated] for key, value in step.final_observation.items()}
@@ -197,11 +259,25 @@ class ReinFlow(OnPolicyAlgorithm):
             rollout_buffer.add(observation, chain, step, final)
             observation, self._histories = policy.normalize_observations(step.observation), step.observation
             self._record_episodes()
-            if not self._count_steps(step, callback):
-                return False
+            if isinstance(self.chunks, VecEnvChunks):
+                goes_on = not self.chunks.stopped
+            else:
+                goes_on = self._replay_steps(step, callback)
+            if not goes_on:
+                break
         self._after = observation
-        callback.on_rollout_end()
-        return True
+        everywhere = self.processes.gather(self.num_timesteps - before, float(goes_on))
+        self.num_timesteps = before + int(sum(steps for steps, _ in everywhere))
+        goes_on = all(flag for _, flag in everywhere)
+        if goes_on:
+            callback.on_rollout_end()
+        return goes_on
+
+    def _first_histories(self) -> dict[str, np.ndarray]:
+        if isinstance(self.chunks, VecEnvChunks):  # learn() has reset it, with its seed
+            return self.chunks.start_from(self._last_obs)
+        seed = None if self.seed is None else self.seed + 10_000 * self.processes.rank + self.iteration
+        return self.chunks.reset(seed)
 
     def _record_episodes(self) -> None:
         assert self.ep_info_buffer is not None
@@ -211,46 +287,59 @@ class ReinFlow(OnPolicyAlgorithm):
             if episode.success is not None:
                 self.ep_success_buffer.append(episode.success)
 
-    def _count_steps(self, step: ChunkStep, callback: BaseCallback) -> bool:
+    def _replay_steps(self, step: ChunkStep, callback: BaseCallback) -> bool:
         """Let callbacks see each environment step of the chunk, as they would have one by one."""
         ended = step.terminated | step.truncated
+        infos: list[dict[str, Any]] = [{} for _ in ended]
         for i in range(step.rewards.shape[1]):
             live = step.executed > i
             if not live.any():
                 break
-            self.num_timesteps += int(live.sum())
-            dones, rewards = ended & (step.executed == i + 1), step.rewards[:, i]
-            infos: list[dict[str, Any]] = [{} for _ in dones]
-            callback.update_locals({"dones": dones, "rewards": rewards, "infos": infos, "self": self})
-            if not callback.on_step():
+            dones = ended & (step.executed == i + 1)
+            if not self._on_step(callback, step.rewards[:, i], dones, infos, int(live.sum())):
                 return False
         return True
 
+    def _on_step(
+        self, callback: BaseCallback, rewards: Any, dones: Any, infos: Any, count: int | None = None
+    ) -> bool:
+        self.num_timesteps += self.n_envs if count is None else count
+        callback.update_locals({"dones": dones, "rewards": rewards, "infos": infos, "self": self})
+        return callback.on_step()
+
     def train(self) -> None:
         """Several epochs over the iteration's chunks: the critic always, the policy until the KL stop."""
+        started = time.perf_counter()
         buffer: ChunkBuffer = self.rollout_buffer  # type: ignore[assignment]
-        buffer.update_scale(self.scale)
+        for moments in self.processes.gather(*buffer.return_moments(self.scale)):
+            self.scale.merge(*moments)
         data = buffer.data(self.actor_critic.critic, self._after, self.scale, self.gamma, self.gae_lambda)
-        advantage = (data.advantage - data.advantage.mean()) / (data.advantage.std() + 1e-8)
-        data = dataclasses.replace(data, advantage=advantage)
+        data = dataclasses.replace(data, advantage=self._normalized(data.advantage))
         self._update_rates()
-        learns, losses, found = self.iteration >= self.critic_warmup, [], list[dict[str, float]]()
+        moving, losses, found = self.iteration >= self.critic_warmup, [], list[dict[str, float]]()
+        rows_each, policy_steps = min(self.batch_size // self.processes.count, len(data)), 0
         for _ in range(self.n_epochs):
             order = torch.randperm(len(data), generator=self.generator, device=self.device)
-            for rows in torch.split(order, self.batch_size):
-                if len(rows) < self.batch_size and len(data) > self.batch_size:
+            for rows in torch.split(order, rows_each):
+                if len(rows) < rows_each:
                     continue  # a remnant would be a noisier step than the others
                 batch = data[rows]
                 losses.append(self._critic_step(batch))
-                if learns:
-                    metrics, learns = self._policy_step(batch)
+                if moving:
+                    metrics, moving = self._policy_step(batch)
                     found.append(metrics)
-        steps = len(found) - (
-            bool(found) and not learns
-        )  # the last one only measured that it is time to rest
-        self._log(found, steps, losses, data)
+                    policy_steps += moving
+        self._log(found, policy_steps, losses, data)
         self.iteration += 1
-        self._n_updates += steps
+        self._n_updates += policy_steps
+        self.seconds["update"] += time.perf_counter() - started
+
+    def _normalized(self, advantage: torch.Tensor) -> torch.Tensor:
+        """Zero mean and unit standard deviation over the iteration's chunks of all processes."""
+        overall = RunningMoments()
+        for moments in self.processes.gather(*moments_of(advantage.double().cpu().numpy())):
+            overall.merge(*moments)
+        return (advantage - overall.mean) / (overall.std + 1e-8)
 
     def _log(self, found: list[dict[str, float]], steps: int, losses: list[float], data: Minibatch) -> None:
         for name in found[0] if found else ():
@@ -279,6 +368,7 @@ class ReinFlow(OnPolicyAlgorithm):
         loss = ((critic(batch.observation) - batch.returns) ** 2).mean()
         self.critic_optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        self.processes.average_gradients(critic.parameters())
         nn.utils.clip_grad_norm_(critic.parameters(), self.max_grad_norm)
         self.critic_optimizer.step()
         return float(loss.detach())
@@ -288,6 +378,7 @@ class ReinFlow(OnPolicyAlgorithm):
         flow, parameters = self.actor_critic.flow, self.actor_critic.actor_parameters()
         loss, found = self.update.loss(flow, batch)
         metrics = {name: float(value.detach()) for name, value in found.items()}
+        metrics["train/kl"] = self.processes.total(metrics["train/kl"]) / self.processes.count
         if self.target_kl is not None and metrics["train/kl"] > self.target_kl:
             return metrics, False
         for term in self.regularizers:
@@ -300,9 +391,22 @@ class ReinFlow(OnPolicyAlgorithm):
             )
         self.actor_optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        self.processes.average_gradients(parameters)
         metrics["train/gradient_norm"] = float(nn.utils.clip_grad_norm_(parameters, self.max_grad_norm))
         self.actor_optimizer.step()
         return metrics, True
+
+    def visited_observations(self) -> dict[str, torch.Tensor]:
+        """Normalised observations of the last iteration, key -> ``(S x N, T_o, *shape)``.
+
+        A model that was just loaded runs one iteration for them, whose steps count.
+        """
+        buffer: ChunkBuffer = self.rollout_buffer  # type: ignore[assignment]
+        if not len(buffer):
+            _, callback = self._setup_learn(0, None, reset_num_timesteps=False)
+            assert self.env is not None
+            self.collect_rollouts(self.env, callback, buffer, self.n_steps)
+        return buffer.observations()
 
     def deployed_policy(self) -> FlowPolicy:
         """The plain flow without its noise network, marked with the K it is tuned for."""
@@ -312,3 +416,49 @@ class ReinFlow(OnPolicyAlgorithm):
         result.load_state_dict(policy.state_dict())
         result.refresh_normalizers()
         return result.eval()
+
+    def save(  # type: ignore[override]
+        self, path: str | Path | IO[bytes], exclude: Any = None, include: Any = None
+    ) -> None:
+        """Write a zip file of ``config.json`` and ``model.safetensors``; no pickle, so nothing to exclude.
+
+        Args:
+            path: of the file, to which ``.zip`` is added where it has no suffix, or a binary stream.
+            exclude: of stable-baselines3's interface; must be None.
+            include: likewise.
+        """
+        require(exclude is None and include is None, "exclude", exclude, "None: the file holds no objects")
+        write_model(self, path)
+
+    @classmethod
+    def load(  # type: ignore[override]
+        cls,
+        path: str | Path | IO[bytes],
+        env: Any = None,
+        device: torch.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **settings: Any,
+    ) -> ReinFlow:
+        """Read what :meth:`save` wrote.
+
+        Args:
+            path: of the file, with or without ``.zip``, or a binary stream.
+            env: as in the constructor; None can predict, and learns after ``set_env``.
+            device: of the networks.
+            custom_objects: further ``settings``.
+            print_system_info: print versions of the libraries.
+            force_reset: of stable-baselines3's interface; episodes always start anew.
+            settings: keyword arguments of the constructor that replace the saved ones; schedules that are
+                functions and regularizers are not in the file and must be given again.
+
+        Raises:
+            CheckpointError: no such file, a damaged one, or one of something else.
+        """
+        if print_system_info:
+            get_system_info()
+        return read_model(cls, path, env, device, {**(custom_objects or {}), **settings})
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        return ["actor_critic", "actor_optimizer", "critic_optimizer"], []

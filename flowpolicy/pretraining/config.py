@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flowpolicy.data.normalization import MODES
+from flowpolicy.loggers import LOGGERS
 from flowpolicy.settings import require
-
-LOGGERS = ("csv", "tensorboard", "wandb")
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,14 @@ def pretrain(settings: Mapping[str, Any], run_dir: Path, *, command: str = "") -
         return _run(config, run_dir, command, group)
 
 
+def find_or_pretrain(settings: Mapping[str, Any], run_dir: Path) -> Path:
+    """The checkpoint of the pretraining run in ``run_dir``, which is done or finished first where need be."""
+    if not (run_dir / "summary.json").exists():
+        logger.info("No pretrained policy in %s yet; pretraining one first.", run_dir)
+        pretrain({**settings, "resume": True}, run_dir, command=f"(for fine-tuning, into {run_dir})")
+    return run_dir / CHECKPOINT
+
+
 def _run(config: PretrainConfig, run_dir: Path, command: str, group: Processes) -> Path | None:
     started = time.perf_counter()
     if config.train.threads:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from flowpolicy.finetuning.advantages import ReturnScale, chunk_advantages, chunk_rewards, moments
+from flowpolicy.finetuning.advantages import ReturnScale, chunk_advantages, chunk_rewards, moments_of
 
 GAMMA, LAMBDA = 0.9, 0.8
 
@@ -60,8 +60,8 @@ def test_the_return_scale_runs_on_across_iterations_and_restarts_with_episodes()
     rewards *= np.arange(4) < executed[..., None]
     ended = rng.random((10, 2)) < 0.3
     scale = ReturnScale(2, GAMMA)
-    scale.update(rewards[:4], executed[:4], ended[:4])
-    scale.update(rewards[4:], executed[4:], ended[4:])
+    scale.merge(*scale.run(rewards[:4], executed[:4], ended[:4]))
+    scale.merge(*scale.run(rewards[4:], executed[4:], ended[4:]))
     seen = []
     for env in range(2):
         running = 0.0
@@ -79,6 +79,6 @@ def test_merged_moments_are_those_of_all_values():
     values = np.random.default_rng(0).normal(2.0, 3.0, size=1000)
     scale = ReturnScale(1, GAMMA)
     for part in np.split(values, [10, 300]):
-        scale.merge(*moments(part))
+        scale.merge(*moments_of(part))
     assert scale.mean == pytest.approx(values.mean())
     assert scale.value == pytest.approx(values.std(), rel=1e-6)

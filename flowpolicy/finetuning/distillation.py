@@ -1,0 +1,68 @@
+"""Self-distillation: a policy that is tuned for one K teaches itself the others."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from flowpolicy.data.sampling import Batch
+from flowpolicy.finetuning.config import DistillConfig
+from flowpolicy.policy import FlowPolicy
+from flowpolicy.pretraining.ema import EMA
+from flowpolicy.progress import progress
+
+
+def distill(
+    tuned: FlowPolicy, observations: Mapping[str, Tensor], config: DistillConfig, *, seed: int
+) -> FlowPolicy:
+    """Train the policy's own objective on the chunks that it plans with its tuned K.
+
+    Fine-tuning moves the velocity at the K times (and the one step size) that the chain visits, and leaves
+    the others behind. Here the tuned flow is the teacher: at observations it has met it plans chunks
+    from fresh noise, and a copy learns them by the objective that the policy was pretrained with, at all
+    times and step sizes.
+
+    Args:
+        tuned: marked with the K it was tuned for.
+        observations: normalised, key -> ``(N, T_o, *shape)``.
+        config: settings.
+        seed: of noise and batches.
+
+    Returns:
+        A policy for any K that its objective has.
+    """
+    device, steps = tuned.device, tuned.default_num_steps
+    student = FlowPolicy(dataclasses.replace(tuned.config, tuned_num_steps=None)).to(device)
+    student.load_state_dict(tuned.state_dict())
+    student.refresh_normalizers()
+    teacher = copy.deepcopy(tuned.network).eval().requires_grad_(False)
+    average = EMA(student.network, config.ema_decay)
+    optimizer = torch.optim.Adam(student.network.parameters(), lr=config.learning_rate)
+    generator = torch.Generator(device).manual_seed(seed)
+    count = len(next(iter(observations.values())))
+    shape = (config.batch_size, tuned.action_horizon, tuned.action_dim)
+    student.network.eval()  # no dropout: the target is a function
+    for step in progress(config.steps, "distil"):
+        index = torch.randint(count, (config.batch_size,), generator=generator, device=device)
+        observed = {key: value[index] for key, value in observations.items()}
+        noise = torch.randn(shape, generator=generator, device=device)
+        with torch.no_grad():
+            chunk = tuned.objective.sample(teacher, teacher.encode(observed), noise, steps, "euler")
+            chunk = chunk.clamp(-tuned.config.action_clip, tuned.config.action_clip)
+        batch = Batch(observed, chunk, torch.ones(shape[:2], dtype=torch.bool, device=device))
+        draws = student.objective.draw(shape, generator, device)
+        loss, _ = student.objective.loss(student.network, batch, draws, average.network)
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(student.network.parameters(), 1.0)
+        optimizer.step()
+        average.update(step)
+    student.network.load_state_dict(average.network.state_dict())
+    return student.eval()

@@ -1,0 +1,293 @@
+"""One fine-tuning run, from settings to a run folder: practice, evaluations, plots, video, summary."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+
+from flowpolicy.data.store import read_demonstrations
+from flowpolicy.device import resolve_device
+from flowpolicy.distributed import Processes, processes
+from flowpolicy.errors import ConfigError, TaskError
+from flowpolicy.evaluation.plots import plot_practice
+from flowpolicy.evaluation.result import EvaluationResult
+from flowpolicy.evaluation.rollout import check_spaces, evaluate
+from flowpolicy.evaluation.statistics import paired_difference_interval
+from flowpolicy.evaluation.summary import write_summary
+from flowpolicy.evaluation.task import Task, task_from
+from flowpolicy.evaluation.video import side_by_side
+from flowpolicy.finetuning.chain import NoisyFlow
+from flowpolicy.finetuning.chunked_vec_env import ChunkedVecEnv
+from flowpolicy.finetuning.config import FinetuneConfig
+from flowpolicy.finetuning.distillation import distill
+from flowpolicy.finetuning.recorder import STATE_FILE, Recorder
+from flowpolicy.finetuning.regularization import BehaviourCloning, Regularizer, Wasserstein
+from flowpolicy.finetuning.reinflow import ReinFlow
+from flowpolicy.finetuning.update import build_update_rule
+from flowpolicy.loggers import build_loggers, read_metrics
+from flowpolicy.policy import FlowPolicy
+from flowpolicy.pretraining.config import DataConfig
+from flowpolicy.pretraining.run import make_samplers
+from flowpolicy.pretraining.state import refuse_other_settings
+from flowpolicy.settings import build
+from flowpolicy.storage import read_json, write_json
+
+logger = logging.getLogger(__name__)
+BASE, CHECKPOINT = "base", "checkpoint"
+
+
+def finetune(settings: Mapping[str, Any], run_dir: Path, *, command: str = "") -> Path | None:
+    """Run; returns the path of ``summary.json`` (None on all processes but the first).
+
+    Raises:
+        FlowPolicyError: a setting, the checkpoint, the task or a saved state is not usable, or the
+            environments answer with something that is not finite.
+    """
+    config = build(FinetuneConfig, settings, "")
+    with processes() as group:
+        return _run(config, run_dir, command, group)
+
+
+def _run(config: FinetuneConfig, run_dir: Path, command: str, group: Processes) -> Path | None:
+    started = time.perf_counter()
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = resolve_device(config.device, group.local_rank)
+    task = task_from(config.env)
+    is_old = _check_folder(config, run_dir)
+    base = FlowPolicy.load(run_dir / BASE if is_old else config.checkpoint, device)
+    _check_base(base, task, config)
+    if group.is_first and not is_old:
+        base.save(run_dir / BASE)
+        write_json(run_dir / "config.json", _settings_of(config))
+    group.wait()
+    env = _environments(config, task, base, group)
+    try:
+        model = _model(config, task, base, env, run_dir, is_old, device, group)
+        before = _evaluated(config, task, base, run_dir, "before", group)
+        if before is not None:
+            logger.info(
+                "%s on %s, K = %d: %s before practice", base.name, task.name, config.num_steps, _shown(before)
+            )
+        recorder = Recorder(
+            run_dir if group.is_first else None,
+            total_steps=config.total_steps,
+            save_every=config.save_every,
+            evaluate_every=config.evaluate_every,
+            evaluate=lambda policy: evaluate(
+                policy, task, episodes=config.evaluate_episodes, num_envs=config.evaluation_envs,
+                seed=EVALUATION_ON_THE_WAY, show_progress=False,
+            ).scalars(),
+            loggers=build_loggers(
+                config.loggers, run_dir, _settings_of(config), config.wandb, model.num_timesteps
+            )
+            if group.is_first
+            else [],
+        )  # fmt: skip
+        if is_old:
+            logger.info("Continuing %s at %s environment steps.", run_dir, f"{model.num_timesteps:,}")
+        left = config.total_steps - model.num_timesteps
+        if left > 0:
+            model.learn(left, callback=recorder, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
+        tuned = _finished(config, task, model)
+    finally:
+        env.close()
+    if not group.is_first:
+        return None
+    tuned.save(run_dir / CHECKPOINT)
+    after = _evaluated(config, task, tuned, run_dir, "after", group)
+    for sink in recorder.loggers:
+        if after is not None:
+            sink.log(model.num_timesteps, after.scalars())
+        sink.close()
+    metrics = _metrics(model, before, after)
+    if config.video and before is not None and before.video and after is not None and after.video:
+        titles = ("before practice", f"after {model.num_timesteps:,} steps of practice")
+        side_by_side(before.video, after.video, run_dir / "video.mp4", titles=titles)
+    plot_practice(
+        read_metrics(run_dir / "metrics.csv"),
+        run_dir / "curves.png",
+        title=f"{task.name}, {base.name}, K = {config.num_steps}",
+        metric=task.metric,
+        before=None if before is None else before.metrics(),
+        after=None if after is None else after.metrics(),
+    )
+    return write_summary(
+        run_dir, task=task.name, policy=base.name, seed=config.seed, steps=model.num_timesteps,
+        wall_seconds=time.perf_counter() - started, metrics=metrics, checkpoint=str(run_dir / CHECKPOINT),
+        command=command, parameters=base.num_parameters(), base=str(config.checkpoint),
+        num_steps=config.num_steps, processes=group.count,
+    )  # fmt: skip
+
+
+EVALUATION_ON_THE_WAY = 3_000_000
+"""First seed of evaluations during practice: not those of the final one, which nothing was chosen on."""
+
+
+def _check_folder(config: FinetuneConfig, run_dir: Path) -> bool:
+    """Whether there is a run to continue in ``run_dir``; refuses one that must not be overwritten."""
+    if not (run_dir / STATE_FILE).exists():
+        return False
+    if not config.resume:
+        raise ConfigError(
+            f"{run_dir} holds a run already; add resume=true to continue it, or choose another run_dir."
+        )
+    refuse_other_settings(run_dir, read_json(run_dir / "config.json"), _settings_of(config))
+    return True
+
+
+def _check_base(base: FlowPolicy, task: Task, config: FinetuneConfig) -> None:
+    base.check_steps(config.num_steps, "euler")
+    if task.obs_horizon != base.obs_horizon or task.execute_horizon > base.action_horizon:
+        raise ConfigError(
+            f"The checkpoint sees {base.obs_horizon} observations and plans {base.action_horizon} actions, "
+            f"which does not fit env.obs_horizon={task.obs_horizon} and "
+            f"env.execute_horizon={task.execute_horizon}; set those to fit it."
+        )
+    environment = task.make()
+    try:
+        check_spaces(environment, base, f"Task '{task.name}'")
+    except TaskError as error:
+        trained_for = base.task.get("name")
+        hint = f" (env={trained_for})" if trained_for and trained_for != task.name else ""
+        raise TaskError(f"{str(error).rstrip('.')}{hint}.") from error
+    finally:
+        environment.close()
+
+
+def _environments(config: FinetuneConfig, task: Task, base: FlowPolicy, group: Processes) -> VecEnv:
+    """This process's share of the environments."""
+    if config.num_envs % group.count:
+        raise ConfigError(f"num_envs is {config.num_envs}; it must be a multiple of {group.count} processes.")
+    makers: list[Callable[[], Any]] = [task.make] * (config.num_envs // group.count)
+    workers = config.workers
+    if workers is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = cores // group.count if cores // group.count > 1 else 0
+    if workers == 0:
+        return DummyVecEnv(makers)
+    keys = tuple(base.observation_shapes)
+    return ChunkedVecEnv.in_processes(makers, workers, keys, base.obs_horizon)
+
+
+def _model(
+    config: FinetuneConfig, task: Task, base: FlowPolicy, env: VecEnv, run_dir: Path, is_old: bool,
+    device: torch.device, group: Processes,
+) -> ReinFlow:  # fmt: skip
+    """A new model, or the one in ``run_dir``."""
+    regularizers = _regularizers(config, base)
+    if is_old:
+        return ReinFlow.load(run_dir / STATE_FILE, env, device, processes=group, regularizers=regularizers)
+    settings: dict[str, Any] = dict(vars(config.reinflow))
+    share = settings.pop("final_learning_rate")
+    if share < 1:
+        settings["learning_rate"] = LinearSchedule(
+            settings["learning_rate"], settings["learning_rate"] * share, 1.0
+        )
+    policy = FlowPolicy(base.config).to(device)  # trained in place; the base stays as it is
+    policy.load_state_dict(base.state_dict())
+    policy.refresh_normalizers()
+    return ReinFlow(
+        policy.eval(), env, num_steps=config.num_steps, noise=config.noise,
+        update=build_update_rule(config.update), regularizers=regularizers,
+        execute_horizon=task.execute_horizon, processes=group, seed=config.seed, device=device, **settings,
+    )  # fmt: skip
+
+
+def _regularizers(config: FinetuneConfig, base: FlowPolicy) -> tuple[Regularizer, ...]:
+    wanted, terms = config.regularization, list[Regularizer]()
+    if wanted.wasserstein:
+        reference = NoisyFlow(base, config.num_steps, config.noise).to(base.device).frozen_copy()
+        terms.append(Wasserstein(reference, wanted.wasserstein))
+    if wanted.behaviour_cloning:
+        store = wanted.demonstrations or config.env.get("demonstrations")
+        if not store:
+            raise ConfigError(
+                "regularization.behaviour_cloning needs demonstrations; add "
+                "regularization.demonstrations=STORE."
+            )
+        data = DataConfig(observation_keys=tuple(base.observation_shapes), validation_fraction=0.0)
+        demos = read_demonstrations(store, data.observation_keys)
+        training, _ = make_samplers(base, demos, data, config.seed)
+        terms.append(BehaviourCloning(base.objective, training, wanted.behaviour_cloning))
+    return tuple(terms)
+
+
+def _finished(config: FinetuneConfig, task: Task, model: ReinFlow) -> FlowPolicy:
+    """The policy to deploy."""
+    tuned = model.deployed_policy()
+    if config.distill.steps:
+        tuned = distill(tuned, model.visited_observations(), config.distill, seed=config.seed)
+    metadata = {
+        **tuned.metadata,
+        "finetuned_with": "reinflow",
+        "finetuned_steps": model.num_timesteps,
+        "finetuned_num_steps": config.num_steps,
+        "distilled": bool(config.distill.steps),
+    }
+    tuned.config = dataclasses.replace(tuned.config, task=dataclasses.asdict(task), metadata=metadata)
+    return tuned
+
+
+def _evaluated(
+    config: FinetuneConfig, task: Task, policy: FlowPolicy, run_dir: Path, label: str, group: Processes
+) -> EvaluationResult | None:
+    """Episodes as deployed: x_0 ~ N(0, I), no injected noise, the same seeds before and after."""
+    if not config.final_episodes or not group.is_first:
+        return None
+    result = evaluate(
+        policy, task, episodes=config.final_episodes, num_envs=config.evaluation_envs,
+        num_steps=config.num_steps, record=int(config.video), video=run_dir / f"{label}.mp4",
+    )  # fmt: skip
+    result.write_csv(run_dir / f"episodes_{label}.csv")
+    return result
+
+
+def _metrics(
+    model: ReinFlow, before: EvaluationResult | None, after: EvaluationResult | None
+) -> dict[str, Any]:
+    metrics: dict[str, Any] = {
+        "seconds": dict(model.seconds),
+        "worker_restarts": getattr(model.chunks, "restarts", 0),
+        "iterations": model.iteration,
+    }
+    if before is None or after is None:
+        return metrics
+    metrics["base"], metrics["tuned"] = before.metrics(), after.metrics()
+    metrics["return_gain"] = float((after.returns - before.returns).mean())
+    metrics["return_gain_ci95"] = list(paired_difference_interval(after.returns, before.returns))
+    if before.success is not None and after.success is not None:
+        metrics["success_gain"] = float(after.success.mean() - before.success.mean())
+        metrics["success_gain_ci95"] = list(
+            paired_difference_interval(after.success.astype(float), before.success.astype(float))
+        )
+    return metrics
+
+
+def _shown(result: EvaluationResult) -> str:
+    metrics = result.metrics()
+    low, high = metrics["return_ci95"]
+    text = f"return {metrics['return_mean']:.0f} [{low:.0f}, {high:.0f}]"
+    if metrics["success_rate"] is not None:
+        text += f", success {metrics['success_rate']:.2f}"
+    return text
+
+
+def _settings_of(config: FinetuneConfig) -> dict[str, Any]:
+    """What a resumed run must have in common with the first: all but where and how often it reports."""
+    settings = dataclasses.asdict(config)
+    for key in (
+        "resume", "device", "video", "evaluate_every", "evaluate_episodes", "final_episodes", "loggers",
+        "evaluation_envs", "save_every", "wandb", "threads", "workers",
+    ):  # fmt: skip
+        del settings[key]
+    return settings

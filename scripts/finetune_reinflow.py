@@ -1,0 +1,30 @@
+"""Fine-tune a policy by practice: `python scripts/finetune_reinflow.py env=hopper num_steps=4`."""
+
+from pathlib import Path
+from typing import Any
+
+from flowpolicy.cli import alone_in, chosen, command_line, composed, script
+from flowpolicy.finetuning.run import finetune
+from flowpolicy.pretraining.run import find_or_pretrain
+
+BASES = Path("runs/base")
+
+
+@script("finetune_reinflow")
+def main(config: dict[str, Any], run_dir: Path) -> None:
+    """Pretrain where no checkpoint is given, practise, evaluate, and say where the results are."""
+    base = config.pop("base")
+    del config["run_dir"]
+    if config["checkpoint"] is None:
+        env = chosen("env")
+        overrides = [f"env={env}", *(f"{key}={value}" for key, value in base.items())]
+        folder = BASES / "-".join([env, *(f"{key}_{value}" for key, value in base.items())])
+        with alone_in(folder):
+            config["checkpoint"] = str(find_or_pretrain(composed("pretrain", overrides), folder))
+    summary = finetune(config, run_dir, command=command_line())
+    if summary is not None:
+        print(summary)
+
+
+if __name__ == "__main__":
+    main()
