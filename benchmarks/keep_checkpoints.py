@@ -24,8 +24,10 @@ KEPT = (
     "hopper/flow_matching-seed0",
     "pusht/flow_matching-seed0",
     "pusht/shortcut-seed0",
+    "walker2d/flow_matching-seed0",
     "walker2d/shortcut-seed0",
     "halfcheetah/shortcut-seed0",
+    "halfcheetah/shortcut-T1-seed0",
     "adroit_door/flow_matching-seed0",
 )
 

@@ -58,12 +58,18 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
 def atomic_file(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` that replaces ``path`` when the block ends without error.
 
-    The temporary name keeps the suffix of ``path``, since writers choose a format by it.
+    The temporary name keeps the suffix of ``path``, since writers choose a format by it. One writer at a
+    time: what an earlier, killed one left is removed.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.tmp-{os.getpid()}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for stale in path.parent.glob(f".{path.stem}.tmp-*{path.suffix}"):
+            if stale.is_dir():
+                shutil.rmtree(stale, ignore_errors=True)
+            else:
+                stale.unlink(missing_ok=True)
         yield temporary
         _sync(temporary)
         temporary.replace(path)

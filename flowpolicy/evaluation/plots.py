@@ -159,6 +159,46 @@ def plot_practice(
     return Path(path)
 
 
+def plot_practice_bands(
+    curves: Mapping[str, Sequence[Mapping[str, Sequence[float]]]],
+    path: Path | str,
+    *,
+    bases: Mapping[str, float],
+    metric: str = "return",
+) -> Path:
+    """Draw learning curves of several runs, a panel each: every seed, their mean, and its 95% band.
+
+    Args:
+        curves: label -> one mapping per seed with ``step`` and ``evaluation/<metric>``.
+        path: image file; the suffix chooses the format.
+        bases: label -> the pretrained policy's figure.
+        metric: return or success.
+    """
+    with _figure(path, columns=len(curves), width=5.2 * len(curves), height=3.6) as (_, axes):
+        for axis, (label, seeds) in zip(axes, curves.items(), strict=True):
+            for seed in seeds:
+                axis.plot(seed["step"], seed[f"evaluation/{metric}"], color=BLUE, lw=0.8, alpha=0.5)
+            shortest = min(len(seed["step"]) for seed in seeds)
+            steps = np.mean([seed["step"][:shortest] for seed in seeds], axis=0)
+            values = np.array([seed[f"evaluation/{metric}"][:shortest] for seed in seeds])
+            axis.plot(steps, values.mean(axis=0), color=BLUE, label=f"mean of {len(seeds)} seeds")
+            if len(seeds) > 2:
+                half = _T95[len(seeds)] * values.std(axis=0, ddof=1) / np.sqrt(len(seeds))
+                axis.fill_between(
+                    steps, values.mean(axis=0) - half, values.mean(axis=0) + half, color=BLUE, alpha=0.15,
+                    lw=0, label="95% interval of the mean (t)",
+                )  # fmt: skip
+            axis.axhline(bases[label], color=GREY, ls="--", lw=1.4, label=f"pretrained, {bases[label]:.4g}")
+            axis.set_title(f"{label}: {_LABELS[metric]} as deployed")
+            axis.set_xlabel("environment steps")
+            axis.legend(loc="lower right")
+    return Path(path)
+
+
+_T95 = {3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
+"""97.5% points of Student's t with n - 1 degrees of freedom."""
+
+
 def _practice_panel(
     axis: Any,
     rows: Sequence[Mapping[str, float]],

@@ -21,6 +21,7 @@ class ReinFlowConfig:
         learning_rate: of flow and noise, at the start.
         final_learning_rate: share of it left at the end; it falls linearly.
         critic_learning_rate: of the critic, which stays.
+        adaptive_rate: let the learning rate of flow and noise follow the KL stop.
         gamma: discount per environment step.
         gae_lambda: lambda per chunk.
         target_kl: nats per chunk after which the policy rests until the next iteration.
@@ -31,10 +32,11 @@ class ReinFlowConfig:
 
     n_steps: int = 128
     batch_size: int = 512
-    n_epochs: int = 8
+    n_epochs: int = 4
     learning_rate: float = 3e-4
     final_learning_rate: float = 1.0
     critic_learning_rate: float = 1e-3
+    adaptive_rate: bool = True
     gamma: float = 0.995
     gae_lambda: float = 0.95
     target_kl: float | None = 0.15

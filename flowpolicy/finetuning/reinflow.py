@@ -36,6 +36,8 @@ from flowpolicy.policy import FlowPolicy
 from flowpolicy.settings import require
 
 Schedule = float | Any
+RATE_FACTORS = (0.05, 1.0)
+"""Least and largest factor that ``adaptive_rate`` puts on the learning rate."""
 
 
 class ReinFlow(OnPolicyAlgorithm):
@@ -54,6 +56,9 @@ class ReinFlow(OnPolicyAlgorithm):
         n_epochs: passes over an iteration's chunks.
         learning_rate: of flow and noise, a number or a stable-baselines3 schedule.
         critic_learning_rate: likewise.
+        adaptive_rate: multiply the learning rate of flow and noise by a factor that follows the KL stop: an
+            iteration stopped before a quarter of its minibatches lowers it, one that ran through raises it,
+            up to 1 again.
         gamma: discount per environment step: a chunk of n steps discounts gamma^n.
         gae_lambda: lambda per chunk.
         target_kl: nats per chunk, beyond which the policy rests until the next iteration; checked before
@@ -87,9 +92,10 @@ class ReinFlow(OnPolicyAlgorithm):
         num_steps: int = 4,
         n_steps: int = 128,
         batch_size: int = 512,
-        n_epochs: int = 8,
+        n_epochs: int = 4,
         learning_rate: Schedule = 3e-4,
         critic_learning_rate: Schedule = 1e-3,
+        adaptive_rate: bool = True,
         gamma: float = 0.995,
         gae_lambda: float = 0.95,
         target_kl: float | None = 0.15,
@@ -121,7 +127,8 @@ class ReinFlow(OnPolicyAlgorithm):
         )
         self.settings: dict[str, Any] = {
             "num_steps": num_steps, "n_steps": n_steps, "batch_size": batch_size, "n_epochs": n_epochs,
-            "learning_rate": learning_rate, "critic_learning_rate": critic_learning_rate, "gamma": gamma,
+            "learning_rate": learning_rate, "critic_learning_rate": critic_learning_rate,
+            "adaptive_rate": adaptive_rate, "gamma": gamma,
             "gae_lambda": gae_lambda, "target_kl": target_kl, "critic_warmup": critic_warmup,
             "max_grad_norm": max_grad_norm, "noise": noise or NoiseConfig(), "update": update or PPO(),
             "critic_hidden": tuple(critic_hidden), "execute_horizon": horizon,
@@ -130,7 +137,7 @@ class ReinFlow(OnPolicyAlgorithm):
         }  # fmt: skip
         self.batch_size, self.n_epochs = batch_size, n_epochs
         self.critic_learning_rate, self.target_kl = critic_learning_rate, target_kl
-        self.critic_warmup = critic_warmup
+        self.critic_warmup, self.adaptive_rate, self.rate_factor = critic_warmup, adaptive_rate, 1.0
         self.noise: NoiseConfig = self.settings["noise"]
         self.update: UpdateRule = self.settings["update"]
         self.regularizers = tuple(regularizers)
@@ -211,7 +218,12 @@ class ReinFlow(OnPolicyAlgorithm):
     def set_env(self, env: Any, force_reset: bool = True) -> None:
         """Go on in another environment of the same spaces; a loaded model has none until then."""
         if self.env is None:
-            self.n_envs = self._wrap_env(env, self.verbose).num_envs
+            env = self._wrap_env(env, self.verbose)
+            check_spaces(env, self.actor_critic.flow_policy, "The environment")
+            self.n_envs, self.observation_space, self.action_space = (
+                env.num_envs, env.observation_space, env.action_space,
+            )  # fmt: skip
+            self.actor_critic.action_space = self.action_space
         super().set_env(env, force_reset)
         assert self.env is not None
         self._adopt(self.env)
@@ -329,6 +341,8 @@ class ReinFlow(OnPolicyAlgorithm):
                     metrics, moving = self._policy_step(batch)
                     found.append(metrics)
                     policy_steps += moving
+        if self.adaptive_rate and found:
+            self._adapt_rate(policy_steps / len(losses), stopped=not moving)
         self._log(found, policy_steps, losses, data)
         self.iteration += 1
         self._n_updates += policy_steps
@@ -353,15 +367,20 @@ class ReinFlow(OnPolicyAlgorithm):
         self.logger.record("train/explained_variance", 1 - float(residual.var() / data.returns.var()))
         self.logger.record("train/return_scale", self.scale.value)
 
+    def _adapt_rate(self, share: float, *, stopped: bool) -> None:
+        """A rate whose few steps reach the KL bound wastes data; one that never reaches it wastes time."""
+        if stopped and share < 0.25:
+            self.rate_factor = max(self.rate_factor * (0.7 if share < 0.1 else 0.85), RATE_FACTORS[0])
+        elif not stopped:
+            self.rate_factor = min(self.rate_factor * 1.1, RATE_FACTORS[1])
+
     def _update_rates(self) -> None:
         left = self._current_progress_remaining
-        for optimizer, schedule in (
-            (self.actor_optimizer, self.lr_schedule),
-            (self.critic_optimizer, self.critic_schedule),
-        ):
+        rates = self.lr_schedule(left) * self.rate_factor, self.critic_schedule(left)
+        for optimizer, rate in zip((self.actor_optimizer, self.critic_optimizer), rates, strict=True):
             for group in optimizer.param_groups:
-                group["lr"] = schedule(left)
-        self.logger.record("train/learning_rate", self.lr_schedule(left))
+                group["lr"] = rate
+        self.logger.record("train/learning_rate", rates[0])
 
     def _critic_step(self, batch: Minibatch) -> float:
         critic = self.actor_critic.critic

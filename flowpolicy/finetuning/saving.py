@@ -80,7 +80,9 @@ def read_model(
     try:
         _restore(model, content["progress"], tensors)
     except (RuntimeError, KeyError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path} holds tensors that do not fit its own config ({error}).") from error
+        raise CheckpointError(
+            f"{path} holds tensors that do not fit its own config; the file is damaged."
+        ) from error
     return model
 
 
@@ -98,6 +100,7 @@ def _restore(model: ReinFlow, progress: dict[str, Any], tensors: dict[str, Tenso
     model._total_timesteps = int(progress["total_timesteps"])
     model._current_progress_remaining = float(progress["remaining"])
     model.iteration, model._n_updates = int(progress["iteration"]), int(progress["updates"])
+    model.rate_factor = float(progress["rate_factor"])
     model.scale.merge(*map(float, progress["return_scale"]))
     model.seconds.update({name: float(value) for name, value in progress["seconds"].items()})
     if model.env is None:
@@ -124,6 +127,7 @@ def _content(model: ReinFlow) -> dict[str, Any]:
             "remaining": model._current_progress_remaining,
             "iteration": model.iteration,
             "updates": model._n_updates,
+            "rate_factor": model.rate_factor,
             "return_scale": [model.scale.count, model.scale.mean, model.scale.squares],
             "seconds": model.seconds,
         },

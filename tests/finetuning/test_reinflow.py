@@ -1,6 +1,5 @@
 """ReinFlow as a stable-baselines3 user meets it, on environments of a few microseconds a step."""
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -11,45 +10,11 @@ from stable_baselines3.common.callbacks import EvalCallback, StopTrainingOnMaxEp
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecMonitor
+from toy_practice import Reach, make, make_policy
 
 from flowpolicy.errors import ConfigError, FlowPolicyError
 from flowpolicy.finetuning.reinflow import ReinFlow
-from flowpolicy.models.config import ModelConfig
-from flowpolicy.policy import FlowPolicy, PolicyConfig
-
-
-class Reach(gym.Env):
-    """Reward is highest where the action equals the observed target; ten steps an episode."""
-
-    observation_space = gym.spaces.Box(-1, 1, (2,))
-    action_space = gym.spaces.Box(-1, 1, (2,))
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.target, self.steps = self.np_random.uniform(-0.5, 0.5, 2).astype(np.float32), 0
-        return self.target, {}
-
-    def step(self, action):
-        self.steps += 1
-        reward = 1.0 - float(np.abs(action - self.target).mean())
-        return self.target, reward, False, self.steps == 10, {}
-
-
-def make_policy(obs_horizon=1):
-    torch.manual_seed(0)
-    model = ModelConfig(width=16, depth=1, num_heads=2)
-    config = PolicyConfig({"name": "shortcut"}, model, {"observation": (2,)}, 2, obs_horizon, 4, 4)
-    policy = FlowPolicy(config)
-    for parameter in policy.network.parameters():
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.05)
-    return policy.eval()
-
-
-def make(env=None, **settings):
-    env = make_vec_env(Reach, n_envs=4, seed=0) if env is None else env
-    defaults = {"num_steps": 2, "n_steps": 16, "batch_size": 32, "n_epochs": 2, "critic_warmup": 0, "seed": 0}
-    return ReinFlow(make_policy(), env, **{**defaults, **settings})
+from flowpolicy.policy import FlowPolicy
 
 
 def test_a_policy_that_does_not_move_keeps_its_ratio_at_one():

@@ -1,0 +1,189 @@
+"""Fine-tune by practice over tasks and seeds, resumably, into one table.
+
+    python benchmarks/finetuning.py hopper            # runs what is missing, writes the JSON and the curves
+    python benchmarks/finetuning.py hopper --report   # only collects what is there
+
+Every run is the real `scripts/finetune_reinflow.py`; the command of each is in the table.
+Results go to benchmarks/results/finetuning-<suite>.json; a suite whose runs are not all there says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flowpolicy.evaluation.plots import plot_practice_bands
+from flowpolicy.evaluation.statistics import mean_interval
+from flowpolicy.loggers import read_metrics
+from flowpolicy.storage import read_json, write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+RUNS = ROOT / "runs" / "benchmarks" / "finetuning"
+RESULTS = ROOT / "benchmarks" / "results"
+BASES = Path("benchmarks/checkpoints")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One fine-tuning run."""
+
+    env: str
+    base: str
+    seed: int
+    options: tuple[str, ...] = ()
+    label: str = "reinflow"
+
+    @property
+    def folder(self) -> Path:
+        return RUNS / self.env / f"{self.label}-seed{self.seed}"
+
+
+def _runs(env: str, base: str, seeds: range, *options: str, label: str = "reinflow") -> list[Run]:
+    return [Run(env, base, seed, options, label) for seed in seeds]
+
+
+# At 20 Hz and one action a plan, a chunk of four would be three parts work for nothing.
+CHEETAH = (
+    "env.action_horizon=1", "env.execute_horizon=1", "reinflow.gamma=0.99", "reinflow.n_steps=256",
+    "reinflow.batch_size=1024", "evaluate_every=250000",
+)  # fmt: skip
+HOPPER = ("total_steps=500000", "evaluate_every=50000")
+SUITES: dict[str, list[Run]] = {
+    "hopper": _runs("hopper", "hopper-shortcut-seed0", range(3), *HOPPER),
+    "hopper-long": _runs("hopper", "hopper-shortcut-seed0", range(3), "total_steps=1000000", label="1M"),
+    "hopper-steps": [
+        *_runs("hopper", "hopper-shortcut-seed0", range(1), *HOPPER, "num_steps=1", label="K1"),
+        *_runs("hopper", "hopper-shortcut-seed0", range(1), *HOPPER, "num_steps=2", label="K2"),
+        *_runs("hopper", "hopper-flow_matching-seed0", range(1), *HOPPER, label="flow_matching"),
+        *_runs("hopper", "hopper-shortcut-seed0", range(1), *HOPPER, "distill.steps=3000", label="distilled"),
+    ],
+    "walker2d": _runs("walker2d", "walker2d-flow_matching-seed0", range(1), "evaluate_every=250000"),
+    "halfcheetah": _runs("halfcheetah", "halfcheetah-shortcut-T1-seed0", range(1), *CHEETAH),
+    "adroit_door": _runs("adroit_door", "adroit_door-flow_matching-seed0", range(1), "evaluate_every=250000"),
+}
+
+
+def practise(run: Run, threads: int) -> None:
+    """Do or finish one run; the script writes its summary last."""
+    if (run.folder / "summary.json").exists():
+        return
+    command = [
+        sys.executable, "scripts/finetune_reinflow.py", f"env={run.env}", f"checkpoint={BASES / run.base}",
+        *run.options, f"seed={run.seed}", f"threads={threads}", "workers=0", "resume=true",
+        "video=false" if run.seed else "video=true", f"run_dir={run.folder.relative_to(ROOT)}",
+    ]  # fmt: skip
+    print("python", *command[1:], flush=True)
+    subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "PYTHONWARNINGS": "ignore"})
+
+
+def report(suite: str) -> dict[str, Any]:
+    """A row per label: base and tuned over all seeds, and what it cost."""
+    labels: dict[str, list[Run]] = {}
+    for run in SUITES[suite]:
+        labels.setdefault(run.label, []).append(run)
+    rows, meta, missing = [], {}, []
+    for label, runs in labels.items():
+        done = [run for run in runs if (run.folder / "summary.json").exists()]
+        missing += [str(run.folder.relative_to(RUNS)) for run in runs if run not in done]
+        if done:
+            summaries = [read_json(run.folder / "summary.json") for run in done]
+            meta = {key: summaries[-1][key] for key in ("versions", "machine", "date")}
+            rows.append(_row(label, done, summaries))
+    return {
+        "suite": suite,
+        "complete": not missing,
+        "missing": missing,
+        "command": f"python benchmarks/finetuning.py {suite}",
+        **meta,
+        "rows": rows,
+    }
+
+
+def _row(label: str, runs: list[Run], summaries: list[dict[str, Any]]) -> dict[str, Any]:
+    base = [summary["metrics"]["base"] for summary in summaries]
+    tuned = [summary["metrics"]["tuned"] for summary in summaries]
+    returns = np.concatenate([_column(run, "after", "return") for run in runs])
+    row: dict[str, Any] = {
+        "task": runs[0].env,
+        "label": label,
+        "base": runs[0].base,
+        "num_steps": summaries[0]["num_steps"],
+        "seeds": [run.seed for run in runs],
+        "steps": [summary["steps"] for summary in summaries],
+        "wall_seconds": [summary["wall_seconds"] for summary in summaries],
+        "seconds": [summary["metrics"]["seconds"] for summary in summaries],
+        "episodes": len(returns),
+        "base_return": float(np.mean([row["return_mean"] for row in base])),
+        "return_mean": float(returns.mean()),
+        "return_ci95": list(mean_interval(returns)),
+        "return_by_seed": [row["return_mean"] for row in tuned],
+        "return_gain_ci95": [summary["metrics"]["return_gain_ci95"] for summary in summaries],
+        "commands": [summary["command"] for summary in summaries],
+    }
+    if tuned[0]["success_rate"] is not None:
+        row["base_success"] = [row["success_rate"] for row in base]
+        row["success_by_seed"] = [row["success_rate"] for row in tuned]
+        row["success_gain_ci95"] = [summary["metrics"]["success_gain_ci95"] for summary in summaries]
+    row["curves"] = [_curve(run) for run in runs]
+    return row
+
+
+def _curve(run: Run) -> dict[str, list[float]]:
+    """The evaluations on the way and the last one, as deployed."""
+    rows = [row for row in read_metrics(run.folder / "metrics.csv") if "evaluation/return" in row]
+    names = [name for name in ("evaluation/return", "evaluation/success") if rows and name in rows[0]]
+    return {"step": [row["step"] for row in rows], **{n: [row[n] for row in rows] for n in names}}
+
+
+def _column(run: Run, when: str, name: str) -> np.ndarray:
+    table = np.genfromtxt(run.folder / f"episodes_{when}.csv", delimiter=",", names=True)
+    return np.asarray(table[name], dtype=float)
+
+
+def table(content: dict[str, Any]) -> str:
+    """Markdown."""
+    lines = ["| task | run | K | steps | base | tuned | by seed | minutes |", "| --- " * 8 + "|"]
+    for row in content["rows"]:
+        low, high = row["return_ci95"]
+        by_seed = " ".join(f"{value:.0f}" for value in row["return_by_seed"])
+        minutes = " ".join(f"{value / 60:.1f}" for value in row["wall_seconds"])
+        lines.append(
+            f"| {row['task']} | {row['label']} | {row['num_steps']} | {max(row['steps']):,} | "
+            f"{row['base_return']:.0f} | {row['return_mean']:.0f} [{low:.0f}, {high:.0f}] | {by_seed} | {minutes} |"
+        )
+        if "success_by_seed" in row:
+            lines.append(f"| | success | | | {row['base_success']} | {row['success_by_seed']} | | |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("suite", choices=sorted(SUITES))
+    parser.add_argument("--report", action="store_true", help="only collect finished runs")
+    parser.add_argument("--only", default="", help="part of the run folders' names")
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    if not arguments.report:
+        for run in SUITES[arguments.suite]:
+            if arguments.only in str(run.folder):
+                practise(run, arguments.threads)
+    content = report(arguments.suite)
+    write_json(RESULTS / f"finetuning-{arguments.suite}.json", content)
+    if content["rows"]:
+        print(table(content))
+        curves = {f"{row['task']}, {row['label']}": row["curves"] for row in content["rows"]}
+        bases = {f"{row['task']}, {row['label']}": row["base_return"] for row in content["rows"]}
+        plot_practice_bands(curves, RUNS / f"{arguments.suite}.png", bases=bases)
+    print(json.dumps({"complete": content["complete"], "missing": content["missing"]}))
+
+
+if __name__ == "__main__":
+    main()

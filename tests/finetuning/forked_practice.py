@@ -1,0 +1,160 @@
+"""Started by test_practice_processes.py: practice that is killed and resumed, and practice by two processes.
+
+    python forked_practice.py kill FOLDER SEED   kills a run at five random moments and lets it end
+    python forked_practice.py ranks FOLDER       takes a policy step with one and with two processes
+
+Prints JSON. A forked child is a process of its own, and SIGKILL ends it as it ends any other.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import matplotlib.pyplot  # noqa: F401 - imported once here and not in every child
+import torch
+from safetensors.torch import save_file
+from stable_baselines3.common.env_util import make_vec_env
+from toy_practice import Reach, make, make_policy
+
+from flowpolicy import FlowPolicy
+from flowpolicy.distributed import Processes, processes
+from flowpolicy.finetuning.recorder import STATE_FILE
+from flowpolicy.finetuning.reinflow import ReinFlow
+from flowpolicy.finetuning.run import finetune
+from flowpolicy.models.config import ModelConfig
+from flowpolicy.policy import PolicyConfig
+
+KILLS, STEPS, PER_ITERATION = 5, 12_800, 128
+
+
+def fork(work: Callable[[], object]) -> int:
+    """Do ``work`` in a child process; returns its id."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    return child
+
+
+def finish(child: int) -> None:
+    _, status = os.waitpid(child, 0)
+    if status != 0:
+        raise SystemExit(f"a process ended with status {status}")
+
+
+def pendulum_settings(folder: Path) -> dict[str, Any]:
+    """A run of 100 iterations, each of 32 chunks of four steps, on Pendulum."""
+    model = ModelConfig(width=16, depth=1, num_heads=2)
+    torch.manual_seed(0)
+    config = PolicyConfig({"name": "shortcut"}, model, {"observation": (3,)}, 1, 1, 4, 4)
+    FlowPolicy(config).save(folder / "pretrained")
+    task = {"name": "pendulum", "env_id": "Pendulum-v1"}
+    return {
+        "env": task, "checkpoint": str(folder / "pretrained"), "num_steps": 2, "total_steps": STEPS,
+        "num_envs": 2, "workers": 0, "final_episodes": 2, "evaluation_envs": 2, "video": False,
+        "resume": True, "reinflow": {"n_steps": 16, "batch_size": 16, "n_epochs": 1, "critic_warmup": 0},
+    }  # fmt: skip
+
+
+def kill_and_resume(folder: Path, seed: int) -> dict[str, object]:
+    settings, run_dir, rng = pendulum_settings(folder), folder / "run", random.Random(seed)
+    saved: list[int] = []
+
+    def saved_steps() -> int:
+        state = run_dir / STATE_FILE
+        return ReinFlow.load(state).num_timesteps if state.exists() else 0
+
+    for number in range(KILLS):
+        child = fork(lambda: finetune(settings, run_dir))
+        start, goal = saved_steps(), rng.randint(1, 15)
+        metrics = run_dir / "metrics.csv"
+        before = len(metrics.read_text().splitlines()) if metrics.exists() else 0
+        while (number and not metrics.exists()) or (
+            metrics.exists() and len(metrics.read_text().splitlines()) < before + goal
+        ):
+            time.sleep(0.001)
+            if os.waitpid(child, os.WNOHANG)[0]:
+                raise SystemExit("the run was over before it was killed")
+        time.sleep(rng.uniform(0.0, 0.05 if number else 0.5))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        rows = metrics.read_text().splitlines()[1:] if metrics.exists() else []
+        logged = [int(float(row.split(",")[0])) for row in rows if row.count(",") > 3]
+        saved.append(saved_steps())
+        assert saved[-1] >= start, "a resumed run went back"
+        # What was logged and not saved is at most the iteration in which it was killed.
+        assert not logged or saved[-1] >= logged[-1] - PER_ITERATION, (saved, logged[-1])
+    summary: list[Path | None] = []
+    finish(fork(lambda: summary.append(finetune(settings, run_dir))))
+    return {"saved": saved, "steps": json.loads((run_dir / "summary.json").read_text())["steps"]}
+
+
+def ranks(folder: Path) -> dict[str, object]:
+    def practise(name: str) -> None:
+        torch.set_num_threads(1)
+        with processes() as group:
+            model = make(
+                make_vec_env(Reach, n_envs=4 // group.count, seed=7), make_policy(), batch_size=64,
+                processes=group, target_kl=None, learning_rate=1e-2,
+            )  # fmt: skip
+            # One minibatch, of which each process has its part.
+            batch = whole_batch()[torch.arange(64).chunk(group.count)[group.rank]]
+            model._policy_step(batch)
+            model._critic_step(batch)
+            gradients = {
+                f"gradient.{key}": parameter.grad
+                for key, parameter in model.actor_critic.named_parameters()
+                if parameter.grad is not None
+            }
+            model.learn(1)
+            state = {f"learned.{key}": value for key, value in model.actor_critic.state_dict().items()}
+            counts = {"count": torch.tensor([model.num_timesteps, model.scale.count])}
+            tensors = {key: value.clone().contiguous() for key, value in (gradients | state | counts).items()}
+            save_file(tensors, folder / f"{name}-{group.rank}")
+
+    finish(fork(lambda: practise("one")))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    os.environ |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    children = []
+    for rank in range(2):
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        children.append(fork(lambda: practise("two")))
+    for child in children:
+        finish(child)
+    return {}
+
+
+def whole_batch() -> Any:
+    """64 chunks of practice, the same in every process."""
+    model = make(make_vec_env(Reach, n_envs=4, seed=7), processes=Processes())
+    batches: list[Any] = []
+    model._policy_step = lambda batch: (batches.append(batch), ({"train/kl": 0.0}, False))[1]  # type: ignore[method-assign]
+    model.batch_size = 64
+    model.learn(1)
+    return batches[0]
+
+
+if __name__ == "__main__":
+    logging.disable()
+    torch.set_num_threads(1)
+    gymnasium.make("Pendulum-v1").close()
+    what, target, *rest = sys.argv[1:]
+    print(json.dumps(kill_and_resume(Path(target), int(rest[0])) if what == "kill" else ranks(Path(target))))

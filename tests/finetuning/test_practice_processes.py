@@ -1,0 +1,60 @@
+"""Practice that is killed and resumed, and practice by two processes: real ones, see forked_practice.py."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+pytest.importorskip("stable_baselines3", reason="stable-baselines3 is not installed")
+
+from flowpolicy import FlowPolicy
+from flowpolicy.loggers import read_metrics
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes are forked, which this system cannot"),
+]
+
+
+def forked_practice(*arguments):
+    command = [sys.executable, str(Path(__file__).with_name("forked_practice.py")), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=250)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_run_killed_at_five_random_moments_loses_at_most_an_iteration_each(tmp_path):
+    report = forked_practice("kill", tmp_path, 0)
+    assert len(report["saved"]) == 5
+    assert report["saved"] == sorted(report["saved"])
+    assert report["saved"][-1] > report["saved"][1]
+    assert report["steps"] >= 12_800
+    steps = [row["step"] for row in read_metrics(tmp_path / "run" / "metrics.csv")]
+    assert steps == sorted(set(steps))  # no iteration twice, none missing
+    assert max(later - earlier for earlier, later in itertools.pairwise(steps)) <= 128
+    policy = FlowPolicy.load(tmp_path / "run" / "checkpoint")
+    assert policy.config.tuned_num_steps == 2
+    assert policy.act(torch.zeros(1, 1, 3)).shape == (1, 4, 1)
+    assert not [item for item in (tmp_path / "run").iterdir() if ".tmp-" in item.name]
+
+
+def test_two_processes_take_the_step_of_one(tmp_path):
+    forked_practice("ranks", tmp_path)
+    one, first, second = (load_file(tmp_path / name) for name in ("one-0", "two-0", "two-1"))
+    gradients = [name for name in one if name.startswith("gradient.")]
+    assert any(name.startswith("gradient.critic") for name in gradients)
+    assert any(name.startswith("gradient.flow.noise") for name in gradients)
+    for name in gradients:
+        assert torch.equal(first[name], second[name]), name
+        assert (first[name] - one[name]).abs().max() < 1e-5 * max(1.0, one[name].abs().max()), name
+    # Afterwards both learned from all four environments, two each, and stayed one policy.
+    for name in [name for name in one if name.startswith("learned.")]:
+        assert torch.equal(first[name], second[name]), name
+    assert torch.equal(first["count"], second["count"])
+    assert first["count"][0] == one["count"][0]

@@ -1,0 +1,51 @@
+"""An environment of a few microseconds a step, and a small policy for it."""
+
+import gymnasium as gym
+import numpy as np
+import torch
+from stable_baselines3.common.env_util import make_vec_env
+
+from flowpolicy.finetuning.reinflow import ReinFlow
+from flowpolicy.models.config import ModelConfig
+from flowpolicy.policy import FlowPolicy, PolicyConfig
+
+
+class Reach(gym.Env):
+    """Reward is highest where the action equals the observed target; ten steps an episode."""
+
+    observation_space = gym.spaces.Box(-1, 1, (2,))
+    action_space = gym.spaces.Box(-1, 1, (2,))
+
+    def __init__(self, broken_at=None, what="reward"):
+        self.broken_at, self.what, self.total = broken_at, what, 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.target, self.steps = self.np_random.uniform(-0.5, 0.5, 2).astype(np.float32), 0
+        return self.target, {}
+
+    def step(self, action):
+        self.steps, self.total = self.steps + 1, self.total + 1
+        reward = 1.0 - float(np.abs(action - self.target).mean())
+        observation = self.target
+        if self.total == self.broken_at:
+            reward = float("nan") if self.what == "reward" else reward
+            observation = observation * np.nan if self.what == "observation" else observation
+        return observation, reward, False, self.steps == 10, {}
+
+
+def make_policy(obs_horizon=1, objective="shortcut", **settings):
+    torch.manual_seed(0)
+    model = ModelConfig(width=16, depth=1, num_heads=2)
+    config = PolicyConfig({"name": objective}, model, {"observation": (2,)}, 2, obs_horizon, 4, 4, **settings)
+    policy = FlowPolicy(config)
+    for parameter in policy.network.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.05)
+    return policy.eval()
+
+
+def make(env=None, policy=None, **settings):
+    env = make_vec_env(Reach, n_envs=4, seed=0) if env is None else env
+    defaults = {"num_steps": 2, "n_steps": 16, "batch_size": 32, "n_epochs": 2, "critic_warmup": 0, "seed": 0}
+    return ReinFlow(policy or make_policy(), env, **{**defaults, **settings})
