@@ -50,9 +50,10 @@ def _runs(env: str, base: str, seeds: range, *options: str, label: str = "reinfl
     return [Run(env, base, seed, options, label) for seed in seeds]
 
 
-# At 20 Hz and one action a plan, a chunk of four would be three parts work for nothing.
+# At 20 Hz and one action a plan, a chunk of four would be three parts work for nothing. The pretrained shortcut
+# model is as good at K = 1 as at K = 4, and K = 1 costs a quarter.
 CHEETAH = (
-    "env.action_horizon=1", "env.execute_horizon=1", "reinflow.gamma=0.99", "reinflow.n_steps=256",
+    "env.action_horizon=1", "env.execute_horizon=1", "num_steps=1", "num_envs=32", "reinflow.gamma=0.99",
     "reinflow.batch_size=1024", "evaluate_every=250000",
 )  # fmt: skip
 HOPPER = ("total_steps=500000", "evaluate_every=50000")
@@ -67,7 +68,7 @@ SUITES: dict[str, list[Run]] = {
     ],
     "walker2d": _runs("walker2d", "walker2d-flow_matching-seed0", range(1), "evaluate_every=250000"),
     "halfcheetah": _runs("halfcheetah", "halfcheetah-shortcut-T1-seed0", range(1), *CHEETAH),
-    "adroit_door": _runs("adroit_door", "adroit_door-flow_matching-seed0", range(1), "evaluate_every=250000"),
+    "adroit_door": _runs("adroit_door", "adroit_door-flow_matching-seed0", range(1), "evaluate_every=50000"),
 }
 
 

@@ -1,5 +1,8 @@
 """An environment of a few microseconds a step, and a small policy for it."""
 
+import os
+from pathlib import Path
+
 import gymnasium as gym
 import numpy as np
 import torch
@@ -22,16 +25,34 @@ class Reach(gym.Env):
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self.target, self.steps = self.np_random.uniform(-0.5, 0.5, 2).astype(np.float32), 0
-        return self.target, {}
+        return self.target.copy(), {}
 
     def step(self, action):
         self.steps, self.total = self.steps + 1, self.total + 1
         reward = 1.0 - float(np.abs(action - self.target).mean())
-        observation = self.target
+        observation = self.target.copy()
         if self.total == self.broken_at:
             reward = float("nan") if self.what == "reward" else reward
             observation = observation * np.nan if self.what == "observation" else observation
         return observation, reward, False, self.steps == 10, {}
+
+
+class Mortal(Reach):
+    """Ends its process once, at its 30th step, if the file that it leaves is not there yet."""
+
+    def __init__(self, marker):
+        super().__init__()
+        self.marker = Path(marker)
+
+    def step(self, action):
+        if self.total == 30 and not self.marker.exists():
+            self.marker.touch()
+            os._exit(9)
+        return super().step(action)
+
+
+gym.register("toy/Reach-v0", Reach)
+gym.register("toy/Mortal-v0", Mortal)
 
 
 def make_policy(obs_horizon=1, objective="shortcut", **settings):

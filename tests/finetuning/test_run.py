@@ -1,0 +1,169 @@
+"""Whole fine-tuning runs on small environments: what they leave, what they refuse, what they survive."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("stable_baselines3", reason="stable-baselines3 is not installed")
+
+from toy_practice import make_policy
+
+from flowpolicy import FlowPolicy
+from flowpolicy.errors import CheckpointError, ConfigError, FlowPolicyError, TaskError
+from flowpolicy.finetuning.recorder import STATE_FILE
+from flowpolicy.finetuning.reinflow import ReinFlow
+from flowpolicy.finetuning.run import finetune
+from flowpolicy.loggers import read_metrics
+
+REINFLOW = {"n_steps": 8, "batch_size": 16, "n_epochs": 1, "critic_warmup": 0}
+
+
+@pytest.fixture
+def settings(tmp_path):
+    make_policy().save(tmp_path / "pretrained")
+    return {
+        "env": {"name": "reach", "env_id": "toy_practice:toy/Reach-v0"},
+        "checkpoint": str(tmp_path / "pretrained"),
+        "num_steps": 2, "total_steps": 400, "num_envs": 4, "workers": 0, "final_episodes": 6,
+        "evaluation_envs": 3, "video": False, "reinflow": REINFLOW,
+    }  # fmt: skip
+
+
+def test_a_run_leaves_a_checkpoint_curves_and_figures_before_and_after(settings, tmp_path):
+    summary = finetune(
+        {**settings, "evaluate_every": 150, "evaluate_episodes": 3}, tmp_path / "run", command="x"
+    )
+    assert summary == tmp_path / "run" / "summary.json"
+    content = json.loads(summary.read_text())
+    metrics = content["metrics"]
+    for when in ("base", "tuned"):
+        assert metrics[when]["episodes"] == 6
+        assert 0 < metrics[when]["return_mean"] < 10
+    low, high = metrics["return_gain_ci95"]
+    assert low <= metrics["return_gain"] <= high
+    assert metrics["return_gain"] == pytest.approx(
+        metrics["tuned"]["return_mean"] - metrics["base"]["return_mean"]
+    )
+    assert content["steps"] >= 400
+    assert set(metrics["seconds"]) == {"simulation", "inference", "update"}
+    assert min(metrics["seconds"].values()) > 0
+    policy = FlowPolicy.load(content["checkpoint"])
+    assert policy.config.tuned_num_steps == 2
+    assert policy.task["env_id"] == "toy_practice:toy/Reach-v0"
+    assert not [name for name in policy.state_dict() if "noise" in name]
+    with pytest.raises(ConfigError, match="tuned for num_steps=2"):
+        policy.act(torch.zeros(1, 1, 2), num_steps=4)
+    rows = read_metrics(tmp_path / "run" / "metrics.csv")
+    assert len([row for row in rows if "evaluation/return" in row]) >= 3  # on the way, and at the end
+    assert {"train/kl", "train/clip_fraction", "train/noise_std", "time/steps_per_s"} <= rows[-2].keys()
+    assert (tmp_path / "run" / "curves.png").stat().st_size > 1000
+    first, second = (
+        np.genfromtxt(tmp_path / "run" / f"episodes_{when}.csv", delimiter=",", names=True)["seed"]
+        for when in ("before", "after")
+    )
+    np.testing.assert_array_equal(first, second)
+
+
+def test_workers_see_what_one_process_sees(settings, tmp_path):
+    ends = []
+    for workers in (0, 2):
+        finetune({**settings, "workers": workers, "final_episodes": 0}, tmp_path / f"{workers}")
+        ends.append(FlowPolicy.load(tmp_path / f"{workers}" / "checkpoint").state_dict())
+    for name, tensor in ends[0].items():
+        assert torch.allclose(tensor, ends[1][name], atol=1e-5), name
+
+
+def test_regularizers_and_distillation_run_and_are_recorded(settings, tmp_path, demos):
+    from flowpolicy.data.store import Demonstrations, write_demonstrations
+
+    arrays = {"observation": demos.arrays["observation"][:, :2], "action": demos.arrays["action"]}
+    store = tmp_path / "demos.zarr.zip"
+    write_demonstrations(store, Demonstrations(arrays, demos.episode_ends, {}, "toy"))
+    regularization = {"wasserstein": 0.1, "behaviour_cloning": 0.1, "demonstrations": str(store)}
+    extra = {"regularization": regularization, "distill": {"steps": 20, "batch_size": 16}}
+    finetune({**settings, **extra}, tmp_path / "run")
+    rows = read_metrics(tmp_path / "run" / "metrics.csv")
+    assert any(row.get("train/wasserstein", 0) > 0 for row in rows)
+    assert any(row.get("train/behaviour_cloning", 0) > 0 for row in rows)
+    policy = FlowPolicy.load(tmp_path / "run" / "checkpoint")
+    assert policy.config.tuned_num_steps is None  # any K again
+    assert policy.metadata["distilled"]
+    policy.act(torch.zeros(1, 1, 2), num_steps=8)
+    finetune({**settings, **extra, "resume": True, "total_steps": settings["total_steps"]}, tmp_path / "run")
+
+
+def test_a_run_is_continued_and_not_overwritten(settings, tmp_path):
+    run_dir = tmp_path / "run"
+    finetune(settings, run_dir)
+    with pytest.raises(ConfigError, match="resume=true"):
+        finetune(settings, run_dir)
+    other = {**settings, "resume": True, "reinflow": {**REINFLOW, "gamma": 0.9}}
+    with pytest.raises(CheckpointError, match=r"reinflow\.gamma=0\.995 and not 0\.9"):
+        finetune(other, run_dir)
+    before = ReinFlow.load(run_dir / STATE_FILE).num_timesteps
+    finetune({**settings, "resume": True}, run_dir)  # nothing is left to do
+    assert ReinFlow.load(run_dir / STATE_FILE).num_timesteps == before
+    (run_dir / STATE_FILE).write_bytes(b"broken")
+    with pytest.raises(CheckpointError, match="damaged"):
+        finetune({**settings, "resume": True}, run_dir)
+
+
+@pytest.mark.parametrize("what", ["reward", "observation"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_is_not_finite_stops_the_run_and_loses_nothing(settings, tmp_path, what, workers):
+    run_dir = tmp_path / "run"
+    task = {**settings["env"], "env_kwargs": {"broken_at": 100, "what": what}}
+    with pytest.raises(FlowPolicyError, match=f"(?i)environment .*{what}.*") as caught:
+        finetune({**settings, "env": task, "workers": workers, "final_episodes": 0}, run_dir)
+    assert "\n" not in str(caught.value)
+    saved = ReinFlow.load(run_dir / STATE_FILE)
+    assert saved.num_timesteps >= 200  # of the iterations before
+    assert all(torch.isfinite(value).all() for value in saved.actor_critic.state_dict().values())
+
+
+def test_an_environment_that_dies_is_replaced_and_counted(settings, tmp_path):
+    task = {
+        "name": "mortal",
+        "env_id": "toy_practice:toy/Mortal-v0",
+        "env_kwargs": {"marker": str(tmp_path / "died")},
+    }
+    summary = finetune({**settings, "env": task, "workers": 2, "final_episodes": 0}, tmp_path / "run")
+    assert (tmp_path / "died").exists()
+    assert json.loads(summary.read_text())["metrics"]["worker_restarts"] == 1
+    rows = read_metrics(tmp_path / "run" / "metrics.csv")
+    assert rows[-1]["rollout/worker_restarts"] == 1
+
+
+def test_what_does_not_fit_is_one_sentence(settings, tmp_path):
+    cases = {
+        "3 environments": ({"num_envs": 0}, ConfigError, "num_envs is 0"),
+        "another task": ({"env": {"name": "p", "env_id": "Pendulum-v1"}}, TaskError, "'p' takes actions"),
+        "K": ({"num_steps": 3}, ConfigError, "powers of two"),
+        "horizon": (
+            {"env": {**settings["env"], "action_horizon": 8, "execute_horizon": 8}},
+            ConfigError, "execute_horizon",
+        ),
+        "rule": ({"update": {"name": "ppoo"}}, ConfigError, "did you mean 'ppo'"),
+        "rule's setting": ({"update": {"name": "ppo", "clip": 1}}, ConfigError, "update.clip"),
+        "no checkpoint": ({"checkpoint": str(tmp_path / "nowhere")}, CheckpointError, "No checkpoint"),
+        "no demonstrations": (
+            {"regularization": {"behaviour_cloning": 1.0}}, ConfigError, "needs demonstrations",
+        ),
+        "logger": ({"loggers": ["paper"]}, ConfigError, "loggers"),
+        "noise": ({"noise": {"minimum": -1.0}}, ConfigError, "noise.minimum"),
+    }  # fmt: skip
+    for changed, error, words in cases.values():
+        with pytest.raises(error, match=words) as caught:
+            finetune({**settings, **changed}, tmp_path / "refused")
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / "refused" / STATE_FILE).exists()
+
+
+def test_a_checkpoint_tuned_for_another_k_is_refused(settings, tmp_path):
+    finetune({**settings, "final_episodes": 0}, tmp_path / "run")
+    tuned = {**settings, "checkpoint": str(tmp_path / "run" / "checkpoint")}
+    with pytest.raises(ConfigError, match="tuned for num_steps=2"):
+        finetune({**tuned, "num_steps": 1}, tmp_path / "again")
+    finetune({**tuned, "final_episodes": 0}, tmp_path / "again")  # with the same K it may go on
