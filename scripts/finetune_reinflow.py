@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from flowpolicy.cli import alone_in, chosen, command_line, composed, script
-from flowpolicy.finetuning.run import finetune
+from flowpolicy.errors import TaskError
 from flowpolicy.pretraining.run import find_or_pretrain
 
 BASES = Path("runs/base")
@@ -13,6 +13,13 @@ BASES = Path("runs/base")
 @script("finetune_reinflow")
 def main(config: dict[str, Any], run_dir: Path) -> None:
     """Pretrain where no checkpoint is given, practise, evaluate, and say where the results are."""
+    try:
+        from flowpolicy.finetuning.run import finetune
+    except ImportError as error:
+        raise TaskError(
+            f"Fine-tuning needs '{error.name}'; run: pip install 'flowpolicy[train,rl]'."
+        ) from error
+
     base = config.pop("base")
     del config["run_dir"]
     if config["checkpoint"] is None:

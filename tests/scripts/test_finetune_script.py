@@ -1,0 +1,79 @@
+"""The real fine-tuning script, a few iterations long, on Hopper; without a checkpoint it pretrains first."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from flowpolicy import FlowPolicy
+
+pytest.importorskip("mujoco", reason="the simulator is not installed")
+pytest.importorskip("hydra", reason="hydra is not installed")
+pytest.importorskip("stable_baselines3", reason="stable-baselines3 is not installed")
+
+SHORT = [
+    "total_steps=600", "num_envs=2", "workers=0", "reinflow.n_steps=16", "reinflow.batch_size=16",
+    "reinflow.critic_warmup=1", "final_episodes=2", "evaluation_envs=2", "threads=1",
+]  # fmt: skip
+
+
+def finetune(folder, repo_root, *options, fails=False):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(repo_root / "scripts" / "finetune_reinflow.py"), *map(str, options)],
+        cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=250,
+    )  # fmt: skip
+    assert (done.returncode != 0) == fails, done.stderr
+    return done
+
+
+@pytest.mark.slow
+def test_it_practises_from_a_shipped_checkpoint_and_goes_on(repo_root, tmp_path):
+    checkpoint = repo_root / "benchmarks" / "checkpoints" / "hopper-shortcut-seed0"
+    done = finetune(tmp_path, repo_root, *SHORT, f"checkpoint={checkpoint}", "run_dir=run", "num_steps=2")
+    assert done.stdout.splitlines()[-1] == str(tmp_path / "run" / "summary.json")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["metrics"]["base"]["return_mean"] > 300  # a policy that hops, before and after
+    assert summary["metrics"]["tuned"]["return_mean"] > 300
+    assert summary["num_steps"] == 2
+    assert FlowPolicy.load(tmp_path / "run" / "checkpoint").config.tuned_num_steps == 2
+    if "video" not in done.stderr.lower():  # a machine without a GL backend says so and goes on
+        assert (tmp_path / "run" / "video.mp4").stat().st_size > 10_000
+    again = finetune(
+        tmp_path, repo_root, *SHORT, f"checkpoint={checkpoint}", "run_dir=run", "num_steps=2", fails=True
+    )
+    assert "resume=true" in again.stderr
+    assert len(again.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_without_a_checkpoint_it_finds_the_pretrained_one(repo_root, tmp_path):
+    folder = tmp_path / "runs" / "base" / "hopper-policy_shortcut-seed_0"
+    policy = FlowPolicy.load(repo_root / "benchmarks" / "checkpoints" / "hopper-shortcut-seed0")
+    policy.save(folder / "checkpoint")
+    (folder / "summary.json").write_text("{}")
+    finetune(tmp_path, repo_root, *SHORT, "final_episodes=0", "run_dir=run")
+    content = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert content["base"] == "runs/base/hopper-policy_shortcut-seed_0/checkpoint"
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("reinflow.gama=0.9", ["'reinflow.gama'", "did you mean 'reinflow.gamma'?"]),
+        ("num_steps=0", ["num_steps is 0"]),
+        ("env=walker2d", ["walker2d", "env=hopper"]),
+        ("checkpoint=nowhere", ["No checkpoint at nowhere"]),
+    ],
+)
+def test_a_mistake_is_one_sentence(repo_root, tmp_path, option, words):
+    checkpoint = repo_root / "benchmarks" / "checkpoints" / "hopper-shortcut-seed0"
+    done = finetune(
+        tmp_path, repo_root, *SHORT, f"checkpoint={checkpoint}", option, "run_dir=run", fails=True
+    )
+    assert len(done.stderr.strip().splitlines()) == 1
+    for word in words:
+        assert word in done.stderr
+    assert not (tmp_path / "run").exists()
