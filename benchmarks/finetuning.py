@@ -2,6 +2,7 @@
 
     python benchmarks/finetuning.py hopper            # runs what is missing, writes the JSON and the curves
     python benchmarks/finetuning.py hopper --report   # only collects what is there
+    python benchmarks/finetuning.py table             # all suites beside the published figures, and one picture
 
 Every run is the real `scripts/finetune_reinflow.py`; the command of each is in the table.
 Results go to benchmarks/results/finetuning-<suite>.json; a suite whose runs are not all there says so.
@@ -10,6 +11,7 @@ Results go to benchmarks/results/finetuning-<suite>.json; a suite whose runs are
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import subprocess
@@ -145,8 +147,8 @@ def _curve(run: Run) -> dict[str, list[float]]:
 
 
 def _column(run: Run, when: str, name: str) -> np.ndarray:
-    table = np.genfromtxt(run.folder / f"episodes_{when}.csv", delimiter=",", names=True)
-    return np.asarray(table[name], dtype=float)
+    with (run.folder / f"episodes_{when}.csv").open(newline="") as stream:
+        return np.array([float(row[name]) for row in csv.DictReader(stream)])
 
 
 def table(content: dict[str, Any]) -> str:
@@ -165,13 +167,88 @@ def table(content: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+PUBLISHED = {
+    # Zhang et al. 2025, table of state tasks: base and tuned return, rectified flow and shortcut; 80M steps (15M).
+    "hopper": {"rectified flow": (1432, 3205), "shortcut": (1528, 3283)},
+    "walker2d": {"rectified flow": (2740, 4109), "shortcut": (2739, 4255)},
+    "ant": {"rectified flow": (1231, 4009), "shortcut": (2088, 4106)},
+    "humanoid": {"rectified flow": (1926, 5076), "shortcut": (2122, 4749)},
+}
+
+
+def overview() -> dict[str, Any]:
+    """Base and tuned per task, absolute and relative, beside the published figures."""
+    rows, gains = [], []
+    for suite in ("hopper", "walker2d", "halfcheetah", "adroit_door"):
+        file = RESULTS / f"finetuning-{suite}.json"
+        for row in read_json(file)["rows"] if file.exists() else ():
+            gain = row["return_mean"] / row["base_return"] - 1
+            kept = (
+                "task",
+                "base",
+                "num_steps",
+                "seeds",
+                "steps",
+                "base_return",
+                "return_mean",
+                "return_ci95",
+            )
+            rows.append({**{key: row[key] for key in kept}, "gain": gain})
+            rows[-1] |= {key: row[key] for key in row if "success" in key}
+            if suite != "adroit_door":
+                gains.append(gain)
+    published = [
+        {"task": task, "policy": policy, "base_return": base, "return_mean": tuned, "gain": tuned / base - 1}
+        for task, policies in PUBLISHED.items()
+        for policy, (base, tuned) in policies.items()
+    ]
+    return {
+        "command": "python benchmarks/finetuning.py table",
+        "rows": rows,
+        "mean_gain_locomotion": float(np.mean(gains)) if gains else None,
+        "published": published,
+        "published_mean_gain": float(np.mean([row["gain"] for row in published])),
+        "published_mean_gain_claimed": 1.3536,
+    }
+
+
+def print_overview(content: dict[str, Any]) -> None:
+    print("| task | K | steps | base | tuned | gain |\n" + "| --- " * 6 + "|")
+    for row in content["rows"]:
+        low, high = row["return_ci95"]
+        print(
+            f"| {row['task']} | {row['num_steps']} | {max(row['steps']):,} | {row['base_return']:.0f} | "
+            f"{row['return_mean']:.0f} [{low:.0f}, {high:.0f}] | {row['gain']:+.0%} |"
+        )
+    for row in content["published"]:
+        name = f"{row['task']}, {row['policy']}, published"
+        print(f"| {name} | 4 | | {row['base_return']} | {row['return_mean']} | {row['gain']:+.0%} |")
+    print(f"mean gain {content['mean_gain_locomotion']}, published {content['published_mean_gain']:+.1%}")
+
+
+def picture(path: Path) -> None:
+    """Learning curves of every suite that has results, a panel each."""
+    curves, bases = {}, {}
+    for suite in ("hopper", "walker2d", "halfcheetah"):
+        file = RESULTS / f"finetuning-{suite}.json"
+        for row in read_json(file)["rows"] if file.exists() else ():
+            curves[row["task"]], bases[row["task"]] = row["curves"], row["base_return"]
+    plot_practice_bands(curves, path, bases=bases)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("suite", choices=sorted(SUITES))
+    parser.add_argument("suite", choices=[*sorted(SUITES), "table"])
     parser.add_argument("--report", action="store_true", help="only collect finished runs")
     parser.add_argument("--only", default="", help="part of the run folders' names")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
+    if arguments.suite == "table":
+        content = overview()
+        print_overview(content)
+        write_json(RESULTS / "finetuning-table.json", content)
+        picture(ROOT / "docs" / "images" / "practice.png")
+        return
     if not arguments.report:
         for run in SUITES[arguments.suite]:
             if arguments.only in str(run.folder):
@@ -180,9 +257,6 @@ def main() -> None:
     write_json(RESULTS / f"finetuning-{arguments.suite}.json", content)
     if content["rows"]:
         print(table(content))
-        curves = {f"{row['task']}, {row['label']}": row["curves"] for row in content["rows"]}
-        bases = {f"{row['task']}, {row['label']}": row["base_return"] for row in content["rows"]}
-        plot_practice_bands(curves, RUNS / f"{arguments.suite}.png", bases=bases)
     print(json.dumps({"complete": content["complete"], "missing": content["missing"]}))
 
 

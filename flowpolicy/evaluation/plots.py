@@ -178,10 +178,11 @@ def plot_practice_bands(
         for axis, (label, seeds) in zip(axes, curves.items(), strict=True):
             for seed in seeds:
                 axis.plot(seed["step"], seed[f"evaluation/{metric}"], color=BLUE, lw=0.8, alpha=0.5)
+            label_of_mean = f"mean of {len(seeds)} seeds" if len(seeds) > 1 else "one seed"
             shortest = min(len(seed["step"]) for seed in seeds)
             steps = np.mean([seed["step"][:shortest] for seed in seeds], axis=0)
             values = np.array([seed[f"evaluation/{metric}"][:shortest] for seed in seeds])
-            axis.plot(steps, values.mean(axis=0), color=BLUE, label=f"mean of {len(seeds)} seeds")
+            axis.plot(steps, values.mean(axis=0), color=BLUE, label=label_of_mean)
             if len(seeds) > 2:
                 half = _T95[len(seeds)] * values.std(axis=0, ddof=1) / np.sqrt(len(seeds))
                 axis.fill_between(
@@ -189,6 +190,7 @@ def plot_practice_bands(
                     lw=0, label="95% interval of the mean (t)",
                 )  # fmt: skip
             axis.axhline(bases[label], color=GREY, ls="--", lw=1.4, label=f"pretrained, {bases[label]:.4g}")
+            axis.set_ylim(bottom=0)
             axis.set_title(f"{label}: {_LABELS[metric]} as deployed")
             axis.set_xlabel("environment steps")
             axis.legend(loc="lower right")
