@@ -36,6 +36,8 @@ from flowpolicy.policy import FlowPolicy
 from flowpolicy.settings import require
 
 Schedule = float | Any
+OVERSHOOT = 2.0
+"""A policy step found to lie beyond this many times ``target_kl`` is taken back."""
 RATE_FACTORS = (0.05, 1.0)
 """Least and largest factor that ``adaptive_rate`` puts on the learning rate."""
 
@@ -62,7 +64,7 @@ class ReinFlow(OnPolicyAlgorithm):
         gamma: discount per environment step: a chunk of n steps discounts gamma^n.
         gae_lambda: lambda per chunk.
         target_kl: nats per chunk, beyond which the policy rests until the next iteration; checked before
-            every policy step. None never stops.
+            every policy step. A step that went beyond twice as far is taken back. None never stops.
         critic_warmup: iterations in which only the critic learns.
         max_grad_norm: gradients are clipped to it.
         noise: the injected noise.
@@ -190,6 +192,7 @@ class ReinFlow(OnPolicyAlgorithm):
         actor, critic = networks.actor_parameters(), networks.critic.parameters()
         self.actor_optimizer = torch.optim.Adam(actor, lr=self.lr_schedule(1.0))
         self.critic_optimizer = torch.optim.Adam(critic, lr=self.critic_schedule(1.0))
+        self._before_step: list[torch.Tensor] | None = None
         self.rollout_buffer = ChunkBuffer()  # type: ignore[assignment]
         self.scale = ReturnScale(self.n_envs, self.gamma)
         if self.env is not None:
@@ -329,6 +332,7 @@ class ReinFlow(OnPolicyAlgorithm):
         data = dataclasses.replace(data, advantage=self._normalized(data.advantage))
         self._update_rates()
         moving, losses, found = self.iteration >= self.critic_warmup, [], list[dict[str, float]]()
+        self._before_step = None
         rows_each, policy_steps = min(self.batch_size // self.processes.count, len(data)), 0
         for _ in range(self.n_epochs):
             order = torch.randperm(len(data), generator=self.generator, device=self.device)
@@ -342,7 +346,9 @@ class ReinFlow(OnPolicyAlgorithm):
                     found.append(metrics)
                     policy_steps += moving
         if self.adaptive_rate and found:
-            self._adapt_rate(policy_steps / len(losses), stopped=not moving)
+            self._adapt_rate(
+                policy_steps / len(losses), stopped=not moving, overshot=self._overshot(found[-1])
+            )
         self._log(found, policy_steps, losses, data)
         self.iteration += 1
         self._n_updates += policy_steps
@@ -367,10 +373,14 @@ class ReinFlow(OnPolicyAlgorithm):
         self.logger.record("train/explained_variance", 1 - float(residual.var() / data.returns.var()))
         self.logger.record("train/return_scale", self.scale.value)
 
-    def _adapt_rate(self, share: float, *, stopped: bool) -> None:
+    def _overshot(self, metrics: dict[str, float]) -> bool:
+        return self.target_kl is not None and metrics["train/kl"] > OVERSHOOT * self.target_kl
+
+    def _adapt_rate(self, share: float, *, stopped: bool, overshot: bool) -> None:
         """A rate whose few steps reach the KL bound wastes data; one that never reaches it wastes time."""
-        if stopped and share < 0.25:
-            self.rate_factor = max(self.rate_factor * (0.7 if share < 0.1 else 0.85), RATE_FACTORS[0])
+        if overshot or (stopped and share < 0.25):
+            change = 0.7 if overshot or share < 0.1 else 0.85
+            self.rate_factor = max(self.rate_factor * change, RATE_FACTORS[0])
         elif not stopped:
             self.rate_factor = min(self.rate_factor * 1.1, RATE_FACTORS[1])
 
@@ -399,6 +409,10 @@ class ReinFlow(OnPolicyAlgorithm):
         metrics = {name: float(value.detach()) for name, value in found.items()}
         metrics["train/kl"] = self.processes.total(metrics["train/kl"]) / self.processes.count
         if self.target_kl is not None and metrics["train/kl"] > self.target_kl:
+            if self._overshot(metrics) and self._before_step is not None:
+                with torch.no_grad():
+                    for parameter, before in zip(parameters, self._before_step, strict=True):
+                        parameter.copy_(before)
             return metrics, False
         for term in self.regularizers:
             value = term.loss(flow, batch, self.generator)
@@ -412,6 +426,7 @@ class ReinFlow(OnPolicyAlgorithm):
         loss.backward()  # type: ignore[no-untyped-call]
         self.processes.average_gradients(parameters)
         metrics["train/gradient_norm"] = float(nn.utils.clip_grad_norm_(parameters, self.max_grad_norm))
+        self._before_step = [parameter.detach().clone() for parameter in parameters]
         self.actor_optimizer.step()
         return metrics, True
 

@@ -36,6 +36,19 @@ def test_practice_helps():
     assert after > before + 1.0, (before, after)  # of 10 at most
 
 
+def test_a_step_far_beyond_the_kl_bound_is_taken_back_and_the_rate_falls():
+    model = make(learning_rate=0.3, target_kl=0.05, n_epochs=1)
+    before = [parameter.clone() for parameter in model.actor_critic.actor_parameters()]
+    model.learn(1)
+    for parameter, earlier in zip(model.actor_critic.actor_parameters(), before, strict=True):
+        assert torch.equal(parameter, earlier)
+    assert model.rate_factor < 1
+    lenient = make(learning_rate=0.3, target_kl=None, n_epochs=1)
+    lenient.learn(1)
+    moved = zip(lenient.actor_critic.actor_parameters(), before, strict=True)
+    assert any(not torch.equal(parameter, earlier) for parameter, earlier in moved)
+
+
 def test_timesteps_are_environment_steps():
     model = make()
     model.learn(1)
