@@ -69,7 +69,11 @@ def script(config_name: str) -> Callable[[Main], Callable[[], None]]:
 
 def composed(config_name: str, overrides: list[str]) -> dict[str, Any]:
     """The resolved config of another script, from inside a running one."""
-    return _plain(hydra.compose(config_name, overrides=overrides))
+    try:
+        return _plain(hydra.compose(config_name, overrides=overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        base = OmegaConf.to_container(hydra.compose(config_name), resolve=False)
+        raise FlowPolicyError(_explained(str(error), base)) from error
 
 
 def chosen(group: str) -> str:

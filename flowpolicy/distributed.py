@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from flowpolicy.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -70,17 +73,39 @@ class Processes:
             dist.barrier()
 
 
+_PATIENCE = datetime.timedelta(hours=24)
+"""How long processes wait for one that evaluates, or simulates slowly."""
+
+
 @contextlib.contextmanager
-def processes() -> Iterator[Processes]:
-    """The process group that ``torchrun`` describes in the environment; a single process without it."""
+def processes(device: str = "auto") -> Iterator[Processes]:
+    """The process group that ``torchrun`` describes in the environment; a single process without it.
+
+    Inside another such block it is the same group: a job that pretrains and then fine-tunes makes one.
+
+    Args:
+        device: the setting; GPUs take one process each and NCCL, ``cpu`` gloo.
+
+    Raises:
+        ConfigError: more processes on this machine than GPUs.
+    """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         yield Processes()
         return
     local_rank = int(os.environ["LOCAL_RANK"])
-    if torch.cuda.is_available():
+    if dist.is_initialized():
+        yield Processes(dist.get_rank(), count, local_rank)
+        return
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    if on_gpu:
+        if local_rank >= torch.cuda.device_count():
+            raise ConfigError(
+                f"There are more processes here than the {torch.cuda.device_count()} GPUs; start fewer, or "
+                "add device=cpu."
+            )
         torch.cuda.set_device(local_rank)
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=_PATIENCE)
     try:
         yield Processes(dist.get_rank(), count, local_rank)
     finally:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from flowpolicy.cli import alone_in, chosen, command_line, composed, script
+from flowpolicy.distributed import processes
 from flowpolicy.errors import TaskError
 from flowpolicy.pretraining.run import find_or_pretrain
 
@@ -22,13 +23,15 @@ def main(config: dict[str, Any], run_dir: Path) -> None:
 
     base = config.pop("base")
     del config["run_dir"]
-    if config["checkpoint"] is None:
-        env = chosen("env")
-        overrides = [f"env={env}", *(f"{key}={value}" for key, value in base.items())]
-        folder = BASES / "-".join([env, *(f"{key}_{value}" for key, value in base.items())])
-        with alone_in(folder):
-            config["checkpoint"] = str(find_or_pretrain(composed("pretrain", overrides), folder))
-    summary = finetune(config, run_dir, command=command_line())
+    with processes(config["device"]):  # under torchrun: one group for pretraining and practice
+        if config["checkpoint"] is None:
+            env = chosen("env")
+            overrides = [f"env={env}", *(f"{key}={value}" for key, value in base.items())]
+            folder = BASES / "-".join([env, *(f"{key}_{value}" for key, value in base.items())])
+            settings = {**composed("pretrain", overrides), "device": config["device"]}
+            with alone_in(folder):
+                config["checkpoint"] = str(find_or_pretrain(settings, folder))
+        summary = finetune(config, run_dir, command=command_line())
     if summary is not None:
         print(summary)
 

@@ -102,6 +102,8 @@ class FinetuneConfig:
         env: the task's settings.
         checkpoint: the pretrained policy.
         num_steps: K.
+        action_clip: bound of the last transition's mean in normalised units, which the tuned policy keeps;
+            None takes the checkpoint's. Beyond it the mean has no gradient.
         total_steps: environment steps, over all processes.
         num_envs: environments, over all processes.
         workers: processes that simulate; 0 simulates in the learner's own, None takes one per core.
@@ -127,6 +129,7 @@ class FinetuneConfig:
     env: dict[str, Any]
     checkpoint: str
     num_steps: int = 4
+    action_clip: float | None = None
     total_steps: int = 1_000_000
     num_envs: int = 16
     workers: int | None = None
@@ -160,6 +163,9 @@ class FinetuneConfig:
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("evaluate_every", "final_episodes", "seed"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        require(self.threads is None or self.threads >= 1, "threads", self.threads, "at least 1, or null")
         require(self.workers is None or self.workers >= 0, "workers", self.workers, "at least 0, or null")
+        clip = self.action_clip
+        require(clip is None or clip > 0, "action_clip", clip, "positive, or null")
         for name in self.loggers:
             require(name in LOGGERS, "loggers", name, f"any of {', '.join(LOGGERS)}")

@@ -98,9 +98,8 @@ class Recorder(BaseCallback):
             metrics["rollout/length"] = float(np.mean([episode["l"] for episode in episodes]))
         if success:
             metrics["rollout/success"] = float(np.mean(success))
-        restarts = getattr(self.model.chunks, "restarts", 0)
-        if restarts:
-            metrics["rollout/worker_restarts"] = float(restarts)
+        if self.model.worker_restarts:
+            metrics["rollout/worker_restarts"] = float(self.model.worker_restarts)
         return metrics
 
 

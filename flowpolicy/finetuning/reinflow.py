@@ -25,7 +25,7 @@ from flowpolicy.evaluation.rollout import check_spaces
 from flowpolicy.finetuning.actor_critic import FlowActorCritic, spaces_of
 from flowpolicy.finetuning.advantages import ReturnScale, RunningMoments, moments_of
 from flowpolicy.finetuning.buffer import ChunkBuffer
-from flowpolicy.finetuning.chunk_env import ChunkEnv, ChunkStep, LocalChunks
+from flowpolicy.finetuning.chunk_env import ChunkEnv, ChunkStep, EpisodeRecord, LocalChunks
 from flowpolicy.finetuning.chunk_vec_env import VecEnvChunks
 from flowpolicy.finetuning.chunked_vec_env import ChunkedVecEnv
 from flowpolicy.finetuning.noise import NoiseConfig
@@ -117,6 +117,10 @@ class ReinFlow(OnPolicyAlgorithm):
     ) -> None:
         for name, value in (("n_steps", n_steps), ("batch_size", batch_size), ("n_epochs", n_epochs)):
             require(value >= 1, name, value, "at least 1")
+        if not isinstance(policy, FlowPolicy):
+            raise ConfigError(
+                f"policy is {policy!r}; it must be a FlowPolicy, as FlowPolicy.load() gives it."
+            )
         require(0 < gamma <= 1, "gamma", gamma, "in (0, 1]")
         require(0 <= gae_lambda <= 1, "gae_lambda", gae_lambda, "in [0, 1]")
         require(target_kl is None or target_kl > 0, "target_kl", target_kl, "positive, or None")
@@ -143,9 +147,13 @@ class ReinFlow(OnPolicyAlgorithm):
         self.noise: NoiseConfig = self.settings["noise"]
         self.update: UpdateRule = self.settings["update"]
         self.regularizers = tuple(regularizers)
+        self.lost_regularizers: tuple[str, ...] = ()  # a loaded model's, until they are given again
         self.processes = processes or Processes()
+        share = self.processes.count
+        require(batch_size % share == 0, "batch_size", batch_size, f"a multiple of {share} processes")
         self.iteration = 0
         self.seconds = {"simulation": 0.0, "inference": 0.0, "update": 0.0}
+        self.restarts_before = 0  # of worker processes, before this model was loaded
         super().__init__(
             policy=FlowActorCritic,  # type: ignore[arg-type]
             env=env,
@@ -198,8 +206,17 @@ class ReinFlow(OnPolicyAlgorithm):
         if self.env is not None:
             self._adopt(self.env)
 
+    def set_parameters(self, *args: Any, **kwargs: Any) -> None:
+        """See stable-baselines3; the normalisers follow their statistics."""
+        super().set_parameters(*args, **kwargs)
+        self.actor_critic.flow_policy.refresh_normalizers()
+
     def _adopt(self, env: VecEnv) -> None:
         """Execute chunks in ``env`` from now on; every episode starts anew."""
+        if self._vec_normalize_env is not None:
+            raise ConfigError(
+                "The environment is in a VecNormalize, and the policy normalises by itself; leave it out."
+            )
         policy = self.actor_critic.flow_policy
         check_spaces(env, policy, "The environment")
         keys = tuple(policy.observation_shapes)
@@ -236,6 +253,11 @@ class ReinFlow(OnPolicyAlgorithm):
             raise ConfigError(
                 "The model has no environment to learn in; give load() an env, or call set_env()."
             )
+        if self.lost_regularizers:
+            raise ConfigError(
+                f"The saved model was trained with the regularizer {', '.join(self.lost_regularizers)}; give "
+                "load() regularizers=(...) again before it learns on."
+            )
         before = self._last_obs
         result = super()._setup_learn(*args, **kwargs)
         if self._last_obs is not before:  # the environments were reset
@@ -251,6 +273,7 @@ class ReinFlow(OnPolicyAlgorithm):
         """Sample a chain per chunk, execute the chunk, record both; False where a callback stops training."""
         policy, networks = self.actor_critic.flow_policy, self.actor_critic
         rollout_buffer.reset()
+        self._update_current_progress_remaining(self.num_timesteps, max(1, self._total_timesteps))
         networks.flow.noise.set_bounds(*self.noise.bounds(1.0 - self._current_progress_remaining))
         if self._histories is None:
             self._histories = self._first_histories()
@@ -273,11 +296,12 @@ class ReinFlow(OnPolicyAlgorithm):
                 final = policy.normalize_observations(ends)
             rollout_buffer.add(observation, chain, step, final)
             observation, self._histories = policy.normalize_observations(step.observation), step.observation
-            self._record_episodes()
+            episodes = self.chunks.pop_episodes()
+            self._record_episodes(episodes)
             if isinstance(self.chunks, VecEnvChunks):
                 goes_on = not self.chunks.stopped
             else:
-                goes_on = self._replay_steps(step, callback)
+                goes_on = self._replay_steps(step, episodes, callback)
             if not goes_on:
                 break
         self._after = observation
@@ -294,23 +318,29 @@ class ReinFlow(OnPolicyAlgorithm):
         seed = None if self.seed is None else self.seed + 10_000 * self.processes.rank + self.iteration
         return self.chunks.reset(seed)
 
-    def _record_episodes(self) -> None:
+    def _record_episodes(self, episodes: list[EpisodeRecord]) -> None:
         assert self.ep_info_buffer is not None
         assert self.ep_success_buffer is not None
-        for episode in self.chunks.pop_episodes():
+        for episode in episodes:
             self.ep_info_buffer.append({"r": episode.ret, "l": episode.length})
             if episode.success is not None:
                 self.ep_success_buffer.append(episode.success)
 
-    def _replay_steps(self, step: ChunkStep, callback: BaseCallback) -> bool:
+    def _replay_steps(self, step: ChunkStep, episodes: list[EpisodeRecord], callback: BaseCallback) -> bool:
         """Let callbacks see each environment step of the chunk, as they would have one by one."""
         ended = step.terminated | step.truncated
-        infos: list[dict[str, Any]] = [{} for _ in ended]
+        whole = dict(zip(np.flatnonzero(ended & ~step.restarted).tolist(), episodes, strict=True))
         for i in range(step.rewards.shape[1]):
             live = step.executed > i
             if not live.any():
                 break
             dones = ended & (step.executed == i + 1)
+            infos: list[dict[str, Any]] = [{} for _ in ended]
+            for row in np.flatnonzero(dones).tolist():
+                if row in whole:
+                    infos[row]["episode"] = {"r": whole[row].ret, "l": whole[row].length}
+                    if whole[row].success is not None:
+                        infos[row]["is_success"] = whole[row].success
             if not self._on_step(callback, step.rewards[:, i], dones, infos, int(live.sum())):
                 return False
         return True
@@ -329,27 +359,33 @@ class ReinFlow(OnPolicyAlgorithm):
         for moments in self.processes.gather(*buffer.return_moments(self.scale)):
             self.scale.merge(*moments)
         data = buffer.data(self.actor_critic.critic, self._after, self.scale, self.gamma, self.gae_lambda)
+        with torch.no_grad():  # of what the critic said before it has seen these returns
+            residual = data.returns - self.actor_critic.critic(data.observation)
+        self.logger.record("train/explained_variance", 1 - float(residual.var() / data.returns.var()))
         data = dataclasses.replace(data, advantage=self._normalized(data.advantage))
         self._update_rates()
         moving, losses, found = self.iteration >= self.critic_warmup, [], list[dict[str, float]]()
         self._before_step = None
-        rows_each, policy_steps = min(self.batch_size // self.processes.count, len(data)), 0
+        # Every chunk once an epoch, in minibatches of nearly one size: a small remnant is a noisy step.
+        parts, policy_steps = max(1, round(len(data) * self.processes.count / self.batch_size)), 0
         for _ in range(self.n_epochs):
             order = torch.randperm(len(data), generator=self.generator, device=self.device)
-            for rows in torch.split(order, rows_each):
-                if len(rows) < rows_each:
-                    continue  # a remnant would be a noisier step than the others
+            for rows in torch.tensor_split(order, parts):
                 batch = data[rows]
                 losses.append(self._critic_step(batch))
                 if moving:
                     metrics, moving = self._policy_step(batch)
                     found.append(metrics)
                     policy_steps += moving
+        if moving and policy_steps:  # what the last step did, no minibatch has seen
+            metrics, moving = self._check(batch)
+            found.append(metrics)
+        policy_steps -= bool(found) and self._overshot(found[-1])  # it was taken back
         if self.adaptive_rate and found:
             self._adapt_rate(
                 policy_steps / len(losses), stopped=not moving, overshot=self._overshot(found[-1])
             )
-        self._log(found, policy_steps, losses, data)
+        self._log(found, policy_steps, losses)
         self.iteration += 1
         self._n_updates += policy_steps
         self.seconds["update"] += time.perf_counter() - started
@@ -361,20 +397,18 @@ class ReinFlow(OnPolicyAlgorithm):
             overall.merge(*moments)
         return (advantage - overall.mean) / (overall.std + 1e-8)
 
-    def _log(self, found: list[dict[str, float]], steps: int, losses: list[float], data: Minibatch) -> None:
+    def _log(self, found: list[dict[str, float]], steps: int, losses: list[float]) -> None:
         for name in found[0] if found else ():
             self.logger.record(name, float(np.mean([metrics[name] for metrics in found if name in metrics])))
         if found:
             self.logger.record("train/kl_last", found[-1]["train/kl"])
         self.logger.record("train/policy_steps", steps)
         self.logger.record("train/value_loss", float(np.mean(losses)))
-        with torch.no_grad():
-            residual = data.returns - self.actor_critic.critic(data.observation)
-        self.logger.record("train/explained_variance", 1 - float(residual.var() / data.returns.var()))
         self.logger.record("train/return_scale", self.scale.value)
 
     def _overshot(self, metrics: dict[str, float]) -> bool:
-        return self.target_kl is not None and metrics["train/kl"] > OVERSHOOT * self.target_kl
+        """NaN, which an overflowing ratio gives, is the farthest of all."""
+        return self.target_kl is not None and not metrics["train/kl"] <= OVERSHOOT * self.target_kl
 
     def _adapt_rate(self, share: float, *, stopped: bool, overshot: bool) -> None:
         """A rate whose few steps reach the KL bound wastes data; one that never reaches it wastes time."""
@@ -402,23 +436,36 @@ class ReinFlow(OnPolicyAlgorithm):
         self.critic_optimizer.step()
         return float(loss.detach())
 
+    @torch.no_grad()
+    def _check(self, batch: Minibatch) -> tuple[dict[str, float], bool]:
+        _, found = self.update.loss(self.actor_critic.flow, batch)
+        return self._within_bounds(found)
+
+    def _within_bounds(self, found: dict[str, torch.Tensor]) -> tuple[dict[str, float], bool]:
+        """Metrics of a minibatch, and whether the policy may move on; takes an overshooting step back."""
+        metrics = {name: float(value.detach()) for name, value in found.items()}
+        metrics["train/kl"] = self.processes.total(metrics["train/kl"]) / self.processes.count
+        if self._overshot(metrics) and self._before_step is not None:
+            with torch.no_grad():
+                for parameter, before in zip(
+                    self.actor_critic.actor_parameters(), self._before_step, strict=True
+                ):
+                    parameter.copy_(before)
+        return metrics, self.target_kl is None or metrics["train/kl"] <= self.target_kl
+
     def _policy_step(self, batch: Minibatch) -> tuple[dict[str, float], bool]:
         """One step of flow and noise; none, and False, where they have moved too far already."""
         flow, parameters = self.actor_critic.flow, self.actor_critic.actor_parameters()
         loss, found = self.update.loss(flow, batch)
-        metrics = {name: float(value.detach()) for name, value in found.items()}
-        metrics["train/kl"] = self.processes.total(metrics["train/kl"]) / self.processes.count
-        if self.target_kl is not None and metrics["train/kl"] > self.target_kl:
-            if self._overshot(metrics) and self._before_step is not None:
-                with torch.no_grad():
-                    for parameter, before in zip(parameters, self._before_step, strict=True):
-                        parameter.copy_(before)
+        metrics, moving = self._within_bounds(found)
+        if not moving:
             return metrics, False
         for term in self.regularizers:
             value = term.loss(flow, batch, self.generator)
             loss = loss + term.weight * value
             metrics[f"train/{term.name}"] = float(value.detach())
-        if not math.isfinite(float(loss.detach())):
+        finite = self.processes.gather(float(math.isfinite(float(loss.detach()))))
+        if not all(flag for (flag,) in finite):  # on any process: all of them stop
             raise FlowPolicyError(
                 f"The policy loss is not finite after {self.num_timesteps:,} steps; lower learning_rate."
             )
@@ -429,6 +476,11 @@ class ReinFlow(OnPolicyAlgorithm):
         self._before_step = [parameter.detach().clone() for parameter in parameters]
         self.actor_optimizer.step()
         return metrics, True
+
+    @property
+    def worker_restarts(self) -> int:
+        """Simulating processes that died and were replaced, over all resumed parts of a run."""
+        return self.restarts_before + getattr(getattr(self, "chunks", None), "restarts", 0)
 
     def visited_observations(self) -> dict[str, torch.Tensor]:
         """Normalised observations of the last iteration, key -> ``(S x N, T_o, *shape)``.
@@ -445,7 +497,12 @@ class ReinFlow(OnPolicyAlgorithm):
     def deployed_policy(self) -> FlowPolicy:
         """The plain flow without its noise network, marked with the K it is tuned for."""
         policy = self.actor_critic.flow_policy
-        config = dataclasses.replace(policy.config, tuned_num_steps=self.actor_critic.flow.num_steps)
+        config = dataclasses.replace(
+            policy.config,
+            tuned_num_steps=self.actor_critic.flow.num_steps,
+            tuned_solver="euler",
+            execute_horizon=self.actor_critic.execute_horizon,  # tokens beyond it were never trained
+        )
         result = FlowPolicy(config).to(self.device)
         result.load_state_dict(policy.state_dict())
         result.refresh_normalizers()

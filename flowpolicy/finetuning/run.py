@@ -32,8 +32,8 @@ from flowpolicy.finetuning.distillation import distill
 from flowpolicy.finetuning.recorder import STATE_FILE, Recorder
 from flowpolicy.finetuning.regularization import BehaviourCloning, Regularizer, Wasserstein
 from flowpolicy.finetuning.reinflow import ReinFlow
-from flowpolicy.finetuning.update import build_update_rule
-from flowpolicy.loggers import build_loggers, read_metrics
+from flowpolicy.finetuning.update import UpdateRule, build_update_rule
+from flowpolicy.loggers import MetricLogger, build_loggers, read_metrics
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.pretraining.config import DataConfig
 from flowpolicy.pretraining.run import make_samplers
@@ -53,7 +53,7 @@ def finetune(settings: Mapping[str, Any], run_dir: Path, *, command: str = "") -
             environments answer with something that is not finite.
     """
     config = build(FinetuneConfig, settings, "")
-    with processes() as group:
+    with processes(config.device) as group:
         return _run(config, run_dir, command, group)
 
 
@@ -66,13 +66,15 @@ def _run(config: FinetuneConfig, run_dir: Path, command: str, group: Processes) 
     is_old = _check_folder(config, run_dir)
     base = FlowPolicy.load(run_dir / BASE if is_old else config.checkpoint, device)
     _check_base(base, task, config)
+    update, regularizers = build_update_rule(config.update), _regularizers(config, base)
+    sinks = _loggers(config, run_dir) if group.is_first else []
     if group.is_first and not is_old:
         base.save(run_dir / BASE)
         write_json(run_dir / "config.json", _settings_of(config))
     group.wait()
     env = _environments(config, task, base, group)
     try:
-        model = _model(config, task, base, env, run_dir, is_old, device, group)
+        model = _model(config, task, base, env, run_dir, is_old, group, update, regularizers)
         before = _evaluated(config, task, base, run_dir, "before", group)
         if before is not None:
             logger.info(
@@ -87,11 +89,7 @@ def _run(config: FinetuneConfig, run_dir: Path, command: str, group: Processes) 
                 policy, task, episodes=config.evaluate_episodes, num_envs=config.evaluation_envs,
                 seed=EVALUATION_ON_THE_WAY, show_progress=False,
             ).scalars(),
-            loggers=build_loggers(
-                config.loggers, run_dir, _settings_of(config), config.wandb, model.num_timesteps
-            )
-            if group.is_first
-            else [],
+            loggers=sinks,
         )  # fmt: skip
         if is_old:
             logger.info("Continuing %s at %s environment steps.", run_dir, f"{model.num_timesteps:,}")
@@ -136,6 +134,10 @@ EVALUATION_ON_THE_WAY = 3_000_000
 def _check_folder(config: FinetuneConfig, run_dir: Path) -> bool:
     """Whether there is a run to continue in ``run_dir``; refuses one that must not be overwritten."""
     if not (run_dir / STATE_FILE).exists():
+        if (run_dir / CHECKPOINT).exists() or (
+            (run_dir / "config.json").exists() and not (run_dir / BASE).exists()
+        ):
+            raise ConfigError(f"{run_dir} holds another kind of run; choose another run_dir.")
         return False
     if not config.resume:
         raise ConfigError(
@@ -147,11 +149,11 @@ def _check_folder(config: FinetuneConfig, run_dir: Path) -> bool:
 
 def _check_base(base: FlowPolicy, task: Task, config: FinetuneConfig) -> None:
     base.check_steps(config.num_steps, "euler")
-    if task.obs_horizon != base.obs_horizon or task.execute_horizon > base.action_horizon:
+    if (task.obs_horizon, task.action_horizon) != (base.obs_horizon, base.action_horizon):
         raise ConfigError(
             f"The checkpoint sees {base.obs_horizon} observations and plans {base.action_horizon} actions, "
             f"which does not fit env.obs_horizon={task.obs_horizon} and "
-            f"env.execute_horizon={task.execute_horizon}; set those to fit it."
+            f"env.action_horizon={task.action_horizon}; set those to fit it."
         )
     environment = task.make()
     try:
@@ -164,6 +166,13 @@ def _check_base(base: FlowPolicy, task: Task, config: FinetuneConfig) -> None:
         environment.close()
 
 
+def _loggers(config: FinetuneConfig, run_dir: Path) -> list[MetricLogger]:
+    """Built early: a missing package is not found after an hour. The CSV is cut where the state is."""
+    state = run_dir / STATE_FILE
+    done = ReinFlow.load(state, device="cpu").num_timesteps if state.exists() else 0
+    return build_loggers(config.loggers, run_dir, _settings_of(config), config.wandb, done)
+
+
 def _environments(config: FinetuneConfig, task: Task, base: FlowPolicy, group: Processes) -> VecEnv:
     """This process's share of the environments."""
     if config.num_envs % group.count:
@@ -172,7 +181,8 @@ def _environments(config: FinetuneConfig, task: Task, base: FlowPolicy, group: P
     workers = config.workers
     if workers is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        workers = cores // group.count if cores // group.count > 1 else 0
+        each = cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        workers = each if each > 1 else 0
     if workers == 0:
         return DummyVecEnv(makers)
     keys = tuple(base.observation_shapes)
@@ -181,10 +191,10 @@ def _environments(config: FinetuneConfig, task: Task, base: FlowPolicy, group: P
 
 def _model(
     config: FinetuneConfig, task: Task, base: FlowPolicy, env: VecEnv, run_dir: Path, is_old: bool,
-    device: torch.device, group: Processes,
+    group: Processes, update: UpdateRule, regularizers: tuple[Regularizer, ...],
 ) -> ReinFlow:  # fmt: skip
     """A new model, or the one in ``run_dir``."""
-    regularizers = _regularizers(config, base)
+    device = base.device
     if is_old:
         return ReinFlow.load(run_dir / STATE_FILE, env, device, processes=group, regularizers=regularizers)
     settings: dict[str, Any] = dict(vars(config.reinflow))
@@ -193,12 +203,14 @@ def _model(
         settings["learning_rate"] = LinearSchedule(
             settings["learning_rate"], settings["learning_rate"] * share, 1.0
         )
-    policy = FlowPolicy(base.config).to(device)  # trained in place; the base stays as it is
+    clip = base.config.action_clip if config.action_clip is None else config.action_clip
+    changed = dataclasses.replace(base.config, action_clip=clip)
+    policy = FlowPolicy(changed).to(device)  # trained in place; the base stays as it is
     policy.load_state_dict(base.state_dict())
     policy.refresh_normalizers()
     return ReinFlow(
         policy.eval(), env, num_steps=config.num_steps, noise=config.noise,
-        update=build_update_rule(config.update), regularizers=regularizers,
+        update=update, regularizers=regularizers,
         execute_horizon=task.execute_horizon, processes=group, seed=config.seed, device=device, **settings,
     )  # fmt: skip
 
@@ -226,7 +238,9 @@ def _finished(config: FinetuneConfig, task: Task, model: ReinFlow) -> FlowPolicy
     """The policy to deploy."""
     tuned = model.deployed_policy()
     if config.distill.steps:
-        tuned = distill(tuned, model.visited_observations(), config.distill, seed=config.seed)
+        observations = model.visited_observations()  # may practise once more, which all processes do together
+        if model.processes.is_first:
+            tuned = distill(tuned, observations, config.distill, seed=config.seed)
     metadata = {
         **tuned.metadata,
         "finetuned_with": "reinflow",
@@ -257,7 +271,7 @@ def _metrics(
 ) -> dict[str, Any]:
     metrics: dict[str, Any] = {
         "seconds": dict(model.seconds),
-        "worker_restarts": getattr(model.chunks, "restarts", 0),
+        "worker_restarts": model.worker_restarts,
         "iterations": model.iteration,
     }
     if before is None or after is None:

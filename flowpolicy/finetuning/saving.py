@@ -18,7 +18,7 @@ from torch import Tensor
 
 from flowpolicy.errors import CheckpointError, ConfigError
 from flowpolicy.finetuning.noise import NoiseConfig
-from flowpolicy.finetuning.update import build_update_rule
+from flowpolicy.finetuning.update import UPDATE_RULES, build_update_rule
 from flowpolicy.policy import FlowPolicy, PolicyConfig, policy_config
 from flowpolicy.settings import build
 from flowpolicy.storage import atomic_file, load_optimizer, optimizer_tensors, under
@@ -61,22 +61,18 @@ def read_model(
     """The model of a file, with ``replaced`` settings; see :meth:`ReinFlow.load`."""
     content, tensors = _read(path)
     try:
-        settings = {**_decoded(content["settings"]), **replaced}
+        settings = {**_decoded(content["settings"], replaced), **replaced}
         config: PolicyConfig = policy_config(dict(content["policy"]))
     except (ConfigError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path} does not describe a ReinFlow model ({error}).") from error
-    for name in _SCHEDULES:
+    for name in (*_SCHEDULES, "update"):
         if settings[name] is None:
             raise CheckpointError(
-                f"{path} was trained with a {name} that is a function; give load() {name}=... again."
+                f"{path} was trained with a {name} of its user's own; give load() {name}=... again."
             )
-    lost = set(content["regularizers"]) - {term.name for term in settings.get("regularizers", ())}
-    if lost and env is not None:
-        raise CheckpointError(
-            f"{path} was trained with the regularizer {', '.join(sorted(lost))}; give load() "
-            "regularizers=(...) again."
-        )
     model = cls(FlowPolicy(config), env, device=device, **settings)
+    given = {term.name for term in model.regularizers}
+    model.lost_regularizers = tuple(name for name in content["regularizers"] if name not in given)
     try:
         _restore(model, content["progress"], tensors)
     except (RuntimeError, KeyError, ValueError, TypeError) as error:
@@ -91,8 +87,9 @@ def _restore(model: ReinFlow, progress: dict[str, Any], tensors: dict[str, Tenso
     model.actor_critic.flow_policy.refresh_normalizers()
     for name in _OPTIMIZERS:
         load_optimizer(getattr(model, name), under(tensors, name))
-    if model.processes.rank == 0 and model.device.type == "cpu":
-        model.generator.set_state(tensors["generator"])
+    state = tensors["generator"]
+    if model.processes.rank == 0 and len(state) == len(model.generator.get_state()):
+        model.generator.set_state(state)
     else:  # another process's stream, or another device's kind of state
         seed = (model.seed or 0) + 10_000 * model.processes.rank + 100 * int(progress["iteration"])
         model.generator.manual_seed(seed)
@@ -102,6 +99,7 @@ def _restore(model: ReinFlow, progress: dict[str, Any], tensors: dict[str, Tenso
     model.iteration, model._n_updates = int(progress["iteration"]), int(progress["updates"])
     model.rate_factor = float(progress["rate_factor"])
     model.scale.merge(*map(float, progress["return_scale"]))
+    model.restarts_before = int(progress["worker_restarts"])
     model.seconds.update({name: float(value) for name, value in progress["seconds"].items()})
     if model.env is None:
         low, high = tensors["action_low"].numpy(), tensors["action_high"].numpy()
@@ -114,7 +112,9 @@ def _content(model: ReinFlow) -> dict[str, Any]:
     for name in _SCHEDULES:
         settings[name] = _encoded_schedule(settings[name])
     settings["noise"] = dataclasses.asdict(model.noise)
-    settings["update"] = {"name": model.update.name, **dataclasses.asdict(model.update)}  # type: ignore[call-overload]
+    settings["update"] = None
+    if type(model.update) in UPDATE_RULES.values():
+        settings["update"] = {"name": model.update.name, **dataclasses.asdict(model.update)}  # type: ignore[call-overload]
     return {
         "format_version": FORMAT_VERSION,
         "algorithm": "ReinFlow",
@@ -130,6 +130,7 @@ def _content(model: ReinFlow) -> dict[str, Any]:
             "rate_factor": model.rate_factor,
             "return_scale": [model.scale.count, model.scale.mean, model.scale.squares],
             "seconds": model.seconds,
+            "worker_restarts": model.worker_restarts,
         },
     }
 
@@ -141,13 +142,14 @@ def _encoded_schedule(schedule: Any) -> Any:
     return None if callable(schedule) else float(schedule)
 
 
-def _decoded(settings: dict[str, Any]) -> dict[str, Any]:
+def _decoded(settings: dict[str, Any], replaced: dict[str, Any]) -> dict[str, Any]:
     decoded = dict(settings)
     for name in _SCHEDULES:
         if isinstance(decoded[name], list):
             decoded[name] = LinearSchedule(*decoded[name])
     decoded["noise"] = build(NoiseConfig, decoded["noise"], "noise")
-    decoded["update"] = build_update_rule(decoded["update"])
+    if decoded["update"] is not None and "update" not in replaced:
+        decoded["update"] = build_update_rule(decoded["update"])
     decoded["critic_hidden"] = tuple(decoded["critic_hidden"])
     return decoded
 

@@ -115,6 +115,7 @@ class PPO:
                 "train/ratio_spread": (ratio - 1).abs().mean(),
                 "train/entropy": bonus,
                 "train/noise_std": std.mean(),
+                "train/mean_clamped": (mean[:, -1].abs() >= flow.clip).float().mean(),
             }
         return -surrogate - self.entropy_coefficient * bonus, metrics
 

@@ -73,13 +73,16 @@ def pretrain(settings: Mapping[str, Any], run_dir: Path, *, command: str = "") -
         FlowPolicyError: a setting, the demonstrations, the task or a saved state is not usable.
     """
     config = build(PretrainConfig, {k: v for k, v in settings.items() if k != "run_dir"}, "")
-    with processes() as group:
+    with processes(config.device) as group:
         return _run(config, run_dir, command, group)
 
 
 def find_or_pretrain(settings: Mapping[str, Any], run_dir: Path) -> Path:
     """The checkpoint of the pretraining run in ``run_dir``, which is done or finished first where need be."""
-    if not (run_dir / "summary.json").exists():
+    with processes(settings["device"]) as group:
+        # The first process may have waited for another program to make it: what it sees holds for all.
+        (is_done,) = group.gather(float((run_dir / "summary.json").exists()))[0]
+    if not is_done:
         logger.info("No pretrained policy in %s yet; pretraining one first.", run_dir)
         pretrain({**settings, "resume": True}, run_dir, command=f"(for fine-tuning, into {run_dir})")
     return run_dir / CHECKPOINT

@@ -143,7 +143,7 @@ def test_what_does_not_fit_is_one_sentence(settings, tmp_path):
         "K": ({"num_steps": 3}, ConfigError, "powers of two"),
         "horizon": (
             {"env": {**settings["env"], "action_horizon": 8, "execute_horizon": 8}},
-            ConfigError, "execute_horizon",
+            ConfigError, "action_horizon=8",
         ),
         "rule": ({"update": {"name": "ppoo"}}, ConfigError, "did you mean 'ppo'"),
         "rule's setting": ({"update": {"name": "ppo", "clip": 1}}, ConfigError, "update.clip"),

@@ -99,7 +99,7 @@ def test_settings_can_be_replaced_and_functions_must_be_given_again(saved, tmp_p
     assert ReinFlow.load(saved[1], gamma=0.9).gamma == 0.9
     model = make(learning_rate=lambda left: 1e-3 * left)
     model.save(tmp_path / "function")
-    with pytest.raises(CheckpointError, match="learning_rate that is a function"):
+    with pytest.raises(CheckpointError, match="learning_rate of its user's own"):
         ReinFlow.load(tmp_path / "function")
     assert ReinFlow.load(tmp_path / "function", learning_rate=1e-4).lr_schedule(1.0) == 1e-4
 
@@ -110,8 +110,10 @@ def test_a_regularizer_is_not_lost_in_silence(tmp_path):
     model.regularizers = (term,)
     model.save(tmp_path / "regularized")
     env = make_vec_env(Reach, n_envs=4)
-    with pytest.raises(CheckpointError, match="regularizer wasserstein"):
-        ReinFlow.load(tmp_path / "regularized", env)
+    for loaded in (ReinFlow.load(tmp_path / "regularized", env), ReinFlow.load(tmp_path / "regularized")):
+        loaded.set_env(env)
+        with pytest.raises(ConfigError, match="regularizer wasserstein"):
+            loaded.learn(10)
     assert ReinFlow.load(tmp_path / "regularized", env, regularizers=(term,)).regularizers == (term,)
     ReinFlow.load(tmp_path / "regularized")  # to predict it is not needed
 
