@@ -42,6 +42,7 @@ class Run:
     seed: int
     options: tuple[str, ...] = ()
     label: str = "reinflow"
+    processes: int = 1
 
     @property
     def folder(self) -> Path:
@@ -63,6 +64,7 @@ CHEETAH = (
 HOPPER = ("total_steps=500000", "evaluate_every=50000")
 SUITES: dict[str, list[Run]] = {
     "hopper": _runs("hopper", "hopper-shortcut-seed0", range(3), *HOPPER),
+    "hopper-two-processes": [Run("hopper", "hopper-shortcut-seed0", 0, HOPPER, "two-processes", processes=2)],
     "hopper-long": _runs("hopper", "hopper-shortcut-seed0", range(3), "total_steps=1000000", label="1M"),
     "hopper-steps": [
         *_runs("hopper", "hopper-shortcut-seed0", range(1), *HOPPER, "num_steps=1", label="K1"),
@@ -80,8 +82,10 @@ def practise(run: Run, threads: int) -> None:
     """Do or finish one run; the script writes its summary last."""
     if (run.folder / "summary.json").exists():
         return
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={run.processes}"]
     command = [
-        sys.executable, "scripts/finetune_reinflow.py", f"env={run.env}", f"checkpoint={BASES / run.base}",
+        sys.executable, *(torchrun if run.processes > 1 else ()), "scripts/finetune_reinflow.py",
+        f"env={run.env}", f"checkpoint={BASES / run.base}",
         *run.options, f"seed={run.seed}", f"threads={threads}", "workers=0", "resume=true",
         "video=false" if run.seed else "video=true", f"run_dir={run.folder.relative_to(ROOT)}",
     ]  # fmt: skip
@@ -131,6 +135,7 @@ def _row(label: str, runs: list[Run], summaries: list[dict[str, Any]]) -> dict[s
         "return_ci95": list(mean_interval(returns)),
         "return_by_seed": [row["return_mean"] for row in tuned],
         "return_gain_ci95": [summary["metrics"]["return_gain_ci95"] for summary in summaries],
+        "git_commits": [summary["git_commit"] for summary in summaries],
         "commands": [summary["command"] for summary in summaries],
     }
     if tuned[0]["success_rate"] is not None:

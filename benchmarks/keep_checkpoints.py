@@ -2,7 +2,8 @@
 
     python benchmarks/keep_checkpoints.py
 
-Takes them from the runs of benchmarks/imitation.py; the command that made each is written beside them.
+Takes them from the runs of benchmarks/imitation.py and benchmarks/finetuning.py; the command that made each is written
+beside them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from flowpolicy import FlowPolicy
 from flowpolicy.storage import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
-RUNS = ROOT / "runs" / "benchmarks" / "imitation"
+RUNS = ROOT / "runs" / "benchmarks"
 KEPT = (
     "hopper/shortcut-seed0",
     "hopper/shortcut-seed1",
@@ -30,13 +31,19 @@ KEPT = (
     "halfcheetah/shortcut-T1-seed0",
     "adroit_door/flow_matching-seed0",
 )
+TUNED = (
+    "hopper/reinflow-seed0",
+    "walker2d/reinflow-seed0",
+    "halfcheetah/reinflow-seed0",
+    "adroit_door/reinflow-seed0",
+)
 
 
 def main() -> None:
     target = ROOT / "benchmarks" / "checkpoints"
     made = {}
-    for name in KEPT:
-        training = RUNS / name / "train"
+    pretrained = {name: RUNS / "imitation" / name / "train" for name in KEPT}
+    for name, training in {**pretrained, **{name: RUNS / "finetuning" / name for name in TUNED}}.items():
         if not (training / "summary.json").exists():
             print(f"{name}: no finished run, skipped")
             continue
