@@ -57,6 +57,7 @@ def script(config_name: str) -> Callable[[Main], Callable[[], None]]:
 
         def program() -> None:
             logging.basicConfig(level=logging.INFO, format="%(message)s")
+            logging.getLogger("OpenGL").setLevel(logging.WARNING)  # it announces an optional module it lacks
             _refuse_bad_overrides(config_name)
             hydra.main(version_base="1.3", config_path=f"pkg://{CONFIG_PACKAGE}", config_name=config_name)(
                 job

@@ -22,7 +22,7 @@ from flowpolicy_envs.collection import MediumConfig  # noqa: E402
 
 CONFIGS = sorted((Path(flowpolicy_configs.__file__).parent / "env").glob("*.yaml"))
 BEYOND_TASK = {"demonstrations", "demo_transform", "expert", "medium"}
-OPTIONAL = {"pretrain"}
+OPTIONAL = {"pretrain", "finetune"}
 NEEDS = {"pusht": "gym_pusht", "adroit": "gymnasium_robotics"}
 
 

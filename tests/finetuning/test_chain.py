@@ -142,6 +142,8 @@ def test_the_policy_gradient_on_a_bandit_is_its_analytic_value():
     std = torch.tensor(0.3, dtype=torch.float64)
 
     class Bandit(torch.nn.Module):
+        clip = math.inf
+
         def forward(self, observation, x):
             return mean.expand(count, 1, 1, 1), std.expand(count, 1, 1, 1)
 

@@ -486,7 +486,15 @@ class Slow(Counter):
         return super().step(action)
 
 
-def test_ctrl_c_ends_the_workers_and_a_reset_starts_them_again(opened):
+@pytest.fixture
+def interruptible():
+    """SIGINT raises KeyboardInterrupt; a shell that starts tests in the background has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_ends_the_workers_and_a_reset_starts_them_again(opened, interruptible):
     env = opened(workers, [lambda: Slow(lengths=[50])] * 2)
     env.reset(seed=0)
     pids = env.pids

@@ -1,5 +1,6 @@
 """An environment of a few microseconds a step, and a small policy for it."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -45,9 +46,10 @@ class Mortal(Reach):
         self.marker = Path(marker)
 
     def step(self, action):
-        if self.total == 30 and not self.marker.exists():
-            self.marker.touch()
-            os._exit(9)
+        if self.total == 30:
+            with contextlib.suppress(FileExistsError):  # of several, the first one dies
+                self.marker.touch(exist_ok=False)
+                os._exit(9)
         return super().step(action)
 
 
