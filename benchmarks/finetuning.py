@@ -59,7 +59,7 @@ def _runs(env: str, base: str, seeds: range, *options: str, label: str = "reinfl
 CHEETAH = (
     "env.action_horizon=1", "env.execute_horizon=1", "num_steps=1", "num_envs=32", "reinflow.gamma=0.99",
     "reinflow.batch_size=1024", "reinflow.learning_rate=6e-4", "noise.maximum=0.3", "action_clip=2.0",
-    "total_steps=2000000",    "evaluate_every=250000",
+    "total_steps=3000000", "evaluate_every=250000",
 )  # fmt: skip
 HOPPER = ("total_steps=500000", "evaluate_every=50000")
 SUITES: dict[str, list[Run]] = {

@@ -106,6 +106,8 @@ class FinetuneConfig:
             None takes the checkpoint's. Beyond it the mean has no gradient.
         total_steps: environment steps, over all processes.
         num_envs: environments, over all processes.
+        stagger: cut the first episode of each environment short, each at another length, so that they do
+            not run in step where episodes end by their time limit alone.
         workers: processes that simulate; 0 simulates in the learner's own, None takes one per core.
         reinflow: of the algorithm.
         noise: of the injected noise.
@@ -132,6 +134,7 @@ class FinetuneConfig:
     action_clip: float | None = None
     total_steps: int = 1_000_000
     num_envs: int = 16
+    stagger: bool = False
     workers: int | None = None
     reinflow: ReinFlowConfig = field(default_factory=ReinFlowConfig)
     noise: NoiseConfig = field(default_factory=NoiseConfig)

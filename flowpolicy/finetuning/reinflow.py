@@ -36,6 +36,8 @@ from flowpolicy.policy import FlowPolicy
 from flowpolicy.settings import require
 
 Schedule = float | Any
+TOKENS_AT_ONCE = 2048
+"""Noisy action tokens in one pass of an update on a CPU; the gradient is that of the whole minibatch."""
 OVERSHOOT = 2.0
 """A policy step found to lie beyond this many times ``target_kl`` is taken back."""
 RATE_FACTORS = (0.05, 1.0)
@@ -436,14 +438,29 @@ class ReinFlow(OnPolicyAlgorithm):
         self.critic_optimizer.step()
         return float(loss.detach())
 
+    def _gradient(self, batch: Minibatch) -> dict[str, float]:
+        """Add the gradient of the update rule's loss to the parameters, a part of the minibatch at a time."""
+        rows_at_once = len(batch)
+        if self.device.type == "cpu":  # activations that stay in a core's cache: a tenth faster
+            tokens = batch.mean.shape[1] * batch.mean.shape[2]
+            rows_at_once = max(1, TOKENS_AT_ONCE // tokens)
+        metrics: dict[str, float] = {}
+        for rows in torch.split(torch.arange(len(batch), device=self.device), rows_at_once):
+            loss, found = self.update.loss(self.actor_critic.flow, batch[rows])
+            share = len(rows) / len(batch)
+            if torch.is_grad_enabled():
+                (share * loss).backward()  # type: ignore[no-untyped-call]
+            for name, value in {"train/loss": loss, **found}.items():
+                metrics[name] = metrics.get(name, 0.0) + share * float(value.detach())
+        return metrics
+
     @torch.no_grad()
     def _check(self, batch: Minibatch) -> tuple[dict[str, float], bool]:
-        _, found = self.update.loss(self.actor_critic.flow, batch)
-        return self._within_bounds(found)
+        metrics = self._gradient(batch)
+        return metrics, self._within_bounds(metrics)
 
-    def _within_bounds(self, found: dict[str, torch.Tensor]) -> tuple[dict[str, float], bool]:
-        """Metrics of a minibatch, and whether the policy may move on; takes an overshooting step back."""
-        metrics = {name: float(value.detach()) for name, value in found.items()}
+    def _within_bounds(self, metrics: dict[str, float]) -> bool:
+        """Whether the policy may move on; takes an overshooting step back."""
         metrics["train/kl"] = self.processes.total(metrics["train/kl"]) / self.processes.count
         if self._overshot(metrics) and self._before_step is not None:
             with torch.no_grad():
@@ -451,26 +468,25 @@ class ReinFlow(OnPolicyAlgorithm):
                     self.actor_critic.actor_parameters(), self._before_step, strict=True
                 ):
                     parameter.copy_(before)
-        return metrics, self.target_kl is None or metrics["train/kl"] <= self.target_kl
+        return self.target_kl is None or metrics["train/kl"] <= self.target_kl
 
     def _policy_step(self, batch: Minibatch) -> tuple[dict[str, float], bool]:
         """One step of flow and noise; none, and False, where they have moved too far already."""
         flow, parameters = self.actor_critic.flow, self.actor_critic.actor_parameters()
-        loss, found = self.update.loss(flow, batch)
-        metrics, moving = self._within_bounds(found)
-        if not moving:
+        self.actor_optimizer.zero_grad(set_to_none=True)
+        metrics = self._gradient(batch)
+        if not self._within_bounds(metrics):
             return metrics, False
         for term in self.regularizers:
             value = term.loss(flow, batch, self.generator)
-            loss = loss + term.weight * value
+            (term.weight * value).backward()  # type: ignore[no-untyped-call]
             metrics[f"train/{term.name}"] = float(value.detach())
-        finite = self.processes.gather(float(math.isfinite(float(loss.detach()))))
+            metrics["train/loss"] += term.weight * float(value.detach())
+        finite = self.processes.gather(float(math.isfinite(metrics["train/loss"])))
         if not all(flag for (flag,) in finite):  # on any process: all of them stop
             raise FlowPolicyError(
                 f"The policy loss is not finite after {self.num_timesteps:,} steps; lower learning_rate."
             )
-        self.actor_optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
         self.processes.average_gradients(parameters)
         metrics["train/gradient_norm"] = float(nn.utils.clip_grad_norm_(parameters, self.max_grad_norm))
         self._before_step = [parameter.detach().clone() for parameter in parameters]

@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from flowpolicy.finetuning.distillation import distill
 from flowpolicy.finetuning.recorder import STATE_FILE, Recorder
 from flowpolicy.finetuning.regularization import BehaviourCloning, Regularizer, Wasserstein
 from flowpolicy.finetuning.reinflow import ReinFlow
+from flowpolicy.finetuning.staggered import make_staggered
 from flowpolicy.finetuning.update import UpdateRule, build_update_rule
 from flowpolicy.loggers import MetricLogger, build_loggers, read_metrics
 from flowpolicy.policy import FlowPolicy
@@ -177,7 +179,11 @@ def _environments(config: FinetuneConfig, task: Task, base: FlowPolicy, group: P
     """This process's share of the environments."""
     if config.num_envs % group.count:
         raise ConfigError(f"num_envs is {config.num_envs}; it must be a multiple of {group.count} processes.")
-    makers: list[Callable[[], Any]] = [task.make] * (config.num_envs // group.count)
+    here, total = config.num_envs // group.count, config.num_envs
+    makers: list[Callable[[], Any]] = [task.make] * here
+    if config.stagger:
+        first = group.rank * here
+        makers = [partial(make_staggered, task, first + i, total) for i in range(here)]
     workers = config.workers
     if workers is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

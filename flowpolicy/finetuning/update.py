@@ -59,7 +59,10 @@ class UpdateRule(Protocol):
     name: ClassVar[str]
 
     def loss(self, flow: NoisyFlow, batch: Minibatch) -> tuple[Tensor, Metrics]:
-        """Scalar loss, and metrics; ``train/kl``, in nats a chunk, stops an iteration's updates."""
+        """Scalar loss and metrics, each a mean over the chunks, so that parts of a minibatch may be averaged.
+
+        The metric ``train/kl``, in nats a chunk, stops an iteration's updates.
+        """
         ...
 
 

@@ -28,6 +28,31 @@ def test_a_policy_that_does_not_move_keeps_its_ratio_at_one():
     assert max(abs(metrics["train/kl"]) for metrics, _ in seen) < 1e-4
 
 
+def test_the_gradient_does_not_depend_on_how_many_chunks_pass_at_once(monkeypatch):
+    def gradients(tokens):
+        monkeypatch.setattr("flowpolicy.finetuning.reinflow.TOKENS_AT_ONCE", tokens)
+        model = make(batch_size=16, n_epochs=1, learning_rate=0.0, max_grad_norm=1e9)
+        found = []
+        step = model._policy_step
+
+        def kept(batch):
+            found.append(step(batch)[0])
+            found.append({key: p.grad.clone() for key, p in model.actor_critic.flow.named_parameters()})
+            return found[-2], True
+
+        model._policy_step = kept
+        model.learn(1)
+        return found
+
+    whole, parts = gradients(10**6), gradients(5 * 16)  # 16 chunks of 16 tokens: 5 + 5 + 5 + 1
+    assert len(whole) == len(parts) > 2
+    for one, other in zip(whole, parts, strict=True):
+        assert one.keys() == other.keys()
+        for key, value in one.items():
+            torch.testing.assert_close(other[key], value, rtol=1e-3, atol=1e-5)
+    assert max(float(value.abs().max()) for value in whole[1].values()) > 1e-3
+
+
 def test_practice_helps():
     model = make(n_steps=32, batch_size=64, n_epochs=4, learning_rate=1e-3, gamma=0.9)
     before, _ = evaluate_policy(model, Reach(), n_eval_episodes=40, warn=False)

@@ -1,0 +1,48 @@
+"""Environments that do not run in step: the first episode of each is cut short at another length."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+
+from flowpolicy.errors import ConfigError
+from flowpolicy.evaluation.task import Task
+
+
+class CutFirstEpisode(gym.Wrapper[Any, Any, Any, Any]):  # type: ignore[misc]
+    """Truncates the first episode after ``length`` steps; later ones are left alone.
+
+    Where no episode ends before its time limit, all environments would otherwise be at the same moment of it
+    for ever, and an iteration would see only that part of the task.
+    """
+
+    def __init__(self, env: Any, length: int) -> None:
+        super().__init__(env)
+        self._left: int | None = length
+
+    def step(self, action: Any) -> Any:
+        """See Gymnasium; a cut is a truncation, not an end."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        if self._left is not None:
+            self._left -= 1
+            if self._left <= 0 or terminated or truncated:
+                truncated = truncated or not terminated
+                self._left = None
+        return observation, reward, terminated, truncated, info
+
+
+def make_staggered(task: Task, number: int, count: int) -> Any:
+    """Environment ``number`` of ``count``, whose first episode has (number + 1) / count of the task's length.
+
+    Raises:
+        ConfigError: the environment has no time limit.
+    """
+    env = task.make()
+    limit = env.spec.max_episode_steps if env.spec else None
+    if limit is None:
+        env.close()
+        raise ConfigError(
+            f"Task '{task.name}' has no time limit, so stagger=true has nothing to spread; leave it out."
+        )
+    return CutFirstEpisode(env, max(1, limit * (number + 1) // count))
