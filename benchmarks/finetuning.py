@@ -49,8 +49,10 @@ class Run:
         return RUNS / self.env / f"{self.label}-seed{self.seed}"
 
 
-def _runs(env: str, base: str, seeds: range, *options: str, label: str = "reinflow") -> list[Run]:
-    return [Run(env, base, seed, options, label) for seed in seeds]
+def _runs(
+    env: str, base: str, seeds: range, *options: str, label: str = "reinflow", processes: int = 1
+) -> list[Run]:
+    return [Run(env, base, seed, options, label, processes) for seed in seeds]
 
 
 # At 20 Hz and one action a plan, a chunk of four would be three parts work for nothing. The pretrained shortcut
@@ -64,7 +66,10 @@ CHEETAH = (
 HOPPER = ("total_steps=500000", "evaluate_every=50000")
 SUITES: dict[str, list[Run]] = {
     "hopper": _runs("hopper", "hopper-shortcut-seed0", range(3), *HOPPER),
-    "hopper-two-processes": [Run("hopper", "hopper-shortcut-seed0", 0, HOPPER, "two-processes", processes=2)],
+    # The same on two cores: two processes share the gradient, each with half of the environments.
+    "hopper-two-processes": _runs(
+        "hopper", "hopper-shortcut-seed0", range(3), *HOPPER, label="two-processes", processes=2
+    ),
     "hopper-long": _runs("hopper", "hopper-shortcut-seed0", range(3), "total_steps=1000000", label="1M"),
     "hopper-steps": [
         *_runs("hopper", "hopper-shortcut-seed0", range(1), *HOPPER, "num_steps=1", label="K1"),

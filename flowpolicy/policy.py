@@ -189,16 +189,23 @@ class FlowPolicy(nn.Module):
         solver = solver or self.config.tuned_solver
         self.check_steps(num_steps, solver, allow_any_steps=allow_any_steps)
         normalized = self.normalize_observations(observations)
-        batch = len(next(iter(normalized.values())))
-        shape = (batch, self.action_horizon, self.action_dim)
-        if noise is None:
-            source = generator.device if generator is not None else self.device
-            noise = torch.randn(shape, generator=generator, device=source)
-        elif tuple(noise.shape) != shape:
-            raise FlowPolicyError(f"The noise has shape {tuple(noise.shape)}; it must be {shape}.")
+        noise = self.noise(len(next(iter(normalized.values()))), noise, generator)
         context = self.network.encode(normalized)
-        noise = noise.to(self.device, torch.float32)
         return self.finish(self.objective.sample(self.network, context, noise, num_steps, solver))
+
+    def noise(self, rows: int, given: Tensor | None, generator: torch.Generator | None) -> Tensor:
+        """x_0 ``(rows, T, A)``, float32 on the policy's device: the given one, or drawn from ``generator``.
+
+        Raises:
+            FlowPolicyError: the given one has another shape.
+        """
+        shape = (rows, self.action_horizon, self.action_dim)
+        if given is None:
+            source = generator.device if generator is not None else self.device
+            given = torch.randn(shape, generator=generator, device=source)
+        elif tuple(given.shape) != shape:
+            raise FlowPolicyError(f"The noise has shape {tuple(given.shape)}; it must be {shape}.")
+        return given.to(self.device, torch.float32)
 
     def finish(self, chunk: Tensor) -> Tensor:
         """A sampled normalised chunk to physical units, held within ``action_clip``."""

@@ -116,16 +116,25 @@ class VelocityTransformer(nn.Module):
         blocks = shared.view(len(t), 3 * self.config.depth, 3, self.config.width)
         return blocks, self.modulate_output(embedding).view(len(t), 2, self.config.width)
 
-    def velocity(self, x: Tensor, modulations: tuple[Tensor, Tensor], context: Context) -> Tensor:
-        """v ``(B, T, A)`` for a normalised noisy chunk ``x`` ``(B, T, A)``."""
-        per_block, last = modulations
-        shift, scale = last.unsqueeze(2).unbind(1)
-        h = self.embed_action(x) + self.position
-        for modulation, block in zip(per_block.unbind(1), self.blocks(), strict=True):
-            h = h + block.module(h, modulation, context[block.layer])
+    def enter(self, x: Tensor) -> Tensor:
+        """The residual stream ``(B, T, d)`` at the first block for a normalised noisy chunk ``(B, T, A)``."""
+        h: Tensor = self.embed_action(x) + self.position
+        return h
+
+    def leave(self, h: Tensor, modulation: Tensor) -> Tensor:
+        """v ``(B, T, A)`` from the stream after the last block; ``modulation`` is ``(B or 1, 2, d)``."""
+        shift, scale = modulation.unsqueeze(2).unbind(1)
         h = shift + F.layer_norm(h, (self.config.width,)) * (1 + scale)
         result: Tensor = self.output(h)
         return result
+
+    def velocity(self, x: Tensor, modulations: tuple[Tensor, Tensor], context: Context) -> Tensor:
+        """v ``(B, T, A)`` for a normalised noisy chunk ``x`` ``(B, T, A)``."""
+        per_block, last = modulations
+        h = self.enter(x)
+        for modulation, block in zip(per_block.unbind(1), self.blocks(), strict=True):
+            h = h + block.module(h, modulation, context[block.layer])
+        return self.leave(h, last)
 
     def forward(self, x: Tensor, t: Tensor, level: Tensor, context: Context) -> Tensor:
         """v(x, t, d, o) ``(B, T, A)``: ``x`` ``(B, T, A)``, ``t`` and ``level`` ``(B,)`` or ``(1,)``."""

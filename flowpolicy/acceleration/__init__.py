@@ -1,0 +1,1 @@
+"""Faster sampling of a trained policy: static samplers, block-wise adaptive caching, latency measurement."""

@@ -1,0 +1,149 @@
+"""Exports the parts of the network to ONNX one by one, and puts them together in any order and number."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from flowpolicy.errors import ConfigError
+
+OPSET = 20
+
+
+class Part:
+    """One exported module: its nodes and weights."""
+
+    def __init__(
+        self, name: str, module: nn.Module, examples: Sequence[torch.Tensor], outputs: int = 1
+    ) -> None:
+        import_onnx()
+        self.name = name
+        inputs, results = [f"in{i}" for i in range(len(examples))], [f"out{i}" for i in range(outputs)]
+        with warnings.catch_warnings(), _Quiet():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                module.eval(), tuple(examples), dynamo=True, verbose=False, opset_version=OPSET,
+                input_names=inputs, output_names=results, external_data=False, optimize=True,
+            )  # fmt: skip
+        assert program is not None
+        model = program.model_proto
+        assert not model.functions
+        self.nodes = list(model.graph.node)
+        self.weights: dict[str, Any] = {tensor.name: tensor for tensor in model.graph.initializer}
+        self.inputs = [value.name for value in model.graph.input]
+        self.all_inputs = inputs  # an input that the module does not use may be missing in the graph
+        self.outputs = [value.name for value in model.graph.output]
+
+
+class Graph:
+    """An ONNX graph under construction; every value is addressed by its name."""
+
+    def __init__(self) -> None:
+        self.onnx = import_onnx()
+        self.nodes: list[Any] = []
+        self.weights: dict[str, Any] = {}
+        self.inputs: dict[str, tuple[int, ...]] = {}
+        self.outputs: dict[str, tuple[int, ...]] = {}
+
+    def input(self, name: str, shape: Sequence[int]) -> str:
+        """A float32 input; asked for twice it is the same one."""
+        self.inputs[name] = tuple(shape)
+        return name
+
+    def output(self, value: str, name: str, shape: Sequence[int]) -> None:
+        """Give a value out under a name."""
+        self.nodes.append(self.onnx.helper.make_node("Identity", [value], [name]))
+        self.outputs[name] = tuple(shape)
+
+    def constant(self, name: str, array: NDArray[Any]) -> str:
+        """A constant; the same name is the same constant."""
+        if name not in self.weights:
+            self.weights[name] = self.onnx.numpy_helper.from_array(np.ascontiguousarray(array), name)
+        return name
+
+    def apply(self, operator: str, *values: str, **attributes: Any) -> str:
+        """One operator with one result."""
+        result = f"v{len(self.nodes)}"
+        self.nodes.append(self.onnx.helper.make_node(operator, list(values), [result], **attributes))
+        return result
+
+    def call(self, part: Part, *values: str) -> list[str]:
+        """Put a part in, its weights shared between calls; the names of its results."""
+        given = dict(zip(part.all_inputs, values, strict=True))
+        prefix = f"c{len(self.nodes)}."
+
+        def renamed(name: str) -> str:
+            if not name or name in given:
+                return given.get(name, "")
+            if name in part.weights:
+                shared = f"{part.name}.{name}"
+                if shared not in self.weights:
+                    copy = self.onnx.TensorProto()
+                    copy.CopyFrom(part.weights[name])
+                    copy.name = shared
+                    self.weights[shared] = copy
+                return shared
+            return prefix + name
+
+        for node in part.nodes:
+            copy = self.onnx.NodeProto()
+            copy.CopyFrom(node)
+            copy.name = ""
+            copy.input[:] = [renamed(name) for name in node.input]
+            copy.output[:] = [renamed(name) for name in node.output]
+            self.nodes.append(copy)
+        return [renamed(name) for name in part.outputs]
+
+    def model(self) -> Any:
+        """The finished ModelProto, checked."""
+        helper = self.onnx.helper
+        kind = self.onnx.TensorProto.FLOAT
+
+        def described(values: dict[str, tuple[int, ...]]) -> list[Any]:
+            return [helper.make_tensor_value_info(name, kind, shape) for name, shape in values.items()]
+
+        graph = helper.make_graph(
+            self.nodes,
+            "flowpolicy",
+            described(self.inputs),
+            described(self.outputs),
+            list(self.weights.values()),
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
+        self.onnx.checker.check_model(model)
+        return model
+
+
+def import_onnx() -> Any:
+    """The onnx package, with what goes with it, or one sentence on how to get it."""
+    try:
+        import onnx
+        import onnx.helper
+        import onnx.numpy_helper
+        import onnxruntime
+        import onnxscript
+    except ImportError as error:
+        raise ConfigError(
+            f"backend=onnx needs '{error.name}', which is not installed; run: pip install 'flowpolicy[onnx]'."
+        ) from error
+    del onnxruntime, onnxscript  # needed by the sessions and by the exporter
+    return onnx
+
+
+class _Quiet:
+    """The exporter logs what it skips on the way."""
+
+    def __enter__(self) -> None:
+        self.logger = logging.getLogger("torch.onnx")
+        self.level = self.logger.level
+        self.logger.setLevel(logging.ERROR)
+
+    def __exit__(self, *error: object) -> None:
+        self.logger.setLevel(self.level)

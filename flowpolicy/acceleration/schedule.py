@@ -1,0 +1,179 @@
+"""Cache schedules: which residual blocks are recomputed at which network evaluation, and for which policy."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flowpolicy.errors import CheckpointError, ConfigError
+from flowpolicy.policy import FlowPolicy
+from flowpolicy.settings import build, require
+from flowpolicy.storage import read_json, write_json
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ScheduleKey:
+    """What a schedule was made for; it is worth nothing for anything else.
+
+    Attributes:
+        fingerprint: of the weights and normalisers; see :func:`fingerprint`.
+        num_steps: K.
+        solver: its evaluations a step are in ``num_evaluations``.
+        level: step-size level that the network is asked for.
+        num_evaluations: network evaluations of one chunk, E.
+        blocks: ``layer.kind`` of every block in the order of computation.
+        chunk_shape: (T, A).
+    """
+
+    fingerprint: str
+    num_steps: int
+    solver: str
+    level: int
+    num_evaluations: int
+    blocks: tuple[str, ...]
+    chunk_shape: tuple[int, int]
+
+    @classmethod
+    def of(cls, policy: FlowPolicy, num_steps: int, solver: str = "euler") -> ScheduleKey:
+        """The key of a policy sampled in this way.
+
+        Raises:
+            ConfigError: the policy cannot be sampled so, or has no steps to cache between.
+        """
+        policy.check_steps(num_steps, solver)
+        return cls(
+            fingerprint(policy),
+            num_steps,
+            solver,
+            policy.objective.level_of(num_steps),
+            policy.nfe(num_steps, solver),
+            tuple(f"{block.layer}.{block.kind}" for block in policy.network.blocks()),
+            (policy.action_horizon, policy.action_dim),
+        )
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """For each block the evaluations at which it is recomputed; at all others its last output is used
+    again.
+
+    Attributes:
+        key: the policy and the way of sampling it.
+        updates: per block, ascending evaluation numbers from 0; the first is always 0.
+        method: how it was found (``acs``, ``acs+bua``, ``uniform``, ``searched``, ``full``, ...).
+        settings: of the method, such as ``updates`` S and ``bubbles`` n.
+        calibration: observations, noise seeds and what was measured on them.
+    """
+
+    key: ScheduleKey
+    updates: tuple[tuple[int, ...], ...]
+    method: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    calibration: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        count = self.key.num_evaluations
+        require(
+            len(self.updates) == len(self.key.blocks), "schedule.updates", len(self.updates),
+            f"one entry for each of the {len(self.key.blocks)} blocks",
+        )  # fmt: skip
+        for name, steps in zip(self.key.blocks, self.updates, strict=True):
+            ascending = all(a < b for a, b in itertools.pairwise(steps))
+            require(
+                bool(steps) and steps[0] == 0 and ascending and steps[-1] < count,
+                f"schedule.updates of block {name}", list(steps),
+                f"ascending evaluations from 0 to at most {count - 1}",
+            )  # fmt: skip
+
+    @property
+    def share(self) -> float:
+        """f: blocks recomputed, over all blocks of all evaluations."""
+        return sum(map(len, self.updates)) / (len(self.updates) * self.key.num_evaluations)
+
+    def check(self, policy: FlowPolicy, num_steps: int, solver: str) -> None:
+        """Raise a ConfigError where it was made for another policy or another way of sampling."""
+        wanted = ScheduleKey.of(policy, num_steps, solver)
+        for item in dataclasses.fields(ScheduleKey):
+            mine, theirs = getattr(self.key, item.name), getattr(wanted, item.name)
+            if mine != theirs:
+                what = _NAMES.get(item.name, item.name)
+                shown = (
+                    ""
+                    if item.name in ("fingerprint", "blocks")
+                    else f" ({mine} in the schedule, {theirs} here)"
+                )
+                raise ConfigError(
+                    f"The cache schedule was made for another {what}{shown}; make one with "
+                    "scripts/calibrate_cache.py."
+                )
+
+    def save(self, path: Path | str) -> Path:
+        """Write it as JSON, all or nothing."""
+        write_json(path, {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)})
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: Path | str) -> Schedule:
+        """Read a schedule.
+
+        Raises:
+            CheckpointError: no such file, or no schedule in it.
+        """
+        try:
+            content = read_json(Path(path))
+        except FileNotFoundError as error:
+            raise CheckpointError(f"No cache schedule at {path}.") from error
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path} is not readable JSON; the schedule is damaged.") from error
+        if not isinstance(content, dict) or content.pop("format_version", None) != FORMAT_VERSION:
+            raise CheckpointError(f"{path} is not a cache schedule of format {FORMAT_VERSION}.")
+        try:
+            key = dict(content.pop("key"))
+            key["blocks"], key["chunk_shape"] = tuple(key["blocks"]), tuple(key["chunk_shape"])
+            updates = tuple(tuple(steps) for steps in content.pop("updates"))
+            return build(
+                cls,
+                {**content, "key": build(ScheduleKey, key, "schedule.key"), "updates": updates},
+                "schedule",
+            )
+        except (ConfigError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path} is not a cache schedule: {error}") from error
+
+
+_NAMES = {
+    "fingerprint": "checkpoint",
+    "num_steps": "number of steps",
+    "num_evaluations": "number of evaluations",
+    "chunk_shape": "chunk shape (T, A)",
+    "blocks": "network",
+    "level": "step-size level",
+}
+
+
+def fingerprint(policy: FlowPolicy) -> str:
+    """Hash of everything that decides a policy's actions: objective, sizes, weights and normalisers.
+
+    What a checkpoint only says about itself (its task, where it comes from) is left out.
+    """
+    digest = hashlib.sha256()
+    config = dataclasses.asdict(policy.config)
+    for name in ("task", "metadata", "execute_horizon"):
+        del config[name]
+    digest.update(json.dumps(config, sort_keys=True).encode())
+    for name, tensor in sorted(policy.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def full_schedule(key: ScheduleKey) -> Schedule:
+    """Everything recomputed."""
+    every = tuple(range(key.num_evaluations))
+    return Schedule(key, (every,) * len(key.blocks), "full")
