@@ -215,9 +215,27 @@ class FlowPolicy(nn.Module):
 
     def normalize_observations(self, observations: Observations) -> dict[str, Tensor]:
         """Check and normalise observations, key -> ``(B, T_o, *shape)``."""
+        return self.normalize(self.check_observations(observations))
+
+    def normalize(self, observations: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Normalise checked observations, key -> ``(B, T_o, *shape)``."""
+        normalized = {}
+        for key in self.observation_shapes:
+            normalizer = self.observation_normalizers[key]
+            assert isinstance(normalizer, Normalizer)
+            normalized[key] = normalizer.normalize(observations[key])
+        return normalized
+
+    def check_observations(self, observations: Observations) -> dict[str, Tensor]:
+        """Observations in physical units as float32 tensors on the policy's device, key -> ``(B, T_o,
+        *shape)``.
+
+        Raises:
+            FlowPolicyError: a wrong shape, NaN or infinity, or a missing key.
+        """
         if not isinstance(observations, Mapping):
             observations = {"observation": observations}
-        normalized, batch = {}, None
+        checked, batch = {}, None
         for key, shape in self.observation_shapes.items():
             if key not in observations:
                 raise FlowPolicyError(
@@ -238,10 +256,8 @@ class FlowPolicy(nn.Module):
                     f"Observation '{key}' holds NaN or infinity; no action is computed from it."
                 )
             batch = len(values)
-            normalizer = self.observation_normalizers[key]
-            assert isinstance(normalizer, Normalizer)
-            normalized[key] = normalizer.normalize(values)
-        return normalized
+            checked[key] = values
+        return checked
 
     def fit_normalizers(self, observation: Mapping[str, Tensor], action: Tensor) -> None:
         """Set the statistics from demonstrations: key -> ``(steps, *shape)``, actions ``(steps, A)``."""

@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-from flowpolicy.acceleration.engine import Engine
+from flowpolicy.acceleration.engine import Engine, random_observations
 from flowpolicy.errors import ConfigError
 from flowpolicy.models.blocks import Branch
 from flowpolicy.policy import FlowPolicy
 
 
 def compiled(engine: Engine, policy: FlowPolicy) -> Engine:
-    """The engine with its blocks, its entry and its exit compiled, and run once on zeros so that they are.
+    """The engine with its blocks, its entry and its exit compiled, and run once so that they are.
 
     All blocks of a kind share one compiled function, to which the weights are arguments: it takes seconds
     to build where the unrolled loop would take minutes.
@@ -31,18 +31,13 @@ def compiled(engine: Engine, policy: FlowPolicy) -> Engine:
     engine.run = [partial(kinds[type(block.module)], block.module) for block in engine.network.blocks()]
     engine.enter = torch.compile(engine.network.enter, dynamic=False, fullgraph=True)
     engine.leave = torch.compile(engine.network.leave, dynamic=False, fullgraph=True)
-    rows = engine.plan.batch_size
-    observation = {
-        key: torch.zeros(rows, policy.obs_horizon, *shape, device=policy.device)
-        for key, shape in policy.observation_shapes.items()
-    }
-    noise = torch.zeros(rows, policy.action_horizon, policy.action_dim, device=policy.device)
+    generator, rows = torch.Generator().manual_seed(0), engine.plan.batch_size
     try:
-        engine(observation, noise)
+        engine(random_observations(policy, rows, generator), policy.noise(rows, None, generator))
     except Exception as error:  # the compiler's own, of many kinds
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
-            f"backend=compile cannot build here ({reason[:200]}); it needs a C++ compiler on a CPU and Triton "
-            "on a GPU."
+            f"backend=compile cannot build here ({reason[:200]}); "
+            "it needs a C++ compiler on a CPU and Triton on a GPU."
         ) from error
     return engine

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flowpolicy.acceleration.program import Evaluation, Recompute, program_of
 from flowpolicy.acceleration.schedule import Schedule
+from flowpolicy.data.normalization import Normalizer
 from flowpolicy.flow.solvers import SOLVERS, integrate
 from flowpolicy.models.blocks import KeyValue
 from flowpolicy.models.transformer import Context
@@ -46,7 +47,7 @@ class Plan:
 
 
 class Engine:
-    """From normalised observations and x_0 to a normalised chunk, evaluation by evaluation.
+    """From checked observations and x_0 to a chunk, both in physical units, evaluation by evaluation.
 
     It computes what ``policy.act`` computes, with the same modules in the same order: under a program
     that recomputes everything the result is the same to the last bit. Only what does not change between
@@ -60,7 +61,7 @@ class Engine:
     def __init__(self, policy: FlowPolicy, plan: Plan) -> None:
         dtype = choose(DTYPES, plan.dtype, "dtype")
         self.plan, self.program, self.dtype = plan, plan.program(), dtype
-        self.clip = policy.config.action_clip
+        self.policy = policy
         self.times = evaluation_times(plan.num_steps, plan.solver)
         level = torch.full((1,), policy.objective.level_of(plan.num_steps), device=policy.device)
         with torch.no_grad():  # one by one: a batch of them may round differently
@@ -79,9 +80,10 @@ class Engine:
 
     @torch.no_grad()
     def __call__(self, observation: Mapping[str, Tensor], noise: Tensor) -> Tensor:
-        """The chunk ``(B, T, A)``, held within the action clip, from x_0 ``(B, T, A)``."""
-        context = self.network.encode({key: value.to(self.dtype) for key, value in observation.items()})
-        return self.integrate(context, noise).clamp(-self.clip, self.clip)
+        """The chunk ``(B, T, A)`` from key -> ``(B, T_o, *shape)`` and x_0 ``(B, T, A)``."""
+        normalized = self.policy.normalize(observation)
+        context = self.network.encode({key: value.to(self.dtype) for key, value in normalized.items()})
+        return self.policy.finish(self.integrate(context, noise))
 
     def integrate(self, context: Context, noise: Tensor) -> Tensor:
         """Solve the ODE for an encoded observation."""
@@ -129,3 +131,14 @@ def evaluation_times(num_steps: int, solver: str) -> list[float]:
 
     integrate(velocity, torch.zeros(1), num_steps, SOLVERS[solver])
     return times
+
+
+def random_observations(policy: FlowPolicy, rows: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Observations over the range that the policy was trained on, for warming up and checking."""
+    observation = {}
+    for key, shape in policy.observation_shapes.items():
+        normalizer = policy.observation_normalizers[key]
+        assert isinstance(normalizer, Normalizer)
+        values = torch.rand(rows, policy.obs_horizon, *shape, generator=generator) * 2 - 1
+        observation[key] = normalizer.denormalize(values.to(policy.device))
+    return observation

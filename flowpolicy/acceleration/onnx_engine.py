@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flowpolicy.acceleration.engine import Engine, Plan
+from flowpolicy.acceleration.engine import Engine, Plan, random_observations
 from flowpolicy.acceleration.onnx_graph import Graph, Part, import_onnx
 from flowpolicy.acceleration.program import Evaluation, Recompute
 from flowpolicy.errors import ConfigError, FlowPolicyError
@@ -57,8 +57,7 @@ class OnnxEngine:
         for key, value in observation.items():
             self._encode.inputs[key][...] = value.numpy()
         self._encode.run()
-        chunk = self._loop(self._encode.outputs, noise.numpy())
-        return torch.from_numpy(chunk).clamp(-self.policy.config.action_clip, self.policy.config.action_clip)
+        return torch.from_numpy(self._loop(self._encode.outputs, noise.numpy()).copy())
 
     def _check(self, eager: Engine) -> float:
         """Largest difference to the eager engine on three random inputs."""
@@ -66,13 +65,11 @@ class OnnxEngine:
         generator = torch.Generator().manual_seed(0)
         worst = 0.0
         for _ in range(3):
-            observation = {
-                key: torch.rand(rows, policy.obs_horizon, *shape, generator=generator) * 2 - 1
-                for key, shape in policy.observation_shapes.items()
-            }
+            observation = random_observations(policy, rows, generator)
             noise = torch.randn(rows, policy.action_horizon, policy.action_dim, generator=generator)
-            difference = (self(observation, noise) - eager(observation, noise)).abs().max()
-            worst = max(worst, float(difference))
+            normalize = policy.action_normalizer.normalize
+            difference = normalize(self(observation, noise)) - normalize(eager(observation, noise))
+            worst = max(worst, float(difference.abs().max()))
         if not worst <= TOLERANCE[self.plan.dtype]:
             raise FlowPolicyError(
                 f"The ONNX export differs from the policy by {worst:.2g} in normalised actions (allowed: "
@@ -100,18 +97,19 @@ class _Builder:
         modulation, pair = torch.zeros(1, 3, self.width), context[0]
         self.enter = Part("enter", _Enter(network), [x])
         self.leave = Part("leave", _Leave(network), [h, torch.zeros(1, 2, self.width)])
+        self.finish = Part("finish", _Finish(policy), [x])
         self.blocks = [
             Part(f"b{index}", _Block(block.module), [h, modulation, pair.key, pair.value])
             for index, block in enumerate(network.blocks())
         ]
 
     def encoder(self) -> Graph:
-        """From normalised observations to keys and values of every layer."""
-        graph, network = Graph(), self.eager.network
+        """From observations to keys and values of every layer."""
+        graph, module = Graph(), _Encode(self.policy, self.eager.network)
         values = [graph.input(key, value.shape) for key, value in self.observation.items()]
         part = Part(
             "encode",
-            _Encode(network, tuple(self.observation)),
+            module,
             list(self.observation.values()),
             2 * self.depth,
         )
@@ -172,7 +170,7 @@ class _Loop:
         end: Any = integrate(velocity, start, plan.num_steps, SOLVERS[plan.solver])  # type: ignore[arg-type]
         for name in builder.context_names():
             graph.input(name, builder.context_shape)
-        graph.output(end.name, "chunk", builder.chunk)
+        graph.output(graph.call(builder.finish, end.name)[0], "chunk", builder.chunk)
         self._session = _Session(graph, plan.dtype)
 
     def __call__(self, context: Mapping[str, Any], noise: Any) -> Any:
@@ -182,7 +180,7 @@ class _Loop:
                 session.inputs[name][...] = context[name]
         session.inputs["noise"][...] = noise
         session.run()
-        return session.outputs["chunk"].copy()
+        return session.outputs["chunk"]
 
 
 class _Value:
@@ -212,6 +210,10 @@ class _Steps:
             if evaluation not in self._sessions:
                 graph = self._graph(builder, evaluation, count)
                 self._sessions[evaluation] = _Session(graph, plan.dtype, self._buffers)
+        graph = Graph()
+        end = graph.input("end", builder.chunk)
+        graph.output(graph.call(builder.finish, end)[0], "chunk", builder.chunk)
+        self._finish = _Session(graph, plan.dtype)
         self._tables = [
             np.ascontiguousarray(torch.cat([*blocks, last], 1).numpy())
             for blocks, last in zip(engine.modulations, engine.last, strict=True)
@@ -259,7 +261,10 @@ class _Steps:
             self._sessions[self._program[e]].run()
             return buffers["velocity"]
 
-        return integrate(velocity, noise, self._plan.num_steps, SOLVERS[self._plan.solver])
+        end = integrate(velocity, noise, self._plan.num_steps, SOLVERS[self._plan.solver])
+        self._finish.inputs["end"][...] = end
+        self._finish.run()
+        return self._finish.outputs["chunk"]
 
 
 def _name(what: int | tuple[int, ...]) -> str:
@@ -346,9 +351,22 @@ class _Enter(nn.Module):
         return self.network.enter(x)
 
 
-class _Leave(_Enter):
+class _Leave(nn.Module):
+    def __init__(self, network: VelocityTransformer) -> None:
+        super().__init__()
+        self.network = network
+
     def forward(self, h: Tensor, modulation: Tensor) -> Tensor:
         return self.network.leave(h, modulation)
+
+
+class _Finish(nn.Module):
+    def __init__(self, policy: FlowPolicy) -> None:
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, chunk: Tensor) -> Tensor:
+        return self.policy.finish(chunk)
 
 
 class _Block(nn.Module):
@@ -361,10 +379,11 @@ class _Block(nn.Module):
 
 
 class _Encode(nn.Module):
-    def __init__(self, network: VelocityTransformer, keys: tuple[str, ...]) -> None:
+    def __init__(self, policy: FlowPolicy, network: VelocityTransformer) -> None:
         super().__init__()
-        self.network, self.keys = network, keys
+        self.policy, self.network = policy, network
 
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
-        pairs = self.network.encode(dict(zip(self.keys, values, strict=True)))
+        observation = dict(zip(self.policy.observation_shapes, values, strict=True))
+        pairs = self.network.encode(self.policy.normalize(observation))
         return tuple(tensor for pair in pairs for tensor in pair)

@@ -17,7 +17,7 @@ from flowpolicy.settings import choose, require
 
 
 class Compute(Protocol):
-    """A backend at work: normalised observations and x_0 to a normalised chunk, for one fixed batch size."""
+    """A backend at work: checked observations and x_0 to a chunk in physical units, for one batch size."""
 
     def __call__(self, observation: Mapping[str, Tensor], noise: Tensor) -> Tensor:
         """``(B, T, A)`` from key -> ``(B, T_o, *shape)`` and ``(B, T, A)``."""
@@ -61,7 +61,7 @@ class Sampler:
                 f"This sampler was built for num_steps={plan.num_steps}, solver={plan.solver}; build another "
                 f"one for num_steps={asked[0]}, solver={asked[1]}."
             )
-        observation = policy.normalize_observations(observations)
+        observation = policy.check_observations(observations)
         rows = len(next(iter(observation.values())))
         noise = policy.noise(rows, noise, generator)
         parts = []
@@ -70,7 +70,7 @@ class Sampler:
             missing = plan.batch_size - (end - start)
             part = {key: _padded(value[start:end], missing) for key, value in observation.items()}
             parts.append(self.compute(part, _padded(noise[start:end], missing))[: end - start])
-        return policy.finish(torch.cat(parts) if len(parts) > 1 else parts[0])
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def nfe(self, num_steps: int | None = None, solver: str | None = None) -> int:
         """Network evaluations of a chunk, whole or partly reused."""

@@ -1,0 +1,25 @@
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+# Tests import the toys by name.
+sys.path.insert(0, str(Path(__file__).parent))
+
+from toy_policy import random_observations, random_policy
+
+
+@pytest.fixture(scope="session")
+def policy():
+    return random_policy()
+
+
+@pytest.fixture(scope="session")
+def observations():
+    return random_observations(5)
+
+
+@pytest.fixture(scope="session")
+def noise():
+    return torch.randn(5, 4, 2, generator=torch.Generator().manual_seed(9))
