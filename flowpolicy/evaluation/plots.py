@@ -77,7 +77,7 @@ def plot_learning_curves(
         raise ConfigError(
             f"There is nothing to draw in {path}: no losses, errors or evaluations were logged."
         )
-    with _figure(path, columns=len(panels), width=4.6 * len(panels), height=3.4) as (figure, axes):
+    with house_figure(path, columns=len(panels), width=4.6 * len(panels), height=3.4) as (figure, axes):
         for axis, (name, keys) in zip(axes, panels, strict=True):
             axis.set_title(name)
             axis.set_xlabel("optimiser steps")
@@ -129,7 +129,10 @@ def plot_practice(
         after: of the tuned one.
     """
     shown = ("success", "return") if metric == "success" else ("return",)
-    with _figure(path, columns=len(shown) + 2, width=4.6 * (len(shown) + 2), height=3.4) as (figure, axes):
+    with house_figure(path, columns=len(shown) + 2, width=4.6 * (len(shown) + 2), height=3.4) as (
+        figure,
+        axes,
+    ):
         for axis, name in zip(axes, shown, strict=False):
             _practice_panel(axis, rows, name, before, after)
         distance, noise = axes[-2:]
@@ -174,7 +177,7 @@ def plot_practice_bands(
         bases: label -> the pretrained policy's figure.
         metric: return or success.
     """
-    with _figure(path, columns=len(curves), width=5.2 * len(curves), height=3.6) as (_, axes):
+    with house_figure(path, columns=len(curves), width=5.2 * len(curves), height=3.6) as (_, axes):
         for axis, (label, seeds) in zip(axes, curves.items(), strict=True):
             for seed in seeds:
                 axis.plot(seed["step"], seed[f"evaluation/{metric}"], color=BLUE, lw=0.8, alpha=0.5)
@@ -255,7 +258,7 @@ def plot_k_sweep(
     intervals = np.array([row[interval_key] for row in ordered], dtype=float)
     cost = np.array([row["ms_per_chunk"] for row in ordered], dtype=float)
     counts = sorted({int(row["episodes"]) for row in ordered})
-    with _figure(path, columns=2, width=9.2, height=3.6) as (figure, (left, right)):
+    with house_figure(path, columns=2, width=9.2, height=3.6) as (figure, (left, right)):
         spans = np.nan_to_num(np.abs(intervals - means[:, None]).T)
         left.errorbar(steps, means, yerr=spans, color=BLUE, marker="o", ms=5, capsize=4, elinewidth=1.4)
         if demo_mean is not None:
@@ -304,7 +307,7 @@ def plot_returns(
     theirs = None if demo_returns is None else np.asarray(demo_returns, dtype=float)
     pooled = ours if theirs is None else np.concatenate([ours, theirs])
     edges = np.linspace(pooled.min(), pooled.max() + 1e-9 + 1e-6 * abs(pooled.max()), 31)
-    with _figure(path, columns=1, width=6.4, height=3.6) as (_, (axis,)):
+    with house_figure(path, columns=1, width=6.4, height=3.6) as (_, (axis,)):
         share = {"bins": edges, "density": True}
         if theirs is not None:
             name = f"demonstrations, n = {theirs.size}, mean {theirs.mean():.4g}"
@@ -354,8 +357,10 @@ def _series(rows: Sequence[Mapping[str, float]], key: str) -> tuple[Any, Any]:
 
 
 @contextlib.contextmanager
-def _figure(path: Path | str, *, columns: int, width: float, height: float) -> Iterator[tuple[Any, Any]]:
-    """Yield (figure, axes) in the house style and save it; no display and no global state are touched."""
+def house_figure(
+    path: Path | str, *, columns: int, width: float, height: float, rows: int = 1
+) -> Iterator[tuple[Any, Any]]:
+    """Yield (figure, axes, row by row) in the house style and save it; no global state is touched."""
     try:
         import matplotlib
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -367,7 +372,7 @@ def _figure(path: Path | str, *, columns: int, width: float, height: float) -> I
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width, height))
         FigureCanvasAgg(figure)
-        axes = figure.subplots(1, columns, squeeze=False)[0]
+        axes = figure.subplots(rows, columns, squeeze=False).ravel()
         yield figure, axes
         with atomic_file(path) as temporary:
             figure.savefig(temporary)

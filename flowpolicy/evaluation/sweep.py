@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flowpolicy.errors import ConfigError
 from flowpolicy.evaluation.parallel import evaluate_checkpoint, load_policy
 from flowpolicy.evaluation.plots import plot_k_sweep, plot_returns
 from flowpolicy.evaluation.result import EvaluationResult
 from flowpolicy.evaluation.rollout import EVALUATION_SEED
-from flowpolicy.evaluation.task import Task, task_from
+from flowpolicy.evaluation.task import Task, task_of
 from flowpolicy.settings import require
 
 
@@ -142,12 +141,7 @@ def evaluate_sweep(
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     policy: Any = load_policy(config.checkpoint, config.device)
-    settings = env if env is not None else policy.task
-    if not settings:
-        raise ConfigError(
-            f"{config.checkpoint} does not say which task it is for; name one, e.g. env=hopper."
-        )
-    task = task_from(settings)
+    task = task_of(policy.task, env, config.checkpoint)
     main = config.num_steps or policy.default_num_steps
     steps = sorted({main, *config.k_sweep})
     for value in steps:  # before any rollout: a sweep must not end in a refusal after an hour

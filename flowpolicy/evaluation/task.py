@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
-from flowpolicy.errors import TaskError
+from flowpolicy.errors import ConfigError, TaskError
 from flowpolicy.settings import build, require
 
 METRICS = ("return", "success", "score")
@@ -80,3 +81,17 @@ def task_from(settings: Mapping[str, Any]) -> Task:
     """The task in an ``env`` node of a config or in a checkpoint; what else the node holds is left alone."""
     names = {item.name for item in fields(Task)}
     return build(Task, {key: value for key, value in settings.items() if key in names}, "env")
+
+
+def task_of(
+    trained_for: Mapping[str, Any], settings: Mapping[str, Any] | None, checkpoint: Path | str
+) -> Task:
+    """The task in ``settings``, or where there are none the one that a policy was ``trained_for``.
+
+    Raises:
+        ConfigError: neither says one; the message names the ``checkpoint``.
+    """
+    found = settings if settings is not None else trained_for
+    if not found:
+        raise ConfigError(f"{checkpoint} does not say which task it is for; name one, e.g. env=hopper.")
+    return task_from(found)

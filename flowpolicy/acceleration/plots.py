@@ -1,0 +1,57 @@
+"""Pictures of schedules and similarities."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from flowpolicy.acceleration.schedule import Schedule
+from flowpolicy.acceleration.similarity import Similarity
+from flowpolicy.evaluation.plots import BLUE, house_figure
+
+
+def plot_schedules(schedules: dict[str, Schedule], path: Path | str, *, title: str = "") -> Path:
+    """Blocks against evaluations, a panel a schedule; what is recomputed is dark."""
+    from matplotlib.colors import ListedColormap
+
+    some = next(iter(schedules.values()))
+    blocks, size = some.key.blocks, some.key.num_evaluations
+    height = 0.5 + 0.11 * len(blocks)
+    total, rows = 0.6 + height * len(schedules), len(schedules)
+    with house_figure(path, columns=1, rows=rows, width=8.0, height=total) as (figure, axes):
+        figure.suptitle(title)
+        for ax, (name, schedule) in zip(axes, schedules.items(), strict=True):
+            grid = np.zeros((len(blocks), size))
+            for row, steps in enumerate(schedule.updates):
+                grid[row, list(steps)] = 1
+            ax.imshow(grid, aspect="auto", interpolation="nearest", cmap=ListedColormap(["#EEF1F4", BLUE]))
+            error = schedule.calibration.get("rms_error")
+            note = "" if error is None else f", rms error {error:.3g}"
+            ax.set_title(f"{name}: {schedule.share:.1%} recomputed{note}")
+            ax.grid(False)
+            ticks = range(0, len(blocks), 3)
+            ax.set_yticks(list(ticks), [f"layer {blocks[i].split('.')[0]}" for i in ticks], fontsize=7)
+        axes[-1].set_xlabel("network evaluation")
+    return Path(path)
+
+
+def plot_similarity(
+    similarity: Similarity, blocks: tuple[str, ...], path: Path | str, *, title: str = ""
+) -> Path:
+    """Cosine similarity of every block's outputs, evaluation against evaluation."""
+    columns = 3
+    rows = -(-len(blocks) // columns)
+    low = min(0.0, float(similarity.cosine.min()))
+    with house_figure(path, columns=columns, rows=rows, width=7.5, height=0.8 + 2.2 * rows) as (figure, axes):
+        figure.suptitle(title)
+        for ax, name, matrix in zip(axes, blocks, similarity.cosine, strict=False):
+            image = ax.imshow(matrix, vmin=low, vmax=1.0, cmap="viridis", interpolation="nearest")
+            layer, kind = name.split(".")
+            ax.set_title(f"layer {layer}, {kind}", fontsize=8)
+            ax.tick_params(labelsize=6)
+            ax.grid(False)
+        for ax in axes[len(blocks) :]:
+            ax.axis("off")
+        figure.colorbar(image, ax=list(axes), shrink=0.6, label="cosine similarity")
+    return Path(path)
