@@ -213,7 +213,7 @@ def calibrate(
     }
 
     def made(method: str, updates: tuple[Updates, ...], **more: int) -> Schedule:
-        return Schedule(key, updates, method, {**settings, **more}, about)
+        return Schedule(key, updates, method, {**settings, **more}, dict(about))
 
     plain = tuple(adaptive_caching(matrix, count) for matrix in similarity.cosine)
     kinds = [name.split(".")[1] for name in key.blocks]
@@ -229,8 +229,10 @@ def calibrate(
     if config.search_iterations:
         rows = torch.linspace(0, similarity.observations - 1, config.search_observations).round().long()
         error = ActionError(policy, rows_of(making, rows), schedules["uniform"], config.seed)
+        # Blocks that are recomputed together do not see each other's stale outputs: one common placement to start from.
+        common = made("common", (adaptive_caching(similarity.cosine.mean(0), count),) * len(kinds))
         found = search(
-            error, list(schedules.values()), count * len(kinds), iterations=config.search_iterations,
+            error, [*schedules.values(), common], count * len(kinds), iterations=config.search_iterations,
             seed=config.seed,
         )  # fmt: skip
         schedules["searched"] = made("searched", found.updates, **found.settings)
