@@ -229,7 +229,7 @@ def calibrate(
     if config.search_iterations:
         rows = torch.linspace(0, similarity.observations - 1, config.search_observations).round().long()
         error = ActionError(policy, rows_of(making, rows), schedules["uniform"], config.seed)
-        # Blocks that are recomputed together do not see each other's stale outputs: one common placement to start from.
+        # Blocks recomputed together never see each other's stale outputs: one common placement to start from.
         common = made("common", (adaptive_caching(similarity.cosine.mean(0), count),) * len(kinds))
         found = search(
             error, [*schedules.values(), common], count * len(kinds), iterations=config.search_iterations,
