@@ -2,7 +2,8 @@
 
     python benchmarks/finetuning.py hopper            # runs what is missing, writes the JSON and the curves
     python benchmarks/finetuning.py hopper --report   # only collects what is there
-    python benchmarks/finetuning.py table             # all suites beside the published figures, and one picture
+    python benchmarks/finetuning.py table             # all suites beside the published figures, and one
+    picture
 
 Every run is the real `scripts/finetune_reinflow.py`; the command of each is in the table.
 Results go to benchmarks/results/finetuning-<suite>.json; a suite whose runs are not all there says so.
@@ -147,8 +148,25 @@ def _row(label: str, runs: list[Run], summaries: list[dict[str, Any]]) -> dict[s
         row["base_success"] = [row["success_rate"] for row in base]
         row["success_by_seed"] = [row["success_rate"] for row in tuned]
         row["success_gain_ci95"] = [summary["metrics"]["success_gain_ci95"] for summary in summaries]
+    row["reached"] = [_reached(run) for run in runs]
     row["curves"] = [_curve(run) for run in runs]
     return row
+
+
+RETURN_OF_INTEREST = {"hopper": 3000.0}
+PUBLISHED_STEPS = {"hopper": 80_000_000}
+
+
+def _reached(run: Run) -> dict[str, float] | None:
+    """Where an evaluation on the way first reached the task's return of interest: steps, seconds of practice."""
+    wanted, seconds, before = RETURN_OF_INTEREST.get(run.env), 0.0, 0.0
+    for row in read_metrics(run.folder / "metrics.csv"):
+        if "time/steps_per_s" in row:
+            seconds += (row["step"] - before) / row["time/steps_per_s"]
+            before = row["step"]
+        if wanted is not None and row.get("evaluation/return", -np.inf) >= wanted:
+            return {"return": wanted, "step": row["step"], "seconds": seconds}
+    return None
 
 
 def _curve(run: Run) -> dict[str, list[float]]:
@@ -221,6 +239,28 @@ def overview() -> dict[str, Any]:
         "published": published,
         "published_mean_gain": float(np.mean([row["gain"] for row in published])),
         "published_mean_gain_claimed": 1.3536,
+        "hopper_3000": _hopper_3000(),
+    }
+
+
+def _hopper_3000() -> dict[str, Any] | None:
+    """Time to return 3000: ours as measured; the published code's, its steps times its cost a step on this machine."""
+    ours, cost = RESULTS / "finetuning-hopper-two-processes.json", RESULTS / "finetuning-cost.json"
+    if not ours.exists() or not cost.exists():
+        return None
+    reached = read_json(ours)["rows"][0]["reached"]
+    measured = read_json(cost)
+    inference = max(measured["rollout"], key=lambda row: row["num_envs"])["peer_ms_per_environment_step"]
+    whole = next(row for row in measured["update"] if row["what"] == "update" and row["repeated_rows"])
+    # K transitions a chunk of as many steps: one transition for each environment step.
+    update = whole["peer_ms_per_unique_transition"] * whole["peer_about"]["unique_transitions"]
+    update /= whole["peer_about"]["environment_steps"]
+    return {
+        "ours_measured": reached,
+        "published_extrapolated_hours": PUBLISHED_STEPS["hopper"] * (inference + update) / 3.6e6,
+        "published_steps": PUBLISHED_STEPS["hopper"],
+        "published_ms_per_step": {"inference": inference, "update": update},
+        "note": "extrapolated: published steps times measured cost on one thread, without simulation",
     }
 
 

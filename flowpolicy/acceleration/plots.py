@@ -55,3 +55,30 @@ def plot_similarity(
             ax.axis("off")
         figure.colorbar(image, ax=list(axes), shrink=0.6, label="cosine similarity")
     return Path(path)
+
+
+def plot_latency(
+    points: dict[str, list[tuple[float, float, int]]], path: Path | str, *, title: str = ""
+) -> Path:
+    """Error against median latency; a line joins the numbers of steps of one kind of sampler.
+
+    Args:
+        points: kind of sampler -> (milliseconds, rms error, K) of each.
+        path: image file.
+        title: over the figure.
+    """
+    markers = "osD^vP*X"
+    with house_figure(path, columns=1, width=7.2, height=4.4) as (figure, (axis,)):
+        figure.suptitle(title)
+        for index, (name, values) in enumerate(points.items()):
+            values = sorted(values)
+            times, errors = [v[0] for v in values], [max(v[1], 1e-6) for v in values]
+            axis.plot(times, errors, marker=markers[index % len(markers)], label=name, linewidth=1.0)
+            for when, error, steps in zip(times, errors, (v[2] for v in values), strict=True):
+                axis.annotate(f"K={steps}", (when, error), (3, 3), textcoords="offset points", fontsize=7)
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        axis.set_xlabel("milliseconds a chunk, median")
+        axis.set_ylabel("rms error of the action, normalised")
+        axis.legend(fontsize=8)
+    return Path(path)

@@ -1,0 +1,92 @@
+"""The least time that a chunk can take: its arithmetic and its bytes at the machine's measured limits."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from flowpolicy.acceleration.engine import Engine, Plan, random_observations
+from flowpolicy.acceleration.program import Recompute
+from flowpolicy.policy import FlowPolicy
+
+LAUNCH_SECONDS = 1.25e-6
+"""Cost of one kernel in a CUDA graph."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Measured limits of the threads in use, float32.
+
+    Attributes:
+        flops: floating-point operations a second of a large matrix product.
+        bandwidth: bytes a second read from memory.
+    """
+
+    flops: float
+    bandwidth: float
+
+
+@dataclass(frozen=True)
+class Floor:
+    """Least time of a chunk.
+
+    Attributes:
+        flop: arithmetic of all recomputed blocks, the encoder, entries and exits.
+        unique_bytes: weights that are used, each once.
+        kernels: operators run, 0 on a CPU.
+        milliseconds: max(flop / peak, bytes / bandwidth).
+        with_launches: that and 1.25 us for each kernel.
+    """
+
+    flop: float
+    unique_bytes: float
+    kernels: int
+    milliseconds: float
+    with_launches: float
+
+
+def measure_machine(device: torch.device, repeats: int = 5) -> Machine:
+    """Best of a few large matrix products and of a few sums over more memory than any cache holds."""
+    a, b = torch.randn(1024, 1024, device=device), torch.randn(1024, 1024, device=device)
+    memory = torch.ones(2**26, device=device)  # 256 MB
+
+    def best(work: object) -> float:
+        seconds = []
+        for _ in range(repeats):
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            started = time.perf_counter()
+            work()  # type: ignore[operator]
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds.append(time.perf_counter() - started)
+        return min(seconds)
+
+    return Machine(2 * 1024**3 / best(lambda: a @ b), memory.nbytes / best(memory.sum))
+
+
+def floor_of(policy: FlowPolicy, plan: Plan, machine: Machine) -> Floor:
+    """What a plan computes over what the machine can do, in float32 whatever the plan's dtype."""
+    engine = Engine(policy, Plan(plan.batch_size, plan.num_steps, plan.solver, plan.schedule))
+    observation = random_observations(policy, plan.batch_size, torch.Generator().manual_seed(0))
+    noise = policy.noise(plan.batch_size, None, torch.Generator().manual_seed(0))
+    with FlopCounterMode(display=False) as counter:
+        engine(observation, noise)
+    flop = float(counter.get_total_flops())
+    used = {op.block for evaluation in plan.program() for op in evaluation if isinstance(op, Recompute)}
+    blocks = [block.module for block in policy.network.blocks()]
+    rest = sum(p.nbytes for p in policy.network.parameters()) - sum(
+        p.nbytes for block in blocks for p in block.parameters()
+    )
+    unique = float(rest + sum(p.nbytes for index in used for p in blocks[index].parameters()))
+    seconds = max(flop / machine.flops, unique / machine.bandwidth)
+    kernels = 0
+    if policy.device.type == "cuda":
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            engine(observation, noise)
+            torch.cuda.synchronize(policy.device)
+        kernels = sum(event.count for event in profile.key_averages())
+    return Floor(flop, unique, kernels, 1e3 * seconds, 1e3 * (seconds + kernels * LAUNCH_SECONDS))

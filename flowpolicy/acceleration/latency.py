@@ -1,0 +1,280 @@
+"""How long samplers take: percentiles over many calls, beside their error and the least time possible."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flowpolicy.acceleration.floor import Floor, Machine, floor_of, measure_machine
+from flowpolicy.acceleration.observations import CALIBRATION_SEED, observations_of, rows_of
+from flowpolicy.acceleration.plots import plot_latency
+from flowpolicy.acceleration.sampler import BACKENDS, Sampler, build_sampler
+from flowpolicy.acceleration.schedule import Schedule
+from flowpolicy.device import resolve_device
+from flowpolicy.errors import ConfigError
+from flowpolicy.evaluation.task import task_of
+from flowpolicy.policy import FlowPolicy
+from flowpolicy.progress import progress
+from flowpolicy.settings import require
+from flowpolicy.storage import write_json
+
+PERCENTILES = {"p50": 50.0, "p95": 95.0, "p99": 99.0, "p99_9": 99.9, "max": 100.0}
+NOT_INSTALLED = "not measured"
+
+
+@dataclass(frozen=True)
+class LatencyConfig:
+    """Settings of `scripts/benchmark_latency.py`.
+
+    Attributes:
+        checkpoint: folder of the policy.
+        num_steps: the K to time; empty takes the policy's own.
+        solver: ODE solver; None takes the policy's own.
+        backends: any of ``eager``, ``compile``, ``onnx``, ``cuda_graph``; a GPU's is left out on a CPU.
+        dtypes: any of ``float32``, ``bfloat16``, ``int8``; combinations that a backend lacks are left out.
+        schedules: files of cache schedules; each is timed at its own K.
+        calls: timed calls of each sampler, after the warm-up.
+        warm_up: calls before.
+        round_calls: calls of one sampler before the next one has its turn.
+        batch_size: observations planned for at once.
+        observations: recorded ones that the calls go through.
+        seed: environment seed of the episodes they come from, and of the noises.
+        device: of the policy; ``auto`` takes a GPU where there is one.
+        threads: CPU threads.
+    """
+
+    checkpoint: str
+    num_steps: tuple[int, ...] = ()
+    solver: str | None = None
+    backends: tuple[str, ...] = ("eager", "compile", "onnx", "cuda_graph")
+    dtypes: tuple[str, ...] = ("float32",)
+    schedules: tuple[str, ...] = ()
+    calls: int = 2000
+    warm_up: int = 20
+    round_calls: int = 50
+    batch_size: int = 1
+    observations: int = 64
+    seed: int = CALIBRATION_SEED + 1000
+    device: str = "auto"
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("calls", "round_calls", "batch_size", "observations", "threads"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        require(self.warm_up >= 1, "warm_up", self.warm_up, "at least 1: a first call is not like the others")
+        require(bool(self.backends), "backends", self.backends, "at least one backend")
+        for backend in self.backends:
+            require(backend in BACKENDS, "backends", backend, f"any of {', '.join(BACKENDS)}")
+        for dtype in self.dtypes:
+            require(dtype in _DTYPES, "dtypes", dtype, f"any of {', '.join(_DTYPES)}")
+
+
+_DTYPES = {"float32": tuple(BACKENDS), "bfloat16": ("eager", "compile", "cuda_graph"), "int8": ("onnx",)}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sampler's figures.
+
+    Attributes:
+        backend: that ran it.
+        dtype: of the network.
+        num_steps: K.
+        method: of the schedule; ``full`` recomputes everything.
+        share: f, blocks recomputed.
+        nfe: network evaluations.
+        milliseconds: p50, p95, p99, p99.9 and max of a call.
+        calls: timed.
+        rms_error: of the action against full float32 computation at the largest K timed, same noise,
+            normalised units.
+        memory_mb: growth of the process (of the GPU's memory) from before it was built.
+        build_seconds: until it could be called.
+        floor: least time possible on this machine.
+    """
+
+    backend: str
+    dtype: str
+    num_steps: int
+    method: str
+    share: float
+    nfe: int
+    milliseconds: dict[str, float]
+    calls: int
+    rms_error: float
+    memory_mb: float
+    build_seconds: float
+    floor: Floor
+
+
+@dataclass(frozen=True)
+class LatencyReport:
+    """Rows, the machine's measured limits, and what could not run here."""
+
+    task: str
+    rows: list[Row]
+    machine: Machine
+    threads: int
+    device: str
+    missing: list[str]
+
+    def table(self) -> str:
+        """Markdown."""
+        head = "backend | dtype | K | schedule | f | p50 ms | p95 | p99 | p99.9 | max | floor ms"
+        with_kernels = self.device != "cpu"
+        head += " | with launches" if with_kernels else ""
+        head += " | rms error | memory MB"
+        lines = [f"| {head} |", "| --- " * (head.count("|") + 1) + "|"]
+        for row in self.rows:
+            times = " | ".join(f"{value:.2f}" for value in row.milliseconds.values())
+            floor = f"{row.floor.milliseconds:.3f}"
+            if with_kernels:
+                floor += f" | {row.floor.with_launches:.3f}"
+            what = f"{row.backend} | {row.dtype} | {row.num_steps} | {row.method}"
+            lines.append(
+                f"| {what} | {row.share:.3f} | {times} | {floor} | {row.rms_error:.4f} | {row.memory_mb:.0f} |"
+            )
+        return "\n".join([*lines, *(f"{name}: {NOT_INSTALLED}" for name in self.missing)])
+
+    def content(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "task": self.task,
+            "threads": self.threads,
+            "device": self.device,
+            "machine_limits": asdict(self.machine),
+            "not_measured": self.missing,
+            "rows": [asdict(row) for row in self.rows],
+        }
+
+    def write(self, folder: Path) -> list[Path]:
+        """Write ``latency.json`` and ``latency.png``."""
+        write_json(folder / "latency.json", self.content())
+        points = {
+            f"{row.backend}, {row.method}": [
+                (other.milliseconds["p50"], other.rms_error, other.num_steps)
+                for other in self.rows
+                if (other.backend, other.method) == (row.backend, row.method) and other.dtype == row.dtype
+            ]
+            for row in self.rows
+        }
+        return [folder / "latency.json", plot_latency(points, folder / "latency.png", title=self.task)]
+
+
+def benchmark_checkpoint(config: LatencyConfig, env: Mapping[str, Any] | None = None) -> LatencyReport:
+    """Build every sampler that was asked for and can run here, and time them turn by turn.
+
+    Raises:
+        FlowPolicyError: a setting, the checkpoint, a schedule or the task is not usable.
+    """
+    torch.set_num_threads(config.threads)
+    policy = FlowPolicy.load(config.checkpoint, resolve_device(config.device))
+    task = task_of(policy.task, env, config.checkpoint)
+    schedules = [Schedule.load(path) for path in config.schedules]
+    recorded = observations_of(policy, task, config.observations, episodes=8, seed=config.seed)
+    rows = config.batch_size
+    batches = [
+        rows_of(recorded, torch.arange(start, start + rows) % config.observations)
+        for start in range(0, config.observations, rows)
+    ]
+    noise = torch.randn(
+        len(batches), rows, policy.action_horizon, policy.action_dim,
+        generator=torch.Generator().manual_seed(config.seed),
+    )  # fmt: skip
+    solver = config.solver or policy.config.tuned_solver
+    plans: list[tuple[int, Schedule | None]] = [
+        (k, None) for k in config.num_steps or (policy.default_num_steps,)
+    ]
+    plans += [(schedule.key.num_steps, schedule) for schedule in schedules]
+    most = max(k for k, _ in plans)
+    reference = build_sampler(policy, rows, most, solver)
+    wanted = torch.stack([reference(batch, x) for batch, x in zip(batches, noise, strict=True)])
+    samplers, missing = [], []
+    for backend in config.backends:
+        for dtype in config.dtypes:
+            if backend not in _DTYPES[dtype]:
+                continue
+            try:
+                samplers += [_Timed(policy, config, backend, dtype, k, solver, s) for k, s in plans]
+            except ConfigError as error:
+                if len(config.backends) == 1:
+                    raise
+                missing.append(f"{backend}, {dtype} ({str(error).rstrip('.')})")
+    if not samplers:
+        raise ConfigError("None of the backends runs here: " + "; ".join(missing) + ".")
+    for sampler in samplers:
+        sampler.warm_up(batches, noise, config.warm_up)
+    rounds = -(-config.calls // config.round_calls)
+    for _ in progress(rounds, "timing"):
+        for sampler in samplers:
+            sampler.run(batches, noise, config.round_calls)
+    machine = measure_machine(policy.device)
+    found = [sampler.row(batches, noise, wanted, machine) for sampler in samplers]
+    return LatencyReport(task.name, found, machine, config.threads, str(policy.device), missing)
+
+
+class _Timed:
+    """A sampler and the times of its calls."""
+
+    def __init__(
+        self, policy: FlowPolicy, config: LatencyConfig, backend: str, dtype: str, num_steps: int,
+        solver: str, schedule: Schedule | None,
+    ) -> None:  # fmt: skip
+        self.policy, self.dtype = policy, dtype
+        self.before = _memory(policy.device)
+        started = time.perf_counter()
+        self.sampler: Sampler = build_sampler(
+            policy, config.batch_size, num_steps, solver, schedule, backend, dtype
+        )
+        self.build_seconds = time.perf_counter() - started
+        self.seconds: list[float] = []
+
+    def warm_up(self, batches: Sequence[Mapping[str, Tensor]], noise: Tensor, calls: int) -> None:
+        self.run(batches, noise, calls)
+        self.seconds.clear()
+        self.memory = (_memory(self.policy.device) - self.before) / 1e6
+
+    def run(self, batches: Sequence[Mapping[str, Tensor]], noise: Tensor, calls: int) -> None:
+        on_gpu = self.policy.device.type == "cuda"
+        for _ in range(calls):
+            index = len(self.seconds) % len(batches)
+            started = time.perf_counter()
+            self.sampler(batches[index], noise[index])
+            if on_gpu:
+                torch.cuda.synchronize(self.policy.device)
+            self.seconds.append(time.perf_counter() - started)
+
+    def row(
+        self, batches: Sequence[Mapping[str, Tensor]], noise: Tensor, wanted: Tensor, machine: Machine
+    ) -> Row:
+        plan, normalize = self.sampler.plan, self.policy.action_normalizer.normalize
+        chunks = torch.stack([self.sampler(batch, x) for batch, x in zip(batches, noise, strict=True)])
+        error = (normalize(chunks) - normalize(wanted)).square().mean().sqrt()
+        return Row(
+            self.sampler.backend, self.dtype, plan.num_steps, plan.schedule.method, plan.schedule.share,
+            self.sampler.nfe(), percentiles(np.array(self.seconds) * 1e3), len(self.seconds), float(error),
+            self.memory, self.build_seconds, floor_of(self.policy, plan, machine),
+        )  # fmt: skip
+
+
+def percentiles(values: NDArray[np.float64]) -> dict[str, float]:
+    """p50, p95, p99, p99.9 and max, each an observed value: the higher one where it falls between two."""
+    return {name: float(np.percentile(values, at, method="higher")) for name, at in PERCENTILES.items()}
+
+
+def _memory(device: torch.device) -> float:
+    """Bytes that the process holds now, or the GPU's allocator has held at most."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:  # no such file outside Linux
+        return float("nan")
+    return float(pages * 4096)
