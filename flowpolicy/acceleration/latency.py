@@ -139,7 +139,8 @@ class LatencyReport:
                 floor += f" | {row.floor.with_launches:.3f}"
             what = f"{row.backend} | {row.dtype} | {row.num_steps} | {row.method}"
             lines.append(
-                f"| {what} | {row.share:.3f} | {times} | {floor} | {row.rms_error:.4f} | {row.memory_mb:.0f} |"
+                f"| {what} | {row.share:.3f} | {times} | {floor} | "
+                f"{row.rms_error:.4f} | {row.memory_mb:.0f} |"
             )
         return "\n".join([*lines, *(f"{name}: {NOT_INSTALLED}" for name in self.missing)])
 

@@ -98,10 +98,13 @@ class _Builder:
         self.enter = Part("enter", _Enter(network), [x])
         self.leave = Part("leave", _Leave(network), [h, torch.zeros(1, 2, self.width)])
         self.finish = Part("finish", _Finish(policy), [x])
-        self.blocks = [
-            Part(f"b{index}", _Block(block.module), [h, modulation, pair.key, pair.value])
-            for index, block in enumerate(network.blocks())
-        ]
+        kinds: dict[str, Part] = {}
+        self.blocks: list[Part] = []
+        for index, block in enumerate(network.blocks()):
+            name, module = f"b{index}", _Block(block.module)
+            if block.kind not in kinds:
+                kinds[block.kind] = Part(name, module, [h, modulation, pair.key, pair.value])
+            self.blocks.append(kinds[block.kind].like(name, module))
 
     def encoder(self) -> Graph:
         """From observations to keys and values of every layer."""

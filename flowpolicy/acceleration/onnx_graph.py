@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from collections.abc import Sequence
@@ -12,34 +13,51 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from flowpolicy.errors import ConfigError
+from flowpolicy.errors import ConfigError, FlowPolicyError
 
 OPSET = 20
 
 
 class Part:
-    """One exported module: its nodes and weights."""
+    """One exported module: its nodes and weights.
+
+    Args:
+        name: unique in the graphs it goes into.
+        module: what to export.
+        examples: inputs of the shapes it will be called with.
+        outputs: how many results it has.
+    """
 
     def __init__(
         self, name: str, module: nn.Module, examples: Sequence[torch.Tensor], outputs: int = 1
     ) -> None:
         import_onnx()
         self.name = name
-        inputs, results = [f"in{i}" for i in range(len(examples))], [f"out{i}" for i in range(outputs)]
+        self.inputs = [f"in{i}" for i in range(len(examples))]
+        self.outputs = [f"out{i}" for i in range(outputs)]
         with warnings.catch_warnings(), _Quiet():
             warnings.simplefilter("ignore")
+            # Not optimised: the runtime does that, and parameters keep their names.
             program = torch.onnx.export(
                 module.eval(), tuple(examples), dynamo=True, verbose=False, opset_version=OPSET,
-                input_names=inputs, output_names=results, external_data=False, optimize=True,
+                input_names=self.inputs, output_names=self.outputs, external_data=False, optimize=False,
             )  # fmt: skip
         assert program is not None
         model = program.model_proto
         assert not model.functions
         self.nodes = list(model.graph.node)
         self.weights: dict[str, Any] = {tensor.name: tensor for tensor in model.graph.initializer}
-        self.inputs = [value.name for value in model.graph.input]
-        self.all_inputs = inputs  # an input that the module does not use may be missing in the graph
-        self.outputs = [value.name for value in model.graph.output]
+
+    def like(self, name: str, module: nn.Module) -> Part:
+        """The same nodes with the parameters of another module of the same kind and sizes."""
+        onnx = import_onnx()
+        part = copy.copy(self)
+        part.name, part.weights = name, dict(self.weights)
+        for key, parameter in module.named_parameters():
+            if key not in part.weights:
+                raise FlowPolicyError(f"The ONNX export has no weight '{key}'; please report this.")
+            part.weights[key] = onnx.numpy_helper.from_array(parameter.detach().numpy(), key)
+        return part
 
 
 class Graph:
@@ -76,7 +94,7 @@ class Graph:
 
     def call(self, part: Part, *values: str) -> list[str]:
         """Put a part in, its weights shared between calls; the names of its results."""
-        given = dict(zip(part.all_inputs, values, strict=True))
+        given = dict(zip(part.inputs, values, strict=True))
         prefix = f"c{len(self.nodes)}."
 
         def renamed(name: str) -> str:
@@ -85,20 +103,20 @@ class Graph:
             if name in part.weights:
                 shared = f"{part.name}.{name}"
                 if shared not in self.weights:
-                    copy = self.onnx.TensorProto()
-                    copy.CopyFrom(part.weights[name])
-                    copy.name = shared
-                    self.weights[shared] = copy
+                    weight = self.onnx.TensorProto()
+                    weight.CopyFrom(part.weights[name])
+                    weight.name = shared
+                    self.weights[shared] = weight
                 return shared
             return prefix + name
 
         for node in part.nodes:
-            copy = self.onnx.NodeProto()
-            copy.CopyFrom(node)
-            copy.name = ""
-            copy.input[:] = [renamed(name) for name in node.input]
-            copy.output[:] = [renamed(name) for name in node.output]
-            self.nodes.append(copy)
+            again = self.onnx.NodeProto()
+            again.CopyFrom(node)
+            again.name = ""
+            again.input[:] = [renamed(name) for name in node.input]
+            again.output[:] = [renamed(name) for name in node.output]
+            self.nodes.append(again)
         return [renamed(name) for name in part.outputs]
 
     def model(self) -> Any:
