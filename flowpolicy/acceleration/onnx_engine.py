@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -336,16 +335,15 @@ def _quantized(model: Any) -> Any:
     """Weights of matrix products as int8, activations quantised as they come."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization.shape_inference import quant_pre_process
 
     with tempfile.TemporaryDirectory() as folder:
-        before, after = Path(folder) / "model.onnx", Path(folder) / "int8.onnx"
-        onnx.save(model, str(before))
-        logging.disable(logging.WARNING)  # it advises a step that the session takes anyway
-        try:
-            quantize_dynamic(str(before), str(after), weight_type=QuantType.QInt8, per_channel=True)
-        finally:
-            logging.disable(logging.NOTSET)
-        return onnx.load(str(after))
+        before, folded, after = (str(Path(folder) / name) for name in ("model", "folded", "int8"))
+        onnx.save(model, before)
+        # Transposed weights become constants, which alone are quantised.
+        quant_pre_process(before, folded, skip_symbolic_shape=True)
+        quantize_dynamic(folded, after, weight_type=QuantType.QInt8, per_channel=True)
+        return onnx.load(after)
 
 
 class _Enter(nn.Module):

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from flowpolicy.errors import ConfigError, FlowPolicyError
+from flowpolicy.errors import ConfigError
 
 OPSET = 20
 
@@ -54,9 +54,8 @@ class Part:
         part = copy.copy(self)
         part.name, part.weights = name, dict(self.weights)
         for key, parameter in module.named_parameters():
-            if key not in part.weights:
-                raise FlowPolicyError(f"The ONNX export has no weight '{key}'; please report this.")
-            part.weights[key] = onnx.numpy_helper.from_array(parameter.detach().numpy(), key)
+            if key in part.weights:  # one that the call does not use is not exported
+                part.weights[key] = onnx.numpy_helper.from_array(parameter.detach().numpy(), key)
         return part
 
 
