@@ -203,15 +203,15 @@ def benchmark_checkpoint(config: LatencyConfig, env: Mapping[str, Any] | None = 
             if backend not in _DTYPES[dtype]:
                 continue
             try:
-                samplers += [_Timed(policy, config, backend, dtype, k, solver, s) for k, s in plans]
+                for k, schedule in plans:
+                    samplers.append(_Timed(policy, config, backend, dtype, k, solver, schedule))
+                    samplers[-1].warm_up(batches, noise, config.warm_up)
             except ConfigError as error:
                 if len(config.backends) == 1:
                     raise
                 missing.append(f"{backend}, {dtype} ({str(error).rstrip('.')})")
     if not samplers:
         raise ConfigError("None of the backends runs here: " + "; ".join(missing) + ".")
-    for sampler in samplers:
-        sampler.warm_up(batches, noise, config.warm_up)
     rounds = -(-config.calls // config.round_calls)
     for _ in progress(rounds, "timing"):
         for sampler in samplers:

@@ -155,12 +155,15 @@ def import_onnx() -> Any:
 
 
 class _Quiet:
-    """The exporter logs what it skips on the way."""
+    """The exporter logs what it skips and removes on the way."""
+
+    NAMES = ("torch.onnx", "onnxscript", "onnx_ir")
 
     def __enter__(self) -> None:
-        self.logger = logging.getLogger("torch.onnx")
-        self.level = self.logger.level
-        self.logger.setLevel(logging.ERROR)
+        self.levels = [(logger, logger.level) for logger in map(logging.getLogger, self.NAMES)]
+        for logger, _ in self.levels:
+            logger.setLevel(logging.ERROR)
 
     def __exit__(self, *error: object) -> None:
-        self.logger.setLevel(self.level)
+        for logger, level in self.levels:
+            logger.setLevel(level)
