@@ -53,9 +53,14 @@ def _policies(env: str, seeds: range, steps: tuple[int, ...] = (1, 2, 4, 16), **
     return flows + [Run(env, name, seed, (count,), **settings) for seed in seeds for name, count in baselines]
 
 
+DEEP = ("model.width=128", "model.depth=8", "train.save_every=100")
+
+
 def _push_t(policy: str, episodes: int = 200, **settings: Any) -> Run:
     steps = {"regression": (1,), "mip": (2,), "flow_matching": (1, 2, 4, 8, 16)}.get(policy, (1, 2, 4, 8, 16))
-    options = ("model.depth=3", *settings.pop("options", ()))
+    options = settings.pop("options", ())
+    if not any(option.startswith("model.depth") for option in options):
+        options = ("model.depth=3", *options)
     return Run("pusht", policy, 0, steps, episodes, options, **settings)
 
 
@@ -70,6 +75,10 @@ SUITES: dict[str, list[Run]] = {
     "pusht": [_push_t("flow_matching"), _push_t("shortcut")],
     "pusht-baselines": [_push_t("regression"), _push_t("mip")],
     "pusht-90": [_push_t("flow_matching", options=("data.max_episodes=90",), label="flow_matching-90")],
+    # Deep enough that caching blocks could pay.
+    "pusht-deep": [
+        _push_t(policy, options=DEEP, label=f"{policy}-deep") for policy in ("flow_matching", "shortcut")
+    ],
     # 25 episodes that start elsewhere than the simulator does; a longer average evens out the last steps.
     "adroit_door": [Run("adroit_door", "flow_matching", seed, (4, 16), options=DOOR) for seed in range(5)],
     "walker2d-more": _policies("walker2d", range(1, 3), (1, 4)),

@@ -72,12 +72,13 @@ def plot_latency(
         figure.suptitle(title)
         for index, (name, values) in enumerate(points.items()):
             values = sorted(values)
-            times, errors = [v[0] for v in values], [max(v[1], 1e-6) for v in values]
+            times, errors = [v[0] for v in values], [v[1] for v in values]
             axis.plot(times, errors, marker=markers[index % len(markers)], label=name, linewidth=1.0)
             for when, error, steps in zip(times, errors, (v[2] for v in values), strict=True):
                 axis.annotate(f"K={steps}", (when, error), (3, 3), textcoords="offset points", fontsize=7)
         axis.set_xscale("log")
-        axis.set_yscale("log")
+        axis.set_yscale("symlog", linthresh=1e-2)  # the reference itself has no error
+        axis.set_ylim(bottom=0)
         axis.set_xlabel("milliseconds a chunk, median")
         axis.set_ylabel("rms error of the action, normalised")
         axis.legend(fontsize=8)
