@@ -379,7 +379,7 @@ class ReinFlow(OnPolicyAlgorithm):
                     metrics, moving = self._policy_step(batch)
                     found.append(metrics)
                     policy_steps += moving
-        if moving and policy_steps:  # what the last step did, no minibatch has seen
+        if moving and policy_steps and self.target_kl is not None:  # what the last step did, none has seen
             metrics, moving = self._check(batch)
             found.append(metrics)
         policy_steps -= bool(found) and self._overshot(found[-1])  # it was taken back
