@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from flowpolicy.finetuning.noise import NoiseConfig, NoiseNetwork, observation_size
-from flowpolicy.models.blocks import KeyValue
 from flowpolicy.policy import FlowPolicy
 
 
@@ -87,10 +86,7 @@ class NoisyFlow(nn.Module):
         One batched forward pass over all K transitions, with the gradient of everything.
         """
         batch, steps, before = len(x), self.num_steps, x[:, :-1]
-        context = [
-            KeyValue(key.repeat_interleave(steps, 0), value.repeat_interleave(steps, 0))
-            for key, value in self.network.encode(observation)
-        ]
+        context = self.network.encode(observation)  # a row for the K transitions of a chain
         blocks, output = self.network.modulations(self.times.to(x.dtype), self.levels)
         tiled = blocks.repeat(batch, 1, 1, 1), output.repeat(batch, 1, 1)
         velocity = self.network.velocity(before.flatten(0, 1), tiled, context).view(before.shape)

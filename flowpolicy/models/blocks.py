@@ -177,13 +177,14 @@ class CrossAttention(Branch):
         return KeyValue(self.key_norm(key), value)
 
     def transform(self, tokens: Tensor, context: KeyValue) -> Tensor:
-        """Attention to the observation's keys and values."""
-        batch, length, width = tokens.shape
-        query = (
-            self.query(tokens).view(batch, length, self.num_heads, width // self.num_heads).transpose(1, 2)
-        )
+        """Attention to the observation's keys and values.
+
+        Where ``tokens`` has n times the rows of ``context``, n rows in sequence share a context row.
+        """
+        rows, heads, _, head_width = context.key.shape
+        query = self.query(tokens).view(rows, -1, heads, head_width).transpose(1, 2)
         mixed = attend(self.query_norm(query), context.key, context.value)
-        result: Tensor = self.output(mixed.transpose(1, 2).reshape(batch, length, width))
+        result: Tensor = self.output(mixed.transpose(1, 2).reshape(tokens.shape))
         return result
 
 
