@@ -85,14 +85,13 @@ class NoisyFlow(nn.Module):
 
         One batched forward pass over all K transitions, with the gradient of everything.
         """
-        batch, steps, before = len(x), self.num_steps, x[:, :-1]
-        context = self.network.encode(observation)  # a row for the K transitions of a chain
-        blocks, output = self.network.modulations(self.times.to(x.dtype), self.levels)
-        tiled = blocks.repeat(batch, 1, 1, 1), output.repeat(batch, 1, 1)
-        velocity = self.network.velocity(before.flatten(0, 1), tiled, context).view(before.shape)
+        before = x[:, :-1]
+        context = self.network.encode(observation)
+        modulations = self.network.modulations(self.times.to(x.dtype), self.levels)
+        velocity = self.network.velocity(before.transpose(0, 1), modulations, context).transpose(0, 1)
         early = self._mean(before[:, :-1], velocity[:, :-1], last=False)
         final = self._mean(before[:, -1:], velocity[:, -1:], last=True)
-        std = self.noise(observation, before, torch.arange(steps, device=x.device))
+        std = self.noise(observation, before, torch.arange(self.num_steps, device=x.device))
         return torch.cat([early, final], 1), std
 
     def flow(self, observation: Mapping[str, Tensor], noise: Tensor) -> Tensor:

@@ -89,7 +89,8 @@ def bernoulli_positions(probability: float, count: int) -> Tensor:
 class Branch(nn.Module):
     """adaLN-zero around an inner transform: ``gate * f(shift + (1 + scale) * norm(x))``.
 
-    Peebles and Xie 2023 (DiT), section 3.2. ``modulation`` is ``(B or 1, 3, d)``: shift, scale, gate.
+    Peebles and Xie 2023 (DiT), section 3.2. ``modulation`` is ``(B or 1, 3, d)``: shift, scale, gate. Tokens
+    may have more axes, ``(N, ..., T, d)``, where many rows share each of N modulations.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -103,10 +104,16 @@ class Branch(nn.Module):
 
     def forward(self, x: Tensor, modulation: Tensor, context: KeyValue) -> Tensor:
         """The gated output ``(B, T, d)``, to be added to ``x``."""
-        shift, scale, gate = modulation.unsqueeze(2).unbind(1)
+        shift, scale, gate = spread(modulation, x.ndim)
         tokens = shift + F.layer_norm(x, (self.width,)) * (1 + scale)
         gated: Tensor = gate * self.dropout(self.transform(tokens, context))
         return gated
+
+
+def spread(modulation: Tensor, ndim: int) -> tuple[Tensor, ...]:
+    """The parts of ``(N, parts, d)``, each ``(N, 1, ..., 1, d)`` of ``ndim`` axes."""
+    rows, parts, width = modulation.shape
+    return modulation.view(rows, parts, *(1,) * (ndim - 2), width).unbind(1)
 
 
 class QKNorm(nn.Module):
@@ -145,11 +152,11 @@ class SelfAttention(Branch):
 
     def transform(self, tokens: Tensor, context: KeyValue) -> Tensor:
         """Attention among the action tokens; ``context`` is not used."""
-        batch, length, width = tokens.shape
-        heads = self.qkv(tokens).view(batch, length, 3, self.num_heads, width // self.num_heads)
+        length, width = tokens.shape[-2:]
+        heads = self.qkv(tokens).view(-1, length, 3, self.num_heads, width // self.num_heads)
         query, key, value = heads.permute(2, 0, 3, 1, 4).unbind(0)
         mixed = attend(self.query_norm(query), self.key_norm(key), value)
-        result: Tensor = self.output(mixed.transpose(1, 2).reshape(batch, length, width))
+        result: Tensor = self.output(mixed.transpose(1, 2).reshape(tokens.shape))
         return result
 
 
@@ -177,14 +184,13 @@ class CrossAttention(Branch):
         return KeyValue(self.key_norm(key), value)
 
     def transform(self, tokens: Tensor, context: KeyValue) -> Tensor:
-        """Attention to the observation's keys and values.
-
-        Where ``tokens`` has n times the rows of ``context``, n rows in sequence share a context row.
-        """
+        """Attention to the observation's keys and values, which tokens ``(N, B, T, d)`` share N times."""
         rows, heads, _, head_width = context.key.shape
-        query = self.query(tokens).view(rows, -1, heads, head_width).transpose(1, 2)
-        mixed = attend(self.query_norm(query), context.key, context.value)
-        result: Tensor = self.output(mixed.transpose(1, 2).reshape(tokens.shape))
+        length = tokens.shape[-2]
+        query = self.query(tokens).view(-1, rows, length, heads, head_width).permute(1, 3, 0, 2, 4)
+        query = self.query_norm(query.flatten(2, 3))
+        mixed = attend(query, context.key, context.value).reshape(rows, heads, -1, length, head_width)
+        result: Tensor = self.output(mixed.permute(2, 0, 3, 1, 4).reshape(tokens.shape))
         return result
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowpolicy.models.blocks import Branch, CrossAttention, FeedForward, KeyValue, SelfAttention
+from flowpolicy.models.blocks import Branch, CrossAttention, FeedForward, KeyValue, SelfAttention, spread
 from flowpolicy.models.config import ModelConfig
 from flowpolicy.models.encoders import StateEncoder
 
@@ -123,13 +123,16 @@ class VelocityTransformer(nn.Module):
 
     def leave(self, h: Tensor, modulation: Tensor) -> Tensor:
         """v ``(B, T, A)`` from the stream after the last block; ``modulation`` is ``(B or 1, 2, d)``."""
-        shift, scale = modulation.unsqueeze(2).unbind(1)
+        shift, scale = spread(modulation, h.ndim)
         h = shift + F.layer_norm(h, (self.config.width,)) * (1 + scale)
         result: Tensor = self.output(h)
         return result
 
     def velocity(self, x: Tensor, modulations: tuple[Tensor, Tensor], context: Context) -> Tensor:
-        """v ``(B, T, A)`` for a normalised noisy chunk ``x`` ``(B, T, A)``."""
+        """v ``(B, T, A)`` for a normalised noisy chunk ``x`` ``(B, T, A)``.
+
+        N modulations can be had at once, for ``x`` ``(N, B, T, A)`` and B context rows.
+        """
         per_block, last = modulations
         h = self.enter(x)
         for modulation, block in zip(per_block.unbind(1), self.blocks(), strict=True):
