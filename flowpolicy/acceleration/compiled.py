@@ -27,7 +27,7 @@ def compiled(engine: Engine, policy: FlowPolicy) -> Engine:
     for block in engine.network.blocks():
         kind = type(block.module)
         if kind not in kinds:
-            kinds[kind] = torch.compile(kind.forward, dynamic=False, fullgraph=True)
+            kinds[kind] = torch.compile(kind.gated, dynamic=False, fullgraph=True)
     engine.run = [partial(kinds[type(block.module)], block.module) for block in engine.network.blocks()]
     engine.enter = torch.compile(engine.network.enter, dynamic=False, fullgraph=True)
     engine.leave = torch.compile(engine.network.leave, dynamic=False, fullgraph=True)

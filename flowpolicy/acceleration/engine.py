@@ -13,12 +13,12 @@ from flowpolicy.acceleration.program import Evaluation, Recompute, program_of
 from flowpolicy.acceleration.schedule import Schedule
 from flowpolicy.data.normalization import Normalizer
 from flowpolicy.flow.solvers import SOLVERS, integrate
-from flowpolicy.models.blocks import KeyValue
+from flowpolicy.models.blocks import KeyValue, Modulation, spread
 from flowpolicy.models.transformer import Context
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.settings import choose
 
-RunBlock = Callable[[Tensor, Tensor, KeyValue], Tensor]
+RunBlock = Callable[[Tensor, Modulation, KeyValue], Tensor]
 Observe = Callable[[int, int, Tensor], None]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -69,12 +69,12 @@ class Engine:
                 policy.network.modulations(torch.full_like(level, t, dtype=torch.float32), level)
                 for t in self.times
             ]
-        self.modulations = [[m.to(dtype) for m in blocks.unbind(1)] for blocks, _ in table]
+        self.modulations = [[_taken_apart(m.to(dtype)) for m in blocks.unbind(1)] for blocks, _ in table]
         self.last = [last.to(dtype) for _, last in table]
         self.network = copy.deepcopy(policy.network).to(dtype).eval().requires_grad_(False)
         blocks = list(self.network.blocks())
         self.layers = [block.layer for block in blocks]
-        self.run: list[RunBlock] = [block.module for block in blocks]
+        self.run: list[RunBlock] = [block.module.gated for block in blocks]
         self.enter, self.leave = self.network.enter, self.network.leave
         self.observe: Observe | None = None
 
@@ -119,6 +119,11 @@ class Engine:
                     sums[operation.blocks] = total
                 h = h + sums[operation.blocks]
         return self.leave(h, self.last[evaluation]).float()
+
+
+def _taken_apart(modulation: Tensor) -> Modulation:
+    shift, scale, gate = spread(modulation, 3)
+    return Modulation(shift, 1 + scale, gate)
 
 
 def evaluation_times(num_steps: int, solver: str) -> list[float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from flowpolicy.acceleration.onnx_graph import Graph, Part, import_onnx
 from flowpolicy.acceleration.program import Evaluation, Recompute
 from flowpolicy.errors import ConfigError, FlowPolicyError
 from flowpolicy.flow.solvers import SOLVERS, integrate
-from flowpolicy.models.blocks import Branch, KeyValue
+from flowpolicy.models.blocks import Branch, KeyValue, Modulation
 from flowpolicy.models.transformer import VelocityTransformer
 from flowpolicy.policy import FlowPolicy
 
@@ -93,7 +93,7 @@ class _Builder:
         context = network.encode(self.observation)
         self.context_shape = tuple(context[0].key.shape)
         x, h = torch.zeros(self.chunk), torch.zeros(self.stream)
-        modulation, pair = torch.zeros(1, 3, self.width), context[0]
+        modulation, pair = torch.zeros(3, self.width).unbind(0), context[0]
         self.enter = Part("enter", _Enter(network), [x])
         self.leave = Part("leave", _Leave(network), [h, torch.zeros(1, 2, self.width)])
         self.finish = Part("finish", _Finish(policy), [x])
@@ -102,7 +102,7 @@ class _Builder:
         for index, block in enumerate(network.blocks()):
             name, module = f"b{index}", _Block(block.module)
             if block.kind not in kinds:
-                kinds[block.kind] = Part(name, module, [h, modulation, pair.key, pair.value])
+                kinds[block.kind] = Part(name, module, [h, *modulation, pair.key, pair.value])
             self.blocks.append(kinds[block.kind].like(name, module))
 
     def encoder(self) -> Graph:
@@ -128,7 +128,7 @@ class _Builder:
         graph: Graph,
         evaluation: Evaluation,
         x: str,
-        modulations: list[str],
+        modulations: list[Sequence[str]],
         last: str,
         kept: dict[Any, str],
     ) -> str:
@@ -139,7 +139,7 @@ class _Builder:
                 block = operation.block
                 layer = self.eager.layers[block]
                 pair = [graph.input(f"{what}{layer}", self.context_shape) for what in ("key", "value")]
-                (output,) = graph.call(self.blocks[block], h, modulations[block], *pair)
+                (output,) = graph.call(self.blocks[block], h, *modulations[block], *pair)
                 if operation.kept:
                     kept[block] = output
             elif operation.fresh and len(operation.blocks) > 1:
@@ -164,7 +164,10 @@ class _Loop:
 
         def velocity(x: _Value, t: float) -> _Value:
             e = next(evaluations)
-            tables = [graph.constant(f"m{e}.{b}", m.numpy()) for b, m in enumerate(engine.modulations[e])]
+            tables = [
+                [graph.constant(f"m{e}.{b}.{i}", part.numpy()) for i, part in enumerate(modulation)]
+                for b, modulation in enumerate(engine.modulations[e])
+            ]
             last = graph.constant(f"l{e}", engine.last[e].numpy())
             return _Value(graph, builder.evaluate(graph, engine.program[e], x.name, tables, last, kept))
 
@@ -218,26 +221,28 @@ class _Steps:
         graph.output(graph.call(builder.finish, end)[0], "chunk", builder.chunk)
         self._finish = _Session(graph, plan.dtype)
         self._tables = [
-            np.ascontiguousarray(torch.cat([*blocks, last], 1).numpy())
+            torch.cat([*(part for modulation in blocks for part in modulation), last.flatten()]).numpy()
             for blocks, last in zip(engine.modulations, engine.last, strict=True)
         ]
 
     def _graph(self, builder: _Builder, evaluation: Evaluation, count: int) -> Graph:
         graph = Graph()
         x = graph.input("x", builder.chunk)
-        table = graph.input("table", (1, 3 * count + 2, builder.width))
-        recomputed = [operation.block for operation in evaluation if isinstance(operation, Recompute)]
-        sizes = graph.constant("sizes", np.array([3] * count + [2], dtype=np.int64))
-        if recomputed:
-            names = [f"t{index}" for index in range(count + 1)]
-            graph.nodes.append(graph.onnx.helper.make_node("Split", [table, sizes], names, axis=1))
-            modulations, last = names[:-1], names[-1]
+        width = builder.width
+        table = graph.input("table", ((3 * count + 2) * width,))
+        modulations: list[Sequence[str]] = [()] * count
+        if any(isinstance(operation, Recompute) for operation in evaluation):
+            names = [f"t{index}" for index in range(3 * count + 1)]
+            sizes = graph.constant("sizes", np.array([width] * (3 * count) + [2 * width], dtype=np.int64))
+            graph.nodes.append(graph.onnx.helper.make_node("Split", [table, sizes], names, axis=0))
+            modulations, last = [names[i : i + 3] for i in range(0, 3 * count, 3)], names[-1]
         else:
             bounds = [
-                graph.constant(f"bound{i}", np.array([value], dtype=np.int64))
-                for i, value in enumerate((3 * count, 3 * count + 2, 1))
+                graph.constant(f"bound{i}", np.array([value * width], dtype=np.int64))
+                for i, value in enumerate((3 * count, 3 * count + 2))
             ]
-            modulations, last = [""] * count, graph.apply("Slice", table, bounds[0], bounds[1], bounds[2])
+            last = graph.apply("Slice", table, *bounds)
+        last = graph.apply("Reshape", last, graph.constant("pair", np.array([1, 2, width], dtype=np.int64)))
         kept: dict[Any, str] = {}
         read = _reads(evaluation)
         for what in read:
@@ -378,8 +383,10 @@ class _Block(nn.Module):
         super().__init__()
         self.branch = branch
 
-    def forward(self, h: Tensor, modulation: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return self.branch(h, modulation, KeyValue(key, value))  # type: ignore[no-any-return]
+    def forward(
+        self, h: Tensor, shift: Tensor, factor: Tensor, gate: Tensor, key: Tensor, value: Tensor
+    ) -> Tensor:
+        return self.branch.gated(h, Modulation(shift, factor, gate), KeyValue(key, value))
 
 
 class _Encode(nn.Module):

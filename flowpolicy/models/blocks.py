@@ -24,6 +24,14 @@ class KeyValue(NamedTuple):
     value: Tensor
 
 
+class Modulation(NamedTuple):
+    """adaLN parameters of one block, ``(d,)`` or broadcastable to its tokens; ``factor`` is 1 + scale."""
+
+    shift: Tensor
+    factor: Tensor
+    gate: Tensor
+
+
 class _DropPositions(torch.autograd.Function):
     """Zeroes elements at given flat positions and scales the rest; so does its gradient."""
 
@@ -105,15 +113,28 @@ class Branch(nn.Module):
     def forward(self, x: Tensor, modulation: Tensor, context: KeyValue) -> Tensor:
         """The gated output ``(B, T, d)``, to be added to ``x``."""
         shift, scale, gate = spread(modulation, x.ndim)
-        tokens = shift + F.layer_norm(x, (self.width,)) * (1 + scale)
-        gated: Tensor = gate * self.dropout(self.transform(tokens, context))
-        return gated
+        return self.gated(x, Modulation(shift, 1 + scale, gate), context)
+
+    def gated(self, x: Tensor, modulation: Modulation, context: KeyValue) -> Tensor:
+        """As ``forward``, from a modulation that is taken apart."""
+        tokens = modulate(x, modulation.shift, modulation.factor)
+        result: Tensor = modulation.gate * self.dropout(self.transform(tokens, context))
+        return result
 
 
 def spread(modulation: Tensor, ndim: int) -> tuple[Tensor, ...]:
-    """The parts of ``(N, parts, d)``, each ``(N, 1, ..., 1, d)`` of ``ndim`` axes."""
+    """The parts of ``(N, parts, d)``, each ``(N, 1, ..., 1, d)`` of ``ndim`` axes, or ``(d,)`` where N is 1."""
     rows, parts, width = modulation.shape
+    if rows == 1:
+        return modulation[0].unbind(0)
     return modulation.view(rows, parts, *(1,) * (ndim - 2), width).unbind(1)
+
+
+def modulate(x: Tensor, shift: Tensor, factor: Tensor) -> Tensor:
+    """Layer norm of the last axis, times ``factor``, plus ``shift``."""
+    if factor.ndim == 1:  # the same for all rows: one kernel does it all
+        return F.layer_norm(x, x.shape[-1:], factor, shift)
+    return shift + F.layer_norm(x, x.shape[-1:]) * factor
 
 
 class QKNorm(nn.Module):
@@ -130,8 +151,9 @@ class QKNorm(nn.Module):
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d_h)) v for ``(B, H, T, d_h)`` and ``(B, H, S, d_h)``."""
-    if query.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-        # The fused kernel's backward pass is slow here, and many times slower in bfloat16.
+    reduced = query.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    if reduced or torch.onnx.is_in_onnx_export():
+        # The fused kernel's backward pass is slow in bfloat16; ONNX exports it as four times as many operators.
         weights = torch.softmax(query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5, dim=-1)
         return weights @ value
     return F.scaled_dot_product_attention(query, key, value)

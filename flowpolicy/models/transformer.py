@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowpolicy.models.blocks import Branch, CrossAttention, FeedForward, KeyValue, SelfAttention, spread
+from flowpolicy.models.blocks import Branch, CrossAttention, FeedForward, KeyValue, SelfAttention, modulate, spread
 from flowpolicy.models.config import ModelConfig
 from flowpolicy.models.encoders import StateEncoder
 
@@ -124,8 +124,7 @@ class VelocityTransformer(nn.Module):
     def leave(self, h: Tensor, modulation: Tensor) -> Tensor:
         """v ``(B, T, A)`` from the stream after the last block; ``modulation`` is ``(B or 1, 2, d)``."""
         shift, scale = spread(modulation, h.ndim)
-        h = shift + F.layer_norm(h, (self.config.width,)) * (1 + scale)
-        result: Tensor = self.output(h)
+        result: Tensor = self.output(modulate(h, shift, 1 + scale))
         return result
 
     def velocity(self, x: Tensor, modulations: tuple[Tensor, Tensor], context: Context) -> Tensor:
