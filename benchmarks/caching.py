@@ -15,7 +15,6 @@ measured latency is nearest to the schedule's own, at most 5% above it.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -30,12 +29,11 @@ import torch
 from numpy.typing import NDArray
 
 from flowpolicy import FlowPolicy
-from flowpolicy.acceleration.calibration import CalibrationConfig, calibrate
+from flowpolicy.acceleration.calibration import CalibrationConfig, caching_schedules, calibrate
 from flowpolicy.acceleration.latency import LatencyConfig, benchmark_checkpoint
 from flowpolicy.acceleration.observations import CALIBRATION_SEED, observations_of
 from flowpolicy.acceleration.sampler import build_sampler
 from flowpolicy.acceleration.schedule import Schedule
-from flowpolicy.acceleration.scheduling import bubbling_union
 from flowpolicy.acceleration.search import ActionError
 from flowpolicy.errors import ConfigError
 from flowpolicy.evaluation.plots import BLUE, GREEN, GREY, ORANGE, house_figure
@@ -149,15 +147,10 @@ class Study:
         found = calibrate(policy, making, judging, config)
         schedules = {"acs+bua5" if name == "acs+bua" else name: s for name, s in found.schedules.items()}
         plain = schedules["acs"]
-        layers, kinds = zip(*(block.split(".") for block in plain.key.blocks), strict=True)
-        union = bubbling_union(
-            plain.updates, kinds, [int(layer) for layer in layers], found.similarity.error.tolist(), 3
-        )
-        rms, largest = ActionError(policy, judging, plain, config.seed + 1).both(union)
-        schedules["acs+bua3"] = dataclasses.replace(
-            plain, updates=union, method="acs+bua", settings={**plain.settings, "bubbles": 3},
-            calibration={**plain.calibration, "rms_error": rms, "max_error": largest},
-        )  # fmt: skip
+        three = caching_schedules(plain.key, found.similarity, UPDATES, 3, plain.calibration)["acs+bua"]
+        rms, largest = ActionError(policy, judging, plain, config.seed + 1).both(three.updates)
+        three.calibration.update(rms_error=rms, max_error=largest)
+        schedules["acs+bua3"] = three
         for method in METHODS:
             schedules[method].save(folder / f"{method}.json")
         print(found.table())

@@ -63,7 +63,9 @@ class DDPMSampler:
             x0_factor = math.sqrt(before) * (1 - alpha) / (1 - now)
             x_factor = math.sqrt(alpha) * (1 - before) / (1 - now)
             sigma = math.sqrt(max((1 - before) / (1 - now) * (1 - alpha), 0.0))
-            self.table.append((torch.tensor([t]), math.sqrt(now), math.sqrt(1 - now), x0_factor, x_factor, sigma))
+            self.table.append(
+                (torch.tensor([t]), math.sqrt(now), math.sqrt(1 - now), x0_factor, x_factor, sigma)
+            )
 
     @torch.no_grad()
     def __call__(self, cond: Tensor, noise: Tensor, generator: torch.Generator) -> Tensor:

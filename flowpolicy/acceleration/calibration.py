@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -203,7 +204,7 @@ def calibrate(
     similarity = measure_similarity(
         policy, making, num_steps=num_steps, solver=solver, noise_seeds=config.noise_seeds, seed=config.seed
     )
-    count, settings = config.updates, {"updates": config.updates}
+    count = config.updates
     about = {
         "observations": similarity.observations,
         "noise_seeds": similarity.noise_seeds,
@@ -212,30 +213,20 @@ def calibrate(
         "similarity_spread": float(similarity.spread.mean()),
     }
 
-    def made(method: str, updates: tuple[Updates, ...], **more: int) -> Schedule:
-        return Schedule(key, updates, method, {**settings, **more}, dict(about))
-
-    plain = tuple(adaptive_caching(matrix, count) for matrix in similarity.cosine)
-    kinds = [name.split(".")[1] for name in key.blocks]
-    layers = [int(name.split(".")[0]) for name in key.blocks]
-    bubbles = min(config.bubbles, len(kinds))
-    union = bubbling_union(plain, kinds, layers, similarity.error.tolist(), bubbles)
-    schedules = {
-        "uniform": made("uniform", (uniform(size, count),) * len(kinds)),
-        "acs": made("acs", plain),
-        "acs+bua": made("acs+bua", union, bubbles=bubbles),
-        "consecutive": made("consecutive", tuple(consecutive_caching(m, count) for m in similarity.cosine)),
-    }
+    schedules = caching_schedules(key, similarity, count, config.bubbles, about)
     if config.search_iterations:
         rows = torch.linspace(0, similarity.observations - 1, config.search_observations).round().long()
         error = ActionError(policy, rows_of(making, rows), schedules["uniform"], config.seed)
         # Blocks recomputed together never see each other's stale outputs: one common placement to start from.
-        common = made("common", (adaptive_caching(similarity.cosine.mean(0), count),) * len(kinds))
+        together = (adaptive_caching(similarity.cosine.mean(0), count),) * len(key.blocks)
+        common = Schedule(key, together, "common")
         found = search(
-            error, [*schedules.values(), common], count * len(kinds), iterations=config.search_iterations,
-            seed=config.seed,
+            error, [*schedules.values(), common], count * len(key.blocks),
+            iterations=config.search_iterations, seed=config.seed,
         )  # fmt: skip
-        schedules["searched"] = made("searched", found.updates, **found.settings)
+        schedules["searched"] = dataclasses.replace(
+            found, settings={"updates": count, **found.settings}, calibration=dict(about)
+        )
     judge = ActionError(policy, judging, schedules["uniform"], config.seed + 1)
     for schedule in schedules.values():
         rms, largest = judge.both(schedule.updates)
@@ -243,6 +234,34 @@ def calibrate(
     return Calibrated(
         schedules, similarity, _fewer_steps(policy, judge, count, solver), _chosen(schedules, config.method)
     )
+
+
+def caching_schedules(
+    key: ScheduleKey, similarity: Similarity, updates: int, bubbles: int, about: Mapping[str, Any]
+) -> dict[str, Schedule]:
+    """The schedules that follow from the similarities of blocks, and the uniform control, by method.
+
+    Args:
+        key: what they are for.
+        similarity: of the key's blocks at its evaluations.
+        updates: S.
+        bubbles: n, blocks that BUA gives a union; at most all.
+        about: goes into each one's ``calibration``.
+    """
+    layers, kinds = zip(*(block.split(".") for block in key.blocks), strict=True)
+    bubbles = min(bubbles, len(kinds))
+
+    def made(method: str, found: tuple[Updates, ...], **more: int) -> Schedule:
+        return Schedule(key, found, method, {"updates": updates, **more}, dict(about))
+
+    plain = tuple(adaptive_caching(matrix, updates) for matrix in similarity.cosine)
+    union = bubbling_union(plain, kinds, [int(layer) for layer in layers], similarity.error.tolist(), bubbles)
+    return {
+        "uniform": made("uniform", (uniform(key.num_evaluations, updates),) * len(kinds)),
+        "acs": made("acs", plain),
+        "acs+bua": made("acs+bua", union, bubbles=bubbles),
+        "consecutive": made("consecutive", tuple(consecutive_caching(m, updates) for m in similarity.cosine)),
+    }
 
 
 def _fewer_steps(policy: FlowPolicy, judge: ActionError, count: int, solver: str) -> float | None:

@@ -179,6 +179,8 @@ def benchmark_checkpoint(config: LatencyConfig, env: Mapping[str, Any] | None = 
     policy = FlowPolicy.load(config.checkpoint, resolve_device(config.device))
     task = task_of(policy.task, env, config.checkpoint)
     schedules = [Schedule.load(path) for path in config.schedules]
+    for given in schedules:
+        given.check(policy, given.key.num_steps, given.key.solver)
     recorded = observations_of(policy, task, config.observations, episodes=8, seed=config.seed)
     rows = config.batch_size
     batches = [

@@ -164,7 +164,7 @@ class _Loop:
 
         def velocity(x: _Value, t: float) -> _Value:
             e = next(evaluations)
-            tables = [
+            tables: list[Sequence[str]] = [
                 [graph.constant(f"m{e}.{b}.{i}", part.numpy()) for i, part in enumerate(modulation)]
                 for b, modulation in enumerate(engine.modulations[e])
             ]
@@ -312,8 +312,9 @@ class _Session:
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         self._session = runtime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"],
+            disabled_optimizers=["MatMulAddFusion"],  # for few rows, two reshapes cost more than a sum
+        )  # fmt: skip
         self._binding = self._session.io_binding()
         self.inputs = {name: self._buffer(buffers, name, shape) for name, shape in graph.inputs.items()}
         self.outputs = {

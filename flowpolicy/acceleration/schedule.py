@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from flowpolicy.errors import CheckpointError, ConfigError
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.settings import build, require
@@ -99,20 +101,18 @@ class Schedule:
 
     def check(self, policy: FlowPolicy, num_steps: int, solver: str) -> None:
         """Raise a ConfigError where it was made for another policy or another way of sampling."""
-        wanted = ScheduleKey.of(policy, num_steps, solver)
+        if self.key.fingerprint != fingerprint(policy):  # first: another policy may not even have this K
+            raise _made_for_another("checkpoint")
+        self.check_key(ScheduleKey.of(policy, num_steps, solver))
+
+    def check_key(self, wanted: ScheduleKey) -> None:
+        """Raise a ConfigError where it was made for another key."""
         for item in dataclasses.fields(ScheduleKey):
             mine, theirs = getattr(self.key, item.name), getattr(wanted, item.name)
             if mine != theirs:
-                what = _NAMES.get(item.name, item.name)
-                shown = (
-                    ""
-                    if item.name in ("fingerprint", "blocks")
-                    else f" ({mine} in the schedule, {theirs} here)"
-                )
-                raise ConfigError(
-                    f"The cache schedule was made for another {what}{shown}; make one with "
-                    "scripts/calibrate_cache.py."
-                )
+                hidden = item.name in ("fingerprint", "blocks")
+                shown = "" if hidden else f" ({mine} in the schedule, {theirs} here)"
+                raise _made_for_another(_NAMES.get(item.name, item.name) + shown)
 
     def save(self, path: Path | str) -> Path:
         """Write it as JSON, all or nothing."""
@@ -126,10 +126,10 @@ class Schedule:
         Raises:
             CheckpointError: no such file, or no schedule in it.
         """
+        if not Path(path).is_file():
+            raise CheckpointError(f"No cache schedule at {path}.")
         try:
             content = read_json(Path(path))
-        except FileNotFoundError as error:
-            raise CheckpointError(f"No cache schedule at {path}.") from error
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{path} is not readable JSON; the schedule is damaged.") from error
         if not isinstance(content, dict) or content.pop("format_version", None) != FORMAT_VERSION:
@@ -147,6 +147,12 @@ class Schedule:
             raise CheckpointError(f"{path} is not a cache schedule: {error}") from error
 
 
+def _made_for_another(what: str) -> ConfigError:
+    return ConfigError(
+        f"The cache schedule was made for another {what}; make one with scripts/calibrate_cache.py."
+    )
+
+
 _NAMES = {
     "fingerprint": "checkpoint",
     "num_steps": "number of steps",
@@ -162,12 +168,16 @@ def fingerprint(policy: FlowPolicy) -> str:
 
     What a checkpoint only says about itself (its task, where it comes from) is left out.
     """
-    digest = hashlib.sha256()
     config = dataclasses.asdict(policy.config)
     for name in ("task", "metadata", "execute_horizon"):
         del config[name]
-    digest.update(json.dumps(config, sort_keys=True).encode())
-    for name, tensor in sorted(policy.state_dict().items()):
+    return weights_hash(policy, json.dumps(config, sort_keys=True))
+
+
+def weights_hash(module: nn.Module, about: str = "") -> str:
+    """Hash of a module's state and of a text, 16 hexadecimal digits."""
+    digest = hashlib.sha256(about.encode())
+    for name, tensor in sorted(module.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

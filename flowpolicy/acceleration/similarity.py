@@ -40,6 +40,46 @@ class Similarity:
     noise_seeds: int
 
 
+class SimilarityMeter:
+    """Compares every block's outputs while a sampler runs.
+
+    ``observe`` takes one output; ``sampled`` ends a part of the samples, all of whose blocks were observed
+    at all evaluations.
+
+    Args:
+        blocks: number of residual branches.
+        evaluations: E.
+    """
+
+    def __init__(self, blocks: int, evaluations: int) -> None:
+        self._total = np.zeros((blocks, evaluations, evaluations))
+        self._squares, self._error = np.zeros_like(self._total), np.zeros(blocks)
+        self._outputs: list[list[Tensor]] = [[] for _ in range(blocks)]
+        self._samples = 0
+
+    def observe(self, evaluation: int, block: int, output: Tensor) -> None:
+        """A block's output ``(rows, T, d)``; evaluations come in their order."""
+        self._outputs[block].append(output.flatten(1).float())
+
+    def sampled(self) -> None:
+        """Add the samples observed since the last time."""
+        for block, kept in enumerate(self._outputs):
+            stacked = torch.stack(kept, 1)  # (rows, E, T d)
+            kept.clear()
+            unit = stacked / stacked.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+            cosine = (unit @ unit.transpose(1, 2)).double()
+            self._total[block] += cosine.sum(0).cpu().numpy()
+            self._squares[block] += (cosine**2).sum(0).cpu().numpy()
+            self._error[block] += float(_pairwise_l1(stacked).double().sum())
+        self._samples += len(stacked)
+
+    def result(self, observations: int, noise_seeds: int) -> Similarity:
+        """The means over all samples."""
+        mean = self._total / self._samples
+        spread = np.sqrt(np.maximum(self._squares / self._samples - mean**2, 0.0))
+        return Similarity(mean, spread, self._error / self._samples, observations, noise_seeds)
+
+
 @torch.no_grad()
 def measure_similarity(
     policy: FlowPolicy,
@@ -76,31 +116,17 @@ def measure_similarity(
         )
     key = ScheduleKey.of(policy, num_steps, solver)
     engine = Engine(policy, Plan(rows, num_steps, solver, full_schedule(key)))
-    blocks, evaluations = len(key.blocks), key.num_evaluations
-    total = np.zeros((blocks, evaluations, evaluations))
-    squares, error = np.zeros_like(total), np.zeros(blocks)
+    meter = SimilarityMeter(len(key.blocks), key.num_evaluations)
     generator = torch.Generator().manual_seed(seed)
     noise = policy.noise(count * noise_seeds, None, generator)
     order = torch.arange(count).repeat(noise_seeds)
-    outputs: list[list[Tensor]] = [[] for _ in range(blocks)]
-    engine.observe = lambda evaluation, block, output: outputs[block].append(output.flatten(1).float())
+    engine.observe = meter.observe
     parts = list(range(0, len(order), rows))
     for start in progress(parts, "calibrating"):
         part = order[start : start + rows].to(policy.device)
         engine({name: values[part] for name, values in checked.items()}, noise[start : start + rows])
-        for block, kept in enumerate(outputs):
-            stacked = torch.stack(kept, 1)  # (rows, E, T d)
-            kept.clear()
-            unit = stacked / stacked.norm(dim=-1, keepdim=True).clamp(min=1e-12)
-            cosine = (unit @ unit.transpose(1, 2)).double()
-            total[block] += cosine.sum(0).cpu().numpy()
-            squares[block] += (cosine**2).sum(0).cpu().numpy()
-            error[block] += float(_pairwise_l1(stacked).double().sum())
-    engine.observe = None
-    samples = len(order)
-    mean = total / samples
-    spread = np.sqrt(np.maximum(squares / samples - mean**2, 0.0))
-    return Similarity(mean, spread, error / samples, count, noise_seeds)
+        meter.sampled()
+    return meter.result(count, noise_seeds)
 
 
 def _pairwise_l1(outputs: Tensor) -> Tensor:

@@ -123,7 +123,7 @@ class Branch(nn.Module):
 
 
 def spread(modulation: Tensor, ndim: int) -> tuple[Tensor, ...]:
-    """The parts of ``(N, parts, d)``, each ``(N, 1, ..., 1, d)`` of ``ndim`` axes, or ``(d,)`` where N is 1."""
+    """The parts of ``(N, parts, d)``, each ``(d,)`` if N is 1, or ``(N, 1, .., 1, d)`` of ``ndim`` axes."""
     rows, parts, width = modulation.shape
     if rows == 1:
         return modulation[0].unbind(0)
@@ -153,7 +153,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d_h)) v for ``(B, H, T, d_h)`` and ``(B, H, S, d_h)``."""
     reduced = query.device.type == "cpu" and torch.is_autocast_enabled("cpu")
     if reduced or torch.onnx.is_in_onnx_export():
-        # The fused kernel's backward pass is slow in bfloat16; ONNX exports it as four times as many operators.
+        # The fused kernel's backward pass is slow in bfloat16, and its ONNX form has many more operators.
         weights = torch.softmax(query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5, dim=-1)
         return weights @ value
     return F.scaled_dot_product_attention(query, key, value)

@@ -10,7 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowpolicy.models.blocks import Branch, CrossAttention, FeedForward, KeyValue, SelfAttention, modulate, spread
+from flowpolicy.models.blocks import (
+    Branch,
+    CrossAttention,
+    FeedForward,
+    KeyValue,
+    SelfAttention,
+    modulate,
+    spread,
+)
 from flowpolicy.models.config import ModelConfig
 from flowpolicy.models.encoders import StateEncoder
 

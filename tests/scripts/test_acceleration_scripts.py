@@ -1,0 +1,92 @@
+"""The real calibration and latency scripts on a shipped Push-T policy."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from flowpolicy.acceleration.schedule import Schedule
+
+pytest.importorskip("pymunk", reason="Push-T is not installed")
+pytest.importorskip("hydra", reason="hydra is not installed")
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+
+SMALL = [
+    "num_steps=12", "updates=4", "observations=64", "noise_seeds=1", "test_observations=8", "episodes=2",
+    "search_iterations=2", "search_observations=8", "threads=1",
+]  # fmt: skip
+TIMED = ["calls=6", "warm_up=1", "round_calls=3", "observations=8", "threads=1"]
+
+
+def run(folder, repo_root, script, *options, fails=False):
+    done = subprocess.run(
+        [sys.executable, str(repo_root / "scripts" / script), *map(str, options)],
+        cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
+        timeout=250,
+    )  # fmt: skip
+    assert (done.returncode != 0) == fails, done.stderr
+    if fails:
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def checkpoints(repo_root):
+    folder = repo_root / "benchmarks" / "checkpoints"
+    return {name: folder / f"pusht-{name}-seed0" for name in ("flow_matching", "shortcut")}
+
+
+@pytest.mark.slow
+def test_a_calibrated_schedule_is_timed_and_refused_elsewhere(repo_root, tmp_path, checkpoints):
+    checkpoint = f"checkpoint={checkpoints['flow_matching']}"
+    done = run(tmp_path, repo_root, "calibrate_cache.py", checkpoint, *SMALL, "run_dir=cache")
+    folder = tmp_path / "cache"
+    assert done.stdout.splitlines()[-1] == str(folder / "summary.json")
+    for name in ("schedules.png", "similarity.png", "similarity.npz"):
+        assert (folder / name).stat().st_size > 1000
+    assert all(f"| {method}" in done.stdout for method in ("uniform", "acs", "acs+bua", "searched"))
+    schedule = Schedule.load(folder / "schedule.json")
+    assert schedule.key.num_steps == 12
+    metrics = json.loads((folder / "summary.json").read_text())["metrics"]
+    assert metrics[metrics["chosen"]]["rms_error"] == schedule.calibration["rms_error"] > 0
+
+    options = [*TIMED, "backends=[eager,onnx]", f"schedules=[{folder / 'schedule.json'}]"]
+    done = run(
+        tmp_path, repo_root, "benchmark_latency.py", checkpoint, "num_steps=[12]", *options, "run_dir=time"
+    )
+    rows = json.loads((tmp_path / "time" / "latency.json").read_text())["rows"]
+    assert [(row["backend"], row["method"]) for row in rows] == [
+        (backend, method) for backend in ("eager", "onnx") for method in ("full", schedule.method)
+    ]
+    for row in rows:
+        assert 0 < row["floor"]["milliseconds"] < row["milliseconds"]["p50"] <= row["milliseconds"]["max"]
+        assert row["calls"] == 6
+        assert (row["rms_error"] < 1e-5) == (row["method"] == "full")
+    assert (tmp_path / "time" / "latency.png").stat().st_size > 10_000
+
+    other = f"checkpoint={checkpoints['shortcut']}"
+    done = run(tmp_path, repo_root, "benchmark_latency.py", other, *options, "run_dir=no", fails=True)
+    assert "another checkpoint" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "option", "words"),
+    [
+        ("calibrate_cache.py", "observations=8", ["observations is 8", "at least 64"]),
+        ("calibrate_cache.py", "updates=40", ["updates is 40"]),
+        ("calibrate_cache.py", "num_steps=1", ["nothing to reuse"]),
+        ("calibrate_cache.py", "metod=acs", ["'metod'", "'method'"]),
+        ("benchmark_latency.py", "backends=[tensorrt]", ["tensorrt", "onnx"]),
+        ("benchmark_latency.py", "backends=[cuda_graph]", ["GPU"]),
+        ("benchmark_latency.py", "schedules=[nowhere.json]", ["No cache schedule at nowhere.json"]),
+    ],
+)
+def test_a_mistake_is_one_sentence(repo_root, tmp_path, checkpoints, script, option, words):
+    settings = SMALL if script.startswith("calibrate") else [*TIMED, "num_steps=[2]", "device=cpu"]
+    settings = [given for given in settings if given.split("=")[0] != option.split("=")[0]]
+    checkpoint = f"checkpoint={checkpoints['flow_matching']}"
+    done = run(tmp_path, repo_root, script, checkpoint, *settings, option, "run_dir=run", fails=True)
+    for word in words:
+        assert word in done.stderr
