@@ -64,8 +64,9 @@ def measure(arguments: argparse.Namespace, num_steps: int, rounds: int) -> dict[
     generator = torch.Generator().manual_seed(0)
     observation = torch.randn(1, OBS_STEPS, OBSERVATION, generator=generator)
     noise = torch.randn(1, CHUNK, ACTION, generator=generator)
+    injected = torch.randn(num_steps, 1, CHUNK, ACTION, generator=generator)
     theirs = DDPMSampler(model, num_steps)
-    calls: dict[str, Callable[[], object]] = {PEER: lambda: theirs(observation, noise, generator)}
+    calls: dict[str, Callable[[], object]] = {PEER: lambda: theirs(observation, noise, injected)}
     missing = {}
     for backend in BACKENDS:
         try:

@@ -68,12 +68,20 @@ class DDPMSampler:
             )
 
     @torch.no_grad()
-    def __call__(self, cond: Tensor, noise: Tensor, generator: torch.Generator) -> Tensor:
-        """Normalised chunks ``(B, T, A)`` from normalised observations ``(B, T_o, D)`` and x ``(B, T, A)``."""
+    def __call__(self, cond: Tensor, noise: Tensor, injected: Tensor) -> Tensor:
+        """Normalised chunks ``(B, T, A)``.
+
+        Args:
+            cond: normalised observations ``(B, T_o, D)``.
+            noise: to start from, ``(B, T, A)``.
+            injected: one more for each step, ``(K, B, T, A)``; the last one is not used.
+        """
         x = noise
-        for t, root_now, root_rest, x0_factor, x_factor, sigma in self.table:
+        for (t, root_now, root_rest, x0_factor, x_factor, sigma), drawn in zip(
+            self.table, injected, strict=True
+        ):
             predicted = ((x - root_rest * self.model(x, t, cond)) / root_now).clamp(-1, 1)
             x = x0_factor * predicted + x_factor * x
             if sigma > 0:
-                x = x + sigma * torch.randn(x.shape, generator=generator)
+                x = x + sigma * drawn
         return x
