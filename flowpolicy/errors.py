@@ -21,3 +21,7 @@ class CheckpointError(FlowPolicyError):
 
 class TaskError(FlowPolicyError):
     """An environment that cannot be made, or whose spaces do not fit the policy."""
+
+
+class BackendError(ConfigError):
+    """A sampler's backend needs a package, a compiler or a device that is not here."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from flowpolicy.acceleration.engine import Engine, random_observations
-from flowpolicy.errors import ConfigError
+from flowpolicy.errors import BackendError
 from flowpolicy.models.blocks import Branch
 from flowpolicy.policy import FlowPolicy
 
@@ -21,7 +21,7 @@ def compiled(engine: Engine, policy: FlowPolicy) -> Engine:
     to build where the unrolled loop would take minutes.
 
     Raises:
-        ConfigError: there is no compiler for this device.
+        BackendError: there is no compiler for this device.
     """
     kinds: dict[type[Branch], Callable[..., Any]] = {}
     for block in engine.network.blocks():
@@ -36,7 +36,7 @@ def compiled(engine: Engine, policy: FlowPolicy) -> Engine:
         engine(random_observations(policy, rows, generator), policy.noise(rows, None, generator))
     except Exception as error:  # the compiler's own, of many kinds
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConfigError(
+        raise BackendError(
             f"backend=compile cannot build here ({reason[:200]}); "
             "it needs a C++ compiler on a CPU and Triton on a GPU."
         ) from error

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flowpolicy.acceleration.compiled import compiled
 from flowpolicy.acceleration.engine import Engine, random_observations
-from flowpolicy.errors import ConfigError
+from flowpolicy.errors import BackendError
 from flowpolicy.policy import FlowPolicy
 
 WARM_UP = 3  # calls before the capture, in which libraries choose their kernels
@@ -22,12 +22,12 @@ class Captured:
     Inputs are copied into the captured buffers and the chunk is copied out of them.
 
     Raises:
-        ConfigError: the policy is not on a GPU.
+        BackendError: the policy is not on a GPU.
     """
 
     def __init__(self, engine: Engine, policy: FlowPolicy) -> None:
         if policy.device.type != "cuda":
-            raise ConfigError(
+            raise BackendError(
                 "backend=cuda_graph needs the policy on a GPU; load it with device='cuda', "
                 "or take backend=onnx."
             )

@@ -62,12 +62,11 @@ class Engine:
         dtype = choose(DTYPES, plan.dtype, "dtype")
         self.plan, self.program, self.dtype = plan, plan.program(), dtype
         self.policy = policy
-        self.times = evaluation_times(plan.num_steps, plan.solver)
         level = torch.full((1,), policy.objective.level_of(plan.num_steps), device=policy.device)
         with torch.no_grad():  # one by one: a batch of them may round differently
             table = [
                 policy.network.modulations(torch.full_like(level, t, dtype=torch.float32), level)
-                for t in self.times
+                for t in evaluation_times(plan.num_steps, plan.solver)
             ]
         self.modulations = [[_taken_apart(m.to(dtype)) for m in blocks.unbind(1)] for blocks, _ in table]
         self.last = [last.to(dtype) for _, last in table]

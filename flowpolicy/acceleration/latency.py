@@ -19,7 +19,7 @@ from flowpolicy.acceleration.plots import plot_latency
 from flowpolicy.acceleration.sampler import BACKENDS, Sampler, build_sampler
 from flowpolicy.acceleration.schedule import Schedule
 from flowpolicy.device import resolve_device
-from flowpolicy.errors import ConfigError
+from flowpolicy.errors import BackendError
 from flowpolicy.evaluation.task import task_of
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.progress import progress
@@ -27,7 +27,6 @@ from flowpolicy.settings import require
 from flowpolicy.storage import write_json
 
 PERCENTILES = {"p50": 50.0, "p95": 95.0, "p99": 99.0, "p99_9": 99.9, "max": 100.0}
-NOT_INSTALLED = "not measured"
 
 
 @dataclass(frozen=True)
@@ -142,7 +141,7 @@ class LatencyReport:
                 f"| {what} | {row.share:.3f} | {times} | {floor} | "
                 f"{row.rms_error:.4f} | {row.memory_mb:.0f} |"
             )
-        return "\n".join([*lines, *(f"{name}: {NOT_INSTALLED}" for name in self.missing)])
+        return "\n".join([*lines, *(f"{name}: not measured" for name in self.missing)])
 
     def content(self) -> dict[str, Any]:
         """For JSON."""
@@ -159,10 +158,10 @@ class LatencyReport:
         """Write ``latency.json`` and ``latency.png``."""
         write_json(folder / "latency.json", self.content())
         points = {
-            f"{row.backend}, {row.method}": [
+            f"{row.backend}, {row.dtype}, {row.method}": [
                 (other.milliseconds["p50"], other.rms_error, other.num_steps)
                 for other in self.rows
-                if (other.backend, other.method) == (row.backend, row.method) and other.dtype == row.dtype
+                if (other.backend, other.dtype, other.method) == (row.backend, row.dtype, row.method)
             ]
             for row in self.rows
         }
@@ -208,12 +207,12 @@ def benchmark_checkpoint(config: LatencyConfig, env: Mapping[str, Any] | None = 
                 for k, schedule in plans:
                     samplers.append(_Timed(policy, config, backend, dtype, k, solver, schedule))
                     samplers[-1].warm_up(batches, noise, config.warm_up)
-            except ConfigError as error:
+            except BackendError as error:
                 if len(config.backends) == 1:
                     raise
                 missing.append(f"{backend}, {dtype} ({str(error).rstrip('.')})")
     if not samplers:
-        raise ConfigError("None of the backends runs here: " + "; ".join(missing) + ".")
+        raise BackendError("None of the backends runs here: " + "; ".join(missing) + ".")
     rounds = -(-config.calls // config.round_calls)
     for _ in progress(rounds, "timing"):
         for sampler in samplers:

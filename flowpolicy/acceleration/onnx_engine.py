@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from flowpolicy.acceleration.engine import Engine, Plan, random_observations
 from flowpolicy.acceleration.onnx_graph import Graph, Part, import_onnx
 from flowpolicy.acceleration.program import Evaluation, Recompute
-from flowpolicy.errors import ConfigError, FlowPolicyError
+from flowpolicy.errors import BackendError, ConfigError, FlowPolicyError
 from flowpolicy.flow.solvers import SOLVERS, integrate
 from flowpolicy.models.blocks import Branch, KeyValue, Modulation
 from flowpolicy.models.transformer import VelocityTransformer
@@ -34,7 +34,8 @@ class OnnxEngine:
     are added) is a graph; kept outputs stay in buffers that are bound to those graphs once.
 
     Raises:
-        ConfigError: a dtype it does not have, a policy on another device, or packages that are missing.
+        BackendError: a policy on another device, or packages that are missing.
+        ConfigError: a dtype it does not have.
         FlowPolicyError: the exported graphs do not compute what the eager engine does.
     """
 
@@ -43,7 +44,7 @@ class OnnxEngine:
         if plan.dtype not in TOLERANCE:
             raise ConfigError(f"dtype is '{plan.dtype}'; backend=onnx takes {' or '.join(TOLERANCE)}.")
         if policy.device.type != "cpu":
-            raise ConfigError("backend=onnx runs on the CPU; load the policy with device='cpu'.")
+            raise BackendError("backend=onnx runs on the CPU; load the policy with device='cpu'.")
         self.plan, self.policy = plan, policy
         eager = Engine(policy, Plan(plan.batch_size, plan.num_steps, plan.solver, plan.schedule))
         builder = _Builder(policy, plan, eager)

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from flowpolicy.errors import ConfigError
+from flowpolicy.errors import BackendError
 
 OPSET = 20
 
@@ -147,7 +147,7 @@ def import_onnx() -> Any:
         import onnxruntime
         import onnxscript
     except ImportError as error:
-        raise ConfigError(
+        raise BackendError(
             f"backend=onnx needs '{error.name}', which is not installed; run: pip install 'flowpolicy[onnx]'."
         ) from error
     del onnxruntime, onnxscript  # needed by the sessions and by the exporter

@@ -119,8 +119,8 @@ def build_sampler(
         dtype: ``float32``, ``bfloat16`` (not ``onnx``) or ``int8`` (weights, ``onnx`` only).
 
     Raises:
-        ConfigError: a K or solver that the policy does not have, a schedule made for something else, or a
-            backend that cannot run here.
+        ConfigError: a K or solver that the policy does not have, a schedule made for something else.
+        BackendError: a backend that cannot run here.
     """
     num_steps = policy.default_num_steps if num_steps is None else num_steps
     solver = solver or policy.config.tuned_solver
