@@ -35,7 +35,7 @@ from flowpolicy.acceleration.observations import CALIBRATION_SEED, observations_
 from flowpolicy.acceleration.sampler import build_sampler
 from flowpolicy.acceleration.schedule import Schedule
 from flowpolicy.acceleration.search import ActionError
-from flowpolicy.errors import ConfigError
+from flowpolicy.errors import BackendError, ConfigError
 from flowpolicy.evaluation.plots import BLUE, GREEN, GREY, ORANGE, house_figure
 from flowpolicy.evaluation.rollout import EVALUATION_SEED, evaluate
 from flowpolicy.evaluation.statistics import mean_interval, paired_difference_interval, wilson_interval
@@ -216,7 +216,7 @@ class Study:
             load = os.getloadavg()[0]
             try:
                 report = benchmark_checkpoint(config)
-            except ConfigError as error:
+            except BackendError as error:
                 print(f"{backend}: not measured ({error})", flush=True)
                 return None
             content = report.content()
