@@ -32,6 +32,7 @@ from flowpolicy import FlowPolicy
 from flowpolicy.acceleration.calibration import CalibrationConfig, caching_schedules, calibrate
 from flowpolicy.acceleration.latency import LatencyConfig, benchmark_checkpoint
 from flowpolicy.acceleration.observations import CALIBRATION_SEED, observations_of
+from flowpolicy.acceleration.plots import plot_schedules
 from flowpolicy.acceleration.sampler import build_sampler
 from flowpolicy.acceleration.schedule import Schedule
 from flowpolicy.acceleration.search import ActionError
@@ -540,6 +541,9 @@ def main() -> None:
         results = image = study.folder / "report"
     write_json(results / "caching-pusht.json", content)
     plot(content, image / "caching-pusht.png")
+    if schedules := study.schedules(GROUPS[0]):
+        about = f"Push-T, flow matching, K = {GROUPS[0].num_steps}, S = {UPDATES}"
+        plot_schedules(schedules, image / "caching-schedules.png", title=about)
     print(table(content))
 
 
