@@ -470,6 +470,8 @@ def plot(content: dict[str, Any], path: Path) -> None:
     shown = [b for b in BACKENDS if content["groups"][0]["backends"].get(b)]
     if not shown:
         return
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
     with house_figure(path, columns=len(shown), rows=2, width=4.4 * len(shown), height=7.6) as (figure, axes):
         for index, axis in enumerate(axes):
             metric, backend = ("coverage", "success")[index // len(shown)], shown[index % len(shown)]
@@ -499,7 +501,10 @@ def plot(content: dict[str, Any], path: Path) -> None:
                 label = f"K = 100 cached, {labels.get(method, method)}"
                 _errors(axis, cached, metric, GREY if method == "uniform" else ORANGE, label, mark, 7)
             axis.set_xscale("log")
-            axis.set_ylim(0, 1.02 if metric == "coverage" else None)
+            axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axis.xaxis.set_minor_formatter(NullFormatter())
+            axis.set_ylim(0.6 if metric == "coverage" else 0, 1.0 if metric == "coverage" else None)
             axis.set_title(f"{metric.capitalize()}, {backend}")
             axis.set_xlabel("milliseconds a chunk, median, one thread")
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
