@@ -3,34 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
 
 from flowpolicy.acceleration.engine import Engine, random_observations
 from flowpolicy.errors import BackendError
-from flowpolicy.models.blocks import Branch
 from flowpolicy.policy import FlowPolicy
 
 
 def compiled(engine: Engine, policy: FlowPolicy) -> Engine:
     """The engine with its blocks, its entry and its exit compiled, and run once so that they are.
 
-    All blocks of a kind share one compiled function, to which the weights are arguments: it takes seconds
-    to build where the unrolled loop would take minutes.
+    All blocks of a kind share one compiled function, to which the weights are arguments, and so do all
+    samplers of a process: it takes seconds to build where the unrolled loop would take minutes.
 
     Raises:
         BackendError: there is no compiler for this device.
     """
-    kinds: dict[type[Branch], Callable[..., Any]] = {}
-    for block in engine.network.blocks():
-        kind = type(block.module)
-        if kind not in kinds:
-            kinds[kind] = torch.compile(kind.gated, dynamic=False, fullgraph=True)
-    engine.run = [partial(kinds[type(block.module)], block.module) for block in engine.network.blocks()]
-    engine.enter = torch.compile(engine.network.enter, dynamic=False, fullgraph=True)
-    engine.leave = torch.compile(engine.network.leave, dynamic=False, fullgraph=True)
+    network = engine.network
+    engine.run = [partial(_compiled(type(block.module).gated), block.module) for block in network.blocks()]
+    engine.enter = partial(_compiled(type(network).enter), network)
+    engine.leave = partial(_compiled(type(network).leave), network)
     generator, rows = torch.Generator().manual_seed(0), engine.plan.batch_size
     try:
         engine(random_observations(policy, rows, generator), policy.noise(rows, None, generator))
@@ -41,3 +36,8 @@ def compiled(engine: Engine, policy: FlowPolicy) -> Engine:
             "it needs a C++ compiler on a CPU and Triton on a GPU."
         ) from error
     return engine
+
+
+@cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function, dynamic=False, fullgraph=True)

@@ -40,10 +40,12 @@ def plot_similarity(
     similarity: Similarity, blocks: tuple[str, ...], path: Path | str, *, title: str = ""
 ) -> Path:
     """Cosine similarity of every block's outputs, evaluation against evaluation."""
-    columns = 3
+    columns = 6 if len(blocks) > 12 else 3  # whole layers: SA, CA, FFN
     rows = -(-len(blocks) // columns)
     low = min(0.0, float(similarity.cosine.min()))
-    with house_figure(path, columns=columns, rows=rows, width=7.5, height=0.8 + 2.2 * rows) as (figure, axes):
+    with house_figure(
+        path, columns=columns, rows=rows, width=1.7 * columns + 1.2, height=0.8 + 1.9 * rows
+    ) as (figure, axes):
         figure.suptitle(title)
         for ax, name, matrix in zip(axes, blocks, similarity.cosine, strict=False):
             image = ax.imshow(matrix, vmin=low, vmax=1.0, cmap="viridis", interpolation="nearest")
