@@ -14,7 +14,7 @@ from flowpolicy.policy import FlowPolicy
 
 
 def compiled(engine: Engine, policy: FlowPolicy) -> Engine:
-    """The engine with its blocks, its entry and its exit compiled, and run once so that they are.
+    """The engine with its blocks and its exit compiled, and run once so that they are.
 
     All blocks of a kind share one compiled function, to which the weights are arguments, and so do all
     samplers of a process: it takes seconds to build where the unrolled loop would take minutes.
@@ -24,7 +24,8 @@ def compiled(engine: Engine, policy: FlowPolicy) -> Engine:
     """
     network = engine.network
     engine.run = [partial(_compiled(type(block.module).gated), block.module) for block in network.blocks()]
-    engine.enter = partial(_compiled(type(network).enter), network)
+    # The entry stays as it is: for two-dimensional actions, what torch 2.13 compiles for it on a CPU
+    # writes beyond its buffer, and there is next to nothing to gain.
     engine.leave = partial(_compiled(type(network).leave), network)
     generator, rows = torch.Generator().manual_seed(0), engine.plan.batch_size
     try:
