@@ -94,6 +94,18 @@ def test_modulations_of_one_time_serve_the_whole_batch():
     assert torch.allclose(one, each, atol=1e-6)
 
 
+def test_many_times_of_one_batch_are_computed_with_one_context():
+    network = make()
+    x, _, _, observation = inputs()
+    context = network.encode(observation)
+    times, levels = torch.tensor([0.0, 0.25, 0.75]), torch.tensor([0, 3, 5])
+    chunks = torch.stack([x, x + 1, 2 * x])
+    together = network.velocity(chunks, network.modulations(times, levels), context)
+    for chunk, t, level, found in zip(chunks, times, levels, together, strict=True):
+        assert torch.allclose(found, network(chunk, t[None], level[None], context), atol=1e-6)
+    assert not torch.allclose(together[0], together[1], atol=1e-3)
+
+
 def test_rows_do_not_see_each_other():
     network = make()
     x, t, level, observation = inputs()
