@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flowpolicy.acceleration.engine import Engine, Plan
 from flowpolicy.acceleration.schedule import ScheduleKey, full_schedule
-from flowpolicy.errors import DataError
+from flowpolicy.errors import ConfigError, DataError
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.progress import progress
 
@@ -55,15 +55,24 @@ class SimilarityMeter:
         self._total = np.zeros((blocks, evaluations, evaluations))
         self._squares, self._error = np.zeros_like(self._total), np.zeros(blocks)
         self._outputs: list[list[Tensor]] = [[] for _ in range(blocks)]
-        self._samples = 0
+        self._evaluations, self._samples = evaluations, 0
 
     def observe(self, evaluation: int, block: int, output: Tensor) -> None:
         """A block's output ``(rows, T, d)``; evaluations come in their order."""
         self._outputs[block].append(output.flatten(1).float())
 
     def sampled(self) -> None:
-        """Add the samples observed since the last time."""
+        """Add the samples observed since the last time.
+
+        Raises:
+            ConfigError: they were observed at another number of evaluations.
+        """
         for block, kept in enumerate(self._outputs):
+            if len(kept) != self._evaluations:
+                raise ConfigError(
+                    f"A chunk took {len(kept)} evaluations of the network, not {self._evaluations}; "
+                    "give the number that the sampler makes."
+                )
             stacked = torch.stack(kept, 1)  # (rows, E, T d)
             kept.clear()
             unit = stacked / stacked.norm(dim=-1, keepdim=True).clamp(min=1e-12)

@@ -135,9 +135,10 @@ def test_a_mistake_is_one_sentence(broken, error, words):
         broken()
 
 
-def test_a_sampler_with_another_number_of_calls_is_refused_and_changes_nothing():
-    toy = Toy(calls=7)
-    with pytest.raises(ConfigError, match="num_evaluations"):
+@pytest.mark.parametrize("calls", [7, 20])
+def test_a_sampler_with_another_number_of_calls_is_refused_and_changes_nothing(calls):
+    toy = Toy(calls=calls)
+    with pytest.raises(ConfigError, match=f"took {calls} evaluations of the network, not 10"):
         calibrate_decoder(toy.decoder, toy.sample, observations())
     assert toy.decoder.observe is None
     assert toy.decoder.schedule.method == "full"
