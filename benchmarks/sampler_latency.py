@@ -27,7 +27,7 @@ from flowpolicy.acceleration.sampler import build_sampler
 from flowpolicy.errors import FlowPolicyError
 from flowpolicy.evaluation.summary import git_state, machine, versions
 from flowpolicy.models.config import ModelConfig
-from flowpolicy.policy import PolicyConfig
+from flowpolicy.policy_config import PolicyConfig
 from flowpolicy.progress import progress
 from flowpolicy.storage import write_json
 

@@ -1,7 +1,8 @@
 """Flow policies for robots: pretrain on demonstrations, practise online, deploy in real time."""
 
 from flowpolicy.errors import CheckpointError, ConfigError, DataError, FlowPolicyError, TaskError
-from flowpolicy.policy import FlowPolicy, PolicyConfig
+from flowpolicy.policy import FlowPolicy
+from flowpolicy.policy_config import PolicyConfig
 
 __version__ = "0.1.0"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,50 +17,12 @@ from torch import Tensor, nn
 from flowpolicy.data.normalization import Normalizer
 from flowpolicy.errors import CheckpointError, ConfigError, FlowPolicyError
 from flowpolicy.flow import Objective, build_objective
-from flowpolicy.models.config import ModelConfig
+from flowpolicy.hub import download, upload
 from flowpolicy.models.transformer import VelocityTransformer
-from flowpolicy.settings import build
+from flowpolicy.policy_config import FORMAT_VERSION, PolicyConfig, read_config
 from flowpolicy.storage import atomic_folder, save_tensors
 
-FORMAT_VERSION = 1
 Observations = Mapping[str, Any] | Any  # key -> (B, T_o, *shape), or the single array of key "observation"
-
-
-@dataclasses.dataclass(frozen=True)
-class PolicyConfig:
-    """What defines a policy besides its weights; the content of a checkpoint's ``config.json``.
-
-    Attributes:
-        objective: name and settings of the objective (``flow_matching``, ``shortcut``, ...).
-        model: sizes of the network.
-        observation_shapes: key -> shape of one step.
-        action_dim: A.
-        obs_horizon: T_o.
-        action_horizon: T.
-        execute_horizon: T_e, actions executed before replanning.
-        observation_normalization: mode of the observations' normalisers.
-        action_normalization: mode of the actions' normaliser.
-        action_clip: bound of an action in normalised units; 1 is the demonstrated range under ``minmax``.
-        tuned_num_steps: the only K the weights are valid for, after fine-tuning; None: any K.
-        tuned_solver: the solver they were tuned with.
-        task: the task's settings, so that a checkpoint can be evaluated by itself.
-        metadata: where it comes from (demonstrations, their mean return, training steps, ...).
-    """
-
-    objective: dict[str, Any]
-    model: ModelConfig
-    observation_shapes: dict[str, tuple[int, ...]]
-    action_dim: int
-    obs_horizon: int
-    action_horizon: int
-    execute_horizon: int
-    observation_normalization: str = "minmax"
-    action_normalization: str = "minmax"
-    action_clip: float = 1.0
-    tuned_num_steps: int | None = None
-    tuned_solver: str = "euler"
-    task: dict[str, Any] = dataclasses.field(default_factory=dict)
-    metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class FlowPolicy(nn.Module):
@@ -308,11 +271,11 @@ class FlowPolicy(nn.Module):
                 raise CheckpointError(
                     f"No checkpoint at {path}; give a folder with config.json and model.safetensors."
                 )
-            folder = _from_hub(str(path))
+            folder = download(str(path))
         inner = folder / "checkpoint"
         if (inner / "config.json").is_file() and not (folder / "model.safetensors").exists():
             raise CheckpointError(f"{path} is a run's folder; its policy is {inner}, give that.")
-        config = _read_config(folder / "config.json")
+        config = read_config(folder / "config.json")
         try:
             policy = cls(config)
         except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:  # sizes that fit no network
@@ -348,68 +311,5 @@ class FlowPolicy(nn.Module):
 
     def push_to_hub(self, repo_id: str, *, private: bool = True) -> str:
         """Upload the checkpoint to the Hugging Face Hub; returns its address. Needs ``huggingface_hub``."""
-        import tempfile
-
-        hub = _hub()
         with tempfile.TemporaryDirectory() as temporary:
-            folder = self.save(Path(temporary) / "checkpoint")
-            hub.create_repo(repo_id, private=private, exist_ok=True)
-            return str(hub.upload_folder(repo_id=repo_id, folder_path=str(folder)))
-
-
-def policy_config(content: dict[str, Any]) -> PolicyConfig:
-    """A config from the content of a JSON file.
-
-    Raises:
-        ConfigError: an unknown, missing or malformed entry (or KeyError, TypeError, AttributeError of one).
-    """
-    shapes = {key: tuple(shape) for key, shape in content["observation_shapes"].items()}
-    return build(PolicyConfig, {**content, "observation_shapes": shapes}, "config")
-
-
-def _read_config(file: Path) -> PolicyConfig:
-    try:
-        content = json.loads(file.read_text())
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{file.parent} has no config.json; it is not a policy checkpoint.") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} is not readable JSON; the checkpoint is damaged.") from error
-    if not isinstance(content, dict) or not isinstance(content.get("format_version"), int):
-        raise CheckpointError(f"{file} has no format_version; it is not a flowpolicy checkpoint.")
-    version = content.pop("format_version")
-    if version > FORMAT_VERSION:
-        raise CheckpointError(
-            f"{file} has format {version} and this flowpolicy reads up to {FORMAT_VERSION}; "
-            "upgrade with: pip install -U flowpolicy."
-        )
-    try:
-        config = policy_config(content)
-        build_objective(config.objective)
-    except (ConfigError, KeyError, TypeError, AttributeError) as error:
-        sentence = str(error) if isinstance(error, ConfigError) else f"{error!r} is missing or malformed."
-        raise CheckpointError(f"{file} does not describe a policy: {sentence}") from error
-    return config
-
-
-def _hub() -> Any:
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise CheckpointError(
-            "The Hugging Face Hub needs huggingface_hub; install it with: pip install 'flowpolicy[hub]'."
-        ) from error
-    return huggingface_hub
-
-
-def _from_hub(repo_id: str) -> Path:
-    try:
-        folder = _hub().snapshot_download(repo_id, allow_patterns=["config.json", "model.safetensors"])
-    except CheckpointError as error:
-        raise CheckpointError(
-            f"No checkpoint folder at {repo_id}, and {str(error)[0].lower()}{str(error)[1:]}"
-        ) from error
-    except Exception as error:  # network, authentication, unknown repository
-        raise CheckpointError(
-            f"{repo_id} is neither a folder nor a Hub repository that can be read ({type(error).__name__})."
-        ) from error
-    return Path(folder)
+            return upload(self.save(Path(temporary) / "checkpoint"), repo_id, private=private)

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from flowpolicy.errors import FlowPolicyError
 from flowpolicy.models.config import ModelConfig
-from flowpolicy.policy import FlowPolicy, PolicyConfig
+from flowpolicy.policy import FlowPolicy
+from flowpolicy.policy_config import PolicyConfig
 
 Break = Callable[[Path, np.random.Generator], None]
 CASES: dict[str, tuple[Break, int]] = {}

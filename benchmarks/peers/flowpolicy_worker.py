@@ -11,7 +11,8 @@ import torch
 from flowpolicy.data.sampling import ChunkSampler, low_dimensional
 from flowpolicy.data.store import read_demonstrations
 from flowpolicy.models.config import ModelConfig
-from flowpolicy.policy import FlowPolicy, PolicyConfig
+from flowpolicy.policy import FlowPolicy
+from flowpolicy.policy_config import PolicyConfig
 from flowpolicy.pretraining.config import TrainConfig
 from flowpolicy.pretraining.trainer import Trainer
 

@@ -19,7 +19,8 @@ from torch import Tensor
 from flowpolicy.errors import CheckpointError, ConfigError
 from flowpolicy.finetuning.noise import NoiseConfig
 from flowpolicy.finetuning.update import UPDATE_RULES, build_update_rule
-from flowpolicy.policy import FlowPolicy, PolicyConfig, policy_config
+from flowpolicy.policy import FlowPolicy
+from flowpolicy.policy_config import PolicyConfig, policy_config
 from flowpolicy.settings import build
 from flowpolicy.storage import atomic_file, load_optimizer, optimizer_tensors, under
 

@@ -26,7 +26,8 @@ from flowpolicy.evaluation.task import Task, task_from
 from flowpolicy.flow import build_objective
 from flowpolicy.loggers import build_loggers, read_metrics
 from flowpolicy.models.config import ModelConfig
-from flowpolicy.policy import FlowPolicy, PolicyConfig
+from flowpolicy.policy import FlowPolicy
+from flowpolicy.policy_config import PolicyConfig
 from flowpolicy.pretraining.config import DataConfig, TrainConfig
 from flowpolicy.pretraining.state import STATE_FOLDER
 from flowpolicy.pretraining.trainer import CHECKPOINT, Trainer

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from flowpolicy.models.config import ModelConfig
-from flowpolicy.policy import FlowPolicy, PolicyConfig
+from flowpolicy.policy import FlowPolicy
+from flowpolicy.policy_config import PolicyConfig
 
 
 def random_policy(objective="flow_matching", seed=0, depth=2, **settings):

@@ -34,7 +34,7 @@ from flowpolicy.finetuning.recorder import STATE_FILE
 from flowpolicy.finetuning.reinflow import ReinFlow
 from flowpolicy.finetuning.run import finetune
 from flowpolicy.models.config import ModelConfig
-from flowpolicy.policy import PolicyConfig
+from flowpolicy.policy_config import PolicyConfig
 
 KILLS, STEPS, PER_ITERATION = 5, 12_800, 128
 

@@ -10,7 +10,8 @@ from flowpolicy.finetuning.chain import NoisyFlow, entropy, kl_divergence, log_p
 from flowpolicy.finetuning.noise import NoiseConfig
 from flowpolicy.finetuning.update import PPO, Minibatch
 from flowpolicy.models.config import ModelConfig
-from flowpolicy.policy import FlowPolicy, PolicyConfig
+from flowpolicy.policy import FlowPolicy
+from flowpolicy.policy_config import PolicyConfig
 
 B, T, A, T_O = 6, 4, 3, 2
 
