@@ -5,8 +5,8 @@
 
 The policies are the deep ones of `benchmarks/imitation.py pusht-deep`. Every arm is one policy, one K and one cache
 schedule. Its episodes are run once, whatever the backend: backends agree to 1e-4 of a normalised action. All arms meet
-the same environment seeds, and the same x_0 at the same plan of an episode; schedules are made from other episodes and
-other noises. Latencies are those of a batch of 1 on the same machine, the samplers of a backend taking turns.
+the same environment seeds, and the same x_0 at the same plan of an episode, in the order of the seeds: an arm of fewer
+episodes is paired with the first of a longer one. Schedules are made from other episodes and other noises. Latencies are those of a batch of 1 on the same machine, the samplers of a backend taking turns.
 
 A cached schedule is set against the full computation, and against plain sampling with fewer steps: the K whose
 measured latency is nearest to the schedule's own, at most 5% above it.
@@ -50,9 +50,10 @@ TRAINED = "runs/benchmarks/imitation/pusht/{}-deep-seed0/train/checkpoint"
 
 BACKENDS = ("onnx", "eager", "compile")
 METHODS = ("acs", "acs+bua5", "acs+bua3", "searched", "uniform")  # the number is n, blocks given a union
+FEWER_METHODS = tuple(method for method in METHODS if method != "acs+bua3")
 UPDATES = 10  # S
 PLAIN = {"flow_matching": (100, 50, 10, 4), "shortcut": (64, 16, 4, 1)}
-FEWER = (1, 2, 3, 4, 5, 6, 8, 10, 11, 12, 13, 14, 15, 16, 18, 20, 22, 24, 28, 32)  # timed beside schedules
+FEWER = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 32)  # timed beside schedules
 ABOVE = 1.05  # latency of fewer steps over that of the schedule, at most
 MARGIN = -0.03  # of coverage: the lower bound that a schedule must keep
 ROWS = 25  # rows of the evaluation's sampler
@@ -66,6 +67,8 @@ class Group:
 
     policy: str
     num_steps: int
+    methods: tuple[str, ...] = ()
+    share: float = 1.0  # of the episodes
 
     @property
     def name(self) -> str:
@@ -77,11 +80,18 @@ class Group:
 
 # With K <= S there is nothing to reuse: K = 10, 4 and 1 have no schedules.
 GROUPS = (
-    Group("flow_matching", 100),
-    Group("flow_matching", 50),
-    Group("shortcut", 64),
-    Group("shortcut", 16),
+    Group("flow_matching", 100, METHODS),
+    Group("flow_matching", 50, FEWER_METHODS, 0.5),
+    Group("shortcut", 64, FEWER_METHODS, 0.5),
+    Group("shortcut", 16, FEWER_METHODS, 0.5),
 )
+
+
+def plain(policy: str, num_steps: int) -> Group:
+    """The group of a plain sampler: one of those with schedules, or one of its own."""
+    return next(
+        (g for g in GROUPS if (g.policy, g.num_steps) == (policy, num_steps)), Group(policy, num_steps)
+    )
 
 
 class Study:
@@ -101,7 +111,9 @@ class Study:
     def policies(self) -> dict[str, FlowPolicy]:
         return {name: FlowPolicy.load(ROOT / path) for name, path in self.paths.items()}
 
-    def once(self, name: str, make: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:
+    def once(
+        self, name: str, make: Callable[[], dict[str, Any] | None], episodes: int | None = None
+    ) -> dict[str, Any] | None:
         """What ``make`` gave, now or before; None where it is missing and not to be made."""
         path = self.folder / f"{name}.json"
         if not path.exists():
@@ -116,7 +128,7 @@ class Study:
             write_json(path, made)
             print(f"{time.strftime('%H:%M:%S')} {name}: {made['wall_seconds']:.0f} s", flush=True)
         found = read_json(path)
-        if found.get("episodes", self.episodes) != self.episodes:
+        if episodes is not None and found["episodes"] < episodes:
             raise SystemExit(
                 f"{path} holds {found['episodes']} episodes; take --episodes or --folder to match."
             )
@@ -127,7 +139,7 @@ class Study:
         folder = self.folder / f"schedules-{group.name}"
         if self.once(f"calibration-{group.name}", lambda: self._calibrate(group, folder)) is None:
             return {}
-        return {method: Schedule.load(folder / f"{method}.json") for method in METHODS}
+        return {method: Schedule.load(folder / f"{method}.json") for method in group.methods}
 
     def _calibrate(self, group: Group, folder: Path) -> dict[str, Any]:
         policy = self.policies[group.policy]
@@ -152,11 +164,13 @@ class Study:
         rms, largest = ActionError(policy, judging, plain, config.seed + 1).both(three.updates)
         three.calibration.update(rms_error=rms, max_error=largest)
         schedules["acs+bua3"] = three
-        for method in METHODS:
+        for method in group.methods:
             schedules[method].save(folder / f"{method}.json")
         print(found.table())
         return {
-            "method_of_least_error": min(METHODS, key=lambda name: schedules[name].calibration["rms_error"]),
+            "method_of_least_error": min(
+                group.methods, key=lambda name: schedules[name].calibration["rms_error"]
+            ),
             "fewer_steps_rms_error": found.fewer_steps,
             "first_seed": CALIBRATION_SEED,
             "schedules": {
@@ -172,13 +186,14 @@ class Study:
 
     def rollouts(self, group: Group, method: str, schedule: Schedule | None = None) -> None:
         """The episodes of an arm."""
+        episodes = round(self.episodes * group.share)
 
         def make() -> dict[str, Any]:
             policy = self.policies[group.policy]
             sampler = build_sampler(policy, ROWS, group.num_steps, schedule=schedule, backend="onnx")
             task = task_of(policy.task, None, self.paths[group.policy])
             result = evaluate(
-                cast("Any", sampler), task, episodes=self.episodes, num_envs=NUM_ENVS, show_progress=False
+                cast("Any", sampler), task, episodes=episodes, num_envs=NUM_ENVS, show_progress=False
             )
             assert result.score is not None
             assert result.success is not None
@@ -189,7 +204,7 @@ class Study:
                 "share": sampler.plan.schedule.share,
                 "settings": sampler.plan.schedule.settings,
                 "parity": cast("Any", sampler.compute).parity,
-                "episodes": self.episodes,
+                "episodes": episodes,
                 "first_seed": EVALUATION_SEED,
                 "score": result.score.tolist(),
                 "success": result.success.tolist(),
@@ -197,7 +212,7 @@ class Study:
                 "length": result.lengths.tolist(),
             }
 
-        self.once(group.arm(method), make)
+        self.once(group.arm(method), make, episodes)
 
     def latency(self, group: Group, backend: str) -> dict[str, Any] | None:
         """``full``, ``K<n>`` and the methods to their times in a backend."""
@@ -239,9 +254,9 @@ class Study:
     def fewer_steps(self, group: Group, backend: str) -> None:
         """Episodes of the plain samplers that are as fast as the group's schedules."""
         timed = self.latency(group, backend)
-        for method in METHODS if timed else ():
+        for method in group.methods if timed else ():
             assert timed is not None
-            self.rollouts(Group(group.policy, int(equal_latency(timed["rows"], method)["num_steps"])), "full")
+            self.rollouts(plain(group.policy, equal_latency(timed["rows"], method)["num_steps"]), "full")
 
     def run(self) -> None:
         """Everything; what decides the most comes first."""
@@ -252,7 +267,7 @@ class Study:
         self.collect()
         for policy, counts in PLAIN.items():
             for k in counts:
-                self.rollouts(Group(policy, k), "full")
+                self.rollouts(plain(policy, k), "full")
         for group in GROUPS:
             self._episodes_of(group)
             for backend in BACKENDS:
@@ -303,7 +318,7 @@ class Study:
             if timed is None:
                 continue
             full, cached = timed["rows"]["full"]["milliseconds"]["p50"], {}
-            for method in METHODS:
+            for method in group.methods:
                 equal = equal_latency(timed["rows"], method)
                 other = arms.get(Group(group.policy, equal["num_steps"]).arm("full"))
                 mine = arms.get(group.arm(method))
@@ -325,7 +340,7 @@ class Study:
             "calibration": (calibration or {}).get("schedules"),
             "against_full": {
                 method: _difference(arms.get(group.arm(method)), arms.get(group.arm("full")))
-                for method in METHODS
+                for method in group.methods
             },
             "backends": backends,
         }
@@ -343,12 +358,13 @@ def equal_latency(rows: dict[str, Any], method: str) -> dict[str, Any]:
 
 
 def _difference(first: dict[str, Any] | None, second: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Mean of first - second over paired episodes, of coverage and of success."""
+    """Mean of first - second over the episodes that both have, of coverage and of success."""
     if first is None or second is None:
         return None
-    result: dict[str, Any] = {}
+    both = min(len(first["score"]), len(second["score"]))
+    result: dict[str, Any] = {"episodes": both}
     for key, name in (("score", "coverage"), ("success", "success")):
-        mine, other = (np.asarray(arm[key], dtype=np.float64) for arm in (first, second))
+        mine, other = (np.asarray(arm[key][:both], dtype=np.float64) for arm in (first, second))
         result[name] = float((mine - other).mean())
         result[f"{name}_ci95"] = list(paired_difference_interval(mine, other))
     return result
