@@ -31,6 +31,8 @@ class Task:
         execute_horizon: actions executed before replanning, T_e <= T.
         control_hz: rate of the environment in 1/s.
         metric: what figures and plots show first: ``return``, ``success`` or ``score``.
+        safe_action: what a real-time loop sends where it has no valid command: ``hold`` repeats the last one
+            (position control), ``zero`` is no torque or velocity. Empty: undeclared, and no loop will run it.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Task:
     execute_horizon: int = 4
     control_hz: float = 50.0
     metric: str = "return"
+    safe_action: str = ""
 
     def __post_init__(self) -> None:
         require(self.obs_horizon >= 1, "env.obs_horizon", self.obs_horizon, "at least 1")
@@ -53,6 +56,8 @@ class Task:
         )
         require(self.control_hz > 0, "env.control_hz", self.control_hz, "positive")
         require(self.metric in METRICS, "env.metric", self.metric, f"one of {', '.join(METRICS)}")
+        safe = self.safe_action
+        require(safe in ("", "hold", "zero"), "env.safe_action", safe, "hold or zero")
 
     def make(self, **kwargs: Any) -> Any:
         """Make the environment (``gymnasium.Env``).

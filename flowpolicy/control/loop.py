@@ -1,0 +1,350 @@
+"""The control loop: a command at every tick of an absolute schedule, whatever inference does meanwhile."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import statistics
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from flowpolicy.control.chunks import Chunk, Fusion, build_fusion
+from flowpolicy.control.clock import Clock, MonotonicClock
+from flowpolicy.control.events import Event, EventLog
+from flowpolicy.control.history import ObservationHistory
+from flowpolicy.control.inference import Worker
+from flowpolicy.control.pipeline import Pipeline
+from flowpolicy.control.priority import real_time_priority
+from flowpolicy.control.robot import Action, Robot
+from flowpolicy.control.safety import SafetyConfig, SafetyGate
+from flowpolicy.control.telemetry import SOURCES, Telemetry
+from flowpolicy.execution import ChunkPolicy
+from flowpolicy.settings import require
+
+log = logging.getLogger(__name__)
+
+CHUNK, PREVIOUS, FAST, SAFE = range(len(SOURCES))
+CLOCK_STEP_S = 1.0
+"""A tick this late is taken for a clock that was set or a machine that was suspended."""
+
+
+@dataclass(frozen=True)
+class ControlConfig:
+    """Settings of a control loop.
+
+    Attributes:
+        rate_hz: ticks a second, 1 to 1000; None takes the robot's own rate.
+        fusion: ``switch``, ``ensemble`` or ``rtc``.
+        execute_horizon: T_e, ticks after which the next chunk is asked for; None takes the policy's.
+        max_delay: ticks that a chunk may take to arrive before it counts as late; None: all that the chunk
+            leaves, T - T_e.
+        wait_share: share of a period that a tick waits for the chunk it has just asked for, where recent ones
+            came that fast: such a chunk has no delay at all. 0 never waits.
+        fast_lead: ticks before the actions run out at which the faster sampler is asked.
+        hang_timeout_s: after which a request counts as lost and its worker is replaced.
+        start_timeout_s: for the policy to be ready and its first chunk to come.
+        telemetry_ticks: rows kept, the newest.
+        priority: ask the system for real-time scheduling of the loop's thread, where it allows that.
+        safety: limits of the commands.
+    """
+
+    rate_hz: float | None = None
+    fusion: str = "switch"
+    execute_horizon: int | None = None
+    max_delay: int | None = None
+    wait_share: float = 0.3
+    fast_lead: int = 2
+    hang_timeout_s: float = 1.0
+    start_timeout_s: float = 60.0
+    telemetry_ticks: int = 200_000
+    priority: bool = True
+    safety: SafetyConfig = field(default_factory=SafetyConfig)
+
+    def __post_init__(self) -> None:
+        rate = self.rate_hz
+        require(rate is None or 1 <= rate <= 1000, "control.rate_hz", rate, "between 1 and 1000")
+        require(0 <= self.wait_share < 1, "control.wait_share", self.wait_share, "at least 0 and below 1")
+        for name in ("fast_lead", "telemetry_ticks"):
+            require(getattr(self, name) >= 1, f"control.{name}", getattr(self, name), "at least 1")
+        for name in ("hang_timeout_s", "start_timeout_s"):
+            require(getattr(self, name) > 0, f"control.{name}", getattr(self, name), "positive")
+
+
+@dataclass
+class Status:
+    """Where a running loop stands; read by others, written by the loop alone.
+
+    Attributes:
+        tick: number of the present period.
+        misses: safe actions in a row, for want of a valid command.
+        chunks: that have arrived.
+        delay: ticks of the last one.
+        inference: seconds of the last one.
+        stopped: why the loop ended; empty while it runs.
+    """
+
+    tick: int = 0
+    misses: int = 0
+    chunks: int = 0
+    delay: int = -1
+    inference: float = float("nan")
+    stopped: str = ""
+
+
+class ControlLoop:
+    """Drives a robot with a policy that computes beside it.
+
+    Each tick: observe; take what inference has finished; choose this tick's action among the chunks; send it
+    through the safety gate; ask for the next chunk where it is due; write a row of telemetry. Ticks begin at
+    absolute times, so that lateness does not add up; those that did not happen are counted.
+
+    Where no chunk covers a tick the faster sampler's chunk is used, if there is one, and otherwise the
+    robot's safe action. Too many of those in a row stop the robot.
+
+    Args:
+        robot: what is driven; it is not closed.
+        policy: gives the horizons and observation shapes.
+        worker: plans chunks.
+        config: settings.
+        fast: a worker of a faster sampler of the same policy, or None.
+        dead_man: called at every tick; False sends the safe action.
+        clock: the time.
+        events: log to add to; a new one where None.
+
+    Raises:
+        TaskError: the policy does not fit the robot.
+        ConfigError: a chunk would end before the next one may arrive.
+    """
+
+    def __init__(
+        self,
+        robot: Robot,
+        policy: ChunkPolicy,
+        worker: Worker,
+        config: ControlConfig,
+        *,
+        fast: Worker | None = None,
+        dead_man: Callable[[], bool] | None = None,
+        clock: Clock | None = None,
+        events: EventLog | None = None,
+    ) -> None:
+        spec = robot.spec
+        spec.check(policy)
+        self.robot, self.config = robot, config
+        self.clock = clock or MonotonicClock()
+        self.events = events or EventLog()
+        self.status = Status()
+        self.period = 1.0 / (config.rate_hz or spec.rate_hz)
+        horizon = policy.action_horizon
+        own = int(getattr(policy, "execute_horizon", horizon))
+        self.execute_horizon = own if config.execute_horizon is None else config.execute_horizon
+        self.max_delay = horizon - self.execute_horizon if config.max_delay is None else config.max_delay
+        self.fusion: Fusion = build_fusion(config.fusion, horizon, self.execute_horizon, self.max_delay)
+        self.gate = SafetyGate(robot, config.safety, self.events, self.period, dead_man)
+        self.telemetry = Telemetry(config.telemetry_ticks, spec.action_dim)
+        self.history = ObservationHistory(policy.observation_shapes, policy.obs_horizon, self.events)
+        shape = (horizon, spec.action_dim)
+        timeout = config.hang_timeout_s
+        self._main = Pipeline(worker, shape, self.events, timeout, self.clock)
+        self._fast = None if fast is None else Pipeline(fast, shape, self.events, timeout, self.clock)
+        self._fast_chunk: Chunk | None = None
+        self._newest: Chunk | None = None
+        self._due = 0
+        self._recent: deque[float] = deque(maxlen=16)
+        self._last: Action | None = None
+        self._last_number = self._late = -1
+        width = spec.action_high - spec.action_low
+        self._width = np.where(np.isfinite(width) & (width > 0), width, 1.0).astype(np.float32)
+
+    def run(self, ticks: int | None = None) -> Status:
+        """Run for a number of ticks, or until it is stopped; the robot is left with its safe action.
+
+        Returns:
+            The status; ``stopped`` is ``finished``, ``interrupted`` or the watchdog's sentence.
+
+        Raises:
+            FlowPolicyError: the policy was not ready in time.
+        """
+        for pipeline in (self._main, self._fast):
+            if pipeline is not None:
+                pipeline.wait_until_ready(self.config.start_timeout_s)
+        with _undisturbed(), real_time_priority(self.config.priority):
+            try:
+                self._run(ticks)
+            except KeyboardInterrupt:
+                self.status.stopped = "interrupted"
+            finally:
+                self.gate.send_safe(self.status.tick)
+        return self.status
+
+    def stop(self, reason: str = "stopped") -> None:
+        """End the loop at the next tick."""
+        self.status.stopped = reason
+
+    def _run(self, ticks: int | None) -> None:
+        origin, tick = self._origin(), 0
+        status = self.status
+        while not status.stopped:
+            if ticks is not None and tick >= ticks:
+                status.stopped = "finished"
+                break
+            deadline = origin + tick * self.period
+            ahead = deadline - self.clock.now()
+            if ahead > 2 * self.period:  # the clock went backwards: waiting for it would be silence
+                self.events.add(Event.CLOCK_STEP, tick, f"{-ahead:.3f} s")
+                origin -= ahead
+                deadline -= ahead
+            self.clock.sleep_until(deadline)
+            now = self.clock.now()
+            if now - deadline > CLOCK_STEP_S:
+                self.events.add(Event.CLOCK_STEP, tick, f"{now - deadline:+.3f} s")
+            missed = int((now - deadline) / self.period)
+            if missed:
+                self.events.add(
+                    Event.DEADLINE_MISSED, tick, f"late by {1e3 * (now - deadline):.1f} ms", missed
+                )
+                tick += missed
+                deadline += missed * self.period
+            status.tick = tick
+            self._tick(tick, deadline, now)
+            tick += 1
+
+    def _origin(self) -> float:
+        """The first deadline: half a period after a step of the robot's own clock, where it has one."""
+        soon = self.clock.now() + self.period
+        own = self.robot.spec.origin
+        if own is None:
+            return soon
+        steps = np.ceil((soon - own) / self.period - 0.5)
+        return float(own + (steps + 0.5) * self.period)
+
+    def _tick(self, tick: int, deadline: float, now: float) -> None:
+        self._observe(tick, now)
+        age = self.history.age(now)
+        fresh = -self.period <= age <= self.config.safety.max_observation_age_s
+        if not fresh and np.isfinite(age):
+            self.events.add(Event.OBSERVATION_STALE, tick, f"{age:.3f} s old")
+        arrived, seconds = self._collect(tick, fresh)
+        command, source, number, step = self._choose(tick, fresh)
+        seam = float("nan")
+        if command is not None and number != self._last_number and self._last is not None:
+            seam = float(np.sqrt(np.mean(((command - self._last) / self._width) ** 2)))
+        sent, valid = self.gate.send(command, tick)
+        if not valid:
+            source = SAFE
+        self._last, self._last_number = sent, number
+        self._watch(command is None or sent is None, tick)
+        self._ask_fast(tick, fresh)
+        action: Any = sent if sent is not None else np.nan
+        self.telemetry.add(
+            tick, deadline, now, self.clock.now(), age, seconds, arrived, number, step, source, seam,
+            self.events.take_bits(), action,
+        )  # fmt: skip
+
+    def _observe(self, tick: int, now: float) -> None:
+        try:
+            observation = self.robot.observe()
+        except Exception as error:  # a driver may raise anything
+            self.events.add(Event.ROBOT_ERROR, tick, f"observe: {type(error).__name__}: {error}"[:200])
+            return
+        if self.history.add(observation, tick, now):
+            self.events.add(Event.EPISODE, tick)
+            self.fusion.reset()
+            self.gate.reset()
+            self._newest = self._fast_chunk = None
+            self._due = tick
+            self._main.forget()
+            if self._fast is not None:
+                self._fast.forget()
+
+    def _collect(self, tick: int, fresh: bool) -> tuple[int, float]:
+        """Take a finished chunk and ask for the next; its delay in ticks (-1: none) and planning seconds."""
+        found = self._take(tick, 0.0)
+        if (
+            fresh
+            and tick >= self._due
+            and self._main.submit(tick, self.history.newest(), self.fusion.prefix(tick))
+        ):
+            self._due = tick + self.execute_horizon
+            budget = self.config.wait_share * self.period
+            if self._recent and statistics.median(self._recent) < budget:
+                found = self._take(tick, budget) or found
+        return found if found is not None else (-1, float("nan"))
+
+    def _take(self, tick: int, wait: float) -> tuple[int, float] | None:
+        answer = self._main.take(tick, wait)
+        if answer is None:
+            if self._main.failed:  # ask again with the newest observation
+                self._due = tick
+            return None
+        actions, start, seconds = answer
+        chunk = Chunk(actions, start, tick)
+        self.fusion.add(chunk)
+        self._newest = chunk
+        self._recent.append(seconds)
+        status = self.status
+        status.chunks, status.delay, status.inference = status.chunks + 1, chunk.delay, seconds
+        return chunk.delay, seconds
+
+    def _choose(self, tick: int, fresh: bool) -> tuple[Action | None, int, int, int]:
+        """The tick's command, its source, and the number and step of its chunk."""
+        if not fresh:
+            return None, SAFE, -1, -1
+        action = self.fusion.action(tick)
+        if action is not None and self._newest is not None:
+            step = tick - self._newest.start
+            late = step >= self.execute_horizon + self.max_delay
+            if late and self._late != self.status.chunks:
+                self._late = self.status.chunks
+                self.events.add(Event.INFERENCE_LATE, tick)
+            return action, PREVIOUS if late else CHUNK, self.status.chunks, step
+        if self._fast_chunk is not None and (action := self._fast_chunk.at(tick)) is not None:
+            self.events.add(Event.FAST_SAMPLER, tick)
+            return action, FAST, -2 - self._fast_chunk.start, tick - self._fast_chunk.start
+        return None, SAFE, -1, -1
+
+    def _ask_fast(self, tick: int, fresh: bool) -> None:
+        """Have the faster sampler plan ahead where the main one may leave a gap."""
+        if self._fast is None:
+            return
+        answer = self._fast.take(tick, 0.0)
+        if answer is not None:
+            self._fast_chunk = Chunk(answer[0], answer[1], tick)
+        covered = max((c.end for c in (self._newest, self._fast_chunk) if c is not None), default=tick)
+        if fresh and self.status.chunks and covered - tick <= self.config.fast_lead:
+            self._fast.submit(tick, self.history.newest(), None)
+
+    def _watch(self, missed: bool, tick: int) -> None:
+        status = self.status
+        if not status.chunks:
+            if tick * self.period > self.config.start_timeout_s:
+                status.stopped = f"no chunk came within {self.config.start_timeout_s:g} s"
+                self.events.add(Event.WATCHDOG_STOP, tick, status.stopped)
+            return
+        status.misses = status.misses + 1 if missed else 0
+        if status.misses >= self.config.safety.miss_limit:
+            status.stopped = f"watchdog: no valid command in {status.misses} ticks in a row"
+            self.events.add(Event.WATCHDOG_STOP, tick, status.stopped)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """No garbage collection: the loop makes no cycles, and a full collection takes milliseconds."""
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        if was_enabled:
+            gc.enable()
+
+
+__all__ = ["ControlConfig", "ControlLoop", "Status"]

@@ -1,0 +1,124 @@
+"""One worker as the loop sees it: at most one request under way, every way it can fail counted and mended."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowpolicy.control.chunks import Prefix
+from flowpolicy.control.clock import Clock
+from flowpolicy.control.events import Event, EventLog
+from flowpolicy.control.inference import Request, Worker, WorkerDiedError
+from flowpolicy.errors import FlowPolicyError
+
+RESTART_PAUSE_S = 0.5
+"""Least time between two replacements of a worker: one that cannot be built is not built at every tick."""
+
+
+class Pipeline:
+    """Submits requests to a worker and takes its answers; replaces it where it hangs or dies.
+
+    Args:
+        worker: who plans.
+        shape: of a chunk, (T, A).
+        events: where failures are counted.
+        hang_timeout: seconds after which a request counts as lost.
+        clock: the loop's.
+
+    Attributes:
+        failed: the last call of :meth:`take` found that the request under way will have no answer.
+    """
+
+    def __init__(
+        self, worker: Worker, shape: tuple[int, int], events: EventLog, hang_timeout: float, clock: Clock
+    ) -> None:
+        self.worker, self.shape, self.events, self.clock = worker, shape, events, clock
+        self.hang_timeout = hang_timeout
+        self.failed = False
+        self._asked: int | None = None
+        self._asked_at = 0.0
+        self._forgotten = False
+        self._dead = self._building = False
+        self._restarted_at = float("-inf")
+
+    def wait_until_ready(self, timeout: float) -> None:
+        """Wait for the worker to be built.
+
+        Raises:
+            FlowPolicyError: it cannot be built, or not in time.
+        """
+        try:
+            if not self.worker.ready(timeout):
+                raise FlowPolicyError(
+                    f"The policy was not ready after {timeout:g} s; raise start_timeout_s, "
+                    "or choose another backend."
+                )
+        except WorkerDiedError as error:
+            raise FlowPolicyError(str(error)) from error
+
+    def submit(self, tick: int, observation: dict[str, NDArray[Any]], prefix: Prefix | None) -> bool:
+        """Ask for a chunk; False where one is under way already, or the worker is dead."""
+        if self._asked is not None or self._dead or self._building:
+            return False
+        self._asked, self._asked_at = tick, self.clock.now()
+        self.worker.submit(Request(tick, observation, prefix))
+        return True
+
+    def forget(self) -> None:
+        """The answer under way is no longer wanted: it was asked for in another episode."""
+        self._forgotten = self._asked is not None
+
+    def take(self, tick: int, wait: float) -> tuple[NDArray[np.float32], int, float] | None:
+        """A finished chunk ``(T, A)``, the tick it was asked at and its planning seconds; None where there is
+        none yet, or where the request failed."""
+        self.failed = False
+        if self._dead or self._building:
+            self._mend(tick)
+            return None
+        if self._asked is None:
+            return None
+        try:
+            answer = self.worker.poll(wait)
+        except WorkerDiedError as error:
+            self._fail(Event.INFERENCE_DIED, tick, str(error))
+            return None
+        if answer is None:
+            if self.clock.now() - self._asked_at > self.hang_timeout:
+                self._fail(Event.INFERENCE_HANG, tick, f"no answer in {self.hang_timeout:g} s")
+            return None
+        self._asked = None
+        if self._forgotten:
+            self._forgotten, self.failed = False, True
+            return None
+        if answer.actions is None:
+            self.failed = True
+            self.events.add(Event.INFERENCE_ERROR, tick, answer.error)
+            return None
+        if answer.actions.shape != self.shape or not np.isfinite(answer.actions).all():
+            self.failed = True
+            shape = answer.actions.shape
+            what = "NaN or infinity" if shape == self.shape else f"shape {shape} in place of {self.shape}"
+            self.events.add(Event.ACTION_INVALID, tick, f"a chunk with {what}")
+            return None
+        return answer.actions, answer.tick, answer.seconds
+
+    def _fail(self, event: Event, tick: int, detail: str) -> None:
+        self.events.add(event, tick, detail)
+        self._asked, self._forgotten, self.failed = None, False, True
+        self._dead, self._building = True, False
+        self._mend(tick)
+
+    def _mend(self, tick: int) -> None:
+        """Replace a dead worker, or see whether its replacement is built."""
+        if self._building:
+            try:
+                self._building = not self.worker.ready()
+            except WorkerDiedError as error:
+                self._fail(Event.INFERENCE_DIED, tick, str(error))
+            return
+        now = self.clock.now()
+        if abs(now - self._restarted_at) >= RESTART_PAUSE_S:
+            self.worker.restart()
+            self._restarted_at, self._dead, self._building = now, False, True

@@ -1,0 +1,116 @@
+"""What a robot is to the control loop: something that is observed and acts, at its own rate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowpolicy.errors import ConfigError, TaskError
+from flowpolicy.execution import ChunkPolicy
+from flowpolicy.settings import require
+
+Action = NDArray[np.float32]
+Observation = Mapping[str, Any]
+
+TIMESTAMP = "timestamp"
+"""Key of an observation: seconds of ``time.monotonic()`` at which it was measured; without it, now."""
+EPISODE = "episode"
+"""Key of an observation: a number that changes when the world was reset; without it, never."""
+
+
+class RobotError(RuntimeError):
+    """A robot that could not be observed or commanded; the loop counts it and goes on."""
+
+
+@dataclass(frozen=True)
+class RobotSpec:
+    """What a robot takes and gives.
+
+    Attributes:
+        name: for messages and reports.
+        observation_shapes: key -> shape of one observation.
+        action_low: ``(A,)`` least command, physical units.
+        action_high: ``(A,)`` greatest command.
+        rate_hz: its native control rate.
+        safe_action: what it is sent where nothing valid can be: ``hold`` repeats the last valid command
+            (position control), ``zero`` is no torque or no velocity; or a command ``(A,)``.
+        origin: time of ``time.monotonic()`` of one of its own control steps, where it has a clock of its
+            own; the loop then ticks half a period after them. None: the loop sets the clock.
+    """
+
+    name: str
+    observation_shapes: Mapping[str, tuple[int, ...]]
+    action_low: Action
+    action_high: Action
+    rate_hz: float
+    safe_action: str | tuple[float, ...]
+    origin: float | None = None
+
+    def __post_init__(self) -> None:
+        require(self.rate_hz > 0, "robot.rate_hz", self.rate_hz, "positive")
+        low, high = (np.asarray(bound, dtype=np.float32) for bound in (self.action_low, self.action_high))
+        object.__setattr__(self, "action_low", low)
+        object.__setattr__(self, "action_high", high)
+        if low.shape != high.shape or low.ndim != 1 or not (low <= high).all():
+            raise ConfigError(
+                f"{self.name}: action_low {low.tolist()} and action_high {high.tolist()} must be vectors of "
+                "one length, each lower bound at most its upper bound."
+            )
+        if isinstance(self.safe_action, str):
+            require(
+                self.safe_action in ("hold", "zero"), "safe_action", self.safe_action, "hold, zero or numbers"
+            )
+        else:
+            given = np.asarray(self.safe_action, dtype=np.float32)
+            ok = given.shape == low.shape and bool(((low <= given) & (given <= high)).all())
+            require(ok, "safe_action", self.safe_action, f"{len(low)} numbers within the action bounds")
+
+    @property
+    def action_dim(self) -> int:
+        """A."""
+        return len(self.action_low)
+
+    def check(self, policy: ChunkPolicy) -> None:
+        """Refuse a policy that does not fit.
+
+        Raises:
+            TaskError: names what differs.
+        """
+        if policy.action_dim != self.action_dim:
+            raise TaskError(
+                f"{self.name} takes actions of {self.action_dim} numbers and the policy gives "
+                f"{policy.action_dim}; choose the robot that the policy was trained for."
+            )
+        for key, shape in policy.observation_shapes.items():
+            offered = self.observation_shapes.get(key)
+            if offered is None or tuple(offered) != tuple(shape):
+                what = "no such key" if offered is None else f"shape {tuple(offered)}"
+                raise TaskError(
+                    f"The policy takes '{key}' of shape {tuple(shape)} and {self.name} offers {what}; "
+                    "choose the robot that the policy was trained for, or map its observation in the adapter."
+                )
+
+
+class Robot(Protocol):
+    """Anything that can be observed and commanded. Neither call may wait for the world."""
+
+    @property
+    def spec(self) -> RobotSpec:
+        """What it takes and gives."""
+        ...
+
+    def observe(self) -> Observation:
+        """The newest observation: key -> array of the spec's shape; ``timestamp``, ``episode`` if known."""
+        ...
+
+    def act(self, action: Action) -> None:
+        """Take a command ``(A,)`` within the bounds; it holds until the next one."""
+        ...
+
+    def close(self) -> None:
+        """Let go of it; a second call does nothing."""
+        ...

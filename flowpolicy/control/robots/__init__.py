@@ -1,0 +1,1 @@
+"""Robots that the control loop can drive: simulated worlds, recorded traces, lerobot hardware."""

@@ -1,0 +1,296 @@
+"""A Gymnasium environment as a robot: its own process, wall-clock time, and it waits for nobody."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowpolicy.control.clock import MonotonicClock
+from flowpolicy.control.inference import process_context
+from flowpolicy.control.robot import EPISODE, TIMESTAMP, Action, Observation, RobotError, RobotSpec
+from flowpolicy.control.robots.shared import Mailbox
+from flowpolicy.errors import ConfigError, FlowPolicyError, TaskError
+from flowpolicy.evaluation.task import Task
+from flowpolicy.settings import require
+
+START_TIMEOUT_S = 60.0
+KEPT_STEPS = 200_000
+"""Steps whose commands are kept for a film; in a longer run the later ones are not."""
+
+
+@dataclass(frozen=True)
+class WorldReport:
+    """What a simulated world says of a run.
+
+    Attributes:
+        returns: of the episodes, the last one perhaps unfinished.
+        lengths: steps of each.
+        finished: episodes that came to their end.
+        success: of each episode, where the environment says so.
+        score: largest of each episode, where the environment says so.
+        steps: of the world.
+        late_steps: that began more than a period late: the simulator is slower than real time.
+        unheard_steps: at which no new command had come since the step before.
+        seed: of the first episode; each later one has the next.
+        commands: of each episode, ``(steps, A)``, as executed.
+    """
+
+    returns: list[float]
+    lengths: list[int]
+    finished: int
+    success: list[bool]
+    score: list[float]
+    steps: int
+    late_steps: int
+    unheard_steps: int
+    seed: int
+    commands: list[NDArray[np.float32]] = field(repr=False, default_factory=list)
+
+
+class SimulatedRobot:
+    """An environment that advances by itself at its own rate and executes the newest command.
+
+    Latency is felt as on a robot: a command that comes late acts late, and where none comes the last one
+    goes on. Between episodes the world waits for the first command that answers its new observation.
+
+    Args:
+        task: the environment, its rate and its safe action.
+        seed: environment seed of the first episode.
+        rate_hz: steps per second of wall-clock time; None takes the task's own rate.
+
+    Raises:
+        ConfigError: the task does not declare a safe action.
+        TaskError: the environment cannot be made.
+    """
+
+    def __init__(self, task: Task, *, seed: int = 0, rate_hz: float | None = None) -> None:
+        if not task.safe_action:
+            raise ConfigError(
+                f"Task '{task.name}' does not say what its safe action is; name the task with env=..., or "
+                "add safe_action: hold (position control) or zero (torque, velocity) to its file."
+            )
+        rate = task.control_hz if rate_hz is None else rate_hz
+        require(rate > 0, "robot.rate_hz", rate, "positive")
+        fields, low, high = _spaces(task)
+        self._observations = Mailbox({**fields, TIMESTAMP: ((), np.float64), EPISODE: ((), np.int64)})
+        self._commands = Mailbox({"action": (low.shape, np.float32), EPISODE: ((), np.int64)})
+        context = process_context()
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(
+            target=_world, args=(task, seed, rate, self._observations, self._commands, theirs),
+            daemon=True, name="world",
+        )  # fmt: skip
+        self._process.start()
+        theirs.close()
+        self._keys = tuple(fields)
+        self._episode = 0
+        self._report: WorldReport | None = None
+        origin = self._receive(START_TIMEOUT_S)
+        shapes = {key: shape for key, (shape, _) in fields.items()}
+        self.spec = RobotSpec(task.name, shapes, low, high, rate, task.safe_action, origin)
+
+    def observe(self) -> Observation:
+        """The newest observation, with its time and episode.
+
+        Raises:
+            RobotError: the world's process ended.
+        """
+        record = self._observations.read()
+        if record is None or not self._process.is_alive():
+            raise RobotError("the simulator's process ended")
+        self._episode = int(record[EPISODE])
+        found: dict[str, Any] = {key: record[key] for key in self._keys}
+        found[TIMESTAMP], found[EPISODE] = float(record[TIMESTAMP]), self._episode
+        return found
+
+    def act(self, action: Action) -> None:
+        """Command the world; it executes the newest command at its next step."""
+        self._commands.write(action=action, episode=self._episode)
+
+    def close(self) -> None:
+        """End the world and fetch its report."""
+        if self._connection.closed:
+            return
+        try:
+            self._connection.send(None)
+            self._report = self._receive(10.0)
+        except (OSError, FlowPolicyError):  # it died: there is no report
+            pass
+        self._connection.close()
+        self._process.join(2.0)
+        self._process.kill()
+
+    def report(self) -> WorldReport | None:
+        """What the world says of the run, after :meth:`close`; None where its process died."""
+        return self._report
+
+    def _receive(self, timeout: float) -> Any:
+        try:
+            message = self._connection.recv() if self._connection.poll(timeout) else None
+        except (EOFError, OSError) as error:
+            raise TaskError("The simulator's process ended while it started.") from error
+        if message is None:
+            raise TaskError(f"The simulator did not answer within {timeout:g} s.")
+        if isinstance(message, str):
+            raise TaskError(message)
+        return message
+
+
+def _spaces(task: Task) -> tuple[dict[str, tuple[tuple[int, ...], Any]], Action, Action]:
+    """Observation fields and action bounds; made here so that a mistake is found before a process starts."""
+    from gymnasium import spaces
+
+    env = task.make()
+    try:
+        if not isinstance(env.action_space, spaces.Box) or len(env.action_space.shape) != 1:
+            raise TaskError(
+                f"Task '{task.name}' takes actions {env.action_space}; vectors of numbers are needed."
+            )
+        space = env.observation_space
+        offered = space.spaces if isinstance(space, spaces.Dict) else {"observation": space}
+        fields = {
+            key: (tuple(box.shape or ()), np.uint8 if box.dtype == np.uint8 else np.float32)
+            for key, box in offered.items()
+        }
+        low, high = env.action_space.low, env.action_space.high
+        return fields, low.astype(np.float32), high.astype(np.float32)
+    finally:
+        env.close()
+
+
+def _world(
+    task: Task, seed: int, rate_hz: float, observations: Mailbox, commands: Mailbox, connection: Any
+) -> None:
+    """The process: make the environment, then run it until told to stop."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the loop's to handle
+    try:
+        env = task.make()
+        world = _World(env, seed, 1.0 / rate_hz, observations, commands)
+        connection.send(world.origin)
+        while not connection.poll():
+            world.advance()
+        connection.send(world.report())
+        env.close()
+    except (BrokenPipeError, ConnectionResetError, EOFError):  # the loop's process is gone
+        return
+    except Exception as error:
+        connection.send(f"Task '{task.name}': {type(error).__name__}: {error}".splitlines()[0])
+
+
+class _World:
+    """The environment on its own clock."""
+
+    def __init__(self, env: Any, seed: int, period: float, observations: Mailbox, commands: Mailbox) -> None:
+        self.env, self.seed, self.period = env, seed, period
+        self.observations, self.commands = observations, commands
+        self.clock = MonotonicClock()
+        self.episode, self.steps, self.late, self.unheard, self.heard = -1, 0, 0, 0, 0
+        self.returns: list[float] = []
+        self.lengths: list[int] = []
+        self.success: list[bool] = []
+        self.score: list[float] = []
+        self.executed: list[list[Action]] = []
+        self.judged: set[str] = set()
+        self._begin()
+        self.origin = self.clock.now() + period
+        self._next = self.origin
+
+    def advance(self) -> None:
+        """Wait for the next step's time and take it."""
+        self.clock.sleep_until(self._next)
+        late = int((self.clock.now() - self._next) / self.period)
+        self.late += late
+        self._next += (1 + late) * self.period
+        command = self.commands.read()
+        if command is None or int(command[EPISODE]) != self.episode:
+            self._publish()  # still waiting at the start of an episode
+            return
+        self.unheard += self.commands.count == self.heard
+        self.heard = self.commands.count
+        action = np.array(command["action"], dtype=self.env.action_space.dtype)
+        self.observation, reward, terminated, truncated, info = self.env.step(action)
+        self.steps += 1
+        self._judge(action, float(reward), info)
+        if terminated or truncated:
+            self._begin()
+        self._publish()
+
+    def report(self) -> WorldReport:
+        """Everything so far."""
+        return WorldReport(
+            self.returns, self.lengths, len(self.returns) - 1,
+            self.success if "success" in self.judged else [], self.score if "score" in self.judged else [],
+            self.steps, self.late, self.unheard, self.seed,
+            [np.array(rows, dtype=np.float32) for rows in self.executed],
+        )  # fmt: skip
+
+    def _begin(self) -> None:
+        self.episode += 1
+        self.observation, _ = self.env.reset(seed=self.seed + self.episode)
+        self.returns.append(0.0)
+        self.lengths.append(0)
+        self.success.append(False)
+        self.score.append(float("-inf"))
+        self.executed.append([])
+        self._publish()
+
+    def _judge(self, action: Action, reward: float, info: dict[str, Any]) -> None:
+        self.returns[-1] += reward
+        self.lengths[-1] += 1
+        if "success" in info:
+            self.success[-1] |= bool(info["success"])
+            self.judged.add("success")
+        if "score" in info:
+            self.score[-1] = max(self.score[-1], float(info["score"]))
+            self.judged.add("score")
+        if self.steps <= KEPT_STEPS:
+            self.executed[-1].append(action.astype(np.float32))
+
+    def _publish(self) -> None:
+        items = self.observation if isinstance(self.observation, dict) else {"observation": self.observation}
+        self.observations.write(**items, timestamp=time.monotonic(), episode=self.episode)
+
+
+def film(task: Task, report: WorldReport, path: Path, seconds: float = 60.0) -> Path | None:
+    """The run's episodes again from their executed commands, as a video in real time.
+
+    A simulator given the same seed and commands does the same again, so that nothing had to be rendered
+    while the world ran.
+
+    Args:
+        task: of the world.
+        report: of the run.
+        path: the mp4.
+        seconds: of film at most.
+
+    Returns:
+        ``path``, or None where nothing can be rendered here (one sentence is logged).
+    """
+    from flowpolicy.evaluation.video import EpisodeVideo
+
+    video = EpisodeVideo(path, task, f"{task.name}  real time")
+    env = video.make()
+    left = int(seconds * task.control_hz)
+    try:
+        for episode, commands in enumerate(report.commands):
+            if left <= 0 or not len(commands):
+                break
+            env.reset(seed=report.seed + episode)
+            total = 0.0
+            video.capture(env, 0, total)
+            for step, command in enumerate(commands[:left], start=1):
+                _, reward, *_ = env.step(command.astype(env.action_space.dtype))
+                total += float(reward)
+                video.capture(env, step, total, last=step == len(commands))
+            left -= len(commands)
+    finally:
+        env.close()
+        path_or_none = video.close()
+    return path_or_none

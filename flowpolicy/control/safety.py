@@ -1,0 +1,170 @@
+"""The gate before a robot: nothing reaches ``act`` but finite commands within bounds and limits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowpolicy.control.events import Event, EventLog
+from flowpolicy.control.robot import Action, Robot
+from flowpolicy.settings import require
+
+Limit = float | tuple[float, ...] | None
+
+
+@dataclass(frozen=True)
+class SafetyConfig:
+    """Limits of a robot's commands, in physical units of the command.
+
+    Attributes:
+        velocity_limit: most change of a command per second; one number, one for each dimension, or None.
+        jerk_limit: most third derivative of the commands, per second cubed; likewise.
+        max_observation_age_s: an observation older than this is stale, and the safe action is sent.
+        miss_limit: safe actions in a row, for want of a valid one, after which the robot is stopped.
+    """
+
+    velocity_limit: Limit = None
+    jerk_limit: Limit = None
+    max_observation_age_s: float = 0.25
+    miss_limit: int = 100
+
+    def __post_init__(self) -> None:
+        for name in ("velocity_limit", "jerk_limit"):
+            value = getattr(self, name)
+            require(value is None or bool(np.all(np.asarray(value) > 0)), name, value, "positive, or null")
+        age = self.max_observation_age_s
+        require(age > 0, "max_observation_age_s", age, "positive")
+        require(self.miss_limit >= 1, "miss_limit", self.miss_limit, "at least 1")
+
+
+class SafetyGate:
+    """The only holder of a robot's ``act``.
+
+    A command is limited in three ways, and where they contradict each other the later one wins: jerk, then
+    velocity, then bounds. Velocity and jerk are those of the sequence of commands sent. The safe action is
+    held within the bounds only: it must not wait.
+
+    Args:
+        robot: whose commands pass.
+        config: the limits.
+        events: where interventions are counted.
+        period: seconds between commands.
+        dead_man: called at every command; False sends the safe action in its place.
+
+    Raises:
+        ConfigError: a limit of another length than the action.
+    """
+
+    def __init__(
+        self,
+        robot: Robot,
+        config: SafetyConfig,
+        events: EventLog,
+        period: float,
+        dead_man: Callable[[], bool] | None = None,
+    ) -> None:
+        spec = robot.spec
+        self._robot, self._events, self._dead_man = robot, events, dead_man
+        self._low, self._high = spec.action_low, spec.action_high
+        self._dim = spec.action_dim
+        self._velocity = _per_step(config.velocity_limit, period, spec.action_dim, "velocity_limit")
+        self._jerk = _per_step(config.jerk_limit, period**3, spec.action_dim, "jerk_limit")
+        self._sent: list[Action] = []  # the last three, newest first
+        self._last_valid: Action | None = None
+        if spec.safe_action == "hold":
+            self._safe = None
+        elif spec.safe_action == "zero":
+            self._safe = np.zeros(self._dim, dtype=np.float32)
+        else:
+            self._safe = np.asarray(spec.safe_action, dtype=np.float32)
+
+    def send(self, command: NDArray[np.float32] | None, tick: int) -> tuple[Action | None, bool]:
+        """Send a command, or the safe action where there is no valid one.
+
+        Args:
+            command: ``(A,)``; None asks for the safe action.
+            tick: for the event log.
+
+        Returns:
+            What was sent, or None where nothing could be (a robot that holds, before its first command, or
+            one that raised), and whether it was the command asked for, within its limits.
+        """
+        if command is not None and not self._is_held(tick):
+            command = None
+        if command is not None and (command.shape != (self._dim,) or not np.isfinite(command).all()):
+            self._events.add(Event.ACTION_INVALID, tick, f"a command {command!r}"[:200])
+            command = None
+        if command is None:
+            self._events.add(Event.SAFE_ACTION, tick)
+            return self.send_safe(tick), False
+        limited = self._limited(command, tick)
+        if not self._act(limited, tick):
+            return None, False
+        self._last_valid = limited
+        self._sent = [limited, *self._sent[:2]]
+        return limited, True
+
+    def reset(self) -> None:
+        """Forget what was sent: in a new episode the robot stands elsewhere, and there is nothing to hold."""
+        self._sent, self._last_valid = [], None
+
+    def send_safe(self, tick: int) -> Action | None:
+        """Send the safe action; what was sent, or None where nothing could be."""
+        self._sent = []  # what follows a pause is not held to what came before it
+        safe = self._last_valid if self._safe is None else self._safe
+        if safe is None:  # hold, and nothing was sent yet: the robot stays as it is
+            return None
+        safe = np.clip(safe, self._low, self._high)
+        if self._safe is None:
+            self._sent = [safe]
+        return safe if self._act(safe, tick) else None
+
+    def _is_held(self, tick: int) -> bool:
+        if self._dead_man is None:
+            return True
+        try:
+            held, detail = bool(self._dead_man()), ""
+        except Exception as error:  # a switch that cannot be read is not held
+            held, detail = False, f"{type(error).__name__}: {error}"[:200]
+        if not held:
+            self._events.add(Event.DEAD_MAN, tick, detail)
+        return held
+
+    def _limited(self, command: Action, tick: int) -> Action:
+        result = command
+        if self._jerk is not None and len(self._sent) == 3:
+            a, b, c = self._sent
+            middle = 3 * a - 3 * b + c
+            result = self._within(result, middle - self._jerk, middle + self._jerk, Event.LIMIT_JERK, tick)
+        if self._velocity is not None and self._sent:
+            last = self._sent[0]
+            result = self._within(
+                result, last - self._velocity, last + self._velocity, Event.LIMIT_VELOCITY, tick
+            )
+        return self._within(result, self._low, self._high, Event.LIMIT_BOUNDS, tick)
+
+    def _within(self, value: Action, low: Action, high: Action, event: Event, tick: int) -> Action:
+        held = np.minimum(np.maximum(value, low), high).astype(np.float32)
+        # A command on the limit, rounded, is no intervention.
+        if np.abs(held - value).max() > 1e-6 * (1 + np.abs(value).max()):
+            self._events.add(event, tick)
+        return held
+
+    def _act(self, action: Action, tick: int) -> bool:
+        try:
+            self._robot.act(action)
+        except Exception as error:  # a driver may raise anything; the loop must not end of it
+            self._events.add(Event.ROBOT_ERROR, tick, f"act: {type(error).__name__}: {error}"[:200])
+            return False
+        return True
+
+
+def _per_step(limit: Limit, scale: float, dim: int, name: str) -> NDArray[np.float32] | None:
+    if limit is None:
+        return None
+    values = np.asarray(limit, dtype=np.float32) * np.float32(scale)
+    require(values.shape in ((), (dim,)), name, limit, f"one number or {dim}")
+    return np.broadcast_to(values, (dim,))

@@ -1,0 +1,324 @@
+"""The loop on a clock of its own: which action reaches the robot at which tick, whatever goes wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import numpy as np
+import pytest
+from toys import A, ToyClock, ToyPolicy, ToyRobot, ToyWorker, died
+
+from flowpolicy.control.events import Event
+from flowpolicy.control.loop import CHUNK, FAST, PREVIOUS, SAFE, ControlConfig, ControlLoop
+from flowpolicy.control.safety import SafetyConfig
+from flowpolicy.errors import ConfigError, TaskError
+
+DEFAULTS = ControlConfig(priority=False, wait_share=0.0)
+
+
+def build(worker, config=DEFAULTS, *, robot=None, policy=None, **settings):
+    clock = robot.clock if robot is not None else ToyClock()
+    robot = robot or ToyRobot(clock)
+    if settings:
+        config = dataclasses.replace(
+            config, **{name: value for name, value in settings.items() if name not in ("fast", "dead_man")}
+        )
+    more = {name: settings[name] for name in ("fast", "dead_man") if name in settings}
+    return robot, ControlLoop(robot, policy or ToyPolicy(), worker, config, clock=clock, **more)
+
+
+def planned_ticks(robot):
+    """The tick that each command was planned for (see ``toys.encoded``), and the request it came from."""
+    return [(round(1000 * float(c[0])), round(1000 * float(c[1]))) for c in robot.commands]
+
+
+def test_actions_are_counted_from_their_observation_whatever_the_delay():
+    for delay in (1, 2, 4):
+        robot, loop = build(ToyWorker(delay))
+        loop.run(40)
+        rows = loop.telemetry.rows()
+        sent = planned_ticks(robot)[:-1]  # the last is the safe action at the end
+        first = delay  # ticks before the first chunk: the safe action
+        assert sent[:first] == [(0, 0)] * first
+        assert [tick for tick, _ in sent[first:]] == list(range(first, 40))
+        assert set(rows["delay"][rows["delay"] >= 0]) == {delay}
+        assert set(rows["source"][first:]) == {CHUNK}
+        # From tick 4 on a chunk is asked for at every fourth tick and used as soon as it is there.
+        assert all(request == 4 * ((tick - delay) // 4) for tick, request in sent[first:])
+
+
+def test_a_chunk_that_is_waited_for_has_no_delay():
+    worker = ToyWorker(0)
+    _, loop = build(worker, wait_share=0.3)
+    loop.run(20)
+    delays = loop.telemetry.rows()["delay"]
+    assert list(delays[:6]) == [-1, 1, -1, -1, 0, -1]  # the first one's duration is not known yet
+
+
+def test_ticks_keep_an_absolute_schedule_and_every_missed_one_is_counted():
+    clock = ToyClock()
+    robot = ToyRobot(clock)
+    slow = {3: 0.0049, 7: 0.0251, 12: 0.1003}  # seconds that a command takes at these ticks
+
+    def act(action):
+        clock.time += slow.get(loop.status.tick, 0.0)
+
+    robot.on_act = act
+    robot, loop = build(ToyWorker(1), robot=robot)
+    loop.run(60)
+    rows = loop.telemetry.rows()
+    assert loop.events.counts[Event.DEADLINE_MISSED] == 1 + 9
+    assert sorted(set(range(60)) - set(rows["tick"].tolist())) == [8, *range(13, 22)]
+    np.testing.assert_allclose(rows["deadline"] - rows["deadline"][0], rows["tick"] / 100, atol=1e-9)
+    late = rows["started"] - rows["deadline"]
+    assert (late >= -1e-12).all()
+    assert (late < 0.01).all()
+    after = [tick for tick, _ in planned_ticks(robot)[:-1]]
+    assert after[-30:] == list(range(30, 60))  # chunks are still aligned
+
+
+def test_a_late_chunk_is_bridged_by_the_previous_one_then_the_fast_one_then_the_safe_action():
+    worker, fast = ToyWorker(1), ToyWorker(1)
+    robot, loop = build(worker, max_delay=2, fast=fast, execute_horizon=4)
+    worker.fault = lambda answer: answer if answer.tick < 8 else None  # no answer to the third request
+    fast.fault = lambda answer: answer if answer.tick < 15 else None  # and then none of the fast sampler's
+    loop.run(40)
+    source = loop.telemetry.rows()["source"]
+    # The chunk of tick 4 holds ticks 4 to 11; the one asked for at 8 was due at 10.
+    assert list(source[5:10]) == [CHUNK] * 5
+    assert list(source[10:12]) == [PREVIOUS] * 2
+    fast_ticks = np.flatnonzero(source == FAST)
+    assert fast_ticks.tolist() == list(range(12, 12 + len(fast_ticks)))
+    assert len(fast_ticks) >= ToyPolicy.action_horizon - 3
+    assert set(source[12 + len(fast_ticks) :]) == {SAFE}
+    assert loop.events.counts[Event.INFERENCE_LATE] == 1
+    assert (np.array(robot.commands[12 + len(fast_ticks) : 40]) == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("fault", "event"),
+    [
+        (lambda a: dataclasses.replace(a, actions=np.full_like(a.actions, np.nan)), Event.ACTION_INVALID),
+        (lambda a: dataclasses.replace(a, actions=np.full_like(a.actions, np.inf)), Event.ACTION_INVALID),
+        (lambda a: dataclasses.replace(a, actions=a.actions[:, :1]), Event.ACTION_INVALID),
+        (lambda a: dataclasses.replace(a, actions=None, error="RuntimeError: no"), Event.INFERENCE_ERROR),
+        (died, Event.INFERENCE_DIED),
+        (lambda a: None, Event.INFERENCE_HANG),
+    ],
+)
+def test_an_insane_policy_leads_to_the_safe_action_one_tick_after_the_last_valid_one(fault, event):
+    worker = ToyWorker(1)
+    robot, loop = build(worker, hang_timeout_s=0.055, safety=SafetyConfig(miss_limit=1000))
+    worker.fault = lambda answer: fault(answer) if 8 <= answer.tick < 60 else answer
+    loop.run(120)
+    rows = loop.telemetry.rows()
+    commands = np.array(robot.commands)
+    assert np.isfinite(commands).all()
+    assert loop.events.counts[event] >= 1
+    # The last valid chunk, of tick 4, ends with tick 11; the next tick already has the safe action.
+    safe = np.flatnonzero(rows["source"] == SAFE)
+    assert rows["tick"][safe[safe > 1][0]] == 12
+    assert (commands[safe[safe > 1]] == 0).all()
+    assert set(rows["source"][-20:]) == {CHUNK}  # it recovers as soon as the policy does
+    mended = event in (Event.INFERENCE_DIED, Event.INFERENCE_HANG)
+    assert (worker.restarts > 0) == mended
+
+
+def test_the_watchdog_stops_after_the_declared_number_of_misses():
+    worker = ToyWorker(1)
+    robot, loop = build(worker, safety=SafetyConfig(miss_limit=7))
+    worker.fault = lambda answer: dataclasses.replace(answer, actions=None) if answer.tick else answer
+    status = loop.run(1000)
+    assert status.stopped == "watchdog: no valid command in 7 ticks in a row"
+    assert status.tick == 8 + 6  # the first chunk ends with tick 7
+    assert loop.events.counts[Event.WATCHDOG_STOP] == 1
+    assert (robot.commands[-1] == 0).all()
+
+
+def test_no_chunk_at_all_stops_it_too():
+    worker = ToyWorker(1)
+    worker.fault = lambda answer: None
+    _, loop = build(worker, start_timeout_s=0.5, hang_timeout_s=100.0)
+    assert "no chunk" in loop.run(1000).stopped
+
+
+def test_stale_missing_and_broken_observations_stop_the_policy_but_not_the_loop():
+    clock = ToyClock()
+    robot = ToyRobot(clock)
+    frozen = {}
+
+    def observe(observation):
+        tick = loop.status.tick
+        if 20 <= tick < 60:  # the sensor froze
+            return frozen.setdefault("last", observation)
+        if 70 <= tick < 75:
+            return {"observation": np.full(3, np.nan)}
+        if 75 <= tick < 80:
+            return {"observation": np.zeros(4)}
+        if 80 <= tick < 85:
+            return {}
+        if 85 <= tick < 90:
+            raise OSError("bus")
+        return observation
+
+    robot.on_observe = observe
+    robot, loop = build(ToyWorker(1), robot=robot, safety=SafetyConfig(max_observation_age_s=0.105))
+    loop.run(110)
+    source = loop.telemetry.rows()["source"]
+    assert set(source[1:31]) == {CHUNK}
+    assert set(source[31:60]) == {SAFE}
+    assert loop.events.counts[Event.OBSERVATION_STALE] == 29 + 10  # ticks 80 to 89 too
+    for event, count in (
+        (Event.OBSERVATION_INVALID, 10),
+        (Event.OBSERVATION_MISSING, 5),
+        (Event.ROBOT_ERROR, 5),
+    ):
+        assert loop.events.counts[event] == count
+    assert set(source[-15:]) == {CHUNK}
+    assert np.isfinite(robot.commands).all()
+
+
+def test_a_robot_that_throws_is_counted_and_a_lost_one_is_stopped():
+    clock = ToyClock()
+    robot = ToyRobot(clock)
+
+    def act(action):
+        if loop.status.tick % 5 == 3 or loop.status.tick >= 40:
+            raise ConnectionError("cable")
+
+    robot.on_act = act
+    robot, loop = build(ToyWorker(1), robot=robot, safety=SafetyConfig(miss_limit=10))
+    status = loop.run(100)
+    assert "watchdog" in status.stopped
+    assert status.tick == 49
+    assert loop.events.counts[Event.ROBOT_ERROR] >= 8 + 10
+
+
+@pytest.mark.parametrize("step", [-50.0, 3.0])
+def test_a_clock_that_steps_neither_silences_the_loop_nor_sends_old_actions(step):
+    clock = ToyClock()
+    robot = ToyRobot(clock)
+    steps = [step]
+
+    def act(action):
+        if loop.status.tick == 20 and steps:
+            clock.time += steps.pop()
+
+    robot.on_act = act
+    robot, loop = build(ToyWorker(1), robot=robot)
+    loop.run(420)
+    assert loop.events.counts[Event.CLOCK_STEP] == 1
+    rows = loop.telemetry.rows()
+    commands = np.array(robot.commands)[: len(rows)]
+    executed = rows["source"] == CHUNK
+    np.testing.assert_allclose(1000 * commands[executed, 0], rows["tick"][executed], atol=1e-3)
+    assert set(rows["source"][-50:]) == {CHUNK}
+
+
+def test_the_dead_man_switch_is_asked_before_every_command():
+    held = {"now": True}
+
+    def switch():
+        if held["now"] is None:
+            raise OSError("no joystick")
+        return held["now"]
+
+    robot, loop = build(ToyWorker(1), dead_man=switch)
+    original = robot.on_act
+
+    def act(action):
+        held["now"] = {30: False, 60: None, 90: True}.get(loop.status.tick, held["now"])
+        original(action)
+
+    robot.on_act = act
+    loop.run(120)
+    source = loop.telemetry.rows()["source"]
+    assert set(source[31:91]) == {SAFE}
+    assert set(source[91:]) == {CHUNK}
+    assert loop.events.counts[Event.DEAD_MAN] == 60
+    assert (np.array(robot.commands[31:91]) == 0).all()
+
+
+def test_a_new_episode_forgets_chunks_history_and_answers_under_way():
+    clock = ToyClock()
+    robot = ToyRobot(clock, safe_action="hold")
+    robot.on_observe = lambda observation: {**observation, "episode": int(loop.status.tick >= 30)}
+    worker = ToyWorker(3)
+    robot, loop = build(worker, robot=robot)
+    loop.run(60)
+    rows = loop.telemetry.rows()
+    assert loop.events.counts[Event.EPISODE] == 1
+    # The chunk asked for at tick 28 is thrown away; until the first of the new episode nothing is sent, since
+    # there is nothing to hold.
+    first = int(rows["tick"][(rows["tick"] >= 30) & (rows["source"] == CHUNK)][0])
+    assert np.isnan(rows["action"][30:first]).all()
+    assert all(request >= 30 for tick, request in planned_ticks(robot) if tick >= first)
+    after = next(request for request in worker.requests if request.tick >= 30)
+    began = loop.telemetry.rows()["deadline"][30]  # the toy's observation is the time
+    assert (after.observation["observation"] >= began - 1e-4).all()
+
+
+def test_hold_repeats_the_last_valid_command():
+    clock = ToyClock()
+    robot = ToyRobot(clock, safe_action="hold")
+    worker = ToyWorker(1)
+    robot, loop = build(worker, robot=robot)
+    worker.fault = lambda answer: answer if answer.tick < 8 else None
+    loop.run(60)
+    held = np.array(robot.commands[-30:])
+    assert (held == held[0]).all()
+    assert round(1000 * float(held[0, 0])) == 11
+
+
+def test_the_gate_is_the_only_way_to_the_robot():
+    """Random chunks far out of bounds and limits: every command that arrives is within all of them."""
+    rng = np.random.default_rng(0)
+    worker = ToyWorker(1, lambda request: rng.normal(0, 5, (8, A)).astype(np.float32))
+    clock = ToyClock()
+    limits = SafetyConfig(velocity_limit=(30.0, 10.0), jerk_limit=4e5)
+    robot, loop = build(worker, robot=ToyRobot(clock, bound=0.8), safety=limits)
+    loop.run(2000)
+    commands = np.array(
+        robot.commands[1:-1], dtype=np.float64
+    )  # the safe actions at both ends are not limited
+    assert np.abs(commands).max() <= 0.8 + 1e-6
+    velocity = np.abs(np.diff(commands, axis=0)) * 100
+    assert (velocity.max(0) <= np.array([30.0, 10.0]) + 1e-3).all()
+    for event in (Event.LIMIT_BOUNDS, Event.LIMIT_VELOCITY, Event.LIMIT_JERK):
+        assert loop.events.counts[event] > 0
+
+
+def test_jerk_is_limited_where_nothing_else_is():
+    worker = ToyWorker(1, lambda r: np.full((8, A), 0.1 * (-1) ** (r.tick // 4), np.float32))
+    robot, loop = build(worker, safety=SafetyConfig(jerk_limit=2e4), robot=ToyRobot(ToyClock(), bound=100.0))
+    loop.run(200)
+    jerk = np.diff(np.array(robot.commands[1:-1], dtype=np.float64), n=3, axis=0) * 100**3
+    assert np.abs(jerk).max() <= 2e4 * (1 + 1e-3)
+    assert loop.events.counts[Event.LIMIT_JERK] > 0
+
+
+def test_a_policy_that_does_not_fit_is_refused():
+    class Other(ToyPolicy):
+        action_dim = 3
+
+    class Blind(ToyPolicy):
+        observation_shapes: ClassVar = {"camera": (4, 4, 3)}
+
+    for policy, words in ((Other(), "takes actions of 2"), (Blind(), "'camera'")):
+        with pytest.raises(TaskError, match=words):
+            build(ToyWorker(), policy=policy)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"execute_horizon": 6, "max_delay": 3}, "at most the chunk length 8"),
+        ({"fusion": "swich"}, "did you mean 'switch'"),
+        ({"rate_hz": 2000.0}, "between 1 and 1000"),
+        ({"safety": SafetyConfig(velocity_limit=(1.0, 2.0, 3.0))}, "velocity_limit"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(settings, words):
+    with pytest.raises(ConfigError, match=words):
+        build(ToyWorker(), **settings)
