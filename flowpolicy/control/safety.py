@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.control.events import Event, EventLog
+from flowpolicy.control.limits import JerkLimiter
 from flowpolicy.control.robot import Action, Robot
 from flowpolicy.settings import require
 
@@ -71,7 +73,8 @@ class SafetyGate:
         self._low, self._high = spec.action_low, spec.action_high
         self._dim = spec.action_dim
         self._velocity = _per_step(config.velocity_limit, period, spec.action_dim, "velocity_limit")
-        self._jerk = _per_step(config.jerk_limit, period**3, spec.action_dim, "jerk_limit")
+        jerk = _per_step(config.jerk_limit, period**3, spec.action_dim, "jerk_limit")
+        self._jerk = None if jerk is None else JerkLimiter(jerk, self._velocity)
         self._sent: list[Action] = []  # the last three, newest first
         self._last_valid: Action | None = None
         if spec.safe_action == "hold":
@@ -109,11 +112,12 @@ class SafetyGate:
 
     def reset(self) -> None:
         """Forget what was sent: in a new episode the robot stands elsewhere, and there is nothing to hold."""
-        self._sent, self._last_valid = [], None
+        self._still()
+        self._last_valid = None
 
     def send_safe(self, tick: int) -> Action | None:
         """Send the safe action; what was sent, or None where nothing could be."""
-        self._sent = []  # what follows a pause is not held to what came before it
+        self._still()  # what follows a pause is not held to what came before it
         safe = self._last_valid if self._safe is None else self._safe
         if safe is None:  # hold, and nothing was sent yet: the robot stays as it is
             return None
@@ -121,6 +125,11 @@ class SafetyGate:
         if self._safe is None:
             self._sent = [safe]
         return safe if self._act(safe, tick) else None
+
+    def _still(self) -> None:
+        self._sent = []
+        if self._jerk is not None:
+            self._jerk.reset()
 
     def _is_held(self, tick: int) -> bool:
         if self._dead_man is None:
@@ -135,10 +144,11 @@ class SafetyGate:
 
     def _limited(self, command: Action, tick: int) -> Action:
         result = command
-        if self._jerk is not None and len(self._sent) == 3:
-            a, b, c = self._sent
-            middle = 3 * a - 3 * b + c
-            result = self._within(result, middle - self._jerk, middle + self._jerk, Event.LIMIT_JERK, tick)
+        if self._jerk is not None and self._sent:
+            first = self._sent[-1]  # before it the robot stood still
+            a, b, c = [*self._sent, first, first][:3]
+            held = self._jerk(command.astype(np.float64), (a, b, c))
+            result = self._counted(command, held, Event.LIMIT_JERK, tick)
         if self._velocity is not None and self._sent:
             last = self._sent[0]
             result = self._within(
@@ -146,8 +156,13 @@ class SafetyGate:
             )
         return self._within(result, self._low, self._high, Event.LIMIT_BOUNDS, tick)
 
-    def _within(self, value: Action, low: Action, high: Action, event: Event, tick: int) -> Action:
-        held = np.minimum(np.maximum(value, low), high).astype(np.float32)
+    def _within(
+        self, value: Action, low: NDArray[Any], high: NDArray[Any], event: Event, tick: int
+    ) -> Action:
+        return self._counted(value, np.minimum(np.maximum(value, low), high), event, tick)
+
+    def _counted(self, value: Action, held: NDArray[Any], event: Event, tick: int) -> Action:
+        held = held.astype(np.float32)
         # A command on the limit, rounded, is no intervention.
         if np.abs(held - value).max() > 1e-6 * (1 + np.abs(value).max()):
             self._events.add(event, tick)
@@ -162,9 +177,9 @@ class SafetyGate:
         return True
 
 
-def _per_step(limit: Limit, scale: float, dim: int, name: str) -> NDArray[np.float32] | None:
+def _per_step(limit: Limit, scale: float, dim: int, name: str) -> NDArray[np.float64] | None:
     if limit is None:
         return None
-    values = np.asarray(limit, dtype=np.float32) * np.float32(scale)
+    values = np.asarray(limit, dtype=np.float64) * scale
     require(values.shape in ((), (dim,)), name, limit, f"one number or {dim}")
     return np.broadcast_to(values, (dim,))

@@ -1,0 +1,114 @@
+"""A trained policy as a planner of the control loop: checkpoint, K, backend and schedule to a chunk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from flowpolicy.acceleration.inpainting import InpaintingSampler
+from flowpolicy.acceleration.sampler import build_sampler, fastest_backend
+from flowpolicy.acceleration.schedule import Schedule
+from flowpolicy.control.inference import Request
+from flowpolicy.device import resolve_device
+from flowpolicy.execution import ChunkPolicy
+from flowpolicy.policy import FlowPolicy
+
+
+@dataclass(frozen=True)
+class SamplerSettings:
+    """What a control loop's sampler is built from; it can be sent to another process.
+
+    Attributes:
+        checkpoint: folder of the policy.
+        num_steps: K; None takes the policy's own.
+        solver: ODE solver; None takes the policy's own.
+        backend: ``auto`` (ONNX Runtime on a CPU where it is installed, a CUDA graph on a GPU, else eager) or
+            one of :data:`~flowpolicy.acceleration.sampler.BACKENDS`.
+        dtype: of the network.
+        schedule: a cache schedule's file, or None.
+        device: of the policy.
+        threads: CPU threads of one chunk.
+        inpainting: plan chunks that agree with a prefix, as real-time chunking asks; eager.
+    """
+
+    checkpoint: str
+    num_steps: int | None = None
+    solver: str | None = None
+    backend: str = "auto"
+    dtype: str = "float32"
+    schedule: str | None = None
+    device: str = "auto"
+    threads: int = 1
+    inpainting: bool = False
+
+    def build(self) -> ChunkPolicy:
+        """The sampler.
+
+        Raises:
+            FlowPolicyError: the checkpoint, a setting or the backend is not usable.
+        """
+        torch.set_num_threads(self.threads)
+        policy = FlowPolicy.load(self.checkpoint, resolve_device(self.device))
+        if self.inpainting:
+            return InpaintingSampler(policy, self.num_steps, self.solver or policy.config.tuned_solver)
+        schedule = Schedule.load(self.schedule) if self.schedule else None
+        backend = fastest_backend(policy.device) if self.backend == "auto" else self.backend
+        return build_sampler(policy, 1, self.num_steps, self.solver, schedule, backend, self.dtype)
+
+
+@dataclass(frozen=True)
+class PlannerBuilder:
+    """Builds a :class:`PolicyPlanner` where it will run.
+
+    Attributes:
+        settings: of the sampler.
+        seed: of the noises x_0.
+    """
+
+    settings: SamplerSettings
+    seed: int = 0
+
+    def __call__(self) -> PolicyPlanner:
+        """The planner."""
+        return PolicyPlanner(self.settings.build(), self.seed)
+
+
+class PolicyPlanner:
+    """Plans a chunk for each request, from a new x_0 each.
+
+    Args:
+        sampler: a policy or a sampler of one.
+        seed: of the noises.
+        warm_up: calls before the first request, in which backends allocate and choose kernels.
+    """
+
+    def __init__(self, sampler: ChunkPolicy, seed: int = 0, warm_up: int = 3) -> None:
+        self.sampler = sampler
+        self.generator = torch.Generator().manual_seed(seed)
+        for _ in range(warm_up):
+            self(Request(0, resting_observation(sampler)))
+
+    def __call__(self, request: Request) -> NDArray[np.float32]:
+        """The chunk ``(T, A)``."""
+        batch = {key: value[None] for key, value in request.observation.items()}
+        shape = (1, self.sampler.action_horizon, self.sampler.action_dim)
+        options: dict[str, Any] = {"noise": torch.randn(shape, generator=self.generator)}
+        if request.prefix is not None:
+            prefix = request.prefix
+            options["prefix"] = (prefix.actions[None], prefix.weights[None])
+        with torch.no_grad():
+            chunk = self.sampler.act(batch, **options)
+        result: NDArray[np.float32] = chunk[0].to("cpu", torch.float32).numpy()
+        return result
+
+
+def resting_observation(policy: ChunkPolicy) -> dict[str, NDArray[np.float32]]:
+    """Zeros of the policy's observation shapes, key -> ``(T_o, *shape)``."""
+    return {
+        key: np.zeros((policy.obs_horizon, *shape), dtype=np.float32)
+        for key, shape in policy.observation_shapes.items()
+    }

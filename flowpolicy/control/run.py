@@ -1,0 +1,282 @@
+"""A control run from a checkpoint to a report: build robot and samplers, drive, write what happened."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flowpolicy.control.inference import build_worker
+from flowpolicy.control.loop import ControlConfig, ControlLoop
+from flowpolicy.control.plan import DeploymentPlan
+from flowpolicy.control.planners import PlannerBuilder, SamplerSettings
+from flowpolicy.control.report import run_statistics, write_report
+from flowpolicy.control.robot import Robot
+from flowpolicy.control.robots.simulated import SimulatedRobot, WorldReport, film
+from flowpolicy.control.robots.trace import TraceRobot
+from flowpolicy.data.store import read_demonstrations
+from flowpolicy.errors import ConfigError
+from flowpolicy.evaluation.summary import machine, versions, write_summary
+from flowpolicy.evaluation.task import Task, task_of
+from flowpolicy.policy import FlowPolicy
+from flowpolicy.progress import progress_bar
+from flowpolicy.settings import choose, require
+from flowpolicy.storage import write_json
+
+log = logging.getLogger(__name__)
+
+ROBOT_SEED = 7_000_000
+"""First environment seed of control runs; evaluation, calibration and training use lower ones."""
+
+
+@dataclass(frozen=True)
+class RobotConfig:
+    """Which robot is driven.
+
+    Attributes:
+        kind: ``simulated``, the task's environment in wall-clock time, or ``trace``, recorded observations.
+        seed: environment seed of the first episode.
+        rate_hz: its rate; None takes the task's own.
+        path: store of the trace; None takes the task's own demonstrations.
+    """
+
+    kind: str = "simulated"
+    seed: int = ROBOT_SEED
+    rate_hz: float | None = None
+    path: str | None = None
+
+    def __post_init__(self) -> None:
+        choose(_ROBOTS, self.kind, "robot.kind")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Settings of `scripts/run_control.py`.
+
+    Attributes:
+        checkpoint: folder of the policy.
+        robot: what it drives.
+        control: settings of the loop.
+        plan: a file of `scripts/plan.py`; it decides K, solver, backend, schedule and the faster sampler.
+        num_steps: K; None takes the policy's own.
+        solver: None takes the policy's own.
+        backend: ``auto``, ``eager``, ``compile``, ``onnx`` or ``cuda_graph``.
+        dtype: of the network.
+        schedule: a cache schedule's file.
+        fast_steps: K of the faster sampler that fills gaps; None has none.
+        device: of the policy.
+        threads: CPU threads of one chunk.
+        inference: ``process`` or ``thread``, where chunks are planned.
+        duration_s: of the run.
+        seed: of the noises.
+        video: seconds of film of a simulated robot, made afterwards; 0 makes none.
+        rerun: also write the telemetry for the Rerun viewer.
+    """
+
+    checkpoint: str
+    robot: RobotConfig = field(default_factory=RobotConfig)
+    control: ControlConfig = field(default_factory=ControlConfig)
+    plan: str | None = None
+    num_steps: int | None = None
+    solver: str | None = None
+    backend: str = "auto"
+    dtype: str = "float32"
+    schedule: str | None = None
+    fast_steps: int | None = None
+    device: str = "auto"
+    threads: int = 1
+    inference: str = "process"
+    duration_s: float = 30.0
+    seed: int = 0
+    video: float = 30.0
+    rerun: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.duration_s > 0, "duration_s", self.duration_s, "positive")
+        require(self.threads >= 1, "threads", self.threads, "at least 1")
+        require(self.video >= 0, "video", self.video, "0 or more seconds")
+        by_plan = ("num_steps", "solver", "schedule", "fast_steps")
+        given = [name for name in by_plan if getattr(self, name) is not None]
+        if self.plan and given:
+            raise ConfigError(f"plan= decides {given[0]} too; leave out one of them.")
+
+    def samplers(self, policy: FlowPolicy) -> tuple[SamplerSettings, SamplerSettings | None]:
+        """Settings of the sampler and of the faster one.
+
+        Raises:
+            CheckpointError: the plan was made for another checkpoint or another machine.
+        """
+        if self.plan:
+            plan = DeploymentPlan.load(self.plan)
+            plan.check(policy)
+            return plan.sampler_settings(self.checkpoint), plan.fast_settings(self.checkpoint)
+        settings = SamplerSettings(
+            self.checkpoint, self.num_steps, self.solver, self.backend, self.dtype, self.schedule,
+            self.device, self.threads, inpainting=self.control.fusion == "rtc",
+        )  # fmt: skip
+        if self.fast_steps is None:
+            return settings, None
+        policy.check_steps(self.fast_steps, policy.config.tuned_solver)
+        fast = SamplerSettings(
+            self.checkpoint, self.fast_steps, None, self.backend, self.dtype, None, self.device, self.threads
+        )
+        return settings, fast
+
+
+@dataclass(frozen=True)
+class ControlRun:
+    """What a run left behind.
+
+    Attributes:
+        stopped: why it ended.
+        statistics: of ticks, delays, inference, sources and events.
+        world: what a simulated robot says; None of others.
+        files: telemetry, events, report and video.
+        rate_hz: of the loop.
+        task: the task's name.
+    """
+
+    stopped: str
+    statistics: dict[str, Any]
+    world: WorldReport | None
+    files: list[Path]
+    rate_hz: float
+    task: str
+
+    def metrics(self) -> dict[str, Any]:
+        """For ``summary.json``."""
+        found: dict[str, Any] = {"stopped": self.stopped, **self.statistics}
+        if self.world is not None:
+            world = self.world
+            found["world"] = {
+                "episodes_finished": world.finished,
+                "returns": world.returns,
+                "lengths": world.lengths,
+                "success": world.success,
+                "score": world.score,
+                "steps": world.steps,
+                "late_steps": world.late_steps,
+                "unheard_steps": world.unheard_steps,
+            }
+        return found
+
+
+def run_control(
+    config: RunConfig,
+    run_dir: Path,
+    command: str,
+    env: Mapping[str, Any] | None = None,
+    dead_man: Callable[[], bool] | None = None,
+) -> ControlRun:
+    """Drive a robot for a while and write telemetry, events, a report, a video and ``summary.json``.
+
+    Raises:
+        FlowPolicyError: a setting, the checkpoint, the plan, the robot or the backend is not usable.
+    """
+    started = time.time()
+    policy = FlowPolicy.load(config.checkpoint)
+    task = task_of(policy.task, env, config.checkpoint)
+    settings, faster = config.samplers(policy)
+    robot = choose(_ROBOTS, config.robot.kind, "robot.kind")(config.robot, task, policy, env or {})
+    worker = fast = None
+    try:
+        robot.spec.check(policy)
+        worker = build_worker(config.inference, PlannerBuilder(settings, config.seed))
+        if faster is not None:
+            fast = build_worker(config.inference, PlannerBuilder(faster, config.seed + 1))
+        loop = ControlLoop(robot, policy, worker, config.control, fast=fast, dead_man=dead_man)
+        log.info("Driving %s at %g Hz; Ctrl-C stops it.", task.name, 1 / loop.period)
+        with _live(loop, round(config.duration_s / loop.period)) as ticks:
+            loop.run(ticks)
+    finally:
+        for part in (worker, fast, robot):
+            if part is not None:
+                part.close()
+    world = robot.report() if isinstance(robot, SimulatedRobot) else None
+    about = {
+        "task": task.name, "robot": config.robot.kind, "checkpoint": config.checkpoint, "policy": policy.name,
+        "num_steps": settings.num_steps or policy.default_num_steps, "backend": settings.backend,
+        "plan": config.plan, "fast_steps": faster.num_steps if faster else None,
+        "fusion": config.control.fusion, "action_horizon": policy.action_horizon,
+        "execute_horizon": loop.execute_horizon, "max_delay": loop.max_delay, "rate_hz": 1 / loop.period,
+        "inference": config.inference, "stopped": loop.status.stopped, "machine": machine(),
+        "versions": versions(), "command": command,
+    }  # fmt: skip
+    result = _write(loop, about, world, task, run_dir, config)
+    write_summary(
+        run_dir, task=task.name, policy=policy.name, seed=config.seed, steps=loop.status.tick + 1,
+        wall_seconds=time.time() - started, metrics=result.metrics(), checkpoint=config.checkpoint,
+        command=command, about=about, files=[str(file) for file in result.files],
+    )  # fmt: skip
+    return result
+
+
+def _write(
+    loop: ControlLoop, about: dict[str, Any], world: WorldReport | None, task: Task, run_dir: Path,
+    config: RunConfig,
+) -> ControlRun:  # fmt: skip
+    columns, events = loop.telemetry.columns(), loop.events.content()
+    files = [loop.telemetry.write(run_dir), run_dir / "events.json"]
+    write_json(files[1], events)
+    video = None
+    if world is not None and config.video > 0:
+        video = film(task, world, run_dir / "run.mp4", config.video)
+    if config.rerun:
+        from flowpolicy.control.rerun_log import write_rerun
+
+        files.append(write_rerun(run_dir / "telemetry.rrd", columns, events))
+    files.append(write_report(run_dir / "report.html", columns, events, about, video))
+    if video is not None:
+        files.append(video)
+    statistics = run_statistics(columns, loop.period) | {"events": events["counts"]}
+    return ControlRun(loop.status.stopped, statistics, world, files, 1 / loop.period, task.name)
+
+
+@contextmanager
+def _live(loop: ControlLoop, ticks: int) -> Iterator[int]:
+    """Show the loop's status on a terminal, from a thread of its own."""
+    ended = threading.Event()
+
+    def show() -> None:
+        seen = 0
+        with progress_bar(ticks, "control") as bar:
+            while not ended.wait(0.5):
+                status = loop.status
+                bar.update(
+                    status.tick - seen, chunks=status.chunks, delay=status.delay, misses=status.misses,
+                    inference_ms=1e3 * status.inference, events=sum(loop.events.counts.values()),
+                )  # fmt: skip
+                seen = status.tick
+
+    thread = threading.Thread(target=show, daemon=True, name="status")
+    thread.start()
+    try:
+        yield ticks
+    finally:
+        ended.set()
+        thread.join(2.0)
+
+
+def _simulated(config: RobotConfig, task: Task, policy: FlowPolicy, env: Mapping[str, Any]) -> Robot:
+    return SimulatedRobot(task, seed=config.seed, rate_hz=config.rate_hz)
+
+
+def _trace(config: RobotConfig, task: Task, policy: FlowPolicy, env: Mapping[str, Any]) -> Robot:
+    path = config.path or env.get("demonstrations")
+    if not path:
+        raise ConfigError("A trace needs robot.path=STORE, or env= of a task that names its demonstrations.")
+    demos = read_demonstrations(path, policy.observation_shapes)
+    return TraceRobot.of(
+        demos, policy.observation_shapes, config.rate_hz or task.control_hz, task.safe_action or "hold"
+    )
+
+
+_ROBOTS: dict[str, Callable[[RobotConfig, Task, FlowPolicy, Mapping[str, Any]], Robot]] = {
+    "simulated": _simulated,
+    "trace": _trace,
+}
