@@ -29,9 +29,9 @@ from flowpolicy import FlowPolicy
 from flowpolicy.control.inference import Answer, Request, build_worker
 from flowpolicy.control.loop import ControlConfig, ControlLoop
 from flowpolicy.control.planners import PlannerBuilder, SamplerSettings
-from flowpolicy.control.report import run_statistics
 from flowpolicy.control.robots.simulated import SimulatedRobot
 from flowpolicy.control.safety import SafetyConfig
+from flowpolicy.control.statistics import run_statistics
 from flowpolicy.evaluation.plots import BLUE, GREEN, GREY, ORANGE, house_figure
 from flowpolicy.evaluation.summary import git_state, machine, versions
 from flowpolicy.evaluation.task import task_from

@@ -16,43 +16,48 @@ class Event(IntEnum):
     """Kinds of events; the number is the bit in a telemetry row's ``events``."""
 
     DEADLINE_MISSED = 0
-    """A tick began more than a period late: the ticks in between did not happen."""
     CLOCK_STEP = 1
-    """The clock went backwards, or forwards by more than the loop could have slept."""
     OBSERVATION_MISSING = 2
-    """The robot gave no observation, or one without a key that the policy needs."""
     OBSERVATION_INVALID = 3
-    """An observation of a wrong shape, or with NaN or infinity."""
     OBSERVATION_STALE = 4
-    """The newest observation is older than allowed."""
     INFERENCE_LATE = 5
-    """No new chunk within the planned delay: the previous one went on."""
     INFERENCE_ERROR = 6
-    """The policy raised an exception."""
     INFERENCE_HANG = 7
-    """The policy gave no answer in time; its worker was replaced."""
     INFERENCE_DIED = 8
-    """The worker's process ended; it was replaced."""
     ACTION_INVALID = 9
-    """A planned chunk of a wrong shape, or with NaN or infinity."""
     FAST_SAMPLER = 10
-    """The faster sampler's chunk was used."""
     SAFE_ACTION = 11
-    """The robot was sent its safe action."""
     LIMIT_BOUNDS = 12
-    """A command was held within the action bounds."""
     LIMIT_VELOCITY = 13
-    """A command was held within the velocity limit."""
     LIMIT_JERK = 14
-    """A command was held within the jerk limit."""
     ROBOT_ERROR = 15
-    """The robot raised an exception when it was observed or commanded."""
     DEAD_MAN = 16
-    """The dead-man switch was not held."""
     WATCHDOG_STOP = 17
-    """Too many misses in a row: the robot was stopped."""
     EPISODE = 18
-    """The world was reset: history and chunks were dropped."""
+
+
+EXPLAINED = {
+    Event.DEADLINE_MISSED: "A tick began more than a period late: the ticks in between did not happen.",
+    Event.CLOCK_STEP: "The clock went backwards, or forwards by more than the loop could have slept.",
+    Event.OBSERVATION_MISSING: "The robot gave no observation, or one without a key that the policy needs.",
+    Event.OBSERVATION_INVALID: "An observation of a wrong shape, or with NaN or infinity.",
+    Event.OBSERVATION_STALE: "The newest observation is older than allowed.",
+    Event.INFERENCE_LATE: "No new chunk within the planned delay: the previous one went on.",
+    Event.INFERENCE_ERROR: "The policy raised an exception.",
+    Event.INFERENCE_HANG: "The policy gave no answer in time; its worker was replaced.",
+    Event.INFERENCE_DIED: "The worker's process ended; it was replaced.",
+    Event.ACTION_INVALID: "A planned chunk of a wrong shape, or with NaN or infinity.",
+    Event.FAST_SAMPLER: "The faster sampler's chunk was used.",
+    Event.SAFE_ACTION: "The robot was sent its safe action.",
+    Event.LIMIT_BOUNDS: "A command was held within the action bounds.",
+    Event.LIMIT_VELOCITY: "A command was held within the velocity limit.",
+    Event.LIMIT_JERK: "A command was held within the jerk limit.",
+    Event.ROBOT_ERROR: "The robot raised an exception when it was observed or commanded.",
+    Event.DEAD_MAN: "The dead-man switch was not held.",
+    Event.WATCHDOG_STOP: "Too many misses in a row: the robot was stopped.",
+    Event.EPISODE: "The world was reset: history and chunks were dropped.",
+}
+"""What each kind means, for reports."""
 
 
 @dataclass(frozen=True)

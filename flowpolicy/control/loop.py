@@ -196,13 +196,13 @@ class ControlLoop:
             deadline = origin + tick * self.period
             ahead = deadline - self.clock.now()
             if ahead > 2 * self.period:  # the clock went backwards: waiting for it would be silence
-                self.events.add(Event.CLOCK_STEP, tick, f"{-ahead:.3f} s")
+                self._clock_stepped(tick, -ahead)
                 origin -= ahead
                 deadline -= ahead
             self.clock.sleep_until(deadline)
             now = self.clock.now()
             if now - deadline > CLOCK_STEP_S:
-                self.events.add(Event.CLOCK_STEP, tick, f"{now - deadline:+.3f} s")
+                self._clock_stepped(tick, now - deadline)
             missed = int((now - deadline) / self.period)
             if missed:
                 self.events.add(
@@ -213,6 +213,12 @@ class ControlLoop:
             status.tick = tick
             self._tick(tick, deadline, now)
             tick += 1
+
+    def _clock_stepped(self, tick: int, seconds: float) -> None:
+        self.events.add(Event.CLOCK_STEP, tick, f"{seconds:+.3f} s")
+        for pipeline in (self._main, self._fast):
+            if pipeline is not None:
+                pipeline.clock_stepped(seconds)
 
     def _origin(self) -> float:
         """The first deadline: half a period after a step of the robot's own clock, where it has one."""

@@ -70,6 +70,10 @@ class Pipeline:
         """The answer under way is no longer wanted: it was asked for in another episode."""
         self._forgotten = self._asked is not None
 
+    def clock_stepped(self, seconds: float) -> None:
+        """The clock was set: a request under way is not older for it."""
+        self._asked_at += seconds
+
     def take(self, tick: int, wait: float) -> tuple[NDArray[np.float32], int, float] | None:
         """A finished chunk ``(T, A)``, the tick it was asked at and its planning seconds; None where there is
         none yet, or where the request failed."""

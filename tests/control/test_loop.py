@@ -206,8 +206,10 @@ def test_a_clock_that_steps_neither_silences_the_loop_nor_sends_old_actions(step
             clock.time += steps.pop()
 
     robot.on_act = act
-    robot, loop = build(ToyWorker(1), robot=robot)
+    worker = ToyWorker(2)
+    robot, loop = build(worker, robot=robot)
     loop.run(420)
+    assert worker.restarts == 0  # a request is not older because the clock was set
     assert loop.events.counts[Event.CLOCK_STEP] == 1
     rows = loop.telemetry.rows()
     commands = np.array(robot.commands)[: len(rows)]

@@ -1,0 +1,146 @@
+"""A deployment plan: which sampler keeps a deadline on which machine; loop and server load the file."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flowpolicy.acceleration.schedule import fingerprint
+from flowpolicy.control.planners import SamplerSettings
+from flowpolicy.errors import CheckpointError, ConfigError
+from flowpolicy.evaluation.summary import machine
+from flowpolicy.policy import FlowPolicy
+from flowpolicy.settings import build
+from flowpolicy.storage import read_json, write_json
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class PlannedSampler:
+    """One way of sampling, with what was measured of it.
+
+    Attributes:
+        num_steps: K.
+        solver: of the ODE.
+        backend: that runs it.
+        schedule: name of the cache schedule's file beside the plan; None recomputes everything.
+        share: f, blocks recomputed.
+        nfe: network evaluations.
+        latency_ms: p50, p95, p99, p99.9, max, and ``bound``: what the stated quantile is below, at 95%
+            confidence and in the worst of several bouts.
+        action_error: rms to the policy's best sampling with the same noise, normalised units.
+    """
+
+    num_steps: int
+    solver: str
+    backend: str
+    schedule: str | None
+    share: float
+    nfe: int
+    latency_ms: dict[str, float]
+    action_error: float
+
+
+@dataclass(frozen=True)
+class DeploymentPlan:
+    """The choice of `scripts/plan.py`.
+
+    Attributes:
+        fingerprint: of the policy's weights and normalisers.
+        hardware: what latencies depend on; see :func:`hardware`.
+        period_ms: within which a call must end.
+        quantile: share of the calls that must.
+        max_action_error: bound of ``action_error``.
+        sampler: the chosen one.
+        fast: a faster one for gaps, or None.
+        device: of the policy.
+        threads: CPU threads.
+        execute_horizon: T_e it was validated with.
+        rollouts: metric of the task with injected latency, its interval and the number of episodes.
+        reason: why this one, in words.
+    """
+
+    fingerprint: str
+    hardware: dict[str, Any]
+    period_ms: float
+    quantile: float
+    max_action_error: float
+    sampler: PlannedSampler
+    fast: PlannedSampler | None
+    device: str
+    threads: int
+    execute_horizon: int
+    rollouts: dict[str, Any] = field(default_factory=dict)
+    reason: str = ""
+    folder: str = ""
+
+    def check(self, policy: FlowPolicy) -> None:
+        """Refuse another checkpoint or another machine.
+
+        Raises:
+            CheckpointError: names what differs.
+        """
+        if self.fingerprint != fingerprint(policy):
+            raise CheckpointError("The plan was made for another checkpoint; make one with scripts/plan.py.")
+        here = hardware(self.threads)
+        for name in sorted(here.keys() | self.hardware.keys()):
+            if here.get(name) != self.hardware.get(name):
+                raise CheckpointError(
+                    f"The plan was made on another machine ({name}: {self.hardware.get(name)} there, "
+                    f"{here.get(name)} here); measure this one with scripts/plan.py."
+                )
+
+    def sampler_settings(self, checkpoint: str) -> SamplerSettings:
+        """Settings of the chosen sampler."""
+        return self._settings(self.sampler, checkpoint)
+
+    def fast_settings(self, checkpoint: str) -> SamplerSettings | None:
+        """Settings of the faster one."""
+        return None if self.fast is None else self._settings(self.fast, checkpoint)
+
+    def _settings(self, chosen: PlannedSampler, checkpoint: str) -> SamplerSettings:
+        schedule = None if chosen.schedule is None else str(Path(self.folder) / chosen.schedule)
+        return SamplerSettings(
+            checkpoint, chosen.num_steps, chosen.solver, chosen.backend, "float32", schedule, self.device,
+            self.threads,
+        )  # fmt: skip
+
+    def save(self, path: Path) -> Path:
+        """Write it as JSON, all or nothing."""
+        content = dataclasses.asdict(self)
+        del content["folder"]
+        write_json(path, {"format_version": FORMAT_VERSION, **content})
+        return path
+
+    @classmethod
+    def load(cls, path: Path | str) -> DeploymentPlan:
+        """Read a plan.
+
+        Raises:
+            CheckpointError: no such file, or no plan in it.
+        """
+        if not Path(path).is_file():
+            raise CheckpointError(f"No plan at {path}; make one with scripts/plan.py.")
+        content = read_json(path)
+        if content.pop("format_version", None) != FORMAT_VERSION:
+            raise CheckpointError(f"{path} is not a plan of format {FORMAT_VERSION}.")
+        try:
+            return build(cls, {**content, "folder": str(Path(path).parent)}, "plan")
+        except (ConfigError, TypeError) as error:
+            raise CheckpointError(f"{path} is not a plan: {error}") from error
+
+
+def hardware(threads: int) -> dict[str, Any]:
+    """What latencies depend on: processor, cores, threads, GPU, system, and versions of what computes."""
+    found = {key: value for key, value in machine().items() if key != "threads"}
+    found["threads"] = threads
+    for package in ("torch", "onnxruntime"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    return found

@@ -1,0 +1,87 @@
+"""What the telemetry of a run says in numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowpolicy.acceleration.latency import percentiles
+from flowpolicy.control.telemetry import SOURCES
+
+Columns = Mapping[str, NDArray[Any]]
+
+
+def run_statistics(columns: Columns, period: float) -> dict[str, Any]:
+    """Figures of a run.
+
+    Args:
+        columns: of :meth:`flowpolicy.control.telemetry.Telemetry.columns`.
+        period: of the loop, s.
+
+    Returns:
+        ``ticks``; ``jitter_ms``, start after deadline, and ``work_us``, start to command sent, as p50, p95,
+        p99, p99.9 and max; ``drift_us_per_s``, the slope of the lateness over the run;
+        ``observation_age_ms`` and ``inference_ms`` likewise; ``delays``, ticks to their number;
+        ``sources``, shares by where actions came from; ``seam`` and ``inside``, the mean change of the
+        command at a change of chunk and elsewhere, in root mean square of the action ranges seen.
+    """
+    count = len(columns["tick"])
+    if count == 0:
+        return {"ticks": 0}
+    late = columns["started"] - columns["deadline"]
+    work = columns["finished"] - columns["started"]
+    age, inference = columns["observation_age"], columns["inference"]
+    arrived = columns["delay"][columns["delay"] >= 0]
+    delays, numbers = np.unique(arrived, return_counts=True)
+    return {
+        "ticks": count,
+        "seconds": float(columns["deadline"][-1] - columns["deadline"][0] + period),
+        "jitter_ms": percentiles(1e3 * late),
+        "drift_us_per_s": _slope(columns["deadline"], late) * 1e6,
+        "work_us": percentiles(1e6 * work),
+        "observation_age_ms": _finite(1e3 * age),
+        "inference_ms": _finite(1e3 * inference),
+        "delays": {str(ticks): int(n) for ticks, n in zip(delays, numbers, strict=True)},
+        "sources": {name: float(np.mean(columns["source"] == name)) for name in SOURCES},
+        **_seams(columns),
+    }
+
+
+def actions_of(columns: Columns) -> NDArray[np.float32]:
+    """Commands ``(ticks, A)``; NaN where nothing was sent."""
+    names = [name for name in columns if name.startswith("action_")]
+    return np.stack([columns[name] for name in names], axis=1)
+
+
+def _seams(columns: Columns) -> dict[str, float | None]:
+    """Changes of the command at a change of chunk, and inside chunks."""
+    actions = actions_of(columns).astype(np.float64)
+    known = actions[np.isfinite(actions).all(axis=1)]
+    if len(known) < 2:
+        return {"seam": None, "inside": None}
+    width = known.max(axis=0) - known.min(axis=0)
+    change = np.diff(actions, axis=0) / np.where(width > 0, width, 1.0)
+    size = np.sqrt((change**2).mean(axis=1))
+    other = np.diff(columns["chunk"]) != 0
+    following = np.diff(columns["tick"]) == 1
+
+    def mean(mask: NDArray[np.bool_]) -> float | None:
+        values = size[mask & following & np.isfinite(size)]
+        return float(values.mean()) if len(values) else None
+
+    return {"seam": mean(other), "inside": mean(~other)}
+
+
+def _finite(values: NDArray[Any]) -> dict[str, float] | None:
+    known = values[np.isfinite(values)]
+    return percentiles(known.astype(np.float64)) if len(known) else None
+
+
+def _slope(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
+    """Of the least-squares line."""
+    x = x - x.mean()
+    spread = float(x @ x)
+    return float(x @ (y - y.mean())) / spread if spread > 0 else 0.0
