@@ -35,7 +35,7 @@ class Part:
         self.name = name
         self.inputs = [f"in{i}" for i in range(len(examples))]
         self.outputs = [f"out{i}" for i in range(outputs)]
-        with warnings.catch_warnings(), _Quiet():
+        with warnings.catch_warnings(), Quiet():
             warnings.simplefilter("ignore")
             # Not optimised: the runtime does that, and parameters keep their names.
             program = torch.onnx.export(
@@ -154,10 +154,10 @@ def import_onnx() -> Any:
     return onnx
 
 
-class _Quiet:
-    """The exporter logs what it skips and removes on the way."""
+class Quiet:
+    """The exporter and the quantiser log what they skip on the way, the latter to the root logger."""
 
-    NAMES = ("torch.onnx", "onnxscript", "onnx_ir")
+    NAMES = ("torch.onnx", "onnxscript", "onnx_ir", "")
 
     def __enter__(self) -> None:
         self.levels = [(logger, logger.level) for logger in map(logging.getLogger, self.NAMES)]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from flowpolicy.acceleration.onnx_graph import Graph
+from flowpolicy.acceleration.onnx_graph import Graph, Quiet
 
 
 class Session:
@@ -61,7 +61,7 @@ def _quantized(model: Any) -> Any:
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    with tempfile.TemporaryDirectory() as folder:
+    with Quiet(), tempfile.TemporaryDirectory() as folder:
         before, folded, after = (str(Path(folder) / name) for name in ("model", "folded", "int8"))
         onnx.save(model, before)
         # Transposed weights become constants, which alone are quantised.

@@ -90,8 +90,8 @@ def _verdict(statistics: Mapping[str, Any], counts: Mapping[str, int], about: Ma
         f"<b>{statistics['seconds']:.1f} s at {float(about['rate_hz']):g} Hz</b>, "
         f"ended: {_text(stopped)}.<br>"
         f"{ticks:,} ticks ran, {missed:,} could not begin in time, {safe:,} sent the safe action. Half of "
-        f"the ticks began within {jitter['p50']:.3f} ms of their deadline, 99% within {jitter['p99']:.3f} ms, "
-        f"the latest {jitter['max']:.1f} ms after it.</div>"
+        f"the ticks began within {jitter['p50']:.3f} ms of their deadline, 99% within "
+        f"{jitter['p99']:.3f} ms, the latest {jitter['max']:.1f} ms after it.</div>"
     )
 
 

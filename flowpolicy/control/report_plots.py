@@ -62,7 +62,7 @@ def plot_inference(columns: Columns, path: Path) -> None:
 def plot_actions(columns: Columns, path: Path) -> None:
     """Where actions came from over the whole run, and the last seconds of the commands."""
     seconds = columns["deadline"] - columns["deadline"][0]
-    with house_figure(path, rows=2, width=10.0, height=4.6) as (_, (strip, commands)):
+    with house_figure(path, columns=1, rows=2, width=10.0, height=4.6) as (_, (strip, commands)):
         edges = np.linspace(0, seconds[-1] + 1e-9, min(200, len(seconds)) + 1)
         total = np.maximum(np.histogram(seconds, edges)[0], 1)
         bottom: NDArray[np.float64] = np.zeros(len(edges) - 1)

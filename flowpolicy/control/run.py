@@ -15,10 +15,11 @@ from flowpolicy.control.inference import build_worker
 from flowpolicy.control.loop import ControlConfig, ControlLoop
 from flowpolicy.control.plan import DeploymentPlan
 from flowpolicy.control.planners import PlannerBuilder, SamplerSettings
-from flowpolicy.control.report import run_statistics, write_report
+from flowpolicy.control.report import write_report
 from flowpolicy.control.robot import Robot
 from flowpolicy.control.robots.simulated import SimulatedRobot, WorldReport, film
 from flowpolicy.control.robots.trace import TraceRobot
+from flowpolicy.control.statistics import run_statistics
 from flowpolicy.data.store import read_demonstrations
 from flowpolicy.errors import ConfigError
 from flowpolicy.evaluation.summary import machine, versions, write_summary
@@ -147,6 +148,30 @@ class ControlRun:
     files: list[Path]
     rate_hz: float
     task: str
+
+    def table(self) -> str:
+        """Markdown: the run in a few lines."""
+        found = self.statistics
+        if not found["ticks"]:
+            return f"No tick was run: {self.stopped}."
+        jitter, planning, events = found["jitter_ms"], found["inference_ms"], found["events"]
+        lines = [
+            f"{found['seconds']:.1f} s at {self.rate_hz:g} Hz, ended: {self.stopped}",
+            "",
+            "| | p50 | p99 | p99.9 | max |",
+            "| --- | --- | --- | --- | --- |",
+        ]
+        for label, values in (("tick after deadline, ms", jitter), ("planning a chunk, ms", planning)):
+            if values is not None:
+                cells = " | ".join(f"{values[name]:.3f}" for name in ("p50", "p99", "p99_9", "max"))
+                lines.append(f"| {label} | {cells} |")
+        delays = ", ".join(f"{ticks} ticks {count}x" for ticks, count in found["delays"].items())
+        lines += ["", f"delays: {delays or 'none'}"]
+        lines.append("events: " + (", ".join(f"{name} {count}" for name, count in events.items()) or "none"))
+        if self.world is not None:
+            returns = ", ".join(f"{value:.0f}" for value in self.world.returns[: self.world.finished])
+            lines.append(f"episodes finished: {self.world.finished}, returns {returns or 'none'}")
+        return "\n".join(lines)
 
     def metrics(self) -> dict[str, Any]:
         """For ``summary.json``."""

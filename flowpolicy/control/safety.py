@@ -146,7 +146,7 @@ class SafetyGate:
         result = command
         if self._jerk is not None and self._sent:
             first = self._sent[-1]  # before it the robot stood still
-            a, b, c = [*self._sent, first, first][:3]
+            a, b, c = (row.astype(np.float64) for row in [*self._sent, first, first][:3])
             held = self._jerk(command.astype(np.float64), (a, b, c))
             result = self._counted(command, held, Event.LIMIT_JERK, tick)
         if self._velocity is not None and self._sent:

@@ -1,0 +1,147 @@
+"""Where a policy server listens, who may use it, and how patient it is."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import logging
+import os
+import re
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from flowpolicy.errors import ConfigError
+from flowpolicy.settings import require
+
+log = logging.getLogger(__name__)
+
+TOKEN_VARIABLE = "FLOWPOLICY_TOKEN"
+BACKLOG = 1024
+"""Connections that the system holds while the server is busy; those beyond would wait for seconds."""
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{8,256}")  # what a header holds without quoting
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """Settings of a policy server.
+
+    Attributes:
+        host: address to listen on; the default is reachable from this machine alone.
+        port: 0 takes a free one.
+        token: that clients must show. Other users of the machine can read it on a command line.
+        token_file: file that holds the token. Without either, the environment variable FLOWPOLICY_TOKEN.
+        allow_anonymous: listen on a network without a token.
+        max_connections: clients at once; beyond, one that got no actions for 10 s gives way to a new one.
+        max_batch: most chunks of one request; it decides how large a message may be.
+        handshake_timeout_s: from the connection to the end of the websocket handshake.
+        message_timeout_s: from the first byte of a message to its last.
+        write_timeout_s: until a client has taken its answer.
+        idle_timeout_s: without a request.
+        ping_interval_s: between pings, and until one must be answered.
+        stop_timeout_s: for the requests under way when the server ends.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    token: str | None = field(default=None, repr=False)
+    token_file: str | None = None
+    allow_anonymous: bool = False
+    max_connections: int = 64
+    max_batch: int = 64
+    handshake_timeout_s: float = 5.0
+    message_timeout_s: float = 10.0
+    write_timeout_s: float = 10.0
+    idle_timeout_s: float = 600.0
+    ping_interval_s: float = 20.0
+    stop_timeout_s: float = 5.0
+
+    def __post_init__(self) -> None:
+        require(bool(self.host), "host", self.host, "an address, such as 127.0.0.1, or 0.0.0.0 for all")
+        require(0 <= self.port <= 65535, "port", self.port, "between 0 and 65535")
+        for name in ("max_connections", "max_batch"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in (
+            "handshake_timeout_s", "message_timeout_s", "write_timeout_s", "idle_timeout_s",
+            "ping_interval_s", "stop_timeout_s",
+        ):  # fmt: skip
+            require(getattr(self, name) > 0, name, getattr(self, name), "positive")
+
+    def secret(self) -> str | None:
+        """The token that clients must show; None where anyone may use the server.
+
+        Raises:
+            ConfigError: two tokens, an unreadable or weak one, or none on an address that others can reach.
+        """
+        token, source = self.token, "token"
+        if self.token_file is not None:
+            if token is not None:
+                raise ConfigError("token and token_file are both given; leave out token.")
+            token, source = _read_token(Path(self.token_file)), self.token_file
+        elif token is None and os.environ.get(TOKEN_VARIABLE):
+            token, source = os.environ[TOKEN_VARIABLE], TOKEN_VARIABLE
+        if token is not None:
+            if not _TOKEN.fullmatch(token):
+                raise ConfigError(
+                    f"The token of {source} is unusable; make one of 8 to 256 letters, digits or ._~+/=-, "
+                    "e.g. with: openssl rand -hex 16"
+                )
+            return token
+        if not self.allow_anonymous and not _is_loopback(self.host):
+            raise ConfigError(
+                f"host={self.host} lets other machines move the robot; give token_file=FILE or "
+                f"{TOKEN_VARIABLE}, or allow_anonymous=true on a network you trust."
+            )
+        return None
+
+
+def listen_on(config: ServerConfig) -> socket.socket:
+    """A socket bound to the config's address, which nobody else can take from then on.
+
+    Raises:
+        ConfigError: the address is taken, not this machine's, or not allowed.
+    """
+    where = f"{config.host}:{config.port}"
+    try:
+        found = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)
+        family, kind, protocol, _, address = min(found, key=lambda each: each[0] != socket.AF_INET)
+        listener = socket.socket(family, kind, protocol)
+        try:
+            if os.name == "posix":  # elsewhere this lets two programs share a port
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(BACKLOG)
+        except OSError:
+            listener.close()
+            raise
+    except socket.gaierror as error:
+        raise ConfigError(f"host={config.host} is no address of this machine; use 127.0.0.1.") from error
+    except OSError as error:
+        hints = {
+            errno.EADDRINUSE: "another program has it; stop it, or choose another with port=",
+            errno.EACCES: "ports below 1024 need rights; choose another with port=",
+            errno.EADDRNOTAVAIL: "it is no address of this machine; use host=127.0.0.1",
+        }
+        hint = hints.get(error.errno or 0, error.strerror or str(error))
+        raise ConfigError(f"The server cannot listen on {where}: {hint}.") from error
+    return listener
+
+
+def _read_token(file: Path) -> str:
+    try:
+        token = file.expanduser().read_text().strip()
+        is_private = os.name != "posix" or not file.expanduser().stat().st_mode & 0o077
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"token_file={file} cannot be read; give a file that holds the token.") from error
+    if not is_private:
+        log.warning("Other users can read %s; make it yours alone: chmod 600 %s", file, file)
+    return token
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

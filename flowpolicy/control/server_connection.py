@@ -1,0 +1,109 @@
+"""A websocket connection of the policy server that no client can hold open by being slow."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from typing import Any, Protocol
+
+from websockets.asyncio.server import ServerConnection
+from websockets.frames import Frame, Opcode
+
+from flowpolicy.control.server_config import ServerConfig
+from flowpolicy.control.server_statistics import ServerStatistics
+
+SEND_BUFFER = 65536
+"""Bytes of answers that the system keeps for a client before it counts as not reading."""
+
+
+class Host(Protocol):
+    """What a connection needs of its server."""
+
+    config: ServerConfig
+    statistics: ServerStatistics
+
+    def arrived(self, connection: GuardedConnection) -> None:
+        """A TCP connection was opened."""
+
+    def left(self, connection: GuardedConnection) -> None:
+        """A TCP connection is gone."""
+
+
+class GuardedConnection(ServerConnection):
+    """Tells its server when it comes and goes, and is dropped where a message does not get finished.
+
+    The library waits for the rest of a message for ever: a client that sends one byte now and then would keep
+    its place.
+
+    Attributes:
+        last_used: moment of ``time.monotonic`` of the last answer with actions, or of the connection.
+        malformed: messages in a row that could not be decoded.
+        is_proven: it has had such an answer.
+        is_served: a handler is at work for it.
+        is_busy: a request of it is waiting or at work.
+        is_counted: what ended it is in the statistics, or nothing is to be counted.
+    """
+
+    def __init__(self, *arguments: Any, host: Host, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.host = host
+        self.last_used = time.monotonic()
+        self.malformed = 0
+        self.is_proven = self.is_served = self.is_busy = self.is_counted = False
+        self._in_fragments = self._has_whole = False
+        self._patience: asyncio.TimerHandle | None = None
+        self._farewell: asyncio.Future[None] | None = None
+
+    def count(self, kind: str) -> None:
+        """Count what ends this connection; only the first reason counts."""
+        if not self.is_counted:
+            self.is_counted = True
+            self.host.statistics.fail(kind)
+
+    def drop(self, kind: str) -> None:
+        """Count the reason and end it without a farewell."""
+        self.count(kind)
+        self.transport.abort()
+
+    def close_soon(self, code: int, reason: str) -> None:
+        """Begin to close it with a farewell, without waiting for the other side."""
+        self._farewell = asyncio.ensure_future(self.close(code, reason))
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by asyncio."""
+        super().connection_made(transport)
+        # The system would keep megabytes of answers for a client that takes none.
+        self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        self.host.arrived(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Called by asyncio."""
+        if self._patience is not None:
+            self._patience.cancel()
+        super().connection_lost(exc)
+        self.host.left(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Called by asyncio; a message that came in one piece costs no timer."""
+        self._has_whole = False
+        super().data_received(data)
+        if self._has_whole and self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+        begun = self._in_fragments or not self._has_whole or len(self.protocol.reader.buffer) > 0
+        if begun and self._patience is None and not self.transport.is_closing():
+            self._be_patient()
+
+    def _be_patient(self) -> None:
+        if self._patience is not None and not self.is_busy:  # else it is the server that is slow
+            self.drop("message not finished in time")
+            return
+        self._patience = self.loop.call_later(self.host.config.message_timeout_s, self._be_patient)
+
+    def process_event(self, event: Any) -> None:
+        """Called by the library with the request of the handshake, then with every whole frame."""
+        if isinstance(event, Frame) and event.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
+            self._in_fragments = not event.fin
+        self._has_whole = self._has_whole or not self._in_fragments
+        super().process_event(event)

@@ -1,0 +1,228 @@
+"""What a policy server answers, apart from any network: a message in, a message out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import flowpolicy
+from flowpolicy.acceleration.sampler import Sampler
+from flowpolicy.control.messages import decode, encode
+from flowpolicy.control.planners import resting_observation
+from flowpolicy.errors import FlowPolicyError
+from flowpolicy.execution import ChunkPolicy
+from flowpolicy.settings import require
+
+NOISE = "noise"
+"""Key of a request's x_0."""
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """A checked request.
+
+    Attributes:
+        observations: key -> ``(B, T_o, *shape)`` float32, physical units.
+        noise: x_0 ``(B, T, A)``.
+        is_batch: whether it was sent with a leading batch dimension.
+    """
+
+    observations: dict[str, NDArray[np.float32]]
+    noise: NDArray[np.float32]
+    is_batch: bool
+
+
+class PolicyService:
+    """Answers requests with action chunks; one thread at a time.
+
+    A request is a map with the policy's observation keys: ``(T_o, *shape)`` each, oldest step first, or
+    ``shape`` alone where T_o = 1, in physical units; or ``(B, T_o, *shape)`` for several chunks at once. Who
+    asks a policy of T_o > 1 stacks the history: the server keeps none. The optional entry ``noise`` is x_0,
+    ``(T, A)`` with the same batch dimension; else the server draws it. The answer holds ``actions``,
+    ``(T, A)`` or ``(B, T, A)`` float32 in physical units, and milliseconds in ``server_timing`` and
+    ``policy_timing``.
+
+    Args:
+        policy: a policy or a sampler of one.
+        max_batch: most chunks of one request.
+        seed: of the noises that requests do not bring.
+        rows_per_turn: chunks computed before others have their turn; a sampler's batch size.
+        description: further entries of the metadata.
+
+    Attributes:
+        metadata: what a client is told when it connects.
+        max_message_bytes: most bytes of a request.
+    """
+
+    def __init__(
+        self,
+        policy: ChunkPolicy,
+        *,
+        max_batch: int = 64,
+        seed: int = 0,
+        rows_per_turn: int = 1,
+        description: Mapping[str, Any] | None = None,
+    ) -> None:
+        require(max_batch >= 1, "max_batch", max_batch, "at least 1")
+        require(rows_per_turn >= 1, "rows_per_turn", rows_per_turn, "at least 1")
+        if NOISE in policy.observation_shapes:
+            raise FlowPolicyError(f"The policy has an observation '{NOISE}', the protocol's name for x_0.")
+        self.policy, self.max_batch, self.rows_per_turn = policy, max_batch, rows_per_turn
+        self._generator = torch.Generator().manual_seed(seed)
+        self._chunk_shape = (policy.action_horizon, policy.action_dim)
+        self._shapes = {key: (policy.obs_horizon, *shape) for key, shape in policy.observation_shapes.items()}
+        self.metadata: dict[str, Any] = {
+            "server": f"flowpolicy {flowpolicy.__version__}",
+            "observation_shapes": {key: list(shape) for key, shape in policy.observation_shapes.items()},
+            "obs_horizon": policy.obs_horizon,
+            "action_horizon": policy.action_horizon,
+            "execute_horizon": getattr(policy, "execute_horizon", policy.action_horizon),
+            "action_dim": policy.action_dim,
+            "nfe": policy.nfe(),
+            "max_batch": max_batch,
+            **(description or {}),
+        }
+        numbers = sum(int(np.prod(shape)) for shape in [*self._shapes.values(), self._chunk_shape])
+        self.max_message_bytes = 65536 + 8 * numbers * max_batch  # 8: float64, the widest that is sent
+
+    def warm_up(self, calls: int = 3) -> None:
+        """Plan a few chunks: backends allocate and choose kernels in the first ones."""
+        message = encode(resting_observation(self.policy))
+        generator = self._generator.get_state()
+        for _ in range(calls):
+            list(self.answer(message))
+        self._generator.set_state(generator)
+
+    def answer(self, message: bytes | str, received: float | None = None) -> Iterator[bytes | None]:
+        """Work on a message: None after each part of the work, at last the answer.
+
+        Args:
+            message: of a client.
+            received: moment of ``time.perf_counter`` when it came, for the answer's timing.
+
+        Raises:
+            FlowPolicyError: the message is not a request of this policy, or the policy answers with NaN.
+        """
+        started = time.perf_counter()
+        request = self.read(message)
+        rows, planning = len(request.noise), 0.0
+        chunks = []
+        for start in range(0, rows, self.rows_per_turn):
+            if start:
+                yield None
+            part = slice(start, start + self.rows_per_turn)
+            before = time.perf_counter()
+            chunks.append(
+                self._plan({k: v[part] for k, v in request.observations.items()}, request.noise[part])
+            )
+            planning += time.perf_counter() - before
+        actions = np.concatenate(chunks) if len(chunks) > 1 else chunks[0]
+        if not np.isfinite(actions).all():
+            raise FlowPolicyError(
+                "The policy answered with NaN or infinity to a finite observation; "
+                "its weights are damaged or its training diverged, so serve an earlier checkpoint."
+            )
+        timing = {"infer_ms": 1e3 * (time.perf_counter() - started)}
+        if received is not None:
+            timing["queue_ms"] = 1e3 * (started - received)
+        yield encode(
+            {
+                "actions": actions if request.is_batch else actions[0],
+                "server_timing": timing,
+                "policy_timing": {"infer_ms": 1e3 * planning},
+            }
+        )
+
+    def read(self, message: bytes | str) -> PlanRequest:
+        """Check a message.
+
+        Raises:
+            MessageError: it cannot be decoded.
+            FlowPolicyError: an unknown or missing key, a wrong shape, NaN or infinity.
+        """
+        if isinstance(message, str):
+            raise FlowPolicyError("The request is text; send a binary message of msgpack.")
+        content = decode(message)
+        if not isinstance(content, dict):
+            raise FlowPolicyError("The request is no map; send one from observation keys to arrays.")
+        for key in content:
+            if key not in self._shapes and key != NOISE:
+                raise FlowPolicyError(
+                    f"The request has the unknown entry '{str(key)[:60]}'; the policy takes "
+                    f"{', '.join(self._shapes)}, and {NOISE}."
+                )
+        observations = {}
+        batch: int | None = None  # None: sent without a batch dimension
+        for index, (key, shape) in enumerate(self._shapes.items()):
+            if key not in content:
+                raise FlowPolicyError(
+                    f"The observation lacks '{key}'; the policy takes {', '.join(self._shapes)}."
+                )
+            observations[key], size = _checked(f"Observation '{key}'", content[key], shape)
+            if index and size != batch:
+                raise FlowPolicyError("The observations have different batch sizes; send all with the same.")
+            batch = size
+        rows = 1 if batch is None else batch
+        if not 1 <= rows <= self.max_batch:
+            raise FlowPolicyError(
+                f"The batch has {rows} observations; this server takes 1 to {self.max_batch}."
+            )
+        if NOISE in content:
+            noise, size = _checked("The noise", content[NOISE], self._chunk_shape)
+            if size != batch:
+                raise FlowPolicyError("The noise and the observations have different batch sizes.")
+        else:
+            noise = torch.randn((rows, *self._chunk_shape), generator=self._generator).numpy()
+        return PlanRequest(observations, noise, batch is not None)
+
+    def _plan(
+        self, observations: Mapping[str, NDArray[np.float32]], noise: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        with torch.no_grad():
+            chunk = self.policy.act(observations, noise=torch.from_numpy(noise))
+        planned: NDArray[np.float32] = chunk.to("cpu", torch.float32).numpy()
+        return planned
+
+
+def describe(sampler: Sampler) -> dict[str, Any]:
+    """A sampler's own entries of the metadata: how it samples, and whose weights it has."""
+    key = sampler.plan.schedule.key
+    return {
+        "policy": sampler.name,
+        "num_steps": sampler.plan.num_steps,
+        "solver": sampler.plan.solver,
+        "backend": sampler.backend,
+        "dtype": sampler.plan.dtype,
+        "schedule": sampler.plan.schedule.method,
+        "fingerprint": key.fingerprint,
+        "task": sampler.task.get("name"),
+    }
+
+
+def _checked(name: str, value: Any, shape: tuple[int, ...]) -> tuple[NDArray[np.float32], int | None]:
+    """``(B, *shape)`` from an array of that shape, of ``shape``, or, where T_o = 1, of ``shape[1:]``; and B,
+    None where it was sent without."""
+    if not isinstance(value, np.ndarray):
+        raise FlowPolicyError(f"{name} is no array; send a numpy array of numbers.")
+    given = value.shape
+    batch: int | None = None
+    if given[1:] == shape:
+        rows, batch = value, len(value)
+    elif given == shape:
+        rows = value[None]
+    elif shape[0] == 1 and given == shape[1:]:
+        rows = value[None, None]
+    else:
+        sizes = ", ".join(map(str, shape))
+        raise FlowPolicyError(f"{name} has shape {given}; send ({sizes}), or (batch, {sizes}).")
+    with np.errstate(over="ignore"):  # what float32 cannot hold is infinity, and refused as such
+        numbers: NDArray[np.float32] = rows.astype(np.float32)
+    if not np.isfinite(numbers).all():
+        raise FlowPolicyError(f"{name} holds NaN or infinity; no action is computed from it.")
+    return numbers, batch

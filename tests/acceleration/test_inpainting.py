@@ -1,0 +1,169 @@
+"""Guidance by a prefix, against analytic flows, finite differences and the policy without it."""
+
+import numpy as np
+import pytest
+import torch
+from toy_policy import random_policy
+
+from flowpolicy import FlowPolicy
+from flowpolicy.acceleration.engine import random_observations
+from flowpolicy.acceleration.inpainting import InpaintingSampler, guidance_weight, guided_velocity
+from flowpolicy.errors import ConfigError, FlowPolicyError
+from flowpolicy.execution import RecedingHorizon
+
+
+def half_prefix(rows, weight=1.0):
+    weights = torch.zeros(rows, 4)
+    weights[:, :2] = weight
+    return torch.linspace(-2, 2, rows * 8).reshape(rows, 4, 2), weights
+
+
+@pytest.mark.parametrize(("t", "expected"), [(0.0, 5.0), (0.05, 5.0), (0.2, 4.25), (0.5, 2.0), (1.0, 5.0)])
+def test_the_guidance_weight_is_the_published_one(t, expected):
+    assert guidance_weight(t, 5.0) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("prior_std", [1.0, 0.3])
+def test_guidance_of_gaussian_data_ends_exactly_at_the_target(prior_std):
+    # v of x1 ~ N(m, s^2): E[x1 | x_t] is linear in x_t, so the last step of the guided flow lands on Y.
+    mean, variance = 0.4, prior_std**2
+
+    def velocity(x, t):
+        gain = t * variance / (variance * t**2 + (1 - t) ** 2)
+        return (mean + gain * (x - t * mean) - x) / (1 - t)
+
+    noise = torch.randn(3, 4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    target, weights = torch.full_like(noise, 0.7), torch.zeros(3, 4, dtype=torch.float64)
+    weights[:, :2] = 1
+    x, free, steps = noise, noise, 8
+    for k in range(steps):
+        t = k / steps
+        x = (
+            x
+            + guided_velocity(
+                velocity, x, t, (target, weights), guidance_weight(t, 1e9 if t else 5.0, prior_std)
+            )
+            / steps
+        )
+        free = free + velocity(free, t) / steps
+    torch.testing.assert_close(x[:, :2], target[:, :2], rtol=0, atol=1e-9)
+    assert torch.equal(x[:, 2:], free[:, 2:])
+    assert (free[:, :2] - target[:, :2]).abs().min() > 1e-3
+
+
+def test_the_pull_is_the_gradient_of_the_weighted_squared_error():
+    policy = random_policy().double()
+    network = policy.network.requires_grad_(False)
+    generator = torch.Generator().manual_seed(1)
+    observation = {
+        "observation": torch.randn(2, 2, 3, generator=generator).double(),
+        "goal": torch.randn(2, 2, 2, generator=generator).double(),
+    }
+    context = network.encode(observation)
+    t = 0.3
+
+    def velocity(x, t):
+        return network(x, x.new_full((1,), t), torch.zeros(1, dtype=torch.long), context)
+
+    x, actions = (torch.randn(2, 4, 2, generator=generator).double() for _ in range(2))
+    weights = torch.rand(2, 4, generator=generator).double()
+
+    def loss(x):
+        return 0.5 * (weights[..., None] * (actions - (x + (1 - t) * velocity(x, t))) ** 2).sum()
+
+    pull = guided_velocity(velocity, x, t, (actions, weights), 1.0) - velocity(x, t)
+    step, differences = 1e-5, torch.zeros_like(x)
+    for index in np.ndindex(*x.shape):
+        moved = torch.zeros_like(x)
+        moved[index] = step
+        differences[index] = (loss(x - moved) - loss(x + moved)) / (2 * step)
+    assert differences.abs().max() > 0.1
+    torch.testing.assert_close(pull, differences, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize(("objective", "num_steps"), [("flow_matching", 5), ("shortcut", 1), ("shortcut", 4)])
+def test_without_a_prefix_it_is_the_policy_to_the_last_bit(objective, num_steps, observations, noise):
+    policy = random_policy(objective)
+    sampler = InpaintingSampler(policy, num_steps)
+    expected = policy.act(observations, num_steps=num_steps, noise=noise)
+    actions, weights = half_prefix(5)
+    assert torch.equal(sampler.act(observations, noise=noise), expected)
+    assert torch.equal(sampler.act(observations, noise=noise, prefix=(actions, 0 * weights)), expected)
+    weights[1] = 0  # a free row among guided ones
+    mixed = sampler.act(observations, noise=noise, prefix=(actions, weights))
+    assert torch.equal(mixed[1], expected[1])
+    assert ((mixed - expected).abs().amax((1, 2)) > 1e-3).tolist() == [True, False, True, True, True]
+
+
+def test_a_trained_policy_keeps_to_the_prefix(repo_root):
+    policy = FlowPolicy.load(repo_root / "benchmarks" / "checkpoints" / "pusht-flow_matching-seed0")
+    generator = torch.Generator().manual_seed(0)
+    observations = random_observations(policy, 30, generator)
+    noises = torch.randn(2, 30, 16, 2, generator=generator)
+    wanted, free = (policy.act(observations, noise=noise, num_steps=16) for noise in noises)
+    weights = torch.zeros(30, 16)
+    weights[:, :4] = 1
+
+    def distance(chunk):
+        difference = policy.action_normalizer.normalize(chunk) - policy.action_normalizer.normalize(wanted)
+        return difference[:, :4].square().mean().sqrt()
+
+    def guided(**settings):
+        sampler = InpaintingSampler(policy, 16, **settings)
+        return distance(sampler.act(observations, noise=noises[1], prefix=(wanted.numpy(), weights.numpy())))
+
+    assert guided() < 0.7 * distance(free)
+    assert guided(beta=64.0, prior_std=0.2) < 0.35 * distance(free)
+
+
+def test_gradients_are_had_where_the_caller_has_switched_them_off(policy, observations, noise):
+    sampler, prefix = InpaintingSampler(policy, 4), half_prefix(5)
+    expected = sampler.act(observations, noise=noise, prefix=prefix)
+    with torch.inference_mode():
+        inside = {key: value + 0 for key, value in observations.items()}
+        found = sampler.act(inside, noise=noise + 0, prefix=tuple(part + 0 for part in prefix))
+    assert torch.equal(found, expected)
+    assert not found.requires_grad
+    assert all(parameter.requires_grad for parameter in policy.network.parameters())
+
+
+def test_it_takes_the_place_of_the_policy(policy, observations):
+    sampler = InpaintingSampler(policy)
+    assert sampler.nfe() == policy.default_num_steps
+    batch = {key: value[:, -1].numpy() for key, value in observations.items()}
+    chosen = []
+    for runs in (policy, sampler):
+        horizon = RecedingHorizon(runs, 5, 2)
+        for slot in range(5):
+            horizon.reset(slot, slot)
+        chosen.append(horizon.actions(batch, range(5)))
+    assert np.array_equal(*chosen)
+
+
+def test_what_it_cannot_do_is_refused_in_one_sentence(policy, observations, noise):
+    for wrong, said in (
+        ({"solver": "heun"}, "euler"),
+        ({"beta": 0.0}, "beta"),
+        ({"prior_std": -1.0}, "prior_std"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            InpaintingSampler(policy, 4, **wrong)
+    with pytest.raises(ConfigError, match="powers of two"):
+        InpaintingSampler(random_policy("shortcut"), 3)
+    sampler = InpaintingSampler(policy, 4)
+    for wrong in ({"num_steps": 8}, {"solver": "heun"}):
+        with pytest.raises(ConfigError, match="built for num_steps=4"):
+            sampler.act(observations, noise=noise, **wrong)
+    actions, weights = half_prefix(5)
+    for prefix in ((actions[:, :2], weights), (actions, weights[:4])):
+        with pytest.raises(FlowPolicyError, match=r"must be \(5, 4, 2\) and \(5, 4\)"):
+            sampler.act(observations, noise=noise, prefix=prefix)
+    for prefix in (
+        (actions, weights * 2),
+        (actions, weights * float("nan")),
+        (actions * float("inf"), weights),
+    ):
+        with pytest.raises(FlowPolicyError, match="finite actions"):
+            sampler.act(observations, noise=noise, prefix=prefix)
+    with pytest.raises(AttributeError):
+        sampler.no_such_thing  # noqa: B018

@@ -1,0 +1,87 @@
+"""The real script drives a simulated robot and a trace in real time, or says in one sentence why not."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("mujoco", reason="mujoco is not installed")
+pytest.importorskip("hydra", reason="hydra is not installed")
+
+
+def run(folder, repo_root, *options, fails=False):
+    done = subprocess.run(
+        [sys.executable, str(repo_root / "scripts" / "run_control.py"), *map(str, options)],
+        cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
+        timeout=250,
+    )  # fmt: skip
+    assert (done.returncode != 0) == fails, done.stderr
+    if fails:
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def checkpoint(repo_root):
+    return f"checkpoint={repo_root}/benchmarks/checkpoints/hopper-shortcut-seed0"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("inference", ["process", "thread"])
+def test_a_simulated_robot_is_driven_in_real_time(repo_root, tmp_path, checkpoint, inference):
+    done = run(
+        tmp_path, repo_root, checkpoint, "env=hopper", "duration_s=2", "num_steps=1", "fast_steps=1",
+        f"inference={inference}", "video=1", "run_dir=run",
+    )  # fmt: skip
+    folder = tmp_path / "run"
+    assert done.stdout.splitlines()[-1] == str(folder / "summary.json")
+    summary = json.loads((folder / "summary.json").read_text())
+    metrics = summary["metrics"]
+    assert metrics["stopped"] == "finished"
+    assert metrics["ticks"] + metrics["events"].get("deadline missed", 0) == 250
+    assert sum(metrics["world"]["lengths"]) == metrics["world"]["steps"] > 150
+    assert metrics["sources"]["chunk"] > 0.5
+    assert (folder / "report.html").stat().st_size > 10_000
+    assert json.loads((folder / "events.json").read_text())["counts"] == metrics["events"]
+    assert (folder / "telemetry.parquet").exists()
+
+
+def test_a_trace_is_driven_too(repo_root, tmp_path, checkpoint):
+    run(
+        tmp_path,
+        repo_root,
+        checkpoint,
+        "env=hopper",
+        "robot=trace",
+        "duration_s=1",
+        "backend=eager",
+        "run_dir=run",
+    )
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["metrics"]["sources"]["chunk"] > 0.3
+    assert "world" not in summary["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["fast_steps=3"], ["power of two"]),
+        (["control.execute_horizon=5"], ["chunk length 4"]),
+        (["control.fusion=rct"], ["did you mean 'rtc'"]),
+        (["robot=trace"], ["robot.path"]),
+        (["plan=nowhere.json"], ["nowhere.json"]),
+        (["plan=nowhere.json", "num_steps=1"], ["plan= decides num_steps"]),
+        (["env=pusht"], ["choose the robot that the policy was trained for"]),
+        (["control.saftey.miss_limit=3"], ["control.safety"]),
+        ([], ["safe action"]),
+    ],
+)
+def test_a_mistake_is_one_sentence(repo_root, tmp_path, checkpoint, options, words):
+    env = [] if not options or options[0] in ("robot=trace", "env=pusht") else ["env=hopper"]
+    done = run(tmp_path, repo_root, checkpoint, *env, *options, "duration_s=1", "run_dir=run", fails=True)
+    for word in words:
+        assert word in done.stderr
