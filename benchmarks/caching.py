@@ -58,7 +58,7 @@ ABOVE = 1.05  # latency of fewer steps over that of the schedule, at most
 MARGIN = -0.03  # of coverage: the lower bound that a schedule must keep
 ROWS = 25  # rows of the evaluation's sampler
 NUM_ENVS = 50
-CALLS = {"onnx": 400, "eager": 150, "compile": 150}  # timed calls of each sampler
+CALLS = {"onnx": 200, "eager": 80, "compile": 80}  # timed calls of each sampler
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,9 @@ class Group:
 # With K <= S there is nothing to reuse: K = 10, 4 and 1 have no schedules.
 GROUPS = (
     Group("flow_matching", 100, METHODS),
-    Group("flow_matching", 50, FEWER_METHODS, 0.5),
-    Group("shortcut", 64, FEWER_METHODS, 0.5),
-    Group("shortcut", 16, FEWER_METHODS, 0.5),
+    Group("flow_matching", 50, FEWER_METHODS, 1 / 3),
+    Group("shortcut", 64, FEWER_METHODS, 1 / 3),
+    Group("shortcut", 16, FEWER_METHODS, 1 / 3),
 )
 
 

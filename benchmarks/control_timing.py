@@ -161,7 +161,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Share of ticks later than a time, by arm."""
     edges = np.geomspace(1e-3, 1e3, 121)
     styles = {"idle": BLUE, "idle, no priority": GREEN, "hog": ORANGE, "hog, no priority": GREY}
-    with house_figure(path, width=6.4, height=3.8) as (_, axes):
+    with house_figure(path, columns=1, width=6.4, height=3.8) as (_, axes):
         for row in rows:
             if row["arm"] in styles:
                 counts = np.array(row["jitter_ms_histogram"], dtype=float)

@@ -208,7 +208,7 @@ def _nearest_miss(measured: Sequence[Measured], config: PlanConfig) -> str:
     return (
         f"No sampler keeps {config.period_ms:g} ms at an action error of at most "
         f"{config.max_action_error:g}; the nearest is {nearest.candidate.name} in {nearest.backend}, "
-        f"which needs period_ms={nearest.bound / (1 - config.margin):.3g}: raise period_ms or max_action_error."
+        f"which needs period_ms={nearest.bound / (1 - config.margin):.3g}: raise one of the two."
     )
 
 

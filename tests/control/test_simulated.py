@@ -1,4 +1,4 @@
-"""A world in its own process: it keeps its own time, executes the newest command, can be filmed afterwards."""
+"""A world in its own process: it keeps its own time, executes the newest command, and can be filmed."""
 
 from __future__ import annotations
 

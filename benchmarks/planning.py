@@ -1,0 +1,159 @@
+"""Whether plans keep their promise: 10,000 calls after planning, for three periods, in a fresh process.
+
+    python benchmarks/planning.py                  # plans and calls that are missing; writes the JSON
+    python benchmarks/planning.py --again          # all anew
+
+Each plan is made by the real `scripts/plan.py`. Then a new process builds the planned sampler and calls it 10,000 times on
+observations of other episodes, and counts the calls that took longer than the period. The promise is kept when the 95%
+(Wilson) interval of that share reaches down to 1 - quantile, and the action error is within its bound.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from flowpolicy import FlowPolicy
+from flowpolicy.acceleration.latency import percentiles
+from flowpolicy.acceleration.observations import observations_of
+from flowpolicy.control.candidates import reference_of
+from flowpolicy.control.plan import DeploymentPlan
+from flowpolicy.evaluation.statistics import wilson_interval
+from flowpolicy.evaluation.summary import git_state, machine, versions
+from flowpolicy.evaluation.task import task_of
+from flowpolicy.storage import read_json, write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+RUNS = ROOT / "runs" / "benchmarks" / "planning"
+CHECKPOINT = "benchmarks/checkpoints/pusht-flow_matching-seed0"
+PERIODS_MS = (3.0, 10.0, 30.0)
+QUANTILE, MAX_ERROR = 0.99, 0.1
+CALLS, OBSERVATIONS, SEED = 10_000, 64, 8_000_000
+
+
+def plan(period: float, episodes: int) -> Path:
+    """Run the script; the plan's file."""
+    folder = RUNS / f"plan-{period:g}ms"
+    options = [
+        f"checkpoint={CHECKPOINT}", f"period_ms={period}", f"quantile={QUANTILE}", f"max_action_error={MAX_ERROR}",
+        f"episodes={episodes}", "env=pusht", f"run_dir={folder.relative_to(ROOT)}",
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "scripts/plan.py", *options], cwd=ROOT, check=True, env=environment)
+    return folder / "plan.json"
+
+
+def call(file: Path) -> dict[str, Any]:
+    """Call a plan's sampler as a control loop would, on observations it was not made from."""
+    torch.set_num_threads(1)
+    policy = FlowPolicy.load(ROOT / CHECKPOINT)
+    found = DeploymentPlan.load(file)
+    found.check(policy)
+    sampler: Any = found.sampler_settings(str(ROOT / CHECKPOINT)).build()
+    task = task_of(policy.task, None, CHECKPOINT)
+    observations = observations_of(policy, task, OBSERVATIONS, episodes=16, seed=SEED)
+    generator = torch.Generator().manual_seed(SEED)
+    rows = [{key: value[i : i + 1] for key, value in observations.items()} for i in range(OBSERVATIONS)]
+    seconds = []
+    for number in range(-20, CALLS):
+        noise = torch.randn(1, policy.action_horizon, policy.action_dim, generator=generator)
+        started = time.perf_counter()
+        sampler(rows[number % OBSERVATIONS], noise)
+        if number >= 0:
+            seconds.append(time.perf_counter() - started)
+    noise = torch.randn(OBSERVATIONS, policy.action_horizon, policy.action_dim, generator=generator)
+    steps, solver = reference_of(policy)
+    normalize = policy.action_normalizer.normalize
+    wanted = normalize(policy.act(observations, num_steps=steps, solver=solver, noise=noise))
+    error = (normalize(sampler(observations, noise)) - wanted).square().mean().sqrt()
+    milliseconds = 1e3 * np.array(seconds)
+    return {"milliseconds": percentiles(milliseconds), "late": int((milliseconds > found.period_ms).sum()),
+            "calls": CALLS, "action_error": float(error)}  # fmt: skip
+
+
+def row_of(period: float, file: Path, called: dict[str, Any]) -> dict[str, Any]:
+    """A plan and what became of it."""
+    chosen = read_json(file)
+    low, high = wilson_interval(called["late"], called["calls"])
+    return {
+        "period_ms": period,
+        "plan": {key: chosen[key] for key in ("sampler", "fast", "rollouts", "reason")},
+        **called,
+        "late_share": called["late"] / called["calls"],
+        "late_share_ci95": [low, high],
+        "promise_kept": bool(low <= 1 - QUANTILE and called["action_error"] <= MAX_ERROR),
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown."""
+    lines = [
+        "| period ms | chosen | backend | NFE | promised 99% below ms | p50 | p99 | late calls | share [95%] "
+        "| action error | kept |",
+        "|" + " --- |" * 11,
+    ]
+    for row in rows:
+        chosen = row["plan"]["sampler"]
+        name = f"K = {chosen['num_steps']} {chosen['solver']}" + (", cached" if chosen["schedule"] else "")
+        low, high = row["late_share_ci95"]
+        cells = [
+            f"{row['period_ms']:g}",
+            name,
+            chosen["backend"],
+            chosen["nfe"],
+            f"{chosen['latency_ms']['bound']:.2f}",
+        ]
+        cells += [f"{row['milliseconds'][key]:.2f}" for key in ("p50", "p99")]
+        cells += [
+            row["late"],
+            f"{row['late_share']:.4f} [{low:.4f}, {high:.4f}]",
+            f"{row['action_error']:.4f}",
+        ]
+        lines.append("| " + " | ".join(map(str, [*cells, "yes" if row["promise_kept"] else "**no**"])) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--again", action="store_true", help="also what was measured before")
+    parser.add_argument("--episodes", type=int, default=25, help="of each candidate at the front")
+    parser.add_argument(
+        "--call", type=Path, default=None, help="call this plan's sampler and print the figures"
+    )
+    arguments = parser.parse_args()
+    if arguments.call is not None:
+        print(json.dumps(call(arguments.call)))
+        return
+    path = ROOT / "benchmarks" / "results" / "planning.json"
+    done = {row["period_ms"]: row for row in read_json(path)["rows"]} if path.exists() else {}
+    for period in PERIODS_MS:
+        if period not in done or arguments.again:
+            file = plan(period, arguments.episodes)
+            command = [sys.executable, __file__, "--call", str(file)]
+            answer = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+            done[period] = row_of(period, file, json.loads(answer.stdout.splitlines()[-1]))
+        rows = [done[period] for period in PERIODS_MS if period in done]
+        content = {
+            "command": "python benchmarks/planning.py", "checkpoint": CHECKPOINT, "quantile": QUANTILE,
+            "max_action_error": MAX_ERROR, "first_seed": SEED, "rows": rows, "machine": machine(),
+            "complete": len(rows) == len(PERIODS_MS), "versions": versions(), "git_commit": git_state()[0],
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        }  # fmt: skip
+        write_json(path, content)
+    print(table([done[period] for period in PERIODS_MS]))
+
+
+if __name__ == "__main__":
+    main()
