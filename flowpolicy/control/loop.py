@@ -143,7 +143,8 @@ class ControlLoop:
         horizon = policy.action_horizon
         own = int(getattr(policy, "execute_horizon", horizon))
         self.execute_horizon = own if config.execute_horizon is None else config.execute_horizon
-        self.max_delay = horizon - self.execute_horizon if config.max_delay is None else config.max_delay
+        left = max(horizon - self.execute_horizon, 0)
+        self.max_delay = left if config.max_delay is None else config.max_delay
         self.fusion: Fusion = build_fusion(config.fusion, horizon, self.execute_horizon, self.max_delay)
         self.gate = SafetyGate(robot, config.safety, self.events, self.period, dead_man)
         self.telemetry = Telemetry(config.telemetry_ticks, spec.action_dim)

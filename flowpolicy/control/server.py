@@ -44,6 +44,9 @@ _library_log.setLevel(logging.CRITICAL + 1)
 MAX_MALFORMED = 10
 """Messages in a row that are none of the protocol, after which a client is closed."""
 
+PAUSE_AFTER_ERROR_S = 0.05
+"""Time before the next message of a client is read after one that had to be refused."""
+
 LOG_EVERY_S = 60.0
 
 _CLOSED_FOR = {
@@ -210,12 +213,15 @@ class PolicyServer:
                 async with asyncio.timeout(self.config.idle_timeout_s):
                     message = await connection.recv()
                 connection.is_busy = True
-                await self._send(connection, await self._answer(connection, message))
+                answer = await self._answer(connection, message)
+                await self._send(connection, answer)
                 connection.is_busy = False
                 if connection.malformed >= MAX_MALFORMED:
                     connection.count("malformed messages in a row")
                     await connection.close(1008, "malformed messages")
                     return
+                if isinstance(answer, str):
+                    await asyncio.sleep(PAUSE_AFTER_ERROR_S)
             await connection.close(1001, "the server ends")
         except TimeoutError:
             connection.count("idle")

@@ -92,7 +92,8 @@ def test_one_byte_now_and_then_does_not_keep_a_place(impatient):
     assert impatient.statistics.failures["message not finished in time"] > 0
 
 
-def test_a_client_that_takes_no_answers_is_dropped(impatient):
+def test_a_client_that_takes_no_answers_is_dropped(impatient, monkeypatch):
+    monkeypatch.setattr("flowpolicy.control.server.PAUSE_AFTER_ERROR_S", 0.0)
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     connection.connect(impatient.address)

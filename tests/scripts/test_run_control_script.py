@@ -69,7 +69,7 @@ def test_a_trace_is_driven_too(repo_root, tmp_path, checkpoint):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["fast_steps=3"], ["power of two"]),
+        (["fast_steps=3"], ["powers of two"]),
         (["control.execute_horizon=5"], ["chunk length 4"]),
         (["control.fusion=rct"], ["did you mean 'rtc'"]),
         (["robot=trace"], ["robot.path"]),
