@@ -221,7 +221,9 @@ def run_kind(kind: Kind) -> dict[str, Any]:
     clock = FaultyClock()
     robot = Robot(policy, clock)
     injector, state = Injector(0, kind.wanted), {}
-    build = PlannerBuilder(SamplerSettings(str(ROOT / CHECKPOINT), 1))
+    # A process is built anew after every kill, which takes ONNX's exporter seconds each time.
+    backend = "eager" if kind.inference == "process" else "auto"
+    build = PlannerBuilder(SamplerSettings(str(ROOT / CHECKPOINT), 1, backend=backend))
     inner = ProcessWorker(build) if kind.inference == "process" else ThreadWorker(build)
     state["worker"] = inner
     worker = Faulty(inner, kind.inject(injector, robot, clock, state))

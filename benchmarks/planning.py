@@ -26,8 +26,8 @@ import torch
 from flowpolicy import FlowPolicy
 from flowpolicy.acceleration.latency import percentiles
 from flowpolicy.acceleration.observations import observations_of
-from flowpolicy.control.candidates import reference_of
-from flowpolicy.control.plan import DeploymentPlan
+from flowpolicy.control.planning.candidates import reference_of
+from flowpolicy.control.planning.plan import DeploymentPlan
 from flowpolicy.evaluation.statistics import wilson_interval
 from flowpolicy.evaluation.summary import git_state, machine, versions
 from flowpolicy.evaluation.task import task_of

@@ -36,12 +36,12 @@ import torch
 from flowpolicy import FlowPolicy
 from flowpolicy.acceleration.latency import percentiles
 from flowpolicy.acceleration.sampler import build_sampler, fastest_backend
-from flowpolicy.control.client import PolicyClient, ServerUnreachableError
 from flowpolicy.control.inference import process_context
-from flowpolicy.control.messages import encode
-from flowpolicy.control.server import PolicyServer
-from flowpolicy.control.server_config import ServerConfig
-from flowpolicy.control.service import PolicyService
+from flowpolicy.control.serving.client import PolicyClient, ServerUnreachableError
+from flowpolicy.control.serving.config import ServerConfig
+from flowpolicy.control.serving.messages import encode
+from flowpolicy.control.serving.server import PolicyServer
+from flowpolicy.control.serving.service import PolicyService
 from flowpolicy.evaluation.summary import git_state, machine, versions
 from flowpolicy.progress import progress
 from flowpolicy.storage import read_json, write_json

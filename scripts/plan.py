@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from flowpolicy.cli import command_line, script
-from flowpolicy.control.plan_config import PlanConfig
-from flowpolicy.control.planning import plan_checkpoint
+from flowpolicy.control.planning.config import PlanConfig
+from flowpolicy.control.planning.planner import plan_checkpoint
 from flowpolicy.evaluation.summary import write_summary
 from flowpolicy.settings import build
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from flowpolicy.cli import command_line, script
-from flowpolicy.control.serve import ServeConfig, serve_checkpoint
+from flowpolicy.control.serving.run import ServeConfig, serve_checkpoint
 from flowpolicy.settings import build
 
 

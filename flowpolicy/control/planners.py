@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ from flowpolicy.control.inference import Request
 from flowpolicy.device import resolve_device
 from flowpolicy.execution import ChunkPolicy
 from flowpolicy.policy import FlowPolicy
+
+_BUILDING = threading.Lock()  # torch's exporter and compiler are not made for two threads at once
 
 
 @dataclass(frozen=True)
@@ -51,13 +54,14 @@ class SamplerSettings:
         Raises:
             FlowPolicyError: the checkpoint, a setting or the backend is not usable.
         """
-        torch.set_num_threads(self.threads)
-        policy = FlowPolicy.load(self.checkpoint, resolve_device(self.device))
-        if self.inpainting:
-            return InpaintingSampler(policy, self.num_steps, self.solver or policy.config.tuned_solver)
-        schedule = Schedule.load(self.schedule) if self.schedule else None
-        backend = fastest_backend(policy.device) if self.backend == "auto" else self.backend
-        return build_sampler(policy, 1, self.num_steps, self.solver, schedule, backend, self.dtype)
+        with _BUILDING:
+            torch.set_num_threads(self.threads)
+            policy = FlowPolicy.load(self.checkpoint, resolve_device(self.device))
+            if self.inpainting:
+                return InpaintingSampler(policy, self.num_steps, self.solver or policy.config.tuned_solver)
+            schedule = Schedule.load(self.schedule) if self.schedule else None
+            backend = fastest_backend(policy.device) if self.backend == "auto" else self.backend
+            return build_sampler(policy, 1, self.num_steps, self.solver, schedule, backend, self.dtype)
 
 
 @dataclass(frozen=True)

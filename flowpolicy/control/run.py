@@ -13,8 +13,8 @@ from typing import Any
 
 from flowpolicy.control.inference import build_worker
 from flowpolicy.control.loop import ControlConfig, ControlLoop
-from flowpolicy.control.plan import DeploymentPlan
 from flowpolicy.control.planners import PlannerBuilder, SamplerSettings
+from flowpolicy.control.planning.plan import DeploymentPlan
 from flowpolicy.control.report import write_report
 from flowpolicy.control.robot import Robot
 from flowpolicy.control.robots.simulated import SimulatedRobot, WorldReport, film

@@ -22,11 +22,13 @@ def run_statistics(columns: Columns, period: float) -> dict[str, Any]:
         period: of the loop, s.
 
     Returns:
-        ``ticks``; ``jitter_ms``, start after deadline, and ``work_us``, start to command sent, as p50, p95,
-        p99, p99.9 and max; ``drift_us_per_s``, the slope of the lateness over the run;
-        ``observation_age_ms`` and ``inference_ms`` likewise; ``delays``, ticks to their number;
-        ``sources``, shares by where actions came from; ``seam`` and ``inside``, the mean change of the
-        command at a change of chunk and elsewhere, in root mean square of the action ranges seen.
+        ``ticks``, rows of the telemetry; ``missed``, ticks between them that did not happen; ``seconds``;
+        ``jitter_ms``, start after deadline, and ``work_us``, start to command sent, as p50, p95, p99, p99.9
+        and max; ``drift_us_per_s``, the slope of the lateness over the run, and ``drift_us``, its last value
+        minus its first; ``observation_age_ms`` and ``inference_ms`` likewise; ``delays``, ticks to their
+        number; ``sources``, shares by where actions came from; ``seam`` and ``inside``, the mean change of
+        the command at a change of chunk and elsewhere, ``seam_p95`` and ``inside_p95`` likewise, in root mean
+        square of the action ranges seen.
     """
     count = len(columns["tick"])
     if count == 0:
@@ -38,9 +40,11 @@ def run_statistics(columns: Columns, period: float) -> dict[str, Any]:
     delays, numbers = np.unique(arrived, return_counts=True)
     return {
         "ticks": count,
-        "seconds": float(columns["deadline"][-1] - columns["deadline"][0] + period),
+        "missed": int(columns["tick"][-1] - columns["tick"][0]) + 1 - count,
+        "seconds": float(columns["tick"][-1] - columns["tick"][0] + 1) * period,
         "jitter_ms": percentiles(1e3 * late),
-        "drift_us_per_s": _slope(columns["deadline"], late) * 1e6,
+        "drift_us_per_s": _slope(columns["tick"] * period, late) * 1e6,
+        "drift_us": float(late[-1] - late[0]) * 1e6,
         "work_us": percentiles(1e6 * work),
         "observation_age_ms": _finite(1e3 * age),
         "inference_ms": _finite(1e3 * inference),
@@ -56,23 +60,30 @@ def actions_of(columns: Columns) -> NDArray[np.float32]:
     return np.stack([columns[name] for name in names], axis=1)
 
 
+def changes_of(columns: Columns) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Sizes of the changes of the command from one tick to the next, and which are at a change of chunk.
+
+    Returns:
+        Both ``(n,)``; pairs of ticks with a missed one between them, or without a command, are left out.
+    """
+    actions = actions_of(columns).astype(np.float64)
+    known = np.isfinite(actions).all(axis=1)
+    if known.sum() < 2:
+        return np.zeros(0), np.zeros(0, dtype=bool)
+    width = np.ptp(actions[known], axis=0)
+    size = np.sqrt(((np.diff(actions, axis=0) / np.where(width > 0, width, 1.0)) ** 2).mean(axis=1))
+    kept = (np.diff(columns["tick"]) == 1) & np.isfinite(size)
+    return size[kept], np.diff(columns["chunk"])[kept] != 0
+
+
 def _seams(columns: Columns) -> dict[str, float | None]:
     """Changes of the command at a change of chunk, and inside chunks."""
-    actions = actions_of(columns).astype(np.float64)
-    known = actions[np.isfinite(actions).all(axis=1)]
-    if len(known) < 2:
-        return {"seam": None, "inside": None}
-    width = known.max(axis=0) - known.min(axis=0)
-    change = np.diff(actions, axis=0) / np.where(width > 0, width, 1.0)
-    size = np.sqrt((change**2).mean(axis=1))
-    other = np.diff(columns["chunk"]) != 0
-    following = np.diff(columns["tick"]) == 1
-
-    def mean(mask: NDArray[np.bool_]) -> float | None:
-        values = size[mask & following & np.isfinite(size)]
-        return float(values.mean()) if len(values) else None
-
-    return {"seam": mean(other), "inside": mean(~other)}
+    size, is_seam = changes_of(columns)
+    found: dict[str, float | None] = {}
+    for name, values in (("seam", size[is_seam]), ("inside", size[~is_seam])):
+        found[name] = float(values.mean()) if len(values) else None
+        found[f"{name}_p95"] = float(np.quantile(values, 0.95)) if len(values) else None
+    return found
 
 
 def _finite(values: NDArray[Any]) -> dict[str, float] | None:

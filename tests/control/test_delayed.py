@@ -4,7 +4,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from toys import ToyClock, ToyPolicy, ToyRobot, ToyWorker
+from control_toys import ToyClock, ToyPolicy, ToyRobot, ToyWorker
 
 from flowpolicy.control.chunks import prefix_weights
 from flowpolicy.control.delayed import run_delayed

@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from planners import build_counting, build_nothing
+from counting_planners import build_counting, build_nothing
 
 from flowpolicy.control.clock import MonotonicClock
 from flowpolicy.control.events import Event, EventLog

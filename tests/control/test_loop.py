@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from toys import A, ToyClock, ToyPolicy, ToyRobot, ToyWorker, died
+from control_toys import A, ToyClock, ToyPolicy, ToyRobot, ToyWorker, died
 
 from flowpolicy.control.events import Event
 from flowpolicy.control.loop import CHUNK, FAST, PREVIOUS, SAFE, ControlConfig, ControlLoop

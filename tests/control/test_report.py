@@ -14,7 +14,7 @@ PERIOD = 0.01
 
 
 def telemetry(ticks, capacity=None, drift=0.0):
-    """Ticks 1 ms late (every tenth 3 ms), 0.2 ms of work, a chunk every fourth; tick 50 is the safe action."""
+    """Ticks 1 ms late (every tenth 3 ms), 0.2 ms of work, a chunk every fourth; tick 50 is safe."""
     log = Telemetry(capacity or max(ticks, 1), 2)
     for tick in range(ticks):
         deadline = 5.0 + tick * PERIOD

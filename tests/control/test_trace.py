@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from toys import ToyClock
+from control_toys import ToyClock
 
 from flowpolicy.control.robots.trace import TraceRobot
 

@@ -15,9 +15,9 @@ pytest.importorskip("hydra", reason="hydra is not installed")
 
 from flowpolicy import FlowPolicy
 from flowpolicy.acceleration.schedule import fingerprint
-from flowpolicy.control.client import PolicyClient
-from flowpolicy.control.plan import DeploymentPlan, PlannedSampler, hardware
-from flowpolicy.control.serve import ServeConfig
+from flowpolicy.control.planning.plan import DeploymentPlan, PlannedSampler, hardware
+from flowpolicy.control.serving.client import PolicyClient
+from flowpolicy.control.serving.run import ServeConfig
 from flowpolicy.errors import CheckpointError, ConfigError
 
 CHECKPOINT = "benchmarks/checkpoints/hopper-shortcut-seed0"

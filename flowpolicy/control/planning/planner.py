@@ -16,11 +16,11 @@ from flowpolicy.acceleration.latency import percentiles
 from flowpolicy.acceleration.observations import CALIBRATION_SEED, observations_of
 from flowpolicy.acceleration.sampler import build_sampler, fastest_backend
 from flowpolicy.acceleration.schedule import Schedule, fingerprint
-from flowpolicy.control.candidates import candidates_of, with_errors
 from flowpolicy.control.delayed import DelayedResult, run_delayed
-from flowpolicy.control.measuring import Measured, measure
-from flowpolicy.control.plan import DeploymentPlan, PlannedSampler, hardware
-from flowpolicy.control.plan_config import PlanConfig
+from flowpolicy.control.planning.candidates import candidates_of, with_errors
+from flowpolicy.control.planning.config import PlanConfig
+from flowpolicy.control.planning.measuring import NOT_HERE, Measured, measure
+from flowpolicy.control.planning.plan import DeploymentPlan, PlannedSampler, hardware
 from flowpolicy.device import resolve_device
 from flowpolicy.errors import FlowPolicyError
 from flowpolicy.evaluation.statistics import mean_interval, paired_difference_interval
@@ -70,11 +70,12 @@ class Planning:
                 f"| {np.median(calls):.3f} | {item.bound:.3f} | {item.candidate.error:.4f} "
                 f"| {found} | {mark} |"
             )
-        return "\n".join([*lines, "", self.reason])
+        missing = sorted({i.verdict for i in self.measured if i.verdict.startswith(NOT_HERE)})
+        return "\n".join([*lines, *missing, "", self.reason])
 
     def write(self, folder: Path) -> list[Path]:
         """Write ``plan.json``, the schedules it needs, and ``plan.png``."""
-        from flowpolicy.control.plan_plot import plot_planning
+        from flowpolicy.control.planning.plot import plot_planning
 
         files = []
         for item in (self.chosen, self.fast):
@@ -198,6 +199,9 @@ def _planned(item: Measured) -> PlannedSampler:
 
 def _nearest_miss(measured: Sequence[Measured], config: PlanConfig) -> str:
     timed = [item for item in measured if math.isfinite(item.bound)]
+    missing = [item.verdict for item in measured if item.verdict.startswith(NOT_HERE)]
+    if missing and not timed:
+        return f"None of the backends runs here; {missing[0]}"
     least = min((item.candidate.error for item in measured), default=float("nan"))
     if not timed:
         return (

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 from websockets.asyncio.server import ServerConnection
 from websockets.frames import Frame, Opcode
 
-from flowpolicy.control.server_config import ServerConfig
-from flowpolicy.control.server_statistics import ServerStatistics
+from flowpolicy.control.serving.config import ServerConfig
+from flowpolicy.control.serving.statistics import ServerStatistics
 
 SEND_BUFFER = 65536
 """Bytes of answers that the system keeps for a client before it counts as not reading."""

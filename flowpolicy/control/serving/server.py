@@ -28,12 +28,12 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.protocol import State
 
-from flowpolicy.control.messages import MessageError, encode
-from flowpolicy.control.server_admission import Admission
-from flowpolicy.control.server_config import BACKLOG, ServerConfig, listen_on
-from flowpolicy.control.server_connection import GuardedConnection
-from flowpolicy.control.server_statistics import ServerStatistics
-from flowpolicy.control.service import PolicyService
+from flowpolicy.control.serving.admission import Admission
+from flowpolicy.control.serving.config import BACKLOG, ServerConfig, listen_on
+from flowpolicy.control.serving.connection import GuardedConnection
+from flowpolicy.control.serving.messages import MessageError, encode
+from flowpolicy.control.serving.service import PolicyService
+from flowpolicy.control.serving.statistics import ServerStatistics
 from flowpolicy.errors import FlowPolicyError
 
 log = logging.getLogger(__name__)

@@ -21,11 +21,11 @@ from served_policy import (
 from websockets.sync.client import connect
 
 from flowpolicy.acceleration.sampler import build_sampler
-from flowpolicy.control.client import PolicyClient
-from flowpolicy.control.messages import decode, encode
-from flowpolicy.control.server import PolicyServer
-from flowpolicy.control.server_config import ServerConfig
-from flowpolicy.control.service import PolicyService
+from flowpolicy.control.serving.client import PolicyClient
+from flowpolicy.control.serving.config import ServerConfig
+from flowpolicy.control.serving.messages import decode, encode
+from flowpolicy.control.serving.server import PolicyServer
+from flowpolicy.control.serving.service import PolicyService
 from flowpolicy.errors import ConfigError, FlowPolicyError
 
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 import flowpolicy
 from flowpolicy.acceleration.sampler import Sampler
-from flowpolicy.control.messages import decode, encode
 from flowpolicy.control.planners import resting_observation
+from flowpolicy.control.serving.messages import decode, encode
 from flowpolicy.errors import FlowPolicyError
 from flowpolicy.execution import ChunkPolicy
 from flowpolicy.settings import require

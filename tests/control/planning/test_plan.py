@@ -14,11 +14,11 @@ import torch
 
 from flowpolicy import FlowPolicy
 from flowpolicy.acceleration.schedule import fingerprint
-from flowpolicy.control.candidates import Candidate, candidates_of, reference_of, with_errors
-from flowpolicy.control.measuring import Measured, measure, upper_bound
-from flowpolicy.control.plan import DeploymentPlan, PlannedSampler, hardware
-from flowpolicy.control.plan_config import PlanConfig
-from flowpolicy.control.planning import _nearest_miss, front_of
+from flowpolicy.control.planning.candidates import Candidate, candidates_of, reference_of, with_errors
+from flowpolicy.control.planning.config import PlanConfig
+from flowpolicy.control.planning.measuring import Measured, measure, upper_bound
+from flowpolicy.control.planning.plan import DeploymentPlan, PlannedSampler, hardware
+from flowpolicy.control.planning.planner import _nearest_miss, front_of
 from flowpolicy.errors import CheckpointError, ConfigError
 
 

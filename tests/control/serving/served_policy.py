@@ -9,9 +9,9 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from flowpolicy.control.server import PolicyServer
-from flowpolicy.control.server_config import ServerConfig
-from flowpolicy.control.service import PolicyService, describe
+from flowpolicy.control.serving.config import ServerConfig
+from flowpolicy.control.serving.server import PolicyServer
+from flowpolicy.control.serving.service import PolicyService, describe
 from flowpolicy.models.config import ModelConfig
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.policy_config import PolicyConfig

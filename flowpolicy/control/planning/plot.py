@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from flowpolicy.control.measuring import Measured
-from flowpolicy.control.plan_config import PlanConfig
+from flowpolicy.control.planning.config import PlanConfig
+from flowpolicy.control.planning.measuring import Measured
 from flowpolicy.evaluation.plots import BLUE, GREEN, GREY, ORANGE, house_figure
 
 _COLORS = {"onnx": BLUE, "eager": GREEN, "compile": "#CC79A7", "cuda_graph": "#E69F00"}

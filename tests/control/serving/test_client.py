@@ -14,11 +14,11 @@ from served_policy import TOKEN, frame, make_policy, noise, observation, serving
 from websockets.utils import accept_key
 
 from flowpolicy.acceleration.sampler import build_sampler
-from flowpolicy.control.client import PolicyClient, ServerUnreachableError
-from flowpolicy.control.messages import encode
-from flowpolicy.control.server import PolicyServer
-from flowpolicy.control.server_config import ServerConfig
-from flowpolicy.control.service import PolicyService
+from flowpolicy.control.serving.client import PolicyClient, ServerUnreachableError
+from flowpolicy.control.serving.config import ServerConfig
+from flowpolicy.control.serving.messages import encode
+from flowpolicy.control.serving.server import PolicyServer
+from flowpolicy.control.serving.service import PolicyService
 from flowpolicy.errors import ConfigError
 from flowpolicy.execution import RecedingHorizon
 

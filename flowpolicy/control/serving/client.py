@@ -18,7 +18,7 @@ from torch import Tensor
 from websockets.exceptions import InvalidStatus, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
-from flowpolicy.control.messages import MessageError, decode, encode
+from flowpolicy.control.serving.messages import MessageError, decode, encode
 from flowpolicy.errors import ConfigError, FlowPolicyError
 from flowpolicy.settings import require
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flowpolicy.acceleration.sampler import Sampler
-from flowpolicy.control.plan import DeploymentPlan
 from flowpolicy.control.planners import SamplerSettings
-from flowpolicy.control.server import PolicyServer
-from flowpolicy.control.server_config import TOKEN_VARIABLE, ServerConfig, listen_on
-from flowpolicy.control.server_statistics import ServerStatistics
-from flowpolicy.control.service import PolicyService, describe
+from flowpolicy.control.planning.plan import DeploymentPlan
+from flowpolicy.control.serving.config import TOKEN_VARIABLE, ServerConfig, listen_on
+from flowpolicy.control.serving.server import PolicyServer
+from flowpolicy.control.serving.service import PolicyService, describe
+from flowpolicy.control.serving.statistics import ServerStatistics
 from flowpolicy.errors import ConfigError
 from flowpolicy.evaluation.summary import write_summary
 from flowpolicy.settings import require

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -15,15 +14,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flowpolicy.acceleration.sampler import Sampler, build_sampler
-from flowpolicy.control.candidates import Candidate
 from flowpolicy.control.delayed import DelayedResult
-from flowpolicy.control.plan_config import PlanConfig
+from flowpolicy.control.planning.candidates import Candidate
+from flowpolicy.control.planning.config import PlanConfig
 from flowpolicy.errors import BackendError
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.progress import progress
 
-log = logging.getLogger(__name__)
-
+NOT_HERE = "not here"
+"""Beginning of the verdict on a backend that cannot run."""
 CONFIDENCE_Z = 1.645
 """One-sided 95%."""
 
@@ -37,7 +36,7 @@ class Measured:
         backend: that runs it.
         milliseconds: of every timed call, bout by bout.
         bound: what the quantile is below; see :func:`upper_bound`.
-        verdict: ``in time``, ``too slow``, ``too inexact``, or why it was not measured.
+        verdict: ``in time``, ``too slow``, ``too inexact``, or ``not here: `` and why.
         rollouts: its episodes, where it was tried.
     """
 
@@ -91,9 +90,9 @@ def measure(
             try:
                 sampler = _build(policy, row)
             except BackendError as error:
-                log.info("%s is left out: %s", backend, error)
                 for other in rows:
-                    other.verdict = other.verdict or ("not here" if other.backend == backend else "")
+                    if other.backend == backend:
+                        other.verdict = other.verdict or f"{NOT_HERE}: {error}"
                 break
             row.milliseconds = [_timed(sampler, batches, 20, config.seed)]
             rate = float(np.median(row.milliseconds[0])) / row.candidate.work

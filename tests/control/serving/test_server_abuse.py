@@ -25,12 +25,12 @@ from websockets.datastructures import Headers
 from websockets.http11 import Request
 
 from flowpolicy.acceleration.sampler import build_sampler
-from flowpolicy.control.client import PolicyClient, ServerUnreachableError
-from flowpolicy.control.messages import encode
-from flowpolicy.control.server_admission import Admission
-from flowpolicy.control.server_config import ServerConfig
-from flowpolicy.control.server_connection import GuardedConnection
-from flowpolicy.control.server_statistics import ServerStatistics
+from flowpolicy.control.serving.admission import Admission
+from flowpolicy.control.serving.client import PolicyClient, ServerUnreachableError
+from flowpolicy.control.serving.config import ServerConfig
+from flowpolicy.control.serving.connection import GuardedConnection
+from flowpolicy.control.serving.messages import encode
+from flowpolicy.control.serving.statistics import ServerStatistics
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_one_byte_now_and_then_does_not_keep_a_place(impatient):
 
 
 def test_a_client_that_takes_no_answers_is_dropped(impatient, monkeypatch):
-    monkeypatch.setattr("flowpolicy.control.server.PAUSE_AFTER_ERROR_S", 0.0)
+    monkeypatch.setattr("flowpolicy.control.serving.server.PAUSE_AFTER_ERROR_S", 0.0)
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     connection.connect(impatient.address)
@@ -130,7 +130,7 @@ def test_a_flooding_client_waits_for_its_turn_like_others(sampler):
 
 
 def test_handshakes_that_lead_nowhere_leave_room_for_one_that_does(sampler, monkeypatch):
-    monkeypatch.setattr("flowpolicy.control.server_admission.MAX_HANDSHAKES", 8)
+    monkeypatch.setattr("flowpolicy.control.serving.admission.MAX_HANDSHAKES", 8)
     with serving(sampler) as server:
         silent = [raw(server, b"GET /") for _ in range(30)]
         with PolicyClient(*server.address, connect_timeout=2) as good:
@@ -148,7 +148,7 @@ def test_a_full_server_refuses_until_one_of_its_clients_has_been_silent(sampler,
             each.infer(observation())
         with pytest.raises(ServerUnreachableError, match="503"):
             PolicyClient(*server.address, connect_timeout=0.2)
-        monkeypatch.setattr("flowpolicy.control.server_admission.SPARE_AFTER_S", 0.1)
+        monkeypatch.setattr("flowpolicy.control.serving.admission.SPARE_AFTER_S", 0.1)
         time.sleep(0.2)
         second.infer(observation())
         with PolicyClient(*server.address, connect_timeout=2) as third:

@@ -6,7 +6,7 @@ import msgpack
 import numpy as np
 import pytest
 
-from flowpolicy.control.messages import MAX_DEPTH, MessageError, decode, encode
+from flowpolicy.control.serving.messages import MAX_DEPTH, MessageError, decode, encode
 
 DTYPES = ["?", "i1", "u1", "<i2", ">i4", "u8", "<f2", "<f4", ">f8"]
 

@@ -10,9 +10,9 @@ from collections import OrderedDict
 from websockets.asyncio.server import ServerConnection
 from websockets.http11 import Request, Response
 
-from flowpolicy.control.server_config import ServerConfig
-from flowpolicy.control.server_connection import GuardedConnection
-from flowpolicy.control.server_statistics import ServerStatistics
+from flowpolicy.control.serving.config import ServerConfig
+from flowpolicy.control.serving.connection import GuardedConnection
+from flowpolicy.control.serving.statistics import ServerStatistics
 
 MAX_HANDSHAKES = 512
 """Connections that have not yet been let in; one more, and the oldest of them is dropped."""

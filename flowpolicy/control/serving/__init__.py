@@ -1,0 +1,1 @@
+"""A policy server, in the protocol of openpi, and its client."""

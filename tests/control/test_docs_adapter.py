@@ -1,0 +1,151 @@
+"""The adapter that the documentation shows is run as it stands there, against an arm that speaks to it."""
+
+from __future__ import annotations
+
+import re
+import socket
+import threading
+import time
+
+import numpy as np
+import pytest
+from control_toys import ToyPolicy, ToyWorker
+
+from flowpolicy.control.events import Event
+from flowpolicy.control.loop import CHUNK, SAFE, ControlConfig, ControlLoop
+from flowpolicy.control.robot import RobotError
+from flowpolicy.control.safety import SafetyConfig
+
+
+class Arm:
+    """The other end: six joints that go where they are told, and tell where they are every 2 ms."""
+
+    def __init__(self, port):
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.socket.bind(("127.0.0.1", 0))
+        self.socket.settimeout(0.002)
+        self.listener = ("127.0.0.1", port)
+        self.position = np.arange(6.0)
+        self.commands = []
+        self.is_silent = self.ended = False
+        self.thread = threading.Thread(target=self.run, daemon=True)
+        self.thread.start()
+
+    @property
+    def address(self):
+        return self.socket.getsockname()
+
+    def run(self):
+        while not self.ended:
+            try:
+                packet = self.socket.recv(1024)
+                self.position = np.frombuffer(packet)
+                self.commands.append(self.position)
+            except TimeoutError:
+                pass
+            if not self.is_silent:
+                self.socket.sendto(self.position.tobytes(), self.listener)
+
+    def close(self):
+        self.ended = True
+        self.thread.join()
+        self.socket.close()
+
+
+@pytest.fixture(scope="module")
+def adapter(repo_root):
+    """The class of the first example under 'Write an adapter'."""
+    text = (repo_root / "docs" / "deploy.md").read_text()
+    section = text.split("## Write an adapter")[1]
+    code = re.search(r"```python\n(.*?)```", section, re.DOTALL).group(1)
+    names = {}
+    exec(compile(code, "docs/deploy.md", "exec"), names)
+    return names["UdpArm"]
+
+
+@pytest.fixture
+def port():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@pytest.fixture
+def arm(port):
+    arm = Arm(port)
+    yield arm
+    arm.close()
+
+
+@pytest.fixture
+def robot(adapter, arm, port):
+    robot = adapter(port, arm.address)
+    yield robot
+    robot.close()
+
+
+class SixJoints(ToyPolicy):
+    observation_shapes = {"observation": (6,)}  # noqa: RUF012
+    action_dim = 6
+
+
+def test_it_drives_an_arm_and_stops_when_the_arm_falls_silent(robot, arm):
+    def plan(request):  # a tenth of a radian further than the newest position
+        return np.tile(request.observation["observation"][-1] + 0.1, (8, 1)).astype(np.float32)
+
+    config = ControlConfig(
+        priority=False, wait_share=0.0, safety=SafetyConfig(max_observation_age_s=0.08, miss_limit=1000)
+    )
+    loop = ControlLoop(robot, SixJoints(), ToyWorker(1, plan), config)
+
+    def silence():
+        while loop.status.tick < 60:
+            time.sleep(0.002)
+        arm.is_silent = True
+
+    threading.Thread(target=silence, daemon=True).start()
+    loop.run(100)
+    rows = loop.telemetry.rows()
+    source, tick = rows["source"], rows["tick"]
+    assert (source[(tick > 10) & (tick < 60)] == CHUNK).mean() > 0.8
+    assert set(source[tick >= 80]) == {SAFE}
+    assert loop.events.counts[Event.OBSERVATION_STALE] >= 10
+    assert arm.commands[10][0] > 0.1  # it moved, from where it was
+    assert max(command.max() for command in arm.commands) <= 3.0  # and never beyond its limits
+    np.testing.assert_array_equal(arm.commands[-1], arm.commands[-5])  # it holds
+
+
+def test_observing_does_not_wait(adapter, port):
+    robot = adapter(port, ("127.0.0.1", 9))
+    began = time.monotonic()
+    with pytest.raises(RobotError, match="nothing yet"):
+        robot.observe()
+    assert time.monotonic() - began < 0.1
+    robot.close()
+
+
+def test_the_timestamp_is_that_of_the_packet(robot, arm):
+    time.sleep(0.05)
+    arm.is_silent = True
+    time.sleep(0.05)
+    first = robot.observe()["timestamp"]
+    time.sleep(0.05)
+    assert robot.observe()["timestamp"] == first
+    assert time.monotonic() - first >= 0.05
+
+
+def test_a_foreign_packet_is_survived(robot, arm):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.sendto(b"abc", arm.listener)
+    time.sleep(0.05)
+    before = robot.observe()["timestamp"]
+    time.sleep(0.05)
+    assert robot.observe()["timestamp"] > before
+
+
+def test_it_can_be_closed_twice(adapter, port):
+    before = threading.active_count()
+    robot = adapter(port, ("127.0.0.1", 9))
+    robot.close()
+    robot.close()
+    assert threading.active_count() == before
