@@ -185,12 +185,15 @@ def _clock_steps(injector: Injector, robot: Robot, clock: FaultyClock, state: di
 
 
 def _kill(injector: Injector, robot: Robot, clock: FaultyClock, state: dict[str, Any]) -> Any:
-    state["next"] = time.monotonic() + 0.5
+    state["next"] = None
 
     def fault(answer: Answer) -> Answer:
-        if time.monotonic() >= state["next"] and injector(1.0):
+        now = time.monotonic()
+        if state["next"] is None:  # it answers again: let it work for a while
+            state["next"] = now + 0.5
+        elif now >= state["next"] and injector(1.0):
             os.kill(state["worker"].pid, signal.SIGKILL)
-            state["next"] = time.monotonic() + 0.5  # counted from when it answers again
+            state["next"] = None
         return answer
 
     return fault
@@ -237,7 +240,10 @@ def run_kind(kind: Kind) -> dict[str, Any]:
     def watch() -> None:
         while injector.count < kind.wanted and time.monotonic() - started < 900:
             time.sleep(0.05)
-        time.sleep(1.0)  # and it recovers
+        until = time.monotonic() + 30
+        while loop.status.misses and time.monotonic() < until:  # a new process takes a while
+            time.sleep(0.05)
+        time.sleep(1.0)
         loop.stop("finished")
 
     import threading

@@ -216,6 +216,11 @@ def run_control(
             fast = build_worker(config.inference, PlannerBuilder(faster, config.seed + 1))
         loop = ControlLoop(robot, policy, worker, config.control, fast=fast, dead_man=dead_man)
         log.info("Driving %s at %g Hz; Ctrl-C stops it.", task.name, 1 / loop.period)
+        if loop.max_delay == 0:
+            log.info(
+                "Chunks of %d are executed whole: one that is a tick late leaves a gap, which a smaller "
+                "control.execute_horizon would not.", policy.action_horizon,
+            )  # fmt: skip
         with _live(loop, round(config.duration_s / loop.period)) as ticks:
             loop.run(ticks)
     finally:
