@@ -1,4 +1,4 @@
-"""The documented way from demonstrations to a robot, in a reduced size: four real scripts, one after the other."""
+"""The documented way from demonstrations to a robot, in a reduced size: four real scripts in a row."""
 
 from __future__ import annotations
 
