@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from flowpolicy.control.statistics import Columns
+from flowpolicy.control.telemetry import SOURCES
 from flowpolicy.errors import ConfigError
 from flowpolicy.storage import atomic_file
 
@@ -40,7 +41,10 @@ def write_rerun(path: Path, columns: Columns, events: Mapping[str, Any]) -> Path
             "timing/observation_age_ms": 1e3 * columns["observation_age"],
             "inference/ms": 1e3 * columns["inference"],
             "inference/delay_ticks": np.where(columns["delay"] >= 0, columns["delay"], np.nan),
-            "inference/chunk_step": columns["chunk_step"],
+            "inference/chunk": np.where(columns["chunk"] >= 0, columns["chunk"], np.nan),
+            "inference/chunk_step": np.where(columns["chunk_step"] >= 0, columns["chunk_step"], np.nan),
+            "inference/seam": columns["seam"],
+            **{f"source/{name}": np.where(columns["source"] == name, 1.0, 0.0) for name in SOURCES},
             **{f"action/{name[7:]}": columns[name] for name in columns if name.startswith("action_")},
         }
         for name, values in series.items():

@@ -64,7 +64,8 @@ def changes_of(columns: Columns) -> tuple[NDArray[np.float64], NDArray[np.bool_]
     """Sizes of the changes of the command from one tick to the next, and which are at a change of chunk.
 
     Returns:
-        Both ``(n,)``; pairs of ticks with a missed one between them, or without a command, are left out.
+        Both ``(n,)``; pairs of ticks with a missed one between them, without a command, or with the safe
+        action are left out.
     """
     actions = actions_of(columns).astype(np.float64)
     known = np.isfinite(actions).all(axis=1)
@@ -72,7 +73,8 @@ def changes_of(columns: Columns) -> tuple[NDArray[np.float64], NDArray[np.bool_]
         return np.zeros(0), np.zeros(0, dtype=bool)
     width = np.ptp(actions[known], axis=0)
     size = np.sqrt(((np.diff(actions, axis=0) / np.where(width > 0, width, 1.0)) ** 2).mean(axis=1))
-    kept = (np.diff(columns["tick"]) == 1) & np.isfinite(size)
+    planned = columns["source"] != "safe"
+    kept = (np.diff(columns["tick"]) == 1) & np.isfinite(size) & planned[1:] & planned[:-1]
     return size[kept], np.diff(columns["chunk"])[kept] != 0
 
 

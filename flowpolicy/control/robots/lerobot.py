@@ -1,0 +1,206 @@
+"""Any robot of lerobot as a robot of the control loop: its calls wait for the hardware, the loop does not."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from flowpolicy.control.robot import EPISODE, TIMESTAMP, Action, Observation, RobotError, RobotSpec
+from flowpolicy.errors import TaskError
+from flowpolicy.settings import choose, require
+
+STATE = "observation"
+"""Key of the vector of scalar features."""
+_PAUSE_S = 1e-3
+"""The bus is left alone for at least this long after a poll, so that a command that waits gets its turn."""
+
+
+class LeRobotRobot:
+    """Polls a robot of lerobot in a thread and commands it from the loop's.
+
+    Scalar features (``joint_1.pos``) become the vector ``observation``; features with a shape, such as images
+    ``(h, w, 3)`` in uint8, keep their names. A command's numbers go to ``action_features`` in their order.
+
+    The robot is connected here without calibration, which asks questions on a terminal; one that is connected
+    already is left so by :meth:`close`. Serial buses take one caller at a time: a command waits for a poll
+    under way, at most ``act_timeout_s``.
+
+    Args:
+        robot: a ``lerobot.robots.Robot``; lerobot itself is not imported here.
+        rate_hz: polls a second, and the loop's native rate.
+        action_low: ``(A,)`` least command, in the robot's units, in the order of its action features.
+        action_high: ``(A,)`` greatest command.
+        safe_action: see :class:`~flowpolicy.control.robot.RobotSpec`.
+        observation: names of the scalar features in the order that the policy was trained with; None takes
+            all in the robot's order.
+        start_timeout_s: for the first observation.
+        act_timeout_s: for the bus to be free; None takes one period.
+        close_timeout_s: for a poll under way to end before the robot is disconnected all the same.
+
+    Raises:
+        TaskError: the robot cannot be connected, is not calibrated, gives no observation, or its features do
+            not fit what was said of them.
+    """
+
+    def __init__(
+        self,
+        robot: Any,
+        *,
+        rate_hz: float,
+        action_low: ArrayLike,
+        action_high: ArrayLike,
+        safe_action: str | tuple[float, ...] = "hold",
+        observation: Sequence[str] | None = None,
+        start_timeout_s: float = 10.0,
+        act_timeout_s: float | None = None,
+        close_timeout_s: float = 2.0,
+    ) -> None:
+        name = str(getattr(robot, "name", type(robot).__name__))
+        scalars, shapes = _split(robot.observation_features, name)
+        self._scalars = scalars if observation is None else _chosen(observation, scalars)
+        self._shaped = list(shapes)
+        self._actions = list(robot.action_features)
+        low, high = (np.asarray(bound, dtype=np.float32) for bound in (action_low, action_high))
+        if low.shape != (len(self._actions),):
+            raise TaskError(
+                f"{name} takes {len(self._actions)} numbers ({', '.join(self._actions)}) and action_low has "
+                f"shape {low.shape}; give one bound for each."
+            )
+        if self._scalars:
+            shapes[STATE] = (len(self._scalars),)
+        self.spec = RobotSpec(name, shapes, low, high, rate_hz, safe_action)
+        act_timeout = 1 / rate_hz if act_timeout_s is None else act_timeout_s
+        timeouts = {"start": start_timeout_s, "act": act_timeout, "close": close_timeout_s}
+        for key, value in timeouts.items():
+            require(value > 0, f"{key}_timeout_s", value, "positive")
+        self._robot, self._timeouts = robot, timeouts
+        self._bus = threading.Lock()
+        self._newest: dict[str, Any] | None = None
+        self._error: Exception | None = None
+        self._ended, self._polled = threading.Event(), threading.Event()
+        self._is_mine = self._connect()
+        self._poller = threading.Thread(target=self._poll, daemon=True, name=f"poll {name}")
+        self._poller.start()
+        self._wait_for_first()
+
+    def observe(self) -> Observation:
+        """The newest observation, with the time at which its poll began.
+
+        Raises:
+            RobotError: a poll failed since the last call; the next ones go on.
+        """
+        error, self._error = self._error, None
+        if error is not None:
+            raise RobotError(f"get_observation: {type(error).__name__}: {error}") from error
+        newest = self._newest
+        if newest is None or self._ended.is_set():
+            raise RobotError(f"{self.spec.name} is closed.")
+        return dict(newest)
+
+    def act(self, action: Action) -> None:
+        """Send a command ``(A,)``.
+
+        Raises:
+            RobotError: the bus was not free in time, the robot refused the command, or it is closed.
+        """
+        if self._ended.is_set():
+            raise RobotError(f"{self.spec.name} is closed.")
+        command = dict(zip(self._actions, action.tolist(), strict=True))
+        if not self._bus.acquire(timeout=self._timeouts["act"]):
+            raise RobotError(f"send_action: a poll holds the bus for over {self._timeouts['act']:g} s")
+        try:
+            self._robot.send_action(command)
+        except Exception as error:  # a driver may raise anything
+            raise RobotError(f"send_action: {type(error).__name__}: {error}") from error
+        finally:
+            self._bus.release()
+
+    def close(self) -> None:
+        """Stop polling, and disconnect what was connected here; a second call does nothing.
+
+        Raises:
+            RobotError: it could not be disconnected, and may still be powered.
+        """
+        if self._ended.is_set():
+            return
+        self._ended.set()
+        self._poller.join(self._timeouts["close"])
+        if self._is_mine:
+            try:
+                self._robot.disconnect()
+            except Exception as error:  # a driver may raise anything
+                raise RobotError(f"disconnect: {type(error).__name__}: {error}") from error
+
+    def _connect(self) -> bool:
+        """Connect, unless somebody has; whether it was done here."""
+        robot, name = self._robot, self.spec.name
+        if robot.is_connected:
+            return False
+        try:
+            robot.connect(calibrate=False)
+        except Exception as error:  # a driver may raise anything
+            raise TaskError(
+                f"{name} cannot be connected ({type(error).__name__}: {error}); check its port and its power."
+            ) from error
+        if not robot.is_calibrated:
+            robot.disconnect()
+            raise TaskError(f"{name} is not calibrated; run lerobot-calibrate for it first.")
+        return True
+
+    def _wait_for_first(self) -> None:
+        deadline = time.monotonic() + self._timeouts["start"]
+        while self._newest is None:
+            left = deadline - time.monotonic()
+            if left <= 0 or not self._polled.wait(left):
+                error = self._error
+                why = "" if error is None else f" ({type(error).__name__}: {error})"
+                self.close()
+                raise TaskError(
+                    f"{self.spec.name} gave no observation within {self._timeouts['start']:g} s{why}; check "
+                    "its cables and cameras."
+                )
+            self._polled.clear()
+        self._error = None  # of polls before it: cameras need a moment
+
+    def _poll(self) -> None:
+        period = 1.0 / self.spec.rate_hz
+        due = time.monotonic()
+        while not self._ended.wait(max(due - time.monotonic(), _PAUSE_S)):
+            due = max(due + period, time.monotonic())  # a slow poll is not made up for
+            try:
+                with self._bus:
+                    began = time.monotonic()
+                    found = self._robot.get_observation()
+                self._newest = {**self._arrays(found), TIMESTAMP: began}
+            except Exception as error:  # a driver may raise anything; observe() tells of it
+                self._error = error
+            self._polled.set()
+
+    def _arrays(self, found: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+        missing = [key for key in (*self._scalars, *self._shaped) if key not in found]
+        if missing:
+            raise KeyError(f"no {', '.join(missing)} in it")
+        arrays: dict[str, NDArray[Any]] = {key: np.array(found[key]) for key in self._shaped}
+        if self._scalars:
+            arrays[STATE] = np.array([found[key] for key in self._scalars], dtype=np.float32)
+        return arrays
+
+
+def _split(features: Mapping[str, Any], name: str) -> tuple[list[str], dict[str, tuple[int, ...]]]:
+    """Names of the scalar features, and the shapes of the others."""
+    shapes = {key: tuple(kind) for key, kind in features.items() if isinstance(kind, (tuple, list))}
+    scalars = [key for key in features if key not in shapes]
+    for key in (STATE, TIMESTAMP, EPISODE):
+        if key in shapes:
+            raise TaskError(f"{name} has a feature '{key}', which means something else here; rename it.")
+    return scalars, shapes
+
+
+def _chosen(names: Sequence[str], scalars: list[str]) -> list[str]:
+    offered = {key: key for key in scalars}
+    return [choose(offered, name, "observation") for name in names]
