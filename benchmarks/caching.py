@@ -55,6 +55,7 @@ UPDATES = 10  # S
 PLAIN = {"flow_matching": (100, 50, 10, 4), "shortcut": (64, 16, 4, 1)}
 FEWER = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 32)  # timed beside schedules
 ABOVE = 1.05  # latency of fewer steps over that of the schedule, at most
+DECIDING = ("full", "searched", "uniform")  # arms of the first group that run twice as many episodes
 MARGIN = -0.03  # of coverage: the lower bound that a schedule must keep
 ROWS = 25  # rows of the evaluation's sampler
 NUM_ENVS = 50
@@ -111,9 +112,7 @@ class Study:
     def policies(self) -> dict[str, FlowPolicy]:
         return {name: FlowPolicy.load(ROOT / path) for name, path in self.paths.items()}
 
-    def once(
-        self, name: str, make: Callable[[], dict[str, Any] | None], episodes: int | None = None
-    ) -> dict[str, Any] | None:
+    def once(self, name: str, make: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:
         """What ``make`` gave, now or before; None where it is missing and not to be made."""
         path = self.folder / f"{name}.json"
         if not path.exists():
@@ -128,10 +127,6 @@ class Study:
             write_json(path, made)
             print(f"{time.strftime('%H:%M:%S')} {name}: {made['wall_seconds']:.0f} s", flush=True)
         found = read_json(path)
-        if episodes is not None and found["episodes"] < episodes:
-            raise SystemExit(
-                f"{path} holds {found['episodes']} episodes; take --episodes or --folder to match."
-            )
         return found
 
     def schedules(self, group: Group) -> dict[str, Schedule]:
@@ -185,34 +180,44 @@ class Study:
         }
 
     def rollouts(self, group: Group, method: str, schedule: Schedule | None = None) -> None:
-        """The episodes of an arm."""
-        episodes = round(self.episodes * group.share)
+        """The episodes of an arm; one that has too few goes on with the next seeds."""
+        wanted = round(self.episodes * group.share) * (2 if group is GROUPS[0] and method in DECIDING else 1)
+        name = group.arm(method)
+        found = self.once(name, lambda: self._episodes(group, method, schedule, 0, wanted))
+        if found is not None and found["episodes"] < wanted and not self.idle and self.only in name:
+            more = self._episodes(group, method, schedule, found["episodes"], wanted - found["episodes"])
+            for key in ("score", "success", "return", "length"):
+                found[key] = [*found[key], *more[key]]
+            found |= {"episodes": wanted, "parity": max(found["parity"], more["parity"])}
+            write_json(self.folder / f"{name}.json", found)
+            print(f"{time.strftime('%H:%M:%S')} {name}: now {wanted} episodes", flush=True)
 
-        def make() -> dict[str, Any]:
-            policy = self.policies[group.policy]
-            sampler = build_sampler(policy, ROWS, group.num_steps, schedule=schedule, backend="onnx")
-            task = task_of(policy.task, None, self.paths[group.policy])
-            result = evaluate(
-                cast("Any", sampler), task, episodes=episodes, num_envs=NUM_ENVS, show_progress=False
-            )
-            assert result.score is not None
-            assert result.success is not None
-            return {
-                "policy": group.policy,
-                "num_steps": group.num_steps,
-                "method": method,
-                "share": sampler.plan.schedule.share,
-                "settings": sampler.plan.schedule.settings,
-                "parity": cast("Any", sampler.compute).parity,
-                "episodes": episodes,
-                "first_seed": EVALUATION_SEED,
-                "score": result.score.tolist(),
-                "success": result.success.tolist(),
-                "return": result.returns.tolist(),
-                "length": result.lengths.tolist(),
-            }
-
-        self.once(group.arm(method), make, episodes)
+    def _episodes(
+        self, group: Group, method: str, schedule: Schedule | None, first: int, count: int
+    ) -> dict[str, Any]:
+        policy = self.policies[group.policy]
+        sampler = build_sampler(policy, ROWS, group.num_steps, schedule=schedule, backend="onnx")
+        task = task_of(policy.task, None, self.paths[group.policy])
+        result = evaluate(
+            cast("Any", sampler), task, episodes=count, seed=EVALUATION_SEED + first, num_envs=NUM_ENVS,
+            show_progress=False,
+        )  # fmt: skip
+        assert result.score is not None
+        assert result.success is not None
+        return {
+            "policy": group.policy,
+            "num_steps": group.num_steps,
+            "method": method,
+            "share": sampler.plan.schedule.share,
+            "settings": sampler.plan.schedule.settings,
+            "parity": cast("Any", sampler.compute).parity,
+            "episodes": count,
+            "first_seed": EVALUATION_SEED + first,
+            "score": result.score.tolist(),
+            "success": result.success.tolist(),
+            "return": result.returns.tolist(),
+            "length": result.lengths.tolist(),
+        }
 
     def latency(self, group: Group, backend: str) -> dict[str, Any] | None:
         """``full``, ``K<n>`` and the methods to their times in a backend."""
