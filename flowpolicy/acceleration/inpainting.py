@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowpolicy.acceleration.sampler import _OF_THE_POLICY
+from flowpolicy.acceleration.sampler import POLICY_ATTRIBUTES
 from flowpolicy.errors import ConfigError, FlowPolicyError
 from flowpolicy.flow.solvers import SOLVERS, integrate
 from flowpolicy.models.transformer import Context
@@ -178,6 +178,6 @@ class InpaintingSampler:
         return policy.action_normalizer.normalize(actions), weights
 
     def __getattr__(self, name: str) -> Any:
-        if name in _OF_THE_POLICY:
+        if name in POLICY_ATTRIBUTES:
             return getattr(self.policy, name)
         raise AttributeError(name)

@@ -78,12 +78,12 @@ class Sampler:
         return self.plan.schedule.key.num_evaluations
 
     def __getattr__(self, name: str) -> Any:
-        if name in _OF_THE_POLICY:
+        if name in POLICY_ATTRIBUTES:
             return getattr(self.policy, name)
         raise AttributeError(name)
 
 
-_OF_THE_POLICY = frozenset(
+POLICY_ATTRIBUTES = frozenset(
     (
         "name",
         "observation_shapes",

@@ -60,8 +60,10 @@ class SamplerSettings:
             if self.inpainting:
                 steps = policy.default_num_steps if self.num_steps is None else self.num_steps
                 solver = self.solver or policy.config.tuned_solver
-                # The published guidance hardly moves a policy that is sure of what it does; docs/deploy.md.
-                return InpaintingSampler(policy, steps, solver, beta=4.0 * steps, prior_std=0.2)
+                # The published guidance hardly moves a policy that is sure of what it does (docs/deploy.md);
+                # with fewer than four steps, each a long one, nothing stronger was tried.
+                stronger = {"beta": 4.0 * steps, "prior_std": 0.2} if steps >= 4 else {}
+                return InpaintingSampler(policy, steps, solver, **stronger)
             schedule = Schedule.load(self.schedule) if self.schedule else None
             backend = fastest_backend(policy.device) if self.backend == "auto" else self.backend
             return build_sampler(policy, 1, self.num_steps, self.solver, schedule, backend, self.dtype)

@@ -1,11 +1,9 @@
 """The real calibration and latency scripts on a shipped Push-T policy."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
+from script_runs import run_script
 
 from flowpolicy.acceleration.schedule import Schedule
 
@@ -20,18 +18,6 @@ SMALL = [
 TIMED = ["calls=6", "warm_up=1", "round_calls=3", "observations=8", "threads=1"]
 
 
-def run(folder, repo_root, script, *options, fails=False):
-    done = subprocess.run(
-        [sys.executable, str(repo_root / "scripts" / script), *map(str, options)],
-        cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
-        timeout=250,
-    )  # fmt: skip
-    assert (done.returncode != 0) == fails, done.stderr
-    if fails:
-        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-    return done
-
-
 @pytest.fixture(scope="module")
 def checkpoints(repo_root):
     folder = repo_root / "benchmarks" / "checkpoints"
@@ -41,7 +27,7 @@ def checkpoints(repo_root):
 @pytest.mark.slow
 def test_a_calibrated_schedule_is_timed_and_refused_elsewhere(repo_root, tmp_path, checkpoints):
     checkpoint = f"checkpoint={checkpoints['flow_matching']}"
-    done = run(tmp_path, repo_root, "calibrate_cache.py", checkpoint, *SMALL, "run_dir=cache")
+    done = run_script(tmp_path, repo_root, "calibrate_cache.py", checkpoint, *SMALL, "run_dir=cache")
     folder = tmp_path / "cache"
     assert done.stdout.splitlines()[-1] == str(folder / "summary.json")
     for name in ("schedules.png", "similarity.png", "similarity.npz"):
@@ -53,7 +39,7 @@ def test_a_calibrated_schedule_is_timed_and_refused_elsewhere(repo_root, tmp_pat
     assert metrics[metrics["chosen"]]["rms_error"] == schedule.calibration["rms_error"] > 0
 
     options = [*TIMED, "backends=[eager,onnx]", f"schedules=[{folder / 'schedule.json'}]"]
-    done = run(
+    done = run_script(
         tmp_path, repo_root, "benchmark_latency.py", checkpoint, "num_steps=[12]", *options, "run_dir=time"
     )
     rows = json.loads((tmp_path / "time" / "latency.json").read_text())["rows"]
@@ -67,7 +53,7 @@ def test_a_calibrated_schedule_is_timed_and_refused_elsewhere(repo_root, tmp_pat
     assert (tmp_path / "time" / "latency.png").stat().st_size > 10_000
 
     other = f"checkpoint={checkpoints['shortcut']}"
-    done = run(tmp_path, repo_root, "benchmark_latency.py", other, *options, "run_dir=no", fails=True)
+    done = run_script(tmp_path, repo_root, "benchmark_latency.py", other, *options, "run_dir=no", fails=True)
     assert "another checkpoint" in done.stderr
 
 
@@ -87,6 +73,6 @@ def test_a_mistake_is_one_sentence(repo_root, tmp_path, checkpoints, script, opt
     settings = SMALL if script.startswith("calibrate") else [*TIMED, "num_steps=[2]", "device=cpu"]
     settings = [given for given in settings if given.split("=")[0] != option.split("=")[0]]
     checkpoint = f"checkpoint={checkpoints['flow_matching']}"
-    done = run(tmp_path, repo_root, script, checkpoint, *settings, option, "run_dir=run", fails=True)
+    done = run_script(tmp_path, repo_root, script, checkpoint, *settings, option, "run_dir=run", fails=True)
     for word in words:
         assert word in done.stderr

@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
+from script_runs import run_script
 
 pytest.importorskip("mujoco", reason="mujoco is not installed")
 pytest.importorskip("hydra", reason="hydra is not installed")
 
 
-def run(folder, repo_root, *options, fails=False):
-    done = subprocess.run(
-        [sys.executable, str(repo_root / "scripts" / "run_control.py"), *map(str, options)],
-        cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
-        timeout=250,
-    )  # fmt: skip
-    assert (done.returncode != 0) == fails, done.stderr
-    if fails:
-        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-    return done
+SCRIPT = "run_control.py"
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +22,8 @@ def checkpoint(repo_root):
 @pytest.mark.slow
 @pytest.mark.parametrize("inference", ["process", "thread"])
 def test_a_simulated_robot_is_driven_in_real_time(repo_root, tmp_path, checkpoint, inference):
-    done = run(
-        tmp_path, repo_root, checkpoint, "env=hopper", "duration_s=2", "num_steps=1", "fast_steps=1",
+    done = run_script(
+        tmp_path, repo_root, SCRIPT, checkpoint, "env=hopper", "duration_s=2", "num_steps=1", "fast_steps=1",
         f"inference={inference}", "video=1", "run_dir=run",
     )  # fmt: skip
     folder = tmp_path / "run"
@@ -51,9 +40,10 @@ def test_a_simulated_robot_is_driven_in_real_time(repo_root, tmp_path, checkpoin
 
 
 def test_a_trace_is_driven_too(repo_root, tmp_path, checkpoint):
-    run(
+    run_script(
         tmp_path,
         repo_root,
+        SCRIPT,
         checkpoint,
         "env=hopper",
         "robot=trace",
@@ -82,6 +72,8 @@ def test_a_trace_is_driven_too(repo_root, tmp_path, checkpoint):
 )
 def test_a_mistake_is_one_sentence(repo_root, tmp_path, checkpoint, options, words):
     env = [] if not options or options[0] in ("robot=trace", "env=pusht") else ["env=hopper"]
-    done = run(tmp_path, repo_root, checkpoint, *env, *options, "duration_s=1", "run_dir=run", fails=True)
+    done = run_script(
+        tmp_path, repo_root, SCRIPT, checkpoint, *env, *options, "duration_s=1", "run_dir=run", fails=True
+    )
     for word in words:
         assert word in done.stderr
