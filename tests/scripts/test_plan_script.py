@@ -12,7 +12,10 @@ import pytest
 pytest.importorskip("mujoco", reason="mujoco is not installed")
 pytest.importorskip("hydra", reason="hydra is not installed")
 
-SMALL = ["calls=60", "bouts=2", "quantile=0.9", "observations=16", "episodes=2", "backends=[eager]"]
+SMALL = [
+    "calls=60", "bouts=2", "pause_s=0.1", "quantile=0.9", "observations=16", "episodes=2", "backends=[eager]",
+    "search_iterations=4",
+]  # fmt: skip
 
 
 def run(folder, repo_root, script, *options, fails=False):

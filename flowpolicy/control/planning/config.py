@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from flowpolicy.settings import require
+from flowpolicy.acceleration.sampler import BACKENDS
+from flowpolicy.settings import choose, require
 
 PLANNING_SEED = 6_000_000
 """First environment seed of validation episodes."""
@@ -20,11 +21,14 @@ class PlanConfig:
         period_ms: within which a call must end.
         quantile: share of the calls that must.
         max_action_error: bound of the rms error to the policy's best sampling, normalised actions.
-        margin: share of the period left free: on a shared machine latency drifts between now and later.
+        margin: share of the period left free. A bound of the calls measured now says nothing of a machine
+            that is busier later: neighbours come and go, caches and clocks drift.
         backends: to try; those that cannot run here are left out.
         schedules: files of cache schedules to try beside uniform ones.
+        search_iterations: moves of the search for schedules; 0 tries uniform ones only.
         calls: timed calls of each candidate that may be in time.
         bouts: parts that the calls are taken in, apart from each other; the worst one counts.
+        pause_s: from one bout to the next, so that a short disturbance does not meet all of them.
         observations: that errors are measured on.
         episodes: of each candidate at the front, with its latency injected.
         front: most candidates that are tried in episodes.
@@ -42,8 +46,10 @@ class PlanConfig:
     margin: float = 0.1
     backends: tuple[str, ...] = ("onnx", "eager", "compile", "cuda_graph")
     schedules: tuple[str, ...] = ()
+    search_iterations: int = 40
     calls: int = 2000
     bouts: int = 4
+    pause_s: float = 2.0
     observations: int = 64
     episodes: int = 50
     front: int = 4
@@ -67,4 +73,10 @@ class PlanConfig:
         )
         for name in ("bouts", "observations", "episodes", "front", "threads"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("search_iterations", "pause_s"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         require(bool(self.backends), "backends", self.backends, "at least one")
+        for backend in self.backends:
+            choose(BACKENDS, backend, "backends")
+        strategies = ("switch", "ensemble")
+        require(self.strategy in strategies, "strategy", self.strategy, " or ".join(strategies))

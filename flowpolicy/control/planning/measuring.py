@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,8 +22,11 @@ from flowpolicy.progress import progress
 
 NOT_HERE = "not here"
 """Beginning of the verdict on a backend that cannot run."""
-CONFIDENCE_Z = 1.645
-"""One-sided 95%."""
+CONFIDENCE = 0.95
+SHORT_CALLS = 40
+"""Calls after which those that are hopeless are left out."""
+CLEARLY_FASTER = 0.6
+"""Share of another's time at which a sampler makes it pointless, if it is as exact."""
 
 
 @dataclass
@@ -52,39 +54,81 @@ class Measured:
         return np.concatenate(self.milliseconds) if self.milliseconds else np.zeros(0)
 
 
+def bounding_rank(count: int, quantile: float) -> int:
+    """Which of ``count`` sorted calls, from 1, the quantile is below with 95% confidence.
+
+    For any distribution of independent calls: the r-th smallest is below the q-quantile only where r or more
+    calls are, so r is the least with P(Binomial(count, q) >= r) <= 5%. The last one where there are too few
+    calls for a bound, fewer than log(0.05) / log(q).
+    """
+    below = torch.arange(count + 1, dtype=torch.float64)
+    size, share = torch.tensor(float(count), dtype=torch.float64), torch.tensor(quantile, dtype=torch.float64)
+    ways = torch.lgamma(size + 1) - torch.lgamma(below + 1) - torch.lgamma(size - below + 1)
+    at_most = (ways + below * share.log() + (size - below) * (-share).log1p()).exp().cumsum(0)
+    return min(int(torch.searchsorted(at_most, CONFIDENCE)) + 1, count)
+
+
 def upper_bound(bouts: Sequence[NDArray[np.float64]], quantile: float) -> float:
     """What a quantile of the latency is below: over all calls with 95% confidence, and in the worst bout.
 
-    The first is an order statistic, valid for any distribution of independent calls. Calls are not
-    independent where others use the machine; that is what the bouts are for.
+    The first is an order statistic; see :func:`bounding_rank`. Its calls should be independent, and where
+    others use the machine they are not: latency drifts over seconds and minutes. That is what the bouts are
+    for, and what the planner's ``margin`` is for.
     """
     together = np.sort(np.concatenate(bouts))
-    count = len(together)
-    rank = math.ceil(count * quantile + CONFIDENCE_Z * math.sqrt(count * quantile * (1 - quantile)))
-    overall = together[min(rank, count - 1)]
-    worst = max(float(np.quantile(bout, quantile, method="higher")) for bout in bouts)
-    return max(float(overall), worst)
+    overall = together[bounding_rank(len(together), quantile) - 1]
+    return max(float(overall), *(_quantile(bout, quantile) for bout in bouts))
 
 
 def measure(
     policy: FlowPolicy, judged: Sequence[Candidate], observations: Mapping[str, Tensor], config: PlanConfig
 ) -> list[Measured]:
-    """Time those that are exact enough, turn by turn; those that are far too slow only a few times."""
+    """Time those that are exact enough, turn by turn: a few calls each, then many of those that may do.
+
+    Returns:
+        A row for each candidate in each backend; those that were not timed say why in their verdict.
+    """
     rows = [Measured(item, backend) for item in judged for backend in config.backends]
     for row in rows:
-        if not row.candidate.error <= config.max_action_error:
+        if not row.candidate.error_bound <= config.max_action_error:
             row.verdict = "too inexact"
-    limit = config.period_ms * (1 - config.margin)
     batches = [
-        {key: value[i : i + 1] for key, value in observations.items()} for i in range(config.observations)
+        {key: value[i : i + 1] for key, value in observations.items()}
+        for i in range(len(next(iter(observations.values()))))
     ]
-    timers: list[tuple[Measured, Sampler]] = []
+    running = _without_pointless(_tried_shortly(policy, rows, batches, config))
+    each = -(-config.calls // config.bouts)
+    for bout in progress(config.bouts, "timing"):
+        if bout:
+            time.sleep(config.pause_s)
+        for row, sampler in list(running):
+            row.milliseconds.append(_timed(sampler, batches, each, config.seed + bout))
+            row.bound = upper_bound(row.milliseconds, config.quantile)
+            # The worst bout counts, so that one bad bout decides.
+            if _quantile(row.milliseconds[-1], config.quantile) > _limit(config):
+                row.verdict = "too slow"
+                running.remove((row, sampler))
+    for row, _ in running:
+        row.verdict = "in time" if row.bound <= _limit(config) else "too slow"
+    return rows
+
+
+def _limit(config: PlanConfig) -> float:
+    """Milliseconds that a bound may reach."""
+    return config.period_ms * (1 - config.margin)
+
+
+def _tried_shortly(
+    policy: FlowPolicy, rows: Sequence[Measured], batches: Sequence[Mapping[str, Tensor]], config: PlanConfig
+) -> list[tuple[Measured, Sampler]]:
+    """Samplers that may be in time, in each backend from little work to much; other rows get a verdict."""
+    found: list[tuple[Measured, Sampler]] = []
     for backend in config.backends:
-        rate: float | None = None  # ms for one evaluation's work, from the last one that was built
-        for row in rows:
-            if row.backend != backend or row.verdict:
+        rate = 0.0  # ms for one evaluation's work, from the last one that was built
+        for row in progress([r for r in rows if r.backend == backend and not r.verdict], backend):
+            if row.verdict:  # found out meanwhile
                 continue
-            if rate is not None and rate * row.candidate.work > 2 * limit:
+            if rate * row.candidate.work > 2 * _limit(config):
                 row.verdict = "too slow (not built)"
                 continue
             try:
@@ -94,22 +138,41 @@ def measure(
                     if other.backend == backend:
                         other.verdict = other.verdict or f"{NOT_HERE}: {error}"
                 break
-            row.milliseconds = [_timed(sampler, batches, 20, config.seed)]
-            rate = float(np.median(row.milliseconds[0])) / row.candidate.work
-            if np.median(row.milliseconds[0]) > limit:
-                row.verdict, row.bound = "too slow", upper_bound(row.milliseconds, config.quantile)
+            row.milliseconds = [_timed(sampler, batches, SHORT_CALLS, config.seed)]
+            row.bound = upper_bound(row.milliseconds, config.quantile)
+            rate = _least(row) / row.candidate.work
+            if _least(row) > _limit(config):
+                row.verdict = "too slow"
             else:
-                timers.append((row, sampler))
-    for row, _ in timers:
+                found.append((row, sampler))
+    return found
+
+
+def _without_pointless(tried: Sequence[tuple[Measured, Sampler]]) -> list[tuple[Measured, Sampler]]:
+    """Those that no other one, as exact, is clearly faster than; their short timing is forgotten."""
+    kept = []
+    for row, sampler in tried:
+        better = [
+            other for other, _ in tried
+            if other.candidate.error <= row.candidate.error and _least(other) < CLEARLY_FASTER * _least(row)
+        ]  # fmt: skip
+        if better:
+            best = min(better, key=_least)
+            row.verdict = f"slower than {best.candidate.name} in {best.backend}"
+        else:
+            kept.append((row, sampler))
+    for row, _ in kept:
         row.milliseconds = []
-    each = -(-config.calls // config.bouts)
-    for bout in progress(config.bouts, "timing"):
-        for row, sampler in timers:
-            row.milliseconds.append(_timed(sampler, batches, each, config.seed + bout))
-    for row, _ in timers:
-        row.bound = upper_bound(row.milliseconds, config.quantile)
-        row.verdict = "in time" if row.bound <= limit else "too slow"
-    return rows
+    return kept
+
+
+def _least(row: Measured) -> float:
+    """What a call takes by itself: the fast tenth, which others on the machine hardly touch."""
+    return float(np.quantile(row.milliseconds[0], 0.1))
+
+
+def _quantile(milliseconds: NDArray[np.float64], quantile: float) -> float:
+    return float(np.quantile(milliseconds, quantile, method="higher"))
 
 
 def _build(policy: FlowPolicy, row: Measured) -> Sampler:

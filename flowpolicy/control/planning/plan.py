@@ -10,7 +10,7 @@ from typing import Any
 
 from flowpolicy.acceleration.schedule import fingerprint
 from flowpolicy.control.planners import SamplerSettings
-from flowpolicy.errors import CheckpointError, ConfigError
+from flowpolicy.errors import CheckpointError, ConfigError, FlowPolicyError
 from flowpolicy.evaluation.summary import machine
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.settings import build
@@ -33,6 +33,9 @@ class PlannedSampler:
         latency_ms: p50, p95, p99, p99.9, max, and ``bound``: what the stated quantile is below, at 95%
             confidence and in the worst of several bouts.
         action_error: rms to the policy's best sampling with the same noise, normalised units.
+        action_error_bound: what it is below on other observations, at 95% confidence.
+        largest_action_error: of any action measured.
+        dtype: of the network.
     """
 
     num_steps: int
@@ -43,6 +46,9 @@ class PlannedSampler:
     nfe: int
     latency_ms: dict[str, float]
     action_error: float
+    action_error_bound: float | None = None
+    largest_action_error: float | None = None
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ class DeploymentPlan:
         hardware: what latencies depend on; see :func:`hardware`.
         period_ms: within which a call must end.
         quantile: share of the calls that must.
-        max_action_error: bound of ``action_error``.
+        max_action_error: bound of ``action_error_bound``.
         sampler: the chosen one.
         fast: a faster one for gaps, or None.
         device: of the policy.
@@ -62,6 +68,8 @@ class DeploymentPlan:
         execute_horizon: T_e it was validated with.
         rollouts: metric of the task with injected latency, its interval and the number of episodes.
         reason: why this one, in words.
+        delay_ticks: control steps of the task within which the stated share of the chunks come.
+        folder: of the file; schedules lie there.
     """
 
     fingerprint: str
@@ -76,6 +84,7 @@ class DeploymentPlan:
     execute_horizon: int
     rollouts: dict[str, Any] = field(default_factory=dict)
     reason: str = ""
+    delay_ticks: int = 0
     folder: str = ""
 
     def check(self, policy: FlowPolicy) -> None:
@@ -105,7 +114,7 @@ class DeploymentPlan:
     def _settings(self, chosen: PlannedSampler, checkpoint: str) -> SamplerSettings:
         schedule = None if chosen.schedule is None else str(Path(self.folder) / chosen.schedule)
         return SamplerSettings(
-            checkpoint, chosen.num_steps, chosen.solver, chosen.backend, "float32", schedule, self.device,
+            checkpoint, chosen.num_steps, chosen.solver, chosen.backend, chosen.dtype, schedule, self.device,
             self.threads,
         )  # fmt: skip
 
@@ -125,7 +134,12 @@ class DeploymentPlan:
         """
         if not Path(path).is_file():
             raise CheckpointError(f"No plan at {path}; make one with scripts/plan.py.")
-        content = read_json(path)
+        try:
+            content = read_json(path)
+        except FlowPolicyError as error:
+            raise CheckpointError(
+                f"{path} is not readable JSON; make the plan again with scripts/plan.py."
+            ) from error
         if content.pop("format_version", None) != FORMAT_VERSION:
             raise CheckpointError(f"{path} is not a plan of format {FORMAT_VERSION}.")
         try:

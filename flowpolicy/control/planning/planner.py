@@ -14,10 +14,15 @@ from numpy.typing import NDArray
 
 from flowpolicy.acceleration.latency import percentiles
 from flowpolicy.acceleration.observations import CALIBRATION_SEED, observations_of
-from flowpolicy.acceleration.sampler import build_sampler, fastest_backend
+from flowpolicy.acceleration.sampler import build_sampler
 from flowpolicy.acceleration.schedule import Schedule, fingerprint
 from flowpolicy.control.delayed import DelayedResult, run_delayed
-from flowpolicy.control.planning.candidates import candidates_of, with_errors
+from flowpolicy.control.planning.candidates import (
+    Candidate,
+    candidates_of,
+    searched_schedules,
+    with_errors,
+)
 from flowpolicy.control.planning.config import PlanConfig
 from flowpolicy.control.planning.measuring import NOT_HERE, Measured, measure
 from flowpolicy.control.planning.plan import DeploymentPlan, PlannedSampler, hardware
@@ -27,6 +32,9 @@ from flowpolicy.evaluation.statistics import mean_interval, paired_difference_in
 from flowpolicy.evaluation.task import Task, task_of
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.progress import progress
+
+WAITED_SHARE = 0.3
+"""Of a control step: a chunk that comes within it is waited for; see ``ControlConfig.wait_share``."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,7 @@ class Planning:
     plan: DeploymentPlan
 
     def table(self) -> str:
-        """Markdown: those that were measured, then the reason."""
+        """Markdown: those that were timed, the others with what was against them, then the reason."""
         metric = self.task.metric
         lines = [
             f"| sampler | backend | NFE x f | p50 ms | {100 * self.config.quantile:g}% below ms "
@@ -70,8 +78,7 @@ class Planning:
                 f"| {np.median(calls):.3f} | {item.bound:.3f} | {item.candidate.error:.4f} "
                 f"| {found} | {mark} |"
             )
-        missing = sorted({i.verdict for i in self.measured if i.verdict.startswith(NOT_HERE)})
-        return "\n".join([*lines, *missing, "", self.reason])
+        return "\n".join([*lines, "", *_left_out(self.measured), "", self.reason])
 
     def write(self, folder: Path) -> list[Path]:
         """Write ``plan.json``, the schedules it needs, and ``plan.png``."""
@@ -97,13 +104,18 @@ def plan_checkpoint(config: PlanConfig, env: Mapping[str, Any] | None = None) ->
     task = task_of(policy.task, env, config.checkpoint)
     recorded = observations_of(policy, task, config.observations, episodes=16, seed=CALIBRATION_SEED + 2000)
     schedules = [Schedule.load(path) for path in config.schedules]
+    if config.search_iterations and any(item.schedule for item in candidates_of(policy)):
+        # On other episodes than those they are judged on.
+        making = observations_of(policy, task, 16, episodes=4, seed=CALIBRATION_SEED + 3000)
+        schedules += searched_schedules(policy, making, config.search_iterations, config.seed)
     candidates = candidates_of(policy, schedules)
     judged = list(with_errors(policy, candidates, recorded, config.seed))
-    measured = measure(policy, judged, recorded, config)
+    kept, beaten = unbeaten(judged, config.max_action_error)
+    measured = [*measure(policy, kept, recorded, config), *beaten]
     in_time = [item for item in measured if item.verdict == "in time"]
     if not in_time:
         raise FlowPolicyError(_nearest_miss(measured, config))
-    tried = front_of(in_time)[: config.front]
+    tried = front_of(in_time, config.front)
     for item in progress(tried, "episodes"):
         item.rollouts = _rollouts(policy, task, item, config)
     chosen, reason = choose_among(tried, task, config)
@@ -117,19 +129,36 @@ def plan_checkpoint(config: PlanConfig, env: Mapping[str, Any] | None = None) ->
         str(policy.device), config.threads, task.execute_horizon,
         {"metric": task.metric, "mean": float(values.mean()), "ci95": list(mean_interval(values)),
          "episodes": len(values), "strategy": config.strategy}, reason,
+        int(np.quantile(delays_of(chosen, task), config.quantile, method="higher")),
     )  # fmt: skip
     return Planning(config, task, measured, chosen, fast, reason, plan)
 
 
-def front_of(items: Sequence[Measured]) -> list[Measured]:
-    """Those that no other one beats in both latency and error, most exact first."""
+def unbeaten(judged: Sequence[Candidate], max_action_error: float) -> tuple[list[Candidate], list[Measured]]:
+    """Those that may be the best one in some backend, and the others, each with what beats it.
+
+    Those that are too inexact beat nothing, and are among the first: what measures them says so.
+    """
+    exact = [item for item in judged if item.error_bound <= max_action_error]
+    kept, beaten = [], []
+    for item in judged:
+        better = [other for other in exact if other.beats(item)] if item in exact else []
+        if better:
+            name = min(better, key=lambda other: (other.error, other.work)).name
+            beaten.append(Measured(item, "any", verdict=f"beaten by {name}"))
+        else:
+            kept.append(item)
+    return kept, beaten
+
+
+def front_of(items: Sequence[Measured], most: int = 4) -> list[Measured]:
+    """Those that no other one beats in both latency and error, most exact first; ``most`` of them."""
     front: list[Measured] = []
     for item in sorted(items, key=lambda item: (item.candidate.error, item.bound)):
         if all(item.bound < other.bound for other in front):
             front.append(item)
-    if len(front) > 3:  # both ends, and what lies evenly between them
-        keep = np.unique(np.linspace(0, len(front) - 1, 4).round().astype(int))
-        front = [front[i] for i in keep]
+    if len(front) > most:  # both ends, and what lies evenly between them
+        front = [front[i] for i in np.linspace(0, len(front) - 1, most).round().astype(int)]
     return front
 
 
@@ -154,7 +183,8 @@ def choose_among(tried: Sequence[Measured], task: Task, config: PlanConfig) -> t
     return item, (
         f"{item.candidate.name} in {item.backend}: {100 * config.quantile:g}% of its calls end within "
         f"{item.bound:.3f} ms of the {config.period_ms:g} ms, and its action error is "
-        f"{item.candidate.error:.4f} of at most {config.max_action_error:g}. {compared}"
+        f"{item.candidate.error:.4f} (below {item.candidate.error_bound:.4f} at 95% confidence, largest "
+        f"{item.candidate.largest_error:.3f}) of at most {config.max_action_error:g}. {compared}"
     )
 
 
@@ -169,23 +199,24 @@ def schedule_file(item: Measured) -> str:
     return f"schedule-K{item.candidate.num_steps}-{item.candidate.work:.0f}.json"
 
 
-def _rollouts(policy: FlowPolicy, task: Task, item: Measured, config: PlanConfig) -> DelayedResult:
-    """Episodes in which every chunk comes as late as a measured call took, in whole control steps."""
+def delays_of(item: Measured, task: Task) -> NDArray[np.int64]:
+    """Whole control steps by which each measured call's chunk would have come late."""
     step = 1e3 / task.control_hz
-    steps = np.ceil(item.all_calls() / step).astype(np.int64)
-    steps[item.all_calls() <= WAITED_SHARE * step] = 0
+    calls = item.all_calls()
+    return np.where(calls <= WAITED_SHARE * step, 0, np.ceil(calls / step)).astype(np.int64)
+
+
+def _rollouts(policy: FlowPolicy, task: Task, item: Measured, config: PlanConfig) -> DelayedResult:
+    """Episodes in which every chunk comes as late as a measured call's would have."""
     candidate = item.candidate
-    backend = fastest_backend(policy.device)
-    sampler = build_sampler(policy, 25, candidate.num_steps, candidate.solver, candidate.schedule, backend)
+    sampler = build_sampler(
+        policy, 25, candidate.num_steps, candidate.solver, candidate.schedule, item.backend
+    )
     return run_delayed(
-        sampler, task, strategy=config.strategy, delay=steps,
+        sampler, task, strategy=config.strategy, delay=delays_of(item, task),
         safe_action=config.safe_action or task.safe_action or "hold", episodes=config.episodes,
         seed=config.seed, num_envs=min(50, config.episodes),
     )  # fmt: skip
-
-
-WAITED_SHARE = 0.3
-"""Of a control step: a chunk that comes within it is waited for; see ``ControlConfig.wait_share``."""
 
 
 def _planned(item: Measured) -> PlannedSampler:
@@ -193,7 +224,8 @@ def _planned(item: Measured) -> PlannedSampler:
     return PlannedSampler(
         candidate.num_steps, candidate.solver, item.backend,
         None if candidate.schedule is None else schedule_file(item), candidate.share, candidate.nfe,
-        percentiles(item.all_calls()) | {"bound": item.bound}, candidate.error,
+        percentiles(item.all_calls()) | {"bound": item.bound}, candidate.error, candidate.error_bound,
+        candidate.largest_error,
     )  # fmt: skip
 
 
@@ -202,11 +234,11 @@ def _nearest_miss(measured: Sequence[Measured], config: PlanConfig) -> str:
     missing = [item.verdict for item in measured if item.verdict.startswith(NOT_HERE)]
     if missing and not timed:
         return f"None of the backends runs here; {missing[0]}"
-    least = min((item.candidate.error for item in measured), default=float("nan"))
     if not timed:
+        least = min(item.candidate.error_bound for item in measured)
         return (
-            f"No sampler has an action error of at most {config.max_action_error:g}; the least is "
-            f"{least:.4f}, so raise max_action_error."
+            f"No sampler has an action error that is surely at most {config.max_action_error:g}; "
+            f"the least is {least:.4f}, so raise max_action_error to that."
         )
     nearest = min(timed, key=lambda item: item.bound)
     return (
@@ -214,6 +246,28 @@ def _nearest_miss(measured: Sequence[Measured], config: PlanConfig) -> str:
         f"{config.max_action_error:g}; the nearest is {nearest.candidate.name} in {nearest.backend}, "
         f"which needs period_ms={nearest.bound / (1 - config.margin):.3g}: raise one of the two."
     )
+
+
+def _left_out(measured: Sequence[Measured]) -> list[str]:
+    """A line for each thing that was against candidates that were not timed."""
+    lines: dict[str, list[str]] = {}
+    for item in measured:
+        if item.milliseconds:
+            continue
+        candidate, verdict = item.candidate, item.verdict
+        if verdict == "too inexact":
+            entry = f"{candidate.name} ({candidate.error:.3f}, bound {candidate.error_bound:.3f})"
+        elif verdict.startswith("beaten by"):
+            verdict, entry = "no faster and no more exact than another one", f"{candidate.name} ({verdict})"
+        elif verdict.startswith(NOT_HERE):
+            entry = f"{item.backend} ({verdict.removeprefix(f'{NOT_HERE}: ').rstrip('.')})"
+            verdict = NOT_HERE
+        else:
+            entry = f"{candidate.name} in {item.backend}"
+        entries = lines.setdefault(verdict, [])
+        if entry not in entries:  # the same for all backends, or all candidates
+            entries.append(entry)
+    return [f"Not timed, {verdict}: {'; '.join(entries)}." for verdict, entries in lines.items()]
 
 
 def _span(values: NDArray[np.float64]) -> str:

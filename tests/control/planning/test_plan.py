@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fractions
 import itertools
 import json
 import math
@@ -14,12 +15,19 @@ import torch
 
 from flowpolicy import FlowPolicy
 from flowpolicy.acceleration.schedule import fingerprint
-from flowpolicy.control.planning.candidates import Candidate, candidates_of, reference_of, with_errors
+from flowpolicy.control.planning.candidates import (
+    Candidate,
+    candidates_of,
+    reference_of,
+    searched_schedules,
+    with_errors,
+)
 from flowpolicy.control.planning.config import PlanConfig
-from flowpolicy.control.planning.measuring import Measured, measure, upper_bound
+from flowpolicy.control.planning.measuring import Measured, bounding_rank, measure, upper_bound
 from flowpolicy.control.planning.plan import DeploymentPlan, PlannedSampler, hardware
-from flowpolicy.control.planning.planner import _nearest_miss, front_of
+from flowpolicy.control.planning.planner import _left_out, _nearest_miss, delays_of, front_of, unbeaten
 from flowpolicy.errors import CheckpointError, ConfigError
+from flowpolicy.evaluation.task import Task
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +53,21 @@ def test_the_bound_holds_a_quantile_of_calls_with_confidence():
     assert np.mean(above) >= 0.93
     slow = [np.full(250, 1.0), np.full(250, 1.0), np.full(250, 5.0), np.full(250, 1.0)]
     assert upper_bound(slow, 0.9) == 5.0  # one bad bout is enough
+
+
+@pytest.mark.parametrize(("count", "quantile"), [(300, 0.99), (2000, 0.99), (59, 0.95), (1000, 0.5)])
+def test_the_rank_is_the_least_that_is_sure(count, quantile):
+    """Counted with whole numbers: at least so many calls below the quantile come with at most 5%."""
+
+    def at_least(rank):
+        share = fractions.Fraction(str(quantile))
+        return sum(
+            math.comb(count, k) * share**k * (1 - share) ** (count - k) for k in range(rank, count + 1)
+        )
+
+    rank = bounding_rank(count, quantile)
+    assert at_least(rank) <= 0.05 < at_least(rank - 1)
+    assert bounding_rank(10, 0.99) == 10  # too few to be sure of: the slowest one
 
 
 def test_only_valid_samplings_are_candidates(policies):
@@ -73,13 +96,63 @@ def test_errors_are_to_the_best_sampling_with_the_same_noise(policies):
     assert found[4, "midpoint"] < found[4, "euler"]
 
 
+def test_the_error_of_other_observations_is_within_its_bound(policies):
+    """The bound is of the mean square over observations: most fresh sets stay below it."""
+    policy = policies["shortcut"]
+    asked = [c for c in candidates_of(policy) if c.schedule is None and c.num_steps == 1][:1]
+    many = observations(policy, 320)
+    parts = [{key: value[i : i + 32] for key, value in many.items()} for i in range(0, 320, 32)]
+    found = [next(with_errors(policy, asked, part, seed)) for seed, part in enumerate(parts)]
+    true = math.sqrt(np.mean([item.error**2 for item in found]))
+    assert np.mean([item.error_bound >= true for item in found]) >= 0.8
+    assert all(item.error < item.error_bound < item.largest_error for item in found)
+
+
+def test_searched_schedules_do_the_work_of_uniform_ones_with_less_error(policies):
+    policy = policies["shortcut"]
+    making = observations(policy, 8)
+    found = searched_schedules(policy, making, iterations=6, seed=0)
+    uniform = [c for c in candidates_of(policy) if c.num_steps == 32 and c.schedule is not None]
+    assert [s.share for s in found] == [c.share for c in uniform]
+    for schedule in found:
+        assert schedule.calibration["rms_error"] <= schedule.calibration["rms_error_of_starts"][0]
+
+
+def test_what_cannot_be_the_best_is_not_built():
+    def item(steps, nfe, error, bound):
+        return Candidate(steps, "euler", None, nfe, error, bound)
+
+    small, good, worse, equal, vague = (
+        item(1, 1, 0.3, 0.31), item(4, 4, 0.1, 0.12), item(5, 5, 0.2, 0.21), item(6, 4, 0.1, 0.12),
+        item(3, 3, 0.05, 0.9),
+    )  # fmt: skip
+    kept, beaten = unbeaten([small, good, worse, equal, vague], max_action_error=0.5)
+    assert kept == [small, good, equal, vague]  # vague is too inexact to beat anything
+    assert [(row.candidate, row.verdict) for row in beaten] == [(worse, "beaten by K = 4 euler")]
+    (line,) = _left_out(beaten)
+    assert "K = 5 euler (beaten by K = 4 euler)" in line
+
+
+def test_a_call_becomes_a_delay_in_whole_control_steps():
+    task = Task("toy", "Toy-v0", control_hz=100.0)
+    item = Measured(good_candidate(), "onnx", [np.array([0.5, 3.0, 3.1, 10.0, 10.1, 25.0])])
+    assert delays_of(item, task).tolist() == [0, 0, 1, 1, 2, 3]
+
+
+def good_candidate():
+    return Candidate(4, "euler", None, 4, 0.1, 0.1)
+
+
 def row(error, bound, work=1, verdict="in time"):
-    return Measured(Candidate(work, "euler", None, work, error), "onnx", [np.full(10, bound)], bound, verdict)
+    candidate = Candidate(work, "euler", None, work, error, error)
+    return Measured(candidate, "onnx", [np.full(10, bound)], bound, verdict)
 
 
 def test_the_front_is_what_nothing_beats_in_both():
     rows = [row(0.5, 1), row(0.1, 4), row(0.2, 3), row(0.2, 5), row(0.05, 9), row(0.3, 3.5)]
     assert [(r.candidate.error, r.bound) for r in front_of(rows)] == [(0.05, 9), (0.1, 4), (0.2, 3), (0.5, 1)]
+    assert [r.bound for r in front_of(rows, 2)] == [9, 1]
+    assert len(front_of([row(1 / b, b) for b in range(1, 9)], 6)) == 6
 
 
 def test_nothing_in_time_names_the_nearest_miss():
@@ -93,16 +166,19 @@ def test_nothing_in_time_names_the_nearest_miss():
 def test_measuring_prunes_by_error_and_by_time(policies):
     policy = policies["flow_matching"]
     config = PlanConfig(
-        "x", 400.0, quantile=0.5, calls=12, bouts=2, observations=4, backends=("eager",), max_action_error=0.2
-    )
+        "x", 400.0, quantile=0.5, calls=12, bouts=2, pause_s=0, observations=4, backends=("eager",),
+        max_action_error=0.2,
+    )  # fmt: skip
     some = [c for c in candidates_of(policy) if c.schedule is None and c.num_steps in (1, 4, 16)]
     judged = list(with_errors(policy, some, observations(policy, 4), seed=0))
     rows = measure(policy, judged, observations(policy, 4), config)
     for item in rows:
-        assert (item.verdict == "too inexact") == (item.candidate.error > 0.2)
+        assert (item.verdict == "too inexact") == (item.candidate.error_bound > 0.2)
         if item.verdict == "in time":
             assert len(item.all_calls()) == 12
             assert np.median(item.all_calls()) <= item.bound <= 400
+        else:
+            assert item.verdict in ("too inexact", "too slow") or item.verdict.startswith("slower than K")
     hasty = measure(policy, judged, observations(policy, 4), dataclasses.replace(config, period_ms=0.01))
     assert {item.verdict for item in hasty} <= {"too inexact", "too slow", "too slow (not built)"}
 
@@ -150,6 +226,13 @@ def test_a_broken_plan_is_one_sentence(plan, tmp_path, change, words):
         DeploymentPlan.load(path)
 
 
+@pytest.mark.parametrize("text", ["{", "[1]", ""])
+def test_a_file_that_is_no_plan_is_one_sentence(tmp_path, text):
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"make the plan again"):
+        DeploymentPlan.load(tmp_path / "plan.json")
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -157,6 +240,9 @@ def test_a_broken_plan_is_one_sentence(plan, tmp_path, change, words):
         ({"quantile": 1.0}, "quantile"),
         ({"quantile": 0.999, "calls": 1000}, "at least 3000"),
         ({"max_action_error": -1.0}, "max_action_error"),
+        ({"backends": ("onx",)}, "did you mean 'onnx'"),
+        ({"strategy": "rtc"}, "switch or ensemble"),
+        ({"pause_s": -1.0}, "pause_s"),
     ],
 )
 def test_settings_that_promise_nothing_are_refused(settings, words):
