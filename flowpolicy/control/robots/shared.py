@@ -31,7 +31,9 @@ class Mailbox:
         self._count = np.frombuffer(self._memory, np.int64, 1)
         slots = np.frombuffer(self._memory, self.dtype, _SLOTS, 16)
         # A view of every field of every slot, made once: looking fields up in a record is what takes long.
-        self._slots = [{name: slots[name][i : i + 1] for name in self.dtype.fields or ()} for i in range(_SLOTS)]
+        self._slots = [
+            {name: slots[name][i : i + 1] for name in self.dtype.fields or ()} for i in range(_SLOTS)
+        ]
 
     def __getstate__(self) -> dict[str, Any]:
         return {"dtype": self.dtype, "_memory": self._memory}
