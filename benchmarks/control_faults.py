@@ -25,9 +25,10 @@ import numpy as np
 
 from flowpolicy import FlowPolicy
 from flowpolicy.control.clock import MonotonicClock
+from flowpolicy.control.config import ControlConfig
 from flowpolicy.control.events import Event, name_of
 from flowpolicy.control.inference import Answer, ProcessWorker, ThreadWorker, Worker
-from flowpolicy.control.loop import SAFE, ControlConfig, ControlLoop
+from flowpolicy.control.loop import SAFE, ControlLoop
 from flowpolicy.control.planners import PlannerBuilder, SamplerSettings
 from flowpolicy.control.robot import RobotError
 from flowpolicy.control.robots.trace import TraceRobot

@@ -26,8 +26,9 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from flowpolicy import FlowPolicy
+from flowpolicy.control.config import ControlConfig
 from flowpolicy.control.inference import Answer, Request, build_worker
-from flowpolicy.control.loop import ControlConfig, ControlLoop
+from flowpolicy.control.loop import ControlLoop
 from flowpolicy.control.planners import PlannerBuilder, SamplerSettings
 from flowpolicy.control.robots.simulated import SimulatedRobot
 from flowpolicy.control.safety import SafetyConfig

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
-from flowpolicy.errors import FlowPolicyError
+from flowpolicy.errors import CheckpointError, FlowPolicyError
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -136,6 +136,29 @@ def read_json(path: Path | str) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict):
         raise FlowPolicyError(f"{path} holds no settings; restore it, or start anew elsewhere.")
+    return content
+
+
+def read_versioned(path: Path | str, kind: str, version: int, remedy: str) -> dict[str, Any]:
+    """The content of a JSON file with a ``format_version``, without it.
+
+    Args:
+        path: of the file.
+        kind: what it holds, for the message.
+        version: that this package reads.
+        remedy: ends the message: how to come by such a file.
+
+    Raises:
+        CheckpointError: there is no such file, it is damaged, or of another format.
+    """
+    if not Path(path).is_file():
+        raise CheckpointError(f"No {kind} at {path}; {remedy}.")
+    try:
+        content = read_json(path)
+    except FlowPolicyError as error:
+        raise CheckpointError(f"{path} is not readable JSON: the {kind} is damaged; {remedy}.") from error
+    if content.pop("format_version", None) != version:
+        raise CheckpointError(f"{path} is not a {kind} of format {version}; {remedy}.")
     return content
 
 

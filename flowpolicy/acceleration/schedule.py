@@ -15,7 +15,7 @@ from torch import nn
 from flowpolicy.errors import CheckpointError, ConfigError
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.settings import build, require
-from flowpolicy.storage import read_json, write_json
+from flowpolicy.storage import read_versioned, write_json
 
 FORMAT_VERSION = 1
 
@@ -126,14 +126,9 @@ class Schedule:
         Raises:
             CheckpointError: no such file, or no schedule in it.
         """
-        if not Path(path).is_file():
-            raise CheckpointError(f"No cache schedule at {path}.")
-        try:
-            content = read_json(Path(path))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path} is not readable JSON; the schedule is damaged.") from error
-        if not isinstance(content, dict) or content.pop("format_version", None) != FORMAT_VERSION:
-            raise CheckpointError(f"{path} is not a cache schedule of format {FORMAT_VERSION}.")
+        content = read_versioned(
+            path, "cache schedule", FORMAT_VERSION, "make one with scripts/calibrate_cache.py"
+        )
         try:
             key = dict(content.pop("key"))
             key["blocks"], key["chunk_shape"] = tuple(key["blocks"]), tuple(key["chunk_shape"])

@@ -16,9 +16,8 @@ from typing import ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from flowpolicy.control.robot import Action
 from flowpolicy.settings import choose, require
-
-Action = NDArray[np.float32]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowpolicy.control.chunks import Action, Chunk, Fusion, Switch, build_fusion
+from flowpolicy.control.chunks import Chunk, Fusion, Switch, build_fusion
+from flowpolicy.control.robot import Action
 from flowpolicy.errors import ConfigError
 from flowpolicy.execution import ChunkPolicy
 from flowpolicy.settings import require

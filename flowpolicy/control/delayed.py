@@ -20,8 +20,8 @@ from flowpolicy.control.chunks import Chunk, Fusion, Prefix
 from flowpolicy.control.delay_rule import Delay, DelayRule
 from flowpolicy.control.seams import Smoothness, smoothness
 from flowpolicy.errors import FlowPolicyError
+from flowpolicy.evaluation.result import Episodes
 from flowpolicy.evaluation.rollout import EVALUATION_SEED, check_spaces
-from flowpolicy.evaluation.statistics import mean_interval, wilson_interval
 from flowpolicy.evaluation.task import Task
 from flowpolicy.execution import ChunkPolicy
 from flowpolicy.progress import progress_bar
@@ -29,15 +29,10 @@ from flowpolicy.settings import require
 
 
 @dataclass(frozen=True)
-class DelayedResult:
-    """Episodes of one policy at one delay with one strategy.
+class DelayedResult(Episodes):
+    """Episodes of one policy at one delay with one strategy; the seeds are also those of drawn delays.
 
     Attributes:
-        seeds: (n,) environment seed of each episode, also of its noise and of its drawn delays.
-        returns: (n,) undiscounted sum of rewards.
-        lengths: (n,) environment steps.
-        success: (n,) true where ``info["success"]`` was true at any step; None where the task has none.
-        score: (n,) largest ``info["score"]``; None where the task has none.
         smoothness: of the executed actions, at seams and inside chunks.
         chunks: chunks planned.
         safe_ticks: environment steps in which the safe action was executed.
@@ -46,11 +41,6 @@ class DelayedResult:
         inference_seconds: wall time inside the policy.
     """
 
-    seeds: NDArray[np.int64]
-    returns: NDArray[np.float64]
-    lengths: NDArray[np.int64]
-    success: NDArray[np.bool_] | None
-    score: NDArray[np.float64] | None
     smoothness: Smoothness
     chunks: int
     safe_ticks: int
@@ -60,18 +50,8 @@ class DelayedResult:
 
     def metrics(self) -> dict[str, Any]:
         """Means with 95% intervals, None where the task has none, and the smoothness."""
-        success = self.success
         return {
-            "episodes": len(self.returns),
-            "return_mean": float(self.returns.mean()),
-            "return_ci95": list(mean_interval(self.returns)),
-            "success_rate": None if success is None else float(success.mean()),
-            "success_ci95": None
-            if success is None
-            else list(wilson_interval(int(success.sum()), len(success))),
-            "score_mean": None if self.score is None else float(self.score.mean()),
-            "score_ci95": None if self.score is None else list(mean_interval(self.score)),
-            "length_mean": float(self.lengths.mean()),
+            **self.means(),
             "chunks": self.chunks,
             "safe_ticks": self.safe_ticks,
             "nfe": self.nfe,

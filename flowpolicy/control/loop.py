@@ -2,77 +2,31 @@
 
 from __future__ import annotations
 
-import gc
-import logging
+import math
 import statistics
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from flowpolicy.control.chunks import Chunk, Fusion, build_fusion
 from flowpolicy.control.clock import Clock, MonotonicClock
+from flowpolicy.control.config import ControlConfig
 from flowpolicy.control.events import Event, EventLog
 from flowpolicy.control.history import ObservationHistory
 from flowpolicy.control.inference import Worker
 from flowpolicy.control.pipeline import Pipeline
-from flowpolicy.control.priority import real_time_priority
+from flowpolicy.control.priority import real_time_priority, without_collection
 from flowpolicy.control.robot import Action, Robot
-from flowpolicy.control.safety import SafetyConfig, SafetyGate
+from flowpolicy.control.safety import SafetyGate
 from flowpolicy.control.telemetry import SOURCES, Telemetry
 from flowpolicy.execution import ChunkPolicy
-from flowpolicy.settings import require
-
-log = logging.getLogger(__name__)
 
 CHUNK, PREVIOUS, FAST, SAFE = range(len(SOURCES))
 CLOCK_STEP_S = 1.0
 """A tick this late is taken for a clock that was set or a machine that was suspended."""
-
-
-@dataclass(frozen=True)
-class ControlConfig:
-    """Settings of a control loop.
-
-    Attributes:
-        rate_hz: ticks a second, 1 to 1000; None takes the robot's own rate.
-        fusion: ``switch``, ``ensemble`` or ``rtc``.
-        execute_horizon: T_e, ticks after which the next chunk is asked for; None takes the policy's.
-        max_delay: ticks that a chunk may take to arrive before it counts as late; None: all that the chunk
-            leaves, T - T_e.
-        wait_share: share of a period that a tick waits for the chunk it has just asked for, where recent ones
-            came that fast: such a chunk has no delay at all. 0 never waits.
-        fast_lead: ticks before the actions run out at which the faster sampler is asked.
-        hang_timeout_s: after which a request counts as lost and its worker is replaced.
-        start_timeout_s: for the policy to be ready and its first chunk to come.
-        telemetry_ticks: rows kept, the newest.
-        priority: ask the system for real-time scheduling of the loop's thread, where it allows that.
-        safety: limits of the commands.
-    """
-
-    rate_hz: float | None = None
-    fusion: str = "switch"
-    execute_horizon: int | None = None
-    max_delay: int | None = None
-    wait_share: float = 0.3
-    fast_lead: int = 2
-    hang_timeout_s: float = 1.0
-    start_timeout_s: float = 60.0
-    telemetry_ticks: int = 200_000
-    priority: bool = True
-    safety: SafetyConfig = field(default_factory=SafetyConfig)
-
-    def __post_init__(self) -> None:
-        rate = self.rate_hz
-        require(rate is None or 1 <= rate <= 1000, "control.rate_hz", rate, "between 1 and 1000")
-        require(0 <= self.wait_share < 1, "control.wait_share", self.wait_share, "at least 0 and below 1")
-        for name in ("fast_lead", "telemetry_ticks"):
-            require(getattr(self, name) >= 1, f"control.{name}", getattr(self, name), "at least 1")
-        for name in ("hang_timeout_s", "start_timeout_s"):
-            require(getattr(self, name) > 0, f"control.{name}", getattr(self, name), "positive")
 
 
 @dataclass
@@ -174,7 +128,7 @@ class ControlLoop:
         for pipeline in (self._main, self._fast):
             if pipeline is not None:
                 pipeline.wait_until_ready(self.config.start_timeout_s)
-        with _undisturbed(), real_time_priority(self.config.priority):
+        with without_collection(), real_time_priority(self.config.priority):
             try:
                 self._run(ticks)
             except KeyboardInterrupt:
@@ -234,7 +188,7 @@ class ControlLoop:
         self._observe(tick, now)
         age = self.history.age(now)
         fresh = -self.period <= age <= self.config.safety.max_observation_age_s
-        if not fresh and np.isfinite(age):
+        if not fresh and math.isfinite(age):
             self.events.add(Event.OBSERVATION_STALE, tick, f"{age:.3f} s old")
         arrived, seconds = self._collect(tick, fresh)
         command, source, number, step = self._choose(tick, fresh)
@@ -272,11 +226,8 @@ class ControlLoop:
     def _collect(self, tick: int, fresh: bool) -> tuple[int, float]:
         """Take a finished chunk and ask for the next; its delay in ticks (-1: none) and planning seconds."""
         found = self._take(tick, 0.0)
-        if (
-            fresh
-            and tick >= self._due
-            and self._main.submit(tick, self.history.newest(), self.fusion.prefix(tick))
-        ):
+        if fresh and tick >= self._due and self._main.idle:
+            self._main.submit(tick, self.history.newest(), self.fusion.prefix(tick))
             self._due = tick + self.execute_horizon
             budget = self.config.wait_share * self.period
             if self._recent and statistics.median(self._recent) < budget:
@@ -323,7 +274,8 @@ class ControlLoop:
         if answer is not None:
             self._fast_chunk = Chunk(answer[0], answer[1], tick)
         covered = max((c.end for c in (self._newest, self._fast_chunk) if c is not None), default=tick)
-        if fresh and self.status.chunks and covered - tick <= self.config.fast_lead:
+        runs_out = covered - tick <= self.config.fast_lead
+        if fresh and self.status.chunks and runs_out and self._fast.idle:
             self._fast.submit(tick, self.history.newest(), None)
 
     def _watch(self, missed: bool, tick: int) -> None:
@@ -337,21 +289,3 @@ class ControlLoop:
         if status.misses >= self.config.safety.miss_limit:
             status.stopped = f"watchdog: no valid command in {status.misses} ticks in a row"
             self.events.add(Event.WATCHDOG_STOP, tick, status.stopped)
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """No garbage collection: the loop makes no cycles, and a full collection takes milliseconds."""
-    was_enabled = gc.isenabled()
-    gc.collect()
-    gc.freeze()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-        if was_enabled:
-            gc.enable()
-
-
-__all__ = ["ControlConfig", "ControlLoop", "Status"]

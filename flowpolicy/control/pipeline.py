@@ -58,13 +58,15 @@ class Pipeline:
         except WorkerDiedError as error:
             raise FlowPolicyError(str(error)) from error
 
-    def submit(self, tick: int, observation: dict[str, NDArray[Any]], prefix: Prefix | None) -> bool:
-        """Ask for a chunk; False where one is under way already, or the worker is dead."""
-        if self._asked is not None or self._dead or self._building:
-            return False
+    @property
+    def idle(self) -> bool:
+        """Whether it can be asked: nothing is under way, and the worker lives."""
+        return self._asked is None and not self._dead and not self._building
+
+    def submit(self, tick: int, observation: dict[str, NDArray[Any]], prefix: Prefix | None) -> None:
+        """Ask an idle worker for a chunk."""
         self._asked, self._asked_at = tick, self.clock.now()
         self.worker.submit(Request(tick, observation, prefix))
-        return True
 
     def forget(self) -> None:
         """The answer under way is no longer wanted: it was asked for in another episode."""

@@ -11,12 +11,13 @@ import torch
 from numpy.typing import NDArray
 
 from flowpolicy.acceleration.inpainting import InpaintingSampler
-from flowpolicy.acceleration.sampler import build_sampler, fastest_backend
+from flowpolicy.acceleration.sampler import Sampler, build_sampler, fastest_backend
 from flowpolicy.acceleration.schedule import Schedule
 from flowpolicy.control.inference import Request
 from flowpolicy.device import resolve_device
 from flowpolicy.execution import ChunkPolicy
 from flowpolicy.policy import FlowPolicy
+from flowpolicy.settings import require
 
 _BUILDING = threading.Lock()  # torch's exporter and compiler are not made for two threads at once
 
@@ -35,7 +36,6 @@ class SamplerSettings:
         schedule: a cache schedule's file, or None.
         device: of the policy.
         threads: CPU threads of one chunk.
-        inpainting: plan chunks that agree with a prefix, as real-time chunking asks; eager.
     """
 
     checkpoint: str
@@ -46,27 +46,39 @@ class SamplerSettings:
     schedule: str | None = None
     device: str = "auto"
     threads: int = 1
-    inpainting: bool = False
 
-    def build(self) -> ChunkPolicy:
-        """The sampler.
+    def __post_init__(self) -> None:
+        require(self.threads >= 1, "threads", self.threads, "at least 1")
+
+    def build(self) -> Sampler:
+        """The sampler, for one chunk at a time.
 
         Raises:
             FlowPolicyError: the checkpoint, a setting or the backend is not usable.
         """
         with _BUILDING:
-            torch.set_num_threads(self.threads)
-            policy = FlowPolicy.load(self.checkpoint, resolve_device(self.device))
-            if self.inpainting:
-                steps = policy.default_num_steps if self.num_steps is None else self.num_steps
-                solver = self.solver or policy.config.tuned_solver
-                # The published guidance hardly moves a policy that is sure of what it does (docs/deploy.md);
-                # with fewer than four steps, each a long one, nothing stronger was tried.
-                stronger = {"beta": 4.0 * steps, "prior_std": 0.2} if steps >= 4 else {}
-                return InpaintingSampler(policy, steps, solver, **stronger)
+            policy = self._policy()
             schedule = Schedule.load(self.schedule) if self.schedule else None
             backend = fastest_backend(policy.device) if self.backend == "auto" else self.backend
             return build_sampler(policy, 1, self.num_steps, self.solver, schedule, backend, self.dtype)
+
+    def build_inpainting(self) -> InpaintingSampler:
+        """A sampler of chunks that agree with a prefix; backend, dtype and schedule do not apply to it.
+
+        Raises:
+            FlowPolicyError: the checkpoint or a setting is not usable.
+        """
+        policy = self._policy()
+        steps = policy.default_num_steps if self.num_steps is None else self.num_steps
+        solver = self.solver or policy.config.tuned_solver
+        # The published guidance hardly moves a policy that is sure of what it does (docs/deploy.md); with
+        # fewer than four steps, each a long one, nothing stronger was tried.
+        stronger = {"beta": 4.0 * steps, "prior_std": 0.2} if steps >= 4 else {}
+        return InpaintingSampler(policy, steps, solver, **stronger)
+
+    def _policy(self) -> FlowPolicy:
+        torch.set_num_threads(self.threads)
+        return FlowPolicy.load(self.checkpoint, resolve_device(self.device))
 
 
 @dataclass(frozen=True)
@@ -76,14 +88,17 @@ class PlannerBuilder:
     Attributes:
         settings: of the sampler.
         seed: of the noises x_0.
+        inpainting: plan chunks that agree with a prefix, as real-time chunking asks; in eager PyTorch.
     """
 
     settings: SamplerSettings
     seed: int = 0
+    inpainting: bool = False
 
     def __call__(self) -> PolicyPlanner:
         """The planner."""
-        return PolicyPlanner(self.settings.build(), self.seed)
+        build = self.settings.build_inpainting if self.inpainting else self.settings.build
+        return PolicyPlanner(build(), self.seed)
 
 
 class PolicyPlanner:

@@ -7,14 +7,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from flowpolicy.control.config import ControlConfig
 from flowpolicy.control.inference import build_worker
-from flowpolicy.control.loop import ControlConfig, ControlLoop
+from flowpolicy.control.loop import ControlLoop
 from flowpolicy.control.planners import PlannerBuilder, SamplerSettings
-from flowpolicy.control.planning.plan import DeploymentPlan
+from flowpolicy.control.planning.plan import DeploymentPlan, SamplerChoice
 from flowpolicy.control.report import write_report
 from flowpolicy.control.robot import Robot
 from flowpolicy.control.robots.simulated import SimulatedRobot, WorldReport, film
@@ -55,23 +56,14 @@ class RobotConfig:
         choose(_ROBOTS, self.kind, "robot.kind")
 
 
-@dataclass(frozen=True)
-class RunConfig:
-    """Settings of `scripts/run_control.py`.
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(SamplerChoice):
+    """Settings of `scripts/run_control.py`: the sampler's, and these.
 
     Attributes:
-        checkpoint: folder of the policy.
         robot: what it drives.
-        control: settings of the loop.
-        plan: a file of `scripts/plan.py`; it decides K, solver, backend, schedule and the faster sampler.
-        num_steps: K; None takes the policy's own.
-        solver: None takes the policy's own.
-        backend: ``auto``, ``eager``, ``compile``, ``onnx`` or ``cuda_graph``.
-        dtype: of the network.
-        schedule: a cache schedule's file.
-        fast_steps: K of the faster sampler that fills gaps; None has none.
-        device: of the policy.
-        threads: CPU threads of one chunk.
+        control: settings of the loop; a plan's T_e takes the place of an ``execute_horizon`` of None.
+        fast_steps: K of the faster sampler that fills gaps; None has none, or the plan's.
         inference: ``process`` or ``thread``, where chunks are planned.
         duration_s: of the run.
         seed: of the noises.
@@ -79,18 +71,9 @@ class RunConfig:
         rerun: also write the telemetry for the Rerun viewer.
     """
 
-    checkpoint: str
     robot: RobotConfig = field(default_factory=RobotConfig)
     control: ControlConfig = field(default_factory=ControlConfig)
-    plan: str | None = None
-    num_steps: int | None = None
-    solver: str | None = None
-    backend: str = "auto"
-    dtype: str = "float32"
-    schedule: str | None = None
     fast_steps: int | None = None
-    device: str = "auto"
-    threads: int = 1
     inference: str = "process"
     duration_s: float = 30.0
     seed: int = 0
@@ -98,35 +81,35 @@ class RunConfig:
     rerun: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self.duration_s > 0, "duration_s", self.duration_s, "positive")
-        require(self.threads >= 1, "threads", self.threads, "at least 1")
         require(self.video >= 0, "video", self.video, "0 or more seconds")
-        by_plan = ("num_steps", "solver", "schedule", "fast_steps")
-        given = [name for name in by_plan if getattr(self, name) is not None]
-        if self.plan and given:
-            raise ConfigError(f"plan= decides {given[0]} too; leave out one of them.")
+        if self.plan and self.fast_steps is not None:
+            raise ConfigError("plan= decides fast_steps too; leave out one of them.")
+        if self.inpainting:
+            plain = self.plan is None and self.schedule is None and self.dtype == "float32"
+            if not plain or self.backend not in ("auto", "eager"):
+                raise ConfigError(
+                    "control.fusion=rtc plans its chunks in eager PyTorch; leave out plan=, schedule=, "
+                    "dtype= and backend=, and name num_steps= where the policy's own is not wanted."
+                )
 
-    def samplers(self, policy: FlowPolicy) -> tuple[SamplerSettings, SamplerSettings | None]:
-        """Settings of the sampler and of the faster one.
+    @property
+    def inpainting(self) -> bool:
+        """Whether chunks must agree with a prefix."""
+        return self.control.fusion == "rtc"
 
-        Raises:
-            CheckpointError: the plan was made for another checkpoint or another machine.
-        """
-        if self.plan:
-            plan = DeploymentPlan.load(self.plan)
-            plan.check(policy)
+    def samplers(
+        self, policy: FlowPolicy, plan: DeploymentPlan | None
+    ) -> tuple[SamplerSettings, SamplerSettings | None]:
+        """Settings of the sampler and of the faster one."""
+        if plan is not None:
             return plan.sampler_settings(self.checkpoint), plan.fast_settings(self.checkpoint)
-        settings = SamplerSettings(
-            self.checkpoint, self.num_steps, self.solver, self.backend, self.dtype, self.schedule,
-            self.device, self.threads, inpainting=self.control.fusion == "rtc",
-        )  # fmt: skip
+        given = self.given()
         if self.fast_steps is None:
-            return settings, None
+            return given, None
         policy.check_steps(self.fast_steps, policy.config.tuned_solver)
-        fast = SamplerSettings(
-            self.checkpoint, self.fast_steps, None, self.backend, self.dtype, None, self.device, self.threads
-        )
-        return settings, fast
+        return given, replace(given, num_steps=self.fast_steps, solver=None, schedule=None)
 
 
 @dataclass(frozen=True)
@@ -206,20 +189,25 @@ def run_control(
     started = time.time()
     policy = FlowPolicy.load(config.checkpoint)
     task = task_of(policy.task, env, config.checkpoint)
-    settings, faster = config.samplers(policy)
+    plan = config.read_plan(policy)
+    settings, faster = config.samplers(policy, plan)
+    control = config.control
+    if plan is not None and control.execute_horizon is None:
+        control = replace(control, execute_horizon=plan.execute_horizon)
     robot = choose(_ROBOTS, config.robot.kind, "robot.kind")(config.robot, task, policy, env or {})
     worker = fast = None
     try:
         robot.spec.check(policy)
-        worker = build_worker(config.inference, PlannerBuilder(settings, config.seed))
+        worker = build_worker(config.inference, PlannerBuilder(settings, config.seed, config.inpainting))
         if faster is not None:
             fast = build_worker(config.inference, PlannerBuilder(faster, config.seed + 1))
-        loop = ControlLoop(robot, policy, worker, config.control, fast=fast, dead_man=dead_man)
+        loop = ControlLoop(robot, policy, worker, control, fast=fast, dead_man=dead_man)
         log.info("Driving %s at %g Hz; Ctrl-C stops it.", task.name, 1 / loop.period)
-        if loop.max_delay == 0:
+        expected = 1 if plan is None else plan.delay_ticks
+        if loop.max_delay < expected:
             log.info(
-                "Chunks of %d are executed whole: one that is a tick late leaves a gap, which a smaller "
-                "control.execute_horizon would not.", policy.action_horizon,
+                "A chunk of %d leaves room for a delay of %d ticks: one that comes later leaves a gap, which "
+                "a smaller control.execute_horizon would not.", policy.action_horizon, loop.max_delay,
             )  # fmt: skip
         with _live(loop, round(config.duration_s / loop.period)) as ticks:
             loop.run(ticks)
@@ -230,7 +218,8 @@ def run_control(
     world = robot.report() if isinstance(robot, SimulatedRobot) else None
     about = {
         "task": task.name, "robot": config.robot.kind, "checkpoint": config.checkpoint, "policy": policy.name,
-        "num_steps": settings.num_steps or policy.default_num_steps, "backend": settings.backend,
+        "num_steps": settings.num_steps or policy.default_num_steps,
+        "backend": "eager" if config.inpainting else settings.backend,
         "plan": config.plan, "fast_steps": faster.num_steps if faster else None,
         "fusion": config.control.fusion, "action_horizon": policy.action_horizon,
         "execute_horizon": loop.execute_horizon, "max_delay": loop.max_delay, "rate_hz": 1 / loop.period,

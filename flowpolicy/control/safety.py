@@ -162,7 +162,9 @@ class SafetyGate:
         return self._counted(value, np.minimum(np.maximum(value, low), high), event, tick)
 
     def _counted(self, value: Action, held: NDArray[Any], event: Event, tick: int) -> Action:
-        held = held.astype(np.float32)
+        held = held.astype(np.float32, copy=False)
+        if (held == value).all():  # nearly always; the loop's time is short
+            return held
         # A command on the limit, rounded, is no intervention.
         if np.abs(held - value).max() > 1e-6 * (1 + np.abs(value).max()):
             self._events.add(event, tick)

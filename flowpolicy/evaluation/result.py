@@ -16,8 +16,8 @@ from flowpolicy.storage import atomic_file
 
 
 @dataclass(frozen=True)
-class EvaluationResult:
-    """Episodes of one policy with one sampler.
+class Episodes:
+    """How whole episodes went.
 
     Attributes:
         seeds: (n,) environment seed of each episode, also of its noise.
@@ -25,12 +25,6 @@ class EvaluationResult:
         lengths: (n,) environment steps.
         success: (n,) true where ``info["success"]`` was true at any step; None where the task has none.
         score: (n,) largest ``info["score"]``; None where the task has none.
-        simulation_seconds: wall time inside the environments, of all processes together.
-        inference_seconds: wall time inside the policy, likewise.
-        chunks: chunks planned.
-        ms_per_chunk: median milliseconds of planning one chunk alone (batch 1), as on a robot.
-        nfe: network evaluations per chunk.
-        video: the film, where one was made.
     """
 
     seeds: NDArray[np.int64]
@@ -38,19 +32,13 @@ class EvaluationResult:
     lengths: NDArray[np.int64]
     success: NDArray[np.bool_] | None
     score: NDArray[np.float64] | None
-    simulation_seconds: float
-    inference_seconds: float
-    chunks: int
-    ms_per_chunk: float
-    nfe: int
-    video: Path | None = None
 
-    def metrics(self) -> dict[str, Any]:
-        """The summary's figures: means with 95% intervals, and what they cost.
+    def means(self) -> dict[str, Any]:
+        """Means with 95% intervals.
 
-        ``return_mean``, ``return_std`` (over episodes), ``return_ci95``, ``length_mean``, ``episodes``,
-        ``nfe``, ``ms_per_chunk``, ``ms_per_chunk_batched``; ``success_rate`` and ``success_ci95``
-        (Wilson), ``score_mean`` and ``score_ci95`` (bootstrap), or None where the task has none.
+        ``episodes``, ``return_mean``, ``return_std`` (over episodes), ``return_ci95``, ``length_mean``;
+        ``success_rate`` and ``success_ci95`` (Wilson), ``score_mean`` and ``score_ci95`` (bootstrap), or
+        None where the task has none.
         """
         success = self.success
         return {
@@ -65,6 +53,33 @@ class EvaluationResult:
             "score_ci95": None if self.score is None else list(mean_interval(self.score)),
             "length_mean": float(self.lengths.mean()),
             "episodes": len(self.returns),
+        }
+
+
+@dataclass(frozen=True)
+class EvaluationResult(Episodes):
+    """Episodes of one policy with one sampler, and what they cost.
+
+    Attributes:
+        simulation_seconds: wall time inside the environments, of all processes together.
+        inference_seconds: wall time inside the policy, likewise.
+        chunks: chunks planned.
+        ms_per_chunk: median milliseconds of planning one chunk alone (batch 1), as on a robot.
+        nfe: network evaluations per chunk.
+        video: the film, where one was made.
+    """
+
+    simulation_seconds: float
+    inference_seconds: float
+    chunks: int
+    ms_per_chunk: float
+    nfe: int
+    video: Path | None = None
+
+    def metrics(self) -> dict[str, Any]:
+        """The summary's figures: :meth:`means`, ``nfe``, ``ms_per_chunk``, ``ms_per_chunk_batched``."""
+        return {
+            **self.means(),
             "nfe": self.nfe,
             "ms_per_chunk": self.ms_per_chunk,
             "ms_per_chunk_batched": 1000 * self.inference_seconds / max(1, self.chunks),

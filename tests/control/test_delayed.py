@@ -7,8 +7,9 @@ import torch
 from control_toys import ToyClock, ToyPolicy, ToyRobot, ToyWorker
 
 from flowpolicy.control.chunks import prefix_weights
+from flowpolicy.control.config import ControlConfig
 from flowpolicy.control.delayed import run_delayed
-from flowpolicy.control.loop import ControlConfig, ControlLoop
+from flowpolicy.control.loop import ControlLoop
 from flowpolicy.control.seams import smoothness
 from flowpolicy.errors import ConfigError, FlowPolicyError
 from flowpolicy.evaluation.rollout import evaluate

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from control_toys import ToyPolicy, ToyWorker
 
+from flowpolicy.control.config import ControlConfig
 from flowpolicy.control.events import Event
-from flowpolicy.control.loop import CHUNK, SAFE, ControlConfig, ControlLoop
+from flowpolicy.control.loop import CHUNK, SAFE, ControlLoop
 from flowpolicy.control.robot import RobotError
 from flowpolicy.control.safety import SafetyConfig
 

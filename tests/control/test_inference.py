@@ -71,11 +71,13 @@ def wait_for(condition, seconds=20.0):
 def test_a_hanging_worker_is_replaced_and_answers_again(worker):
     events = EventLog()
     pipeline = Pipeline(worker, (4, 2), events, 0.1, MonotonicClock())
-    assert pipeline.submit(1000, OBSERVATION, None)
-    assert not pipeline.submit(1, OBSERVATION, None)  # one at a time
+    assert pipeline.idle
+    pipeline.submit(1000, OBSERVATION, None)
+    assert not pipeline.idle  # one at a time
     wait_for(lambda: pipeline.take(1, 0.0) is None and events.counts[Event.INFERENCE_HANG])
     assert pipeline.failed
-    wait_for(lambda: pipeline.take(2, 0.0) is None and pipeline.submit(7, OBSERVATION, None))
+    wait_for(lambda: pipeline.take(2, 0.0) is None and pipeline.idle)
+    pipeline.submit(7, OBSERVATION, None)
     found = []
     wait_for(lambda: found.append(pipeline.take(8, 0.05)) or found[-1] is not None)
     actions, tick, _ = found[-1]
@@ -95,7 +97,8 @@ def test_a_process_that_ends_is_replaced(how):
     if how == "killed":
         os.kill(pid, signal.SIGKILL)
     wait_for(lambda: pipeline.take(1, 0.0) is None and events.counts[Event.INFERENCE_DIED])
-    wait_for(lambda: pipeline.take(2, 0.0) is None and pipeline.submit(7, OBSERVATION, None))
+    wait_for(lambda: pipeline.take(2, 0.0) is None and pipeline.idle)
+    pipeline.submit(7, OBSERVATION, None)
     wait_for(lambda: pipeline.take(3, 0.05) is not None)
     assert worker.pid != pid
     assert events.counts[Event.INFERENCE_DIED] == 1

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from control_toys import A, ToyClock, ToyPolicy, ToyRobot, ToyWorker, died
 
+from flowpolicy.control.config import ControlConfig
 from flowpolicy.control.events import Event
-from flowpolicy.control.loop import CHUNK, FAST, PREVIOUS, SAFE, ControlConfig, ControlLoop
+from flowpolicy.control.loop import CHUNK, FAST, PREVIOUS, SAFE, ControlLoop
 from flowpolicy.control.safety import SafetyConfig
 from flowpolicy.errors import ConfigError, TaskError
 

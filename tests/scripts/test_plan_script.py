@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
+from script_runs import run_script
 
 pytest.importorskip("mujoco", reason="mujoco is not installed")
 pytest.importorskip("hydra", reason="hydra is not installed")
@@ -16,18 +14,6 @@ SMALL = [
     "calls=60", "bouts=2", "pause_s=0.1", "quantile=0.9", "observations=16", "episodes=2", "backends=[eager]",
     "search_iterations=4",
 ]  # fmt: skip
-
-
-def run(folder, repo_root, script, *options, fails=False):
-    done = subprocess.run(
-        [sys.executable, str(repo_root / "scripts" / script), *map(str, options)],
-        cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
-        timeout=250,
-    )  # fmt: skip
-    assert (done.returncode != 0) == fails, done.stderr
-    if fails:
-        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-    return done
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +25,7 @@ def checkpoints(repo_root):
 @pytest.mark.slow
 def test_a_plan_is_made_explained_and_driven(repo_root, tmp_path, checkpoints):
     options = [checkpoints["shortcut"], "env=hopper", "period_ms=60", *SMALL, "run_dir=plan"]
-    done = run(tmp_path, repo_root, "plan.py", *options)
+    done = run_script(tmp_path, repo_root, "plan.py", *options)
     plan = json.loads((tmp_path / "plan" / "plan.json").read_text())
     assert plan["reason"] in done.stdout
     assert "**chosen**" in done.stdout
@@ -47,11 +33,11 @@ def test_a_plan_is_made_explained_and_driven(repo_root, tmp_path, checkpoints):
     assert plan["sampler"]["action_error"] <= 0.1
     assert (tmp_path / "plan" / "plan.png").stat().st_size > 10_000
     drive = ["env=hopper", "duration_s=1", "video=0", "plan=plan/plan.json"]
-    run(tmp_path, repo_root, "run_control.py", checkpoints["shortcut"], *drive, "run_dir=drive")
+    run_script(tmp_path, repo_root, "run_control.py", checkpoints["shortcut"], *drive, "run_dir=drive")
     about = json.loads((tmp_path / "drive" / "summary.json").read_text())["about"]
     assert about["num_steps"] == plan["sampler"]["num_steps"]
     assert about["backend"] == "eager"
-    done = run(
+    done = run_script(
         tmp_path, repo_root, "run_control.py", checkpoints["reinflow"], *drive, "run_dir=no", fails=True
     )
     assert "another checkpoint" in done.stderr
@@ -68,7 +54,7 @@ def test_a_plan_is_made_explained_and_driven(repo_root, tmp_path, checkpoints):
 )
 def test_a_deadline_that_cannot_be_kept_is_one_sentence(repo_root, tmp_path, checkpoints, options, words):
     given = [option for option in SMALL if option.split("=")[0] not in {o.split("=")[0] for o in options}]
-    done = run(
+    done = run_script(
         tmp_path, repo_root, "plan.py", checkpoints["shortcut"], "env=hopper", *given, *options,
         "run_dir=plan", fails=True,
     )  # fmt: skip

@@ -39,6 +39,19 @@ def test_a_simulated_robot_is_driven_in_real_time(repo_root, tmp_path, checkpoin
     assert (folder / "telemetry.parquet").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("fusion", ["rtc", "ensemble"])
+def test_chunks_are_fused_in_real_time(repo_root, tmp_path, checkpoint, fusion):
+    run_script(
+        tmp_path, repo_root, SCRIPT, checkpoint, "env=hopper", "duration_s=2", f"control.fusion={fusion}",
+        "control.execute_horizon=2", "robot.rate_hz=20", "video=0", "run_dir=run",
+    )  # fmt: skip
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["about"]["fusion"] == fusion
+    assert summary["metrics"]["sources"]["chunk"] > 0.5
+    assert "inference error" not in summary["metrics"]["events"]
+
+
 def test_a_trace_is_driven_too(repo_root, tmp_path, checkpoint):
     run_script(
         tmp_path,
@@ -65,6 +78,9 @@ def test_a_trace_is_driven_too(repo_root, tmp_path, checkpoint):
         (["robot=trace"], ["robot.path"]),
         (["plan=nowhere.json"], ["nowhere.json"]),
         (["plan=nowhere.json", "num_steps=1"], ["plan= decides num_steps"]),
+        (["plan=nowhere.json", "backend=onnx"], ["plan= decides backend"]),
+        (["plan=nowhere.json", "control.fusion=rtc"], ["control.fusion=rtc", "leave out plan="]),
+        (["control.fusion=rtc", "backend=onnx"], ["control.fusion=rtc", "backend="]),
         (["env=pusht"], ["choose the robot that the policy was trained for"]),
         (["control.saftey.miss_limit=3"], ["control.safety"]),
         ([], ["safe action"]),

@@ -10,11 +10,11 @@ from typing import Any
 
 from flowpolicy.acceleration.schedule import fingerprint
 from flowpolicy.control.planners import SamplerSettings
-from flowpolicy.errors import CheckpointError, ConfigError, FlowPolicyError
+from flowpolicy.errors import CheckpointError, ConfigError
 from flowpolicy.evaluation.summary import machine
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.settings import build
-from flowpolicy.storage import read_json, write_json
+from flowpolicy.storage import read_versioned, write_json
 
 FORMAT_VERSION = 1
 
@@ -132,20 +132,45 @@ class DeploymentPlan:
         Raises:
             CheckpointError: no such file, or no plan in it.
         """
-        if not Path(path).is_file():
-            raise CheckpointError(f"No plan at {path}; make one with scripts/plan.py.")
-        try:
-            content = read_json(path)
-        except FlowPolicyError as error:
-            raise CheckpointError(
-                f"{path} is not readable JSON; make the plan again with scripts/plan.py."
-            ) from error
-        if content.pop("format_version", None) != FORMAT_VERSION:
-            raise CheckpointError(f"{path} is not a plan of format {FORMAT_VERSION}.")
+        content = read_versioned(path, "plan", FORMAT_VERSION, "make one with scripts/plan.py")
         try:
             return build(cls, {**content, "folder": str(Path(path).parent)}, "plan")
         except (ConfigError, TypeError) as error:
             raise CheckpointError(f"{path} is not a plan: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerChoice(SamplerSettings):
+    """Settings of a sampler, or a plan in their place: what loop and server have in common.
+
+    Attributes:
+        plan: a file of `scripts/plan.py`; it decides everything else but the checkpoint.
+    """
+
+    plan: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for item in dataclasses.fields(SamplerSettings):
+            if self.plan and item.name != "checkpoint" and getattr(self, item.name) != item.default:
+                raise ConfigError(f"plan= decides {item.name} too; leave out one of them.")
+
+    def given(self) -> SamplerSettings:
+        """The settings alone, without a plan."""
+        names = [item.name for item in dataclasses.fields(SamplerSettings)]
+        return SamplerSettings(**{name: getattr(self, name) for name in names})
+
+    def read_plan(self, policy: FlowPolicy) -> DeploymentPlan | None:
+        """The plan, if there is one.
+
+        Raises:
+            CheckpointError: there is no plan in the file, or one for another checkpoint or machine.
+        """
+        if self.plan is None:
+            return None
+        plan = DeploymentPlan.load(self.plan)
+        plan.check(policy)
+        return plan
 
 
 def hardware(threads: int) -> dict[str, Any]:

@@ -196,7 +196,9 @@ def metric_of(result: DelayedResult, metric: str) -> NDArray[np.float64]:
 
 def schedule_file(item: Measured) -> str:
     """Name of a candidate's schedule beside the plan."""
-    return f"schedule-K{item.candidate.num_steps}-{item.candidate.work:.0f}.json"
+    candidate = item.candidate
+    method = "" if candidate.schedule is None else candidate.schedule.method
+    return f"schedule-K{candidate.num_steps}-{method}-{candidate.work:.0f}.json"
 
 
 def delays_of(item: Measured, task: Task) -> NDArray[np.int64]:

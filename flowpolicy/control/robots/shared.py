@@ -19,7 +19,6 @@ class Mailbox:
 
     Args:
         fields: name -> shape and dtype.
-        context: of the processes that share it.
     """
 
     def __init__(self, fields: Mapping[str, tuple[tuple[int, ...], Any]]) -> None:

@@ -20,6 +20,7 @@ from flowpolicy.settings import require
 
 START_TIMEOUT_S = 60.0
 SILENCE_S = 0.05
+"""Without a new observation after which the process is looked at."""
 KEPT_STEPS = 200_000
 """Steps whose commands are kept for a film; in a longer run the later ones are not."""
 

@@ -10,53 +10,30 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flowpolicy.acceleration.sampler import Sampler
-from flowpolicy.control.planners import SamplerSettings
-from flowpolicy.control.planning.plan import DeploymentPlan
+from flowpolicy.control.planning.plan import SamplerChoice
 from flowpolicy.control.serving.config import TOKEN_VARIABLE, ServerConfig, listen_on
 from flowpolicy.control.serving.server import PolicyServer
 from flowpolicy.control.serving.service import PolicyService, describe
 from flowpolicy.control.serving.statistics import ServerStatistics
-from flowpolicy.errors import ConfigError
 from flowpolicy.evaluation.summary import write_summary
-from flowpolicy.settings import require
+from flowpolicy.policy import FlowPolicy
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeConfig(ServerConfig):
+class ServeConfig(ServerConfig, SamplerChoice):
     """Settings of `scripts/serve.py`: those of the server, and of the sampler that it serves.
 
     Attributes:
-        checkpoint: folder of the policy.
-        plan: a plan file of `scripts/plan.py`; it decides K, solver, backend, schedule, device and threads.
-        num_steps: K; None takes the policy's own.
-        solver: None takes the policy's own.
-        backend: ``auto``, ``eager``, ``compile``, ``onnx`` or ``cuda_graph``.
-        dtype: of the network.
-        schedule: a cache schedule's file.
-        device: of the policy.
-        threads: CPU threads of one chunk.
         seed: of the noises that requests do not bring.
     """
 
-    checkpoint: str
-    plan: str | None = None
-    num_steps: int | None = None
-    solver: str | None = None
-    backend: str = "auto"
-    dtype: str = "float32"
-    schedule: str | None = None
-    device: str = "auto"
-    threads: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.threads >= 1, "threads", self.threads, "at least 1")
-        given = [name for name in ("num_steps", "solver", "schedule") if getattr(self, name) is not None]
-        if self.plan and given:
-            raise ConfigError(f"plan= decides {given[0]} too; leave out one of them.")
+        ServerConfig.__post_init__(self)
+        SamplerChoice.__post_init__(self)
 
     def sampler(self) -> Sampler:
         """The sampler that is served, for one chunk at a time.
@@ -64,16 +41,8 @@ class ServeConfig(ServerConfig):
         Raises:
             FlowPolicyError: the checkpoint, the plan, a setting or the backend is not usable.
         """
-        plan = DeploymentPlan.load(self.plan) if self.plan else None
-        settings = plan.sampler_settings(self.checkpoint) if plan else SamplerSettings(
-            self.checkpoint, self.num_steps, self.solver, self.backend, self.dtype, self.schedule,
-            self.device, self.threads,
-        )  # fmt: skip
-        sampler = settings.build()
-        assert isinstance(sampler, Sampler)
-        if plan:
-            plan.check(sampler.policy)
-        return sampler
+        plan = self.read_plan(FlowPolicy.load(self.checkpoint)) if self.plan else None
+        return (plan.sampler_settings(self.checkpoint) if plan else self.given()).build()
 
 
 def serve_checkpoint(config: ServeConfig, run_dir: Path, command: str) -> ServerStatistics:

@@ -25,7 +25,14 @@ from flowpolicy.control.planning.candidates import (
 from flowpolicy.control.planning.config import PlanConfig
 from flowpolicy.control.planning.measuring import Measured, bounding_rank, measure, upper_bound
 from flowpolicy.control.planning.plan import DeploymentPlan, PlannedSampler, hardware
-from flowpolicy.control.planning.planner import _left_out, _nearest_miss, delays_of, front_of, unbeaten
+from flowpolicy.control.planning.planner import (
+    _left_out,
+    _nearest_miss,
+    delays_of,
+    front_of,
+    schedule_file,
+    unbeaten,
+)
 from flowpolicy.errors import CheckpointError, ConfigError
 from flowpolicy.evaluation.task import Task
 
@@ -201,6 +208,13 @@ def test_a_plan_survives_its_file_and_says_what_to_build(plan, policies, tmp_pat
     assert Path(loaded.fast_settings("x").schedule) == tmp_path / "schedule.json"
 
 
+def test_schedules_of_equal_work_have_files_of_their_own(policies):
+    flow = policies["flow_matching"]
+    (one,) = [c for c in candidates_of(flow) if c.schedule is not None and c.num_steps == 20 and c.work == 2]
+    other = dataclasses.replace(one, schedule=dataclasses.replace(one.schedule, method="searched"))
+    assert schedule_file(Measured(one, "onnx")) != schedule_file(Measured(other, "onnx"))
+
+
 def test_a_plan_for_another_checkpoint_or_machine_is_refused(plan, policies):
     with pytest.raises(CheckpointError, match="another checkpoint"):
         plan.check(policies["flow_matching"])
@@ -229,7 +243,7 @@ def test_a_broken_plan_is_one_sentence(plan, tmp_path, change, words):
 @pytest.mark.parametrize("text", ["{", "[1]", ""])
 def test_a_file_that_is_no_plan_is_one_sentence(tmp_path, text):
     (tmp_path / "plan.json").write_text(text)
-    with pytest.raises(CheckpointError, match=r"make the plan again"):
+    with pytest.raises(CheckpointError, match=r"the plan is damaged; make one with"):
         DeploymentPlan.load(tmp_path / "plan.json")
 
 

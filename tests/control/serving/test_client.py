@@ -10,10 +10,9 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from served_policy import TOKEN, frame, make_policy, noise, observation, serving
+from served_policy import frame, make_policy, noise, observation, serving
 from websockets.utils import accept_key
 
-from flowpolicy.acceleration.sampler import build_sampler
 from flowpolicy.control.serving.client import PolicyClient, ServerUnreachableError
 from flowpolicy.control.serving.config import ServerConfig
 from flowpolicy.control.serving.messages import encode
@@ -21,23 +20,6 @@ from flowpolicy.control.serving.server import PolicyServer
 from flowpolicy.control.serving.service import PolicyService
 from flowpolicy.errors import ConfigError
 from flowpolicy.execution import RecedingHorizon
-
-
-@pytest.fixture(scope="module")
-def sampler():
-    return build_sampler(make_policy(), num_steps=4)
-
-
-@pytest.fixture(scope="module")
-def server(sampler):
-    with serving(sampler, token=TOKEN, max_batch=8) as server:
-        yield server
-
-
-@pytest.fixture
-def client(server):
-    with PolicyClient(*server.address, TOKEN) as client:
-        yield client
 
 
 def test_a_client_acts_as_the_policy_does(client, sampler):

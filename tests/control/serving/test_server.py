@@ -20,30 +20,12 @@ from served_policy import (
 )
 from websockets.sync.client import connect
 
-from flowpolicy.acceleration.sampler import build_sampler
 from flowpolicy.control.serving.client import PolicyClient
 from flowpolicy.control.serving.config import ServerConfig
 from flowpolicy.control.serving.messages import decode, encode
 from flowpolicy.control.serving.server import PolicyServer
 from flowpolicy.control.serving.service import PolicyService
 from flowpolicy.errors import ConfigError, FlowPolicyError
-
-
-@pytest.fixture(scope="module")
-def sampler():
-    return build_sampler(make_policy(), num_steps=4)
-
-
-@pytest.fixture(scope="module")
-def server(sampler):
-    with serving(sampler, token=TOKEN, max_batch=8) as server:
-        yield server
-
-
-@pytest.fixture
-def client(server):
-    with PolicyClient(*server.address, TOKEN) as client:
-        yield client
 
 
 @pytest.mark.parametrize("batch", [(), (1,), (5,)])

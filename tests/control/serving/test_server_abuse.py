@@ -15,7 +15,6 @@ from served_policy import (
     Changed,
     frame,
     handshake,
-    make_policy,
     observation,
     raw,
     serving,
@@ -24,19 +23,12 @@ from served_policy import (
 from websockets.datastructures import Headers
 from websockets.http11 import Request
 
-from flowpolicy.acceleration.sampler import build_sampler
 from flowpolicy.control.serving.admission import Admission
 from flowpolicy.control.serving.client import PolicyClient, ServerUnreachableError
 from flowpolicy.control.serving.config import ServerConfig
 from flowpolicy.control.serving.connection import GuardedConnection
 from flowpolicy.control.serving.messages import encode
 from flowpolicy.control.serving.statistics import ServerStatistics
-
-
-@pytest.fixture(scope="module")
-def sampler():
-    return build_sampler(make_policy(), num_steps=4)
-
 
 HOSTILE = {
     "nothing": b"",

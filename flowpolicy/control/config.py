@@ -1,0 +1,50 @@
+"""Settings of a control loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from flowpolicy.control.safety import SafetyConfig
+from flowpolicy.settings import require
+
+
+@dataclass(frozen=True)
+class ControlConfig:
+    """Settings of a control loop.
+
+    Attributes:
+        rate_hz: ticks a second, 1 to 1000; None takes the robot's own rate.
+        fusion: ``switch``, ``ensemble`` or ``rtc``.
+        execute_horizon: T_e, ticks after which the next chunk is asked for; None takes the policy's.
+        max_delay: ticks that a chunk may take to arrive before it counts as late; None: all that the chunk
+            leaves, T - T_e.
+        wait_share: share of a period that a tick waits for the chunk it has just asked for, where recent ones
+            came that fast: such a chunk has no delay at all. 0 never waits.
+        fast_lead: ticks before the actions run out at which the faster sampler is asked.
+        hang_timeout_s: after which a request counts as lost and its worker is replaced.
+        start_timeout_s: for the policy to be ready and its first chunk to come.
+        telemetry_ticks: rows kept, the newest.
+        priority: ask the system for real-time scheduling of the loop's thread, where it allows that.
+        safety: limits of the commands.
+    """
+
+    rate_hz: float | None = None
+    fusion: str = "switch"
+    execute_horizon: int | None = None
+    max_delay: int | None = None
+    wait_share: float = 0.3
+    fast_lead: int = 2
+    hang_timeout_s: float = 1.0
+    start_timeout_s: float = 60.0
+    telemetry_ticks: int = 200_000
+    priority: bool = True
+    safety: SafetyConfig = field(default_factory=SafetyConfig)
+
+    def __post_init__(self) -> None:
+        rate = self.rate_hz
+        require(rate is None or 1 <= rate <= 1000, "control.rate_hz", rate, "between 1 and 1000")
+        require(0 <= self.wait_share < 1, "control.wait_share", self.wait_share, "at least 0 and below 1")
+        for name in ("fast_lead", "telemetry_ticks"):
+            require(getattr(self, name) >= 1, f"control.{name}", getattr(self, name), "at least 1")
+        for name in ("hang_timeout_s", "start_timeout_s"):
+            require(getattr(self, name) > 0, f"control.{name}", getattr(self, name), "positive")
