@@ -6,7 +6,8 @@
 The policies are the deep ones of `benchmarks/imitation.py pusht-deep`. Every arm is one policy, one K and one cache
 schedule. Its episodes are run once, whatever the backend: backends agree to 1e-4 of a normalised action. All arms meet
 the same environment seeds, and the same x_0 at the same plan of an episode, in the order of the seeds: an arm of fewer
-episodes is paired with the first of a longer one. Schedules are made from other episodes and other noises. Latencies are those of a batch of 1 on the same machine, the samplers of a backend taking turns.
+episodes is paired with the first of a longer one. Schedules are made from other episodes and other noises. Latencies
+are those of a batch of 1 on the same machine, the samplers of a backend taking turns.
 
 A cached schedule is set against the full computation, and against plain sampling with fewer steps: the K whose
 measured latency is nearest to the schedule's own, at most 5% above it.
@@ -55,7 +56,10 @@ UPDATES = 10  # S
 PLAIN = {"flow_matching": (100, 50, 10, 4), "shortcut": (64, 16, 4, 1)}
 FEWER = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 32)  # timed beside schedules
 ABOVE = 1.05  # latency of fewer steps over that of the schedule, at most
-DECIDING = ("full", "searched", "uniform")  # arms of the first group that run twice as many episodes
+DECIDING = (  # arms of twice as many episodes: the schedules that may keep the coverage, and what they are set against
+    "flow_matching-K100-full", "flow_matching-K100-searched", "flow_matching-K100-uniform",
+    "flow_matching-K10-full", "flow_matching-K12-full", "flow_matching-K20-full",
+)  # fmt: skip
 MARGIN = -0.03  # of coverage: the lower bound that a schedule must keep
 ROWS = 25  # rows of the evaluation's sampler
 NUM_ENVS = 50
@@ -181,7 +185,7 @@ class Study:
 
     def rollouts(self, group: Group, method: str, schedule: Schedule | None = None) -> None:
         """The episodes of an arm; one that has too few goes on with the next seeds."""
-        wanted = round(self.episodes * group.share) * (2 if group is GROUPS[0] and method in DECIDING else 1)
+        wanted = round(self.episodes * group.share) * (2 if f"{group.name}-{method}" in DECIDING else 1)
         name = group.arm(method)
         found = self.once(name, lambda: self._episodes(group, method, schedule, 0, wanted))
         if found is not None and found["episodes"] < wanted and not self.idle and self.only in name:
