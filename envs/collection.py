@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,16 @@ import numpy as np
 from flowpolicy.data.store import Demonstrations, check_new, write_demonstrations
 from flowpolicy.errors import ConfigError, DataError
 from flowpolicy.evaluation.summary import versions
+from flowpolicy.evaluation.task import task_from
 from flowpolicy.settings import build, require
 from flowpolicy_envs.actor import ExpertActor
-from flowpolicy_envs.rollouts import Episode, run_episodes
+from flowpolicy_envs.rollouts import Episode, join, run_episodes
+from flowpolicy_envs.scripted import ScriptedConfig, collect_scripted, ways_of
 
 logger = logging.getLogger(__name__)
 ASSETS = Path(__file__).parent / "assets"
 LICENCE = "MIT (this repository)"
-LEVELS = ("medium", "expert")
+LEVELS = ("medium", "expert", "scripted")
 
 
 @dataclass(frozen=True)
@@ -145,63 +147,102 @@ def collect(
     successes = [episode.success for episode in episodes]
     if all(success is not None for success in successes):
         attributes["success_rate"] = float(np.mean([bool(success) for success in successes]))
-    return _joined(episodes, attributes)
+    return join(episodes, attributes)
 
 
 def collect_store(
     env: Mapping[str, Any],
     *,
-    level: str,
-    out: Path | str,
-    steps: int,
+    level: str | None = None,
+    out: Path | str | None = None,
+    steps: int = 80_000,
+    episodes: int | None = None,
     actors: Sequence[str] | None = None,
     actors_dir: Path | str | None = None,
     num_envs: int = 10,
+    workers: int = 1,
     deterministic: bool = False,
     allow_outside_band: bool = False,
     seed: int = 0,
     command: str = "",
 ) -> tuple[Path, Demonstrations]:
-    """Collect a task's demonstrations of one level and write them to ``out``.
+    """Collect a task's demonstrations of one level and write them to a store.
 
     Args:
         env: the task's YAML file as a mapping.
-        level: ``medium`` (the actors and band of ``env["medium"]``) or ``expert`` (the actor ``expert``).
+        level: ``medium`` (the actors and band of ``env["medium"]``), ``expert`` (the actor ``expert``) or
+            ``scripted`` (the demonstrator of ``env["scripted"]``); None is ``scripted`` where the task has
+            such a demonstrator, and ``medium`` elsewhere.
+        out: the store; None is ``demonstrations/<task>-<level>.zarr.zip``.
+        steps: of ``medium`` and ``expert``.
+        episodes: of ``scripted``; None takes the task's own number.
         actors: other actors than the level's own.
+        num_envs: episodes of actors that are played side by side.
+        workers: processes that play scripted episodes.
 
     Returns:
         The store's path and what was written to it.
 
     Raises:
-        ConfigError: an unknown level or actor.
-        DataError: a return outside the band, or ``out`` exists.
+        ConfigError: an unknown level or actor, or a task without such a demonstrator.
+        DataError: a return outside the band, too few successes, or ``out`` exists.
     """
+    level = level or ("scripted" if env.get("scripted") else "medium")
     require(level in LEVELS, "level", level, f"one of {', '.join(LEVELS)}")
+    out = out or f"demonstrations/{env['name']}-{level}.zarr.zip"
     check_new(out)
-    medium = build(MediumConfig, env["medium"] or {}, "env.medium")
-    named = actors if actors is not None else medium.actors if level == "medium" else ("expert",)
-    band = medium.band if level == "medium" else None
-    chosen = resolve_actors(env["name"], [str(name) for name in named], actors_dir)
-    demos = collect(
-        chosen,
-        env["env_id"],
-        steps,
-        seed=seed,
-        num_envs=num_envs,
-        deterministic=deterministic,
-        env_kwargs=env["env_kwargs"],
-    )
-    if not allow_outside_band:
-        check_band(demos, band, level)
+    if level == "scripted":
+        demos = _scripted(env, episodes, seed, workers)
+    else:
+        medium = build(MediumConfig, env["medium"] or {}, "env.medium")
+        named = actors if actors is not None else medium.actors if level == "medium" else ("expert",)
+        band = medium.band if level == "medium" else None
+        demos = collect(
+            resolve_actors(env["name"], [str(name) for name in named], actors_dir),
+            env["env_id"],
+            steps,
+            seed=seed,
+            num_envs=num_envs,
+            deterministic=deterministic,
+            env_kwargs=env["env_kwargs"],
+        )
+        if not allow_outside_band:
+            check_band(demos, band, level)
+        demos.attributes["band"] = None if band is None else list(band)
     demos.attributes.update(
         task=env["name"],
         level=level,
-        band=None if band is None else list(band),
         fps=float(env["control_hz"]),
         source=f"{level} demonstrators of {env['env_id']}",
         command=command,
     )
     return write_demonstrations(out, demos), demos
+
+
+def _scripted(env: Mapping[str, Any], episodes: int | None, seed: int, workers: int) -> Demonstrations:
+    """Successful episodes of the task's scripted demonstrator."""
+    if not env.get("scripted"):
+        raise ConfigError(f"Task '{env['name']}' has no scripted demonstrator; choose another level.")
+    config = build(ScriptedConfig, env["scripted"], "env.scripted")
+    if episodes is not None:
+        config = replace(config, episodes=episodes)
+    attempts, played = collect_scripted(task_from(env).make, config, seed=seed, workers=workers)
+    returns = np.array([attempt.episode.total for attempt in attempts])
+    attributes: dict[str, Any] = {
+        "env_id": env["env_id"],
+        "env_kwargs": dict(env["env_kwargs"] or {}),
+        "demonstrator": asdict(config),
+        "ways": ways_of(attempts),
+        "episodes_played": played,
+        "success_rate_played": len(attempts) / played,
+        "return_mean": float(returns.mean()),
+        "return_std": float(returns.std()),
+        "success_rate": 1.0,
+        "seed": seed,
+        "licence": LICENCE,
+        "versions": versions(),
+    }
+    return join([attempt.episode for attempt in attempts], attributes)
 
 
 def check_band(demos: Demonstrations, band: tuple[float, float] | None, level: str) -> None:
@@ -258,21 +299,3 @@ def _described(name: str, actor: ExpertActor, episodes: list[Episode], first_see
         "collected_return_mean": float(returns.mean()),
         "collected_return_std": float(returns.std()),
     }
-
-
-def _joined(episodes: list[Episode], attributes: dict[str, Any]) -> Demonstrations:
-    lengths = [len(episode) for episode in episodes]
-    ends = np.cumsum(lengths)
-    terminated = np.zeros(ends[-1], dtype=bool)
-    truncated = np.zeros(ends[-1], dtype=bool)
-    terminal = np.array([episode.terminated for episode in episodes])
-    terminated[ends - 1] = terminal
-    truncated[ends - 1] = ~terminal
-    arrays = {
-        "observation": np.concatenate([episode.observation for episode in episodes]),
-        "action": np.concatenate([episode.action for episode in episodes]),
-        "reward": np.concatenate([episode.reward for episode in episodes]),
-        "terminated": terminated,
-        "truncated": truncated,
-    }
-    return Demonstrations(arrays, ends, attributes, source=f"episodes of {attributes['env_id']}")

@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from flowpolicy.data.store import Demonstrations
 from flowpolicy_envs.actor import ExpertActor
 
 
@@ -17,7 +18,8 @@ class Episode:
     """One whole episode.
 
     Attributes:
-        observation: ``(steps, O)`` float32, what the actor saw before each action.
+        observation: key -> ``(steps, *shape)``, what was seen before each action: float32, or uint8 of an
+            image. An environment without keys has the one key ``observation``.
         action: ``(steps, A)`` float32, as the environment received it.
         reward: ``(steps,)`` float32.
         terminated: ends in a terminal state; otherwise the time limit ended it.
@@ -25,7 +27,7 @@ class Episode:
         success: whether the environment called it one at any step; None where it never says.
     """
 
-    observation: np.ndarray
+    observation: dict[str, np.ndarray]
     action: np.ndarray
     reward: np.ndarray
     terminated: bool
@@ -37,15 +39,31 @@ class Episode:
 
 
 @dataclass
-class _Recorder:
-    observation: list[np.ndarray] = field(default_factory=list)
+class EpisodeRecorder:
+    """An episode in the making: what was seen and done at each step."""
+
+    observation: dict[str, list[np.ndarray]] = field(default_factory=dict)
     action: list[np.ndarray] = field(default_factory=list)
     reward: list[float] = field(default_factory=list)
     success: bool | None = None
 
+    def add(self, observation: Any, action: np.ndarray, reward: float, info: Mapping[str, Any]) -> None:
+        """One step: what was seen, what was done about it, and what came of it."""
+        seen = observation if isinstance(observation, Mapping) else {"observation": observation}
+        for key, value in seen.items():
+            array = np.array(value)  # a copy: a simulator may write into the one it gave
+            if array.dtype.kind == "f":
+                array = array.astype(np.float32)
+            self.observation.setdefault(key, []).append(array)
+        self.action.append(action)
+        self.reward.append(float(reward))
+        if "success" in info:
+            self.success = bool(self.success) or bool(info["success"])
+
     def finish(self, terminated: bool) -> Episode:
+        """The whole episode."""
         return Episode(
-            np.stack(self.observation).astype(np.float32),
+            {key: np.stack(rows) for key, rows in self.observation.items()},
             np.stack(self.action).astype(np.float32),
             np.array(self.reward, dtype=np.float32),
             terminated,
@@ -67,23 +85,38 @@ def run_episodes(
     Episode ``i`` starts from ``envs[i].reset(seed=seeds[i])``; the actor's noise comes from ``rng``.
     """
     observations = [env.reset(seed=int(seed))[0] for env, seed in zip(envs, seeds, strict=True)]
-    recorders = [_Recorder() for _ in envs]
+    recorders = [EpisodeRecorder() for _ in envs]
     episodes: dict[int, Episode] = {}
     alive = list(range(len(envs)))
     while alive:
         batch = np.stack([observations[i] for i in alive])
         for action, i in zip(actor.act(batch, rng, deterministic=deterministic), alive, strict=True):
-            recorder = recorders[i]
-            recorder.observation.append(np.asarray(observations[i]))
-            recorder.action.append(action)
+            seen = np.array(observations[i])
             observations[i], reward, terminated, truncated, info = envs[i].step(action)
-            recorder.reward.append(float(reward))
-            if "success" in info:
-                recorder.success = bool(recorder.success) or bool(info["success"])
+            recorders[i].add(seen, action, float(reward), info)
             if terminated or truncated:
-                episodes[i] = recorder.finish(bool(terminated))
+                episodes[i] = recorders[i].finish(bool(terminated))
         alive = [i for i in alive if i not in episodes]
     return [episodes[i] for i in range(len(envs))]
+
+
+def join(episodes: Sequence[Episode], attributes: Mapping[str, Any]) -> Demonstrations:
+    """Lay episodes end to end; ``attributes`` says where they come from, ``env_id`` among it."""
+    ends = np.cumsum([len(episode) for episode in episodes])
+    terminal = np.array([episode.terminated for episode in episodes])
+    terminated, truncated = np.zeros(ends[-1], dtype=bool), np.zeros(ends[-1], dtype=bool)
+    terminated[ends - 1], truncated[ends - 1] = terminal, ~terminal
+    arrays = {
+        key: np.concatenate([episode.observation[key] for episode in episodes])
+        for key in episodes[0].observation
+    }
+    arrays |= {
+        "action": np.concatenate([episode.action for episode in episodes]),
+        "reward": np.concatenate([episode.reward for episode in episodes]),
+        "terminated": terminated,
+        "truncated": truncated,
+    }
+    return Demonstrations(arrays, ends, dict(attributes), source=f"episodes of {attributes['env_id']}")
 
 
 def episode_returns(

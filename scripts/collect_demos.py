@@ -27,7 +27,9 @@ def main(config: dict[str, Any], run_dir: Path) -> None:
         "actors",
         "actors_dir",
         "steps",
+        "episodes",
         "num_envs",
+        "workers",
         "deterministic",
         "allow_outside_band",
         "seed",
@@ -42,7 +44,7 @@ def main(config: dict[str, Any], run_dir: Path) -> None:
     summary = write_summary(
         run_dir,
         task=config["env"]["name"],
-        policy=f"demonstrator:{config['level']}",
+        policy=f"demonstrator:{demos.attributes['level']}",
         seed=config["seed"],
         steps=demos.num_steps,
         wall_seconds=time.time() - start,

@@ -11,6 +11,16 @@ from flowpolicy.errors import ConfigError, TaskError
 from flowpolicy.settings import build, require
 
 METRICS = ("return", "success", "score")
+EXTRAS = {
+    "gym_pusht": "pusht",
+    "pymunk": "pusht",
+    "gymnasium_robotics": "adroit",
+    "metaworld": "metaworld",
+    "robosuite": "robosuite",
+    "robomimic": "robomimic",
+    "h5py": "import",
+}
+"""The extra that brings a simulator's module; any other comes with ``mujoco``."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +84,10 @@ class Task:
         try:
             return gymnasium.make(self.env_id, **{**self.env_kwargs, **kwargs})
         except ImportError as error:
+            extra = EXTRAS.get((error.name or "").partition(".")[0], "mujoco")
             raise TaskError(
                 f"Task '{self.name}' needs '{error.name}', which is not installed; "
-                "see the extras mujoco, pusht and adroit: pip install 'flowpolicy[mujoco]'."
+                f"run: pip install 'flowpolicy[{extra}]'."
             ) from error
         except (gymnasium.error.Error, TypeError) as error:
             raise TaskError(f"Task '{self.name}': {self.env_id} cannot be made ({error}).") from error

@@ -1,0 +1,194 @@
+"""Scripted demonstrators: controllers that solve a task by rule, rolled out into demonstrations.
+
+A demonstrator is a class with :meth:`~Demonstrator.begin` and :meth:`~Demonstrator.act`; a task names it in
+its YAML file under ``scripted``. An episode depends on its seed alone, whichever process plays it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import multiprocessing
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import gymnasium as gym
+import numpy as np
+
+from flowpolicy.errors import ConfigError, DataError
+from flowpolicy.progress import progress_bar
+from flowpolicy.settings import require
+from flowpolicy_envs.rollouts import Episode, EpisodeRecorder
+
+_ATTEMPTS_PER_EPISODE = 10
+
+
+class Demonstrator(Protocol):
+    """A scripted controller of one task; made anew in every process, with the settings of ``scripted``."""
+
+    def begin(self, env: gym.Env[Any, Any], rng: np.random.Generator) -> str:
+        """Start an episode in ``env``, which was just reset; returns the name of the way chosen to solve it.
+
+        What is chosen at random (a way among several, a height, a speed) comes from ``rng``.
+        """
+
+    def act(self, env: gym.Env[Any, Any], observation: Any) -> np.ndarray:
+        """The next action ``(A,)``, within the action space or to be clipped to it."""
+
+
+@dataclass(frozen=True)
+class ScriptedConfig:
+    """How a task is demonstrated by script: ``scripted`` in ``configs/env/<task>.yaml``.
+
+    Attributes:
+        demonstrator: ``module:Class`` of a :class:`Demonstrator`.
+        settings: keyword arguments of the class.
+        episodes: successful episodes to collect.
+        noise: standard deviation of a disturbance of the executed actions, as a share of half the action
+            range. The store keeps the action that was intended: so the data show how to recover, and do not
+            show the disturbance (Laskey et al. 2017, DART).
+    """
+
+    demonstrator: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    episodes: int = 50
+    noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(self.episodes >= 1, "scripted.episodes", self.episodes, "at least 1")
+        require(0 <= self.noise <= 1, "scripted.noise", self.noise, "in [0, 1]")
+        is_named = self.demonstrator.count(":") == 1
+        require(is_named, "scripted.demonstrator", self.demonstrator, "module:Class")
+
+    def make(self) -> Demonstrator:
+        """Make the demonstrator.
+
+        Raises:
+            ConfigError: there is no such class.
+        """
+        module, _, name = self.demonstrator.partition(":")
+        try:
+            made = getattr(importlib.import_module(module), name)(**self.settings)
+        except (AttributeError, TypeError, ModuleNotFoundError) as error:
+            raise ConfigError(
+                f"The demonstrator {self.demonstrator} cannot be made ({error}); mend env.scripted."
+            ) from error
+        result: Demonstrator = made
+        return result
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """An episode that was played: its seed, the way that was chosen, and how it went."""
+
+    seed: int
+    way: str
+    episode: Episode
+
+
+def play(env: gym.Env[Any, Any], demonstrator: Demonstrator, seed: int, noise: float = 0.0) -> Attempt:
+    """One whole episode from ``seed``, which also seeds the demonstrator and the disturbance."""
+    rng = np.random.default_rng(seed)
+    observation, _ = env.reset(seed=seed)
+    way = demonstrator.begin(env, rng)
+    space = env.action_space
+    assert isinstance(space, gym.spaces.Box)
+    spread = noise * (space.high - space.low) / 2
+    recorder = EpisodeRecorder()
+    while True:
+        intended = np.clip(demonstrator.act(env, observation), space.low, space.high).astype(np.float32)
+        executed = intended
+        if noise > 0:
+            executed = intended + spread * rng.standard_normal(intended.shape)
+            executed = np.clip(executed, space.low, space.high).astype(np.float32)
+        following, reward, terminated, truncated, info = env.step(executed)
+        recorder.add(observation, intended, float(reward), info)
+        observation = following
+        if terminated or truncated:
+            return Attempt(seed, way, recorder.finish(bool(terminated)))
+
+
+def collect_scripted(
+    make: Callable[[], gym.Env[Any, Any]],
+    config: ScriptedConfig,
+    *,
+    seed: int = 0,
+    workers: int = 1,
+) -> tuple[list[Attempt], int]:
+    """Play episodes from ``seed``, ``seed + 1``, ... until enough have succeeded.
+
+    Args:
+        make: makes the environment; with several workers it must be picklable.
+        config: who demonstrates, and how many episodes.
+        seed: of the first episode.
+        workers: processes that play side by side; the result does not depend on their number.
+
+    Returns:
+        The successful attempts in the order of their seeds, and how many were played up to the last of them.
+
+    Raises:
+        DataError: far too few succeed, or the environment never says whether one did.
+    """
+    require(seed >= 0, "seed", seed, "at least 0")
+    require(workers >= 1, "workers", workers, "at least 1")
+    limit = _ATTEMPTS_PER_EPISODE * config.episodes
+    kept: list[Attempt] = []
+    with progress_bar(config.episodes, "demonstrate") as bar:
+        for played, attempt in enumerate(_attempts(make, config, seed, workers), start=1):
+            success = attempt.episode.success
+            if success is None:
+                raise DataError("The environment gives no info['success'], which says which episodes to keep.")
+            if success:
+                kept.append(attempt)
+                bar.update(1)
+            if len(kept) == config.episodes:
+                return kept, played
+            if played >= limit:
+                break
+    raise DataError(
+        f"Only {len(kept)} of {limit} scripted episodes succeeded, and {config.episodes} are wanted; mend "
+        "the demonstrator, or lower scripted.noise."
+    )
+
+
+def _attempts(
+    make: Callable[[], gym.Env[Any, Any]], config: ScriptedConfig, seed: int, workers: int
+) -> Iterator[Attempt]:
+    if workers == 1:
+        env = make()
+        try:
+            demonstrator = config.make()
+            for number in itertools.count(seed):
+                yield play(env, demonstrator, number, config.noise)
+        finally:
+            env.close()
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, _start_worker, (make, config)) as pool:
+        waiting = [pool.submit(_play_in_worker, seed + number) for number in range(2 * workers)]
+        following = seed + len(waiting)
+        try:
+            while True:
+                yield waiting.pop(0).result()
+                waiting.append(pool.submit(_play_in_worker, following))
+                following += 1
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+_WORKER: dict[str, Any] = {}
+
+
+def _start_worker(make: Callable[[], gym.Env[Any, Any]], config: ScriptedConfig) -> None:
+    _WORKER.update(env=make(), demonstrator=config.make(), noise=config.noise)
+
+
+def _play_in_worker(seed: int) -> Attempt:
+    return play(_WORKER["env"], _WORKER["demonstrator"], seed, _WORKER["noise"])
+
+
+def ways_of(attempts: list[Attempt]) -> Mapping[str, int]:
+    """How many of the attempts went each way."""
+    names = [attempt.way for attempt in attempts]
+    return {name: names.count(name) for name in sorted(set(names))}
