@@ -139,7 +139,7 @@ def collect_scripted(
         for played, attempt in enumerate(_attempts(make, config, seed, workers), start=1):
             success = attempt.episode.success
             if success is None:
-                raise DataError("The environment gives no info['success'], which says which episodes to keep.")
+                raise DataError("The environment gives no info['success'], so no episode can be kept.")
             if success:
                 kept.append(attempt)
                 bar.update(1)
