@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-PUSH_T = "flowpolicy/PushT-v0"
+PUSH_T = {
+    "flowpolicy/PushT-v0": "make_push_t",
+    "flowpolicy/PushTImages-v0": "make_push_t_images",
+}
 ADROIT = {
     "flowpolicy/AdroitDoor-v1": "AdroitHandDoor-v1",
     "flowpolicy/AdroitPen-v1": "AdroitHandPen-v1",
@@ -21,8 +24,9 @@ def register_environments() -> None:
     """Register the wrapped tasks; a second call changes nothing."""
     from gymnasium.envs.registration import register, registry
 
-    if PUSH_T not in registry:
-        register(PUSH_T, entry_point="flowpolicy_envs.pusht:make_push_t", max_episode_steps=300)
+    for name, maker in PUSH_T.items():
+        if name not in registry:
+            register(name, entry_point=f"flowpolicy_envs.pusht:{maker}", max_episode_steps=300)
     for name, wrapped in ADROIT.items():
         if name not in registry:
             register(

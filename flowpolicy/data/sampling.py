@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flowpolicy.data.store import Demonstrations
 from flowpolicy.errors import DataError
+from flowpolicy.observations import dtype_of
 from flowpolicy.settings import require
 
 
@@ -95,17 +96,26 @@ class ChunkSampler:
         )
 
 
-def low_dimensional(
-    demos: Demonstrations, keys: Iterable[str], device: torch.device | str
-) -> dict[str, Tensor]:
-    """Observation arrays as float32 tensors on ``device``."""
+def as_tensors(demos: Demonstrations, keys: Iterable[str], device: torch.device | str) -> dict[str, Tensor]:
+    """Arrays as tensors on ``device``: float32, and uint8 of images.
+
+    Raises:
+        DataError: a missing key, or images that are not uint8.
+    """
     tensors = {}
     for key in keys:
         if key not in demos.arrays:
             raise DataError(
                 f"{demos.source} has no observation key '{key}'; it has {', '.join(sorted(demos.arrays))}."
             )
-        tensors[key] = torch.from_numpy(np.ascontiguousarray(demos.arrays[key], dtype=np.float32)).to(device)
+        array = demos.arrays[key]
+        dtype = dtype_of(array.shape[1:])
+        if dtype == np.uint8 and array.dtype != np.uint8:
+            raise DataError(
+                f"{demos.source}: '{key}' holds images of {array.dtype} that are no whole numbers from 0 to "
+                "255; store them as uint8."
+            )
+        tensors[key] = torch.from_numpy(np.ascontiguousarray(array, dtype=dtype)).to(device)
     return tensors
 
 

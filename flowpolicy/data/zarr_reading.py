@@ -200,8 +200,8 @@ def listed(names: Iterable[str]) -> str:
 
 
 def first_line(error: BaseException, limit: int = 160) -> str:
-    """The gist of another library's error, fit to stand in brackets inside a sentence."""
+    """The gist of another library's error, its first sentence, to stand in brackets inside another one."""
     lines = str(error).strip().splitlines()
-    text = lines[0].strip().rstrip(".:") if lines else ""
+    text = lines[0].strip().partition(". ")[0].rstrip(".:") if lines else ""
     text = text or type(error).__name__
     return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from flowpolicy.data.sampling import ChunkSampler, low_dimensional
+from flowpolicy.data.sampling import ChunkSampler, as_tensors
 from flowpolicy.data.store import Demonstrations, read_demonstrations
 from flowpolicy.data.zarr_reading import resolve_path
 from flowpolicy.device import resolve_device
@@ -26,6 +26,7 @@ from flowpolicy.evaluation.task import Task, task_from
 from flowpolicy.flow import build_objective
 from flowpolicy.loggers import build_loggers, read_metrics
 from flowpolicy.models.config import ModelConfig
+from flowpolicy.observations import is_image
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.policy_config import PolicyConfig
 from flowpolicy.pretraining.config import DataConfig, TrainConfig
@@ -217,8 +218,9 @@ def make_policy(config: PretrainConfig, task: Task, demos: Demonstrations) -> Fl
             metadata=metadata,
         )
     )
-    observation = low_dimensional(demos, config.data.observation_keys, "cpu")
-    policy.fit_normalizers(observation, low_dimensional(demos, ["action"], "cpu")["action"])
+    vectors = [key for key in config.data.observation_keys if not is_image(policy.observation_shapes[key])]
+    arrays = as_tensors(demos, [*vectors, "action"], "cpu")
+    policy.fit_normalizers(arrays, arrays["action"])
     return policy
 
 
@@ -226,12 +228,8 @@ def make_samplers(
     policy: FlowPolicy, demos: Demonstrations, data: DataConfig, seed: int
 ) -> tuple[ChunkSampler, ChunkSampler | None]:
     """Normalised training and held-out chunks on the policy's device; the episodes are split by the seed."""
-    observation = low_dimensional(demos, data.observation_keys, policy.device)
-    observation = {
-        key: policy.observation_normalizers[key].normalize(value)  # type: ignore[operator]
-        for key, value in observation.items()
-    }
-    action = low_dimensional(demos, ["action"], policy.device)["action"]
+    observation = policy.normalize(as_tensors(demos, data.observation_keys, policy.device))
+    action = as_tensors(demos, ["action"], policy.device)["action"]
     action = policy.action_normalizer.normalize(action)
     order = np.random.default_rng(seed).permutation(demos.num_episodes).tolist()
     held_out = round(data.validation_fraction * len(order))

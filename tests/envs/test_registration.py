@@ -22,7 +22,7 @@ from flowpolicy_envs.collection import MediumConfig  # noqa: E402
 
 CONFIGS = sorted((Path(flowpolicy_configs.__file__).parent / "env").glob("*.yaml"))
 BEYOND_TASK = {"demonstrations", "demo_transform", "expert", "medium"}
-OPTIONAL = {"pretrain", "finetune"}
+OPTIONAL = {"pretrain", "finetune", "observation_keys", "scripted"}
 NEEDS = {"pusht": "gym_pusht", "adroit": "gymnasium_robotics"}
 
 
@@ -41,7 +41,7 @@ def test_task_file_matches_its_environment(path: Path) -> None:
     env = task.make()
     observation, _ = env.reset(seed=0)
     assert env.observation_space.contains(observation)
-    rate = env.metadata["render_fps"] if task.name == "pusht" else 1.0 / env.unwrapped.dt
+    rate = env.metadata["render_fps"] if task.name.startswith("pusht") else 1.0 / env.unwrapped.dt
     assert task.control_hz == pytest.approx(rate, rel=1e-3)
     _, reward, terminated, truncated, info = env.step(env.action_space.sample())
     assert isinstance(float(reward), float)
