@@ -215,7 +215,7 @@ class FlowPolicy(nn.Module):
                     f"Observation '{key}' has shape {tuple(values.shape)}; the policy takes "
                     f"({batch if batch is not None else 'batch'}, {', '.join(map(str, wanted))})."
                 )
-            if values.dtype != torch.float32:  # an image
+            if is_image(shape):
                 if values.dtype != torch.uint8:
                     raise FlowPolicyError(
                         f"Observation '{key}' is an image of {values.dtype}; give uint8, 0 to 255."
