@@ -22,6 +22,8 @@ class DataConfig:
         observation_normalization: ``minmax``, ``gaussian``, ``quantile`` or ``none``.
         action_normalization: the same, for actions.
         action_clip: bound of a sampled action in normalised units.
+        image_memory_gb: memory for the images of one key; more are read from disk as they are needed. None
+            is half of what is free.
     """
 
     path: str | None = None
@@ -31,8 +33,11 @@ class DataConfig:
     observation_normalization: str = "minmax"
     action_normalization: str = "minmax"
     action_clip: float = 1.0
+    image_memory_gb: float | None = None
 
     def __post_init__(self) -> None:
+        limit = self.image_memory_gb
+        require(limit is None or limit >= 0, "data.image_memory_gb", limit, "0 or more, or null")
         require(
             len(self.observation_keys) > 0, "data.observation_keys", self.observation_keys, "at least one key"
         )

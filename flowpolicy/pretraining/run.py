@@ -174,7 +174,9 @@ def _demonstrations(config: PretrainConfig, task: Task) -> Demonstrations:
             f"scripts/collect_demos.py env={task.name}, or import a recording with "
             f"scripts/import_demos.py env={task.name} source=FILE out={path}."
         )
-    return read_demonstrations(path, config.data.observation_keys)
+    limit = config.data.image_memory_gb
+    memory = None if limit is None else int(limit * 1e9)
+    return read_demonstrations(path, config.data.observation_keys, memory)
 
 
 def _plot(run_dir: Path, task: Task, policy: str, metrics: dict[str, Any]) -> None:

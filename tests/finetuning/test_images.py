@@ -139,8 +139,12 @@ def test_practice_aims_better_at_what_only_the_image_shows(tmp_path):
     model.save(tmp_path / "model")
     loaded = ReinFlow.load(tmp_path / "model")
     observation = ReachSeen().reset(seed=1)[0]
-    chunks = [m.actor_critic.plan({k: v[None, None] for k, v in observation.items()}, deterministic=True,
-                                  generator=torch.Generator().manual_seed(0)) for m in (model, loaded)]  # fmt: skip
+    history = {key: value[None, None] for key, value in observation.items()}
+    generators = [torch.Generator().manual_seed(0) for _ in range(2)]
+    chunks = [
+        each.actor_critic.plan(history, deterministic=True, generator=generator)
+        for each, generator in zip((model, loaded), generators, strict=True)
+    ]
     np.testing.assert_allclose(chunks[0], chunks[1], atol=1e-6)
     action, _ = loaded.predict(observation, deterministic=True)
     assert loaded.action_space.contains(action)

@@ -161,7 +161,7 @@ def test_a_task_has_a_token_of_its_own():
 
 def test_images_are_uint8_or_refused():
     policy, observation = image_policy(), observations()
-    with pytest.raises(FlowPolicyError, match="'front' is an image of torch.float32; give uint8"):
+    with pytest.raises(FlowPolicyError, match=r"'front' is an image of torch\.float32; give uint8"):
         policy.act({**observation, "front": observation["front"] / 255})
 
 
