@@ -24,7 +24,7 @@ from flowpolicy.storage import write_json
 
 RUNS = ROOT / "runs" / "benchmarks" / "manipulation"
 # Objective -> the K it is evaluated at.
-POLICIES = {"regression": (1,), "mip": (2,), "flow_matching": (10,), "shortcut": (1, 4)}
+POLICIES = {"flow_matching": (10,), "shortcut": (1, 4), "regression": (1,), "mip": (2,)}
 
 
 @dataclass(frozen=True)

@@ -121,3 +121,12 @@ def test_real_pusht_opens_unchanged(shared_data: Path):
     np.testing.assert_array_equal(demos.arrays["state"], known["state"])
     np.testing.assert_array_equal(demos.arrays["action"], known["action"])
     np.testing.assert_array_equal(demos.episode_ends, known["episode_ends"])
+
+
+@pytest.mark.parametrize("name", ["store.zarr", "store.zarr.zip"])
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_a_key_may_begin_another(tmp_path, demos, name, zarr_format):
+    demos.arrays["goal_site"] = demos.arrays["goal"] + 1
+    back = read_demonstrations(write_demonstrations(tmp_path / name, demos, zarr_format=zarr_format))
+    for key in ("goal", "goal_site"):
+        np.testing.assert_array_equal(back.arrays[key], demos.arrays[key])
