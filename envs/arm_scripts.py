@@ -53,6 +53,7 @@ class Stage:
         tolerance: m from the target at which the next stage begins.
         turn_tolerance: rad, likewise.
         wait: steps that the stage lasts at least; of a gripper that opens or closes.
+        until: when the next stage begins, in place of the tolerances.
     """
 
     target: Callable[[], Pose]
@@ -60,6 +61,13 @@ class Stage:
     tolerance: float = 0.01
     turn_tolerance: float = 0.1
     wait: int = 0
+    until: Callable[[], bool] | None = None
+
+    def is_reached(self, travel: np.ndarray, turn: np.ndarray) -> bool:
+        """Whether ``travel`` (m) and ``turn`` (rad), both ``(3,)``, are all that is left to the target."""
+        if self.until is not None:
+            return self.until()
+        return bool(np.linalg.norm(travel) < self.tolerance and np.linalg.norm(turn) < self.turn_tolerance)
 
 
 class ArmScript:
@@ -88,8 +96,8 @@ class ArmScript:
         target = stage.target()
         travel = target.position - hand.position
         turn = axis_angle_from_matrix(target.rotation @ hand.rotation.T)
-        arrived = np.linalg.norm(travel) < stage.tolerance and np.linalg.norm(turn) < stage.turn_tolerance
-        if self._waited >= stage.wait and arrived and self._number + 1 < len(self._stages):
+        is_last = self._number + 1 == len(self._stages)
+        if not is_last and self._waited >= stage.wait and stage.is_reached(travel, turn):
             self._number, self._waited = self._number + 1, 0
             return self.act(env, observation)
         self._waited += 1

@@ -17,6 +17,9 @@ from flowpolicy_envs.rotations import matrix_from_axis_angle
 _QUARTER = np.pi / 2
 _CLOSING = 6  # steps until the fingers hold
 _OPENING = 4
+_TURNS = (-1.8, 3.2)  # rad that the wrist can turn from where a robosuite Panda starts
+_BEYOND = 0.5  # cosine between a direction and the one away from the robot
+_OVER_PEG = 0.005  # m
 
 
 class LiftDemonstrator(ArmScript):
@@ -89,19 +92,18 @@ class SquareDemonstrator(ArmScript):
         peg = np.array(data.body_xpos[simulator.peg1_body_id])
         table = float(simulator.table_offset[2])
         way = str(rng.choice(["low", "high"]))
-        carried = table + (0.20 if way == "low" else 0.26)
+        # The peg ends 0.13 above the table; much higher than that the arm does not reach over it.
+        carried = table + (0.16 if way == "low" else 0.20)
         clear = rng.uniform(0.06, 0.10)
         upright = arm.hand
 
         def nut_pose() -> Pose:
             return Pose(np.array(data.body_xpos[body]), np.array(data.body_xmat[body]).reshape(3, 3))
 
-        # The fingers close across the handle, which points away from the nut; half a turn makes no difference.
         start = nut_pose()
-        along = np.array(data.site_xpos[handle]) - start.position
-        wrist = upright.turned(_nearest(_heading(along) - _yaw(upright.rotation), np.pi))
-        # The nut's hole has four positions on the peg; the nearest one.
-        turned = _nearest(-_yaw(start.rotation), _QUARTER)
+        along = _heading(np.array(data.site_xpos[handle]) - start.position)
+        at_handle, to_peg = _turns(_yaw(upright.rotation), along, _yaw(start.rotation))
+        wrist = upright.turned(at_handle)
 
         def above_handle(by: float) -> Pose:
             return wrist.at(_up(np.array(data.site_xpos[handle]), by))
@@ -109,23 +111,53 @@ class SquareDemonstrator(ArmScript):
         def over_peg(height: float) -> Pose:
             """The hand's pose that brings the nut, as it is held now, to ``height`` over the peg."""
             held, hand = nut_pose(), arm.hand
-            goal = _about_vertical(_yaw(start.rotation) + turned)
+            goal = _about_vertical(_yaw(start.rotation) + to_peg)
             change = goal @ held.rotation.T
             place = np.array([peg[0], peg[1], height])
             return Pose(place + change @ (hand.position - held.position), change @ hand.rotation)
+
+        def onto_peg() -> Pose:
+            """Down, but only where the hole is over the peg; the gap between them is 7 mm."""
+            off = np.linalg.norm(nut_pose().position[:2] - peg[:2])
+            is_around = nut_pose().position[2] < table + 0.125
+            return over_peg(table + 0.02 if is_around or off < _OVER_PEG else carried)
+
+        def is_on_peg() -> bool:
+            return bool(nut_pose().position[2] < table + 0.06)
 
         stages = [
             Stage(lambda: above_handle(clear), OPEN, tolerance=0.012),
             Stage(lambda: above_handle(0.0), OPEN, tolerance=0.006),
             Stage(lambda: above_handle(0.0), CLOSED, tolerance=0.03, wait=_CLOSING),
             Stage(lambda: wrist.at(np.append(arm.hand.position[:2], carried)), CLOSED, tolerance=0.03),
-            Stage(lambda: over_peg(carried), CLOSED, tolerance=0.008, turn_tolerance=0.06),
-            Stage(lambda: over_peg(table + 0.04), CLOSED, tolerance=0.02, turn_tolerance=0.3),
-            Stage(lambda: over_peg(table + 0.04), OPEN, tolerance=1.0, turn_tolerance=4.0, wait=_OPENING),
-            Stage(lambda: wrist.at(_up(peg, 0.25)), OPEN),
+            Stage(lambda: over_peg(carried), CLOSED, tolerance=0.015),
+            Stage(onto_peg, CLOSED, until=is_on_peg),
+            Stage(lambda: arm.hand, OPEN, wait=_OPENING),
+            Stage(lambda: arm.hand.at(_up(arm.hand.position, 0.05)), OPEN),
         ]
         self.play(stages, rng)
         return way
+
+
+def _turns(hand: float, handle: float, nut: float) -> tuple[float, float]:
+    """How far the wrist turns to the nut's handle, and from there to the peg; rad about the vertical.
+
+    The fingers close along the first axis of the hand, which crosses the handle from either side,
+    eight, those are left out that the last joint cannot reach, or that put the hand beyond the peg, where the
+    arm ends; the least turning of the rest is taken.
+    """
+    best = None
+    for half in (-1, 0, 1):
+        for quarter in range(-2, 2):
+            at_handle = _nearest(handle - hand + _QUARTER, np.pi) + half * np.pi
+            to_peg = _nearest(-nut, _QUARTER) + quarter * _QUARTER
+            is_beyond = np.cos(handle + to_peg) > _BEYOND
+            reachable = all(_TURNS[0] < turn < _TURNS[1] for turn in (at_handle, at_handle + to_peg))
+            cost = abs(at_handle) + abs(to_peg)
+            if reachable and not is_beyond and (best is None or cost < best[0]):
+                best = cost, at_handle, to_peg
+    assert best is not None  # some quarter always fits: the last joint has almost two turns
+    return best[1], best[2]
 
 
 def _wrist(arm: Any, rng: np.random.Generator) -> tuple[str, Pose]:
