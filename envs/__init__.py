@@ -12,6 +12,7 @@ PUSH_T = {
     "flowpolicy/PushT-v0": "make_push_t",
     "flowpolicy/PushTImages-v0": "make_push_t_images",
 }
+ROBOSUITE = "flowpolicy/Robosuite-v0"
 ADROIT = {
     "flowpolicy/AdroitDoor-v1": "AdroitHandDoor-v1",
     "flowpolicy/AdroitPen-v1": "AdroitHandPen-v1",
@@ -27,6 +28,12 @@ def register_environments() -> None:
     for name, maker in PUSH_T.items():
         if name not in registry:
             register(name, entry_point=f"flowpolicy_envs.pusht:{maker}", max_episode_steps=300)
+    if ROBOSUITE not in registry:
+        register(
+            ROBOSUITE,
+            entry_point="flowpolicy_envs.robosuite_env:RobosuiteTask",
+            max_episode_steps=400,  # as robomimic evaluates; a task's config may ask for fewer
+        )
     for name, wrapped in ADROIT.items():
         if name not in registry:
             register(

@@ -73,6 +73,26 @@ class Demonstrations:
         rewards = self.arrays["reward"].reshape(self.num_steps).astype(np.float64)
         return np.add.reduceat(rewards, self.episode_starts)
 
+    @property
+    def masks(self) -> dict[str, list[int]]:
+        """Named sets of episodes, by number: the attribute ``masks``, as robomimic's ``mask/train``.
+
+        Raises:
+            DataError: an episode that is not there, or something else than numbers.
+        """
+        found = self.attributes.get("masks") or {}
+        valid = isinstance(found, Mapping) and all(
+            isinstance(numbers, list)
+            and all(isinstance(number, int) and 0 <= number < self.num_episodes for number in numbers)
+            for numbers in found.values()
+        )
+        if not valid:
+            raise DataError(
+                f"{self.source}: attribute 'masks' must list episodes from 0 to {self.num_episodes - 1} by "
+                "name; repair or remove it."
+            )
+        return {str(name): list(numbers) for name, numbers in found.items()}
+
     def select_episodes(self, episodes: Iterable[int]) -> Demonstrations:
         """A copy with only the given episodes, in the given order."""
         chosen = list(episodes)
@@ -80,10 +100,16 @@ class Demonstrations:
             raise DataError(f"No episode of {self.source} is selected; at least one is needed.")
         starts, ends = self.episode_starts, self.episode_ends
         rows = np.concatenate([np.arange(starts[i], ends[i]) for i in chosen])
+        attributes = dict(self.attributes)
+        if self.masks:
+            attributes["masks"] = {
+                name: [place for place, number in enumerate(chosen) if number in members]
+                for name, members in self.masks.items()
+            }
         return Demonstrations(
             {key: array[rows] for key, array in self.arrays.items()},
             np.cumsum([ends[i] - starts[i] for i in chosen]),
-            dict(self.attributes),
+            attributes,
             self.source,
         )
 

@@ -18,6 +18,7 @@ class DataConfig:
         path: store to train on; None takes the task's own.
         observation_keys: store keys given to the policy, each under its own name.
         validation_fraction: share of the episodes held out (at least one episode, unless 0).
+        validation_mask: hold out the episodes of this mask of the store instead, e.g. robomimic's ``valid``.
         max_episodes: train on this many episodes, drawn by the seed; None takes all.
         observation_normalization: ``minmax``, ``gaussian``, ``quantile`` or ``none``.
         action_normalization: the same, for actions.
@@ -29,6 +30,7 @@ class DataConfig:
     path: str | None = None
     observation_keys: tuple[str, ...] = ("observation",)
     validation_fraction: float = 0.05
+    validation_mask: str | None = None
     max_episodes: int | None = None
     observation_normalization: str = "minmax"
     action_normalization: str = "minmax"

@@ -233,17 +233,35 @@ def make_samplers(
     observation = policy.normalize(as_tensors(demos, data.observation_keys, policy.device))
     action = as_tensors(demos, ["action"], policy.device)["action"]
     action = policy.action_normalizer.normalize(action)
-    order = np.random.default_rng(seed).permutation(demos.num_episodes).tolist()
-    held_out = round(data.validation_fraction * len(order))
-    if data.validation_fraction > 0 and len(order) > 1:
-        held_out = max(1, held_out)
-    train_episodes = order[held_out:][: data.max_episodes]
+    train_episodes, held_out = split_episodes(demos, data, seed)
 
     def sampler(episodes: list[int]) -> ChunkSampler:
         horizons = policy.obs_horizon, policy.action_horizon
         return ChunkSampler(observation, action, demos.episode_ends, *horizons, sorted(episodes))
 
-    return sampler(train_episodes), sampler(order[:held_out]) if held_out else None
+    return sampler(train_episodes), sampler(held_out) if held_out else None
+
+
+def split_episodes(demos: Demonstrations, data: DataConfig, seed: int) -> tuple[list[int], list[int]]:
+    """Which episodes are trained on and which are held out: the store's mask says so, or the seed.
+
+    Raises:
+        DataError: a mask that the store does not have.
+    """
+    order = np.random.default_rng(seed).permutation(demos.num_episodes).tolist()
+    if data.validation_mask is not None:
+        masks = demos.masks
+        if data.validation_mask not in masks:
+            raise DataError(
+                f"{demos.source} has no mask '{data.validation_mask}' (it has "
+                f"{', '.join(sorted(masks)) or 'none'}); choose another data.validation_mask, or null."
+            )
+        held_out = masks[data.validation_mask]
+        return [number for number in order if number not in held_out][: data.max_episodes], held_out
+    count = round(data.validation_fraction * len(order))
+    if data.validation_fraction > 0 and len(order) > 1:
+        count = max(1, count)
+    return order[count:][: data.max_episodes], order[:count]
 
 
 def _settings_of(config: PretrainConfig) -> dict[str, Any]:

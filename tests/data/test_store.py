@@ -159,3 +159,12 @@ def test_images_beyond_the_memory_are_mapped_from_disk_once(tmp_path: Path, name
     assert np.array_equal(again, read)
     assert [file.stat().st_mtime_ns for file in (tmp_path / f"{name}.unpacked").iterdir()] == [before]
     assert not isinstance(read_demonstrations(path).arrays["image"], np.memmap)
+
+
+@pytest.mark.parametrize("name", ["store.zarr", "store.zarr.zip"])
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_a_key_may_begin_another(tmp_path, demos, name, zarr_format):
+    demos.arrays["goal_site"] = demos.arrays["goal"] + 1
+    back = read_demonstrations(write_demonstrations(tmp_path / name, demos, zarr_format=zarr_format))
+    for key in ("goal", "goal_site"):
+        np.testing.assert_array_equal(back.arrays[key], demos.arrays[key])
