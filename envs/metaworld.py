@@ -140,7 +140,7 @@ class _Simulator:
         env._partially_observable = False  # the goal is part of the observation
         env.__dict__.pop("sawyer_observation_space", None)  # cached from when the goal was hidden
         env.max_path_length = np.inf  # time limits belong to the registration
-        self._start: Any = None
+        self._start: np.ndarray | None = None
         self._move_hand = env._reset_hand
         env._reset_hand = self._reset_hand
 
@@ -167,12 +167,12 @@ class _Simulator:
     def _reset_hand(self, **kwargs: Any) -> None:
         import mujoco
 
-        env = self.env
+        env, kind = self.env, mujoco.mjtState.mjSTATE_INTEGRATION
         if self._start is None:
             self._move_hand(**kwargs)
-            self._start = mujoco.MjData(env.model)
-            mujoco.mj_copyData(self._start, env.model, env.data)
-        mujoco.mj_copyData(env.data, env.model, self._start)
+            self._start = np.empty(mujoco.mj_stateSize(env.model, kind))
+            mujoco.mj_getState(env.model, env.data, self._start, kind)
+        mujoco.mj_setState(env.model, env.data, self._start, kind)
         mujoco.mj_forward(env.model, env.data)
         env.init_tcp = env.tcp_center
 

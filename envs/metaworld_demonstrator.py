@@ -15,8 +15,8 @@ class MetaWorldDemonstrator:
     """Meta-World's own scripted policy of each task, at a random speed and along one of three ways.
 
     The scripted policy drives the hand from where it stands. So that demonstrations show more than one way,
-    the hand may first go around to the left or to the right: to a point beside the middle of its way to the
-    object.
+    the hand may first go around to the left or to the right: to a point beside the first third of its way to
+    the object.
 
     Args:
         slowest: the speed of an episode is drawn from [slowest, 1] of the scripted one.
@@ -26,7 +26,7 @@ class MetaWorldDemonstrator:
     REACHED = 0.02
     STEPS = 40
 
-    def __init__(self, slowest: float = 0.7, detour: float = 0.06) -> None:
+    def __init__(self, slowest: float = 0.8, detour: float = 0.06) -> None:
         require(0 < slowest <= 1, "scripted.settings.slowest", slowest, "in (0, 1]")
         require(detour >= 0, "scripted.settings.detour", detour, "at least 0")
         self.slowest, self.detour = slowest, detour
@@ -59,15 +59,14 @@ class MetaWorldDemonstrator:
                 self._left = 0
             else:
                 action[:3] = np.clip(10.0 * (self._via - hand), -1.0, 1.0)
-                action[3] = -1.0
         action[:3] *= self._speed
         return action
 
 
 def _beside(hand: np.ndarray, target: np.ndarray, distance: float) -> np.ndarray:
-    """The point at the hand's height, beside the middle of the way to the target; left is positive."""
+    """The point at the hand's height, beside the first third of the way to the target; left is positive."""
     ahead = target[:2] - hand[:2]
     length = float(np.linalg.norm(ahead))
     ahead = ahead / length if length > 0.01 else np.array([0.0, 1.0])
-    middle = (hand[:2] + target[:2]) / 2
-    return np.array([*(middle + distance * np.array([-ahead[1], ahead[0]])), hand[2]])
+    third = hand[:2] + (target[:2] - hand[:2]) / 3
+    return np.array([*(third + distance * np.array([-ahead[1], ahead[0]])), hand[2]])
