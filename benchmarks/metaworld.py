@@ -63,7 +63,7 @@ def _single(task: str) -> Run:
 
 def _multitask(name: str, tasks: tuple[str, ...], *training: str) -> Run:
     env = ("env=metaworld_multitask", f"env.name={name}", f"env.env_kwargs.tasks=[{','.join(tasks)}]")
-    return Run(name, env, training=("model=medium", *training), episodes=100 * len(tasks))
+    return Run(name, env, training=training, episodes=100 * len(tasks))
 
 
 SUITES: dict[str, list[Run]] = {
@@ -71,7 +71,7 @@ SUITES: dict[str, list[Run]] = {
     "multitask": [_multitask("metaworld_five", FIVE)],
     "study": [
         *(_single(task) for task in TEN if task not in FIVE),
-        _multitask("metaworld_ten", TEN, "train.steps=25000"),
+        _multitask("metaworld_ten", TEN, "train.steps=12000"),
     ],
     "practice": [],
 }
