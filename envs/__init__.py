@@ -19,6 +19,9 @@ ADROIT = {
     "flowpolicy/AdroitHammer-v1": "AdroitHandHammer-v1",
     "flowpolicy/AdroitRelocate-v1": "AdroitHandRelocate-v1",
 }
+META_WORLD = "flowpolicy/MetaWorld-v0"
+FETCH = {"flowpolicy/FetchPickAndPlace-v0": "FetchPickAndPlace-v4"}
+KITCHEN = "flowpolicy/FrankaKitchen-v0"
 
 
 def register_environments() -> None:
@@ -42,6 +45,18 @@ def register_environments() -> None:
                 max_episode_steps=200,  # gymnasium-robotics' own; a task's config may ask for more
                 kwargs={"wrapped_id": wrapped},
             )
+    if META_WORLD not in registry:
+        register(META_WORLD, entry_point="flowpolicy_envs.metaworld:MetaWorld", max_episode_steps=250)
+    for name, wrapped in FETCH.items():
+        if name not in registry:
+            register(
+                name,
+                entry_point="flowpolicy_envs.fetch:make_fetch",
+                max_episode_steps=50,  # gymnasium-robotics' own
+                kwargs={"wrapped_id": wrapped},
+            )
+    if KITCHEN not in registry:
+        register(KITCHEN, entry_point="flowpolicy_envs.kitchen:make_kitchen", max_episode_steps=280)
 
 
 if find_spec("gymnasium") is not None:

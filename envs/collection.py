@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -233,6 +233,7 @@ def _scripted(env: Mapping[str, Any], episodes: int | None, seed: int, workers: 
         "env_kwargs": dict(env["env_kwargs"] or {}),
         "demonstrator": asdict(config),
         "ways": ways_of(attempts),
+        "tasks": _counts(attempt.episode.task for attempt in attempts),
         "episodes_played": played,
         "success_rate_played": len(attempts) / played,
         "return_mean": float(returns.mean()),
@@ -243,6 +244,14 @@ def _scripted(env: Mapping[str, Any], episodes: int | None, seed: int, workers: 
         "versions": versions(),
     }
     return join([attempt.episode for attempt in attempts], attributes)
+
+
+def _counts(names: Iterable[str]) -> dict[str, int] | None:
+    """How often each name occurs, in the order of first occurrence; None where there is none but ""."""
+    counts: dict[str, int] = {}
+    for name in names:
+        counts[name] = counts.get(name, 0) + 1
+    return None if set(counts) == {""} else counts
 
 
 def check_band(demos: Demonstrations, band: tuple[float, float] | None, level: str) -> None:

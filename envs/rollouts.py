@@ -25,6 +25,7 @@ class Episode:
         terminated: ends in a terminal state; otherwise the time limit ended it.
         total: undiscounted return, summed in double precision.
         success: whether the environment called it one at any step; None where it never says.
+        task: what the environment says it plays, where it plays several tasks; empty elsewhere.
     """
 
     observation: dict[str, np.ndarray]
@@ -33,6 +34,7 @@ class Episode:
     terminated: bool
     total: float
     success: bool | None
+    task: str = ""
 
     def __len__(self) -> int:
         return len(self.action)
@@ -46,6 +48,7 @@ class EpisodeRecorder:
     action: list[np.ndarray] = field(default_factory=list)
     reward: list[float] = field(default_factory=list)
     success: bool | None = None
+    task: str = ""
 
     def add(self, observation: Any, action: np.ndarray, reward: float, info: Mapping[str, Any]) -> None:
         """One step: what was seen, what was done about it, and what came of it."""
@@ -59,6 +62,7 @@ class EpisodeRecorder:
         self.reward.append(float(reward))
         if "success" in info:
             self.success = bool(self.success) or bool(info["success"])
+        self.task = str(info.get("task", ""))
 
     def finish(self, terminated: bool) -> Episode:
         """The whole episode."""
@@ -69,6 +73,7 @@ class EpisodeRecorder:
             terminated,
             float(np.sum(self.reward)),
             self.success,
+            self.task,
         )
 
 

@@ -45,7 +45,7 @@ class ScriptedConfig:
     Attributes:
         demonstrator: ``module:Class`` of a :class:`Demonstrator`.
         settings: keyword arguments of the class.
-        episodes: successful episodes to collect.
+        episodes: successful episodes to collect, of each task where the environment plays several in turn.
         noise: standard deviation of a disturbance of the executed actions, as a share of half the action
             range. The store keeps the action that was intended: so the data show how to recover, and do not
             show the disturbance (Laskey et al. 2017, DART).
@@ -119,6 +119,9 @@ def collect_scripted(
 ) -> tuple[list[Attempt], int]:
     """Play episodes from ``seed``, ``seed + 1``, ... until enough have succeeded.
 
+    An environment that plays several tasks in turn, one seed after the other, lists their names in its
+    attribute ``tasks``; as many episodes of each are kept, and what one has beyond that is left out.
+
     Args:
         make: makes the environment; with several workers it must be picklable.
         config: who demonstrates, and how many episodes.
@@ -133,24 +136,44 @@ def collect_scripted(
     """
     require(seed >= 0, "seed", seed, "at least 0")
     require(workers >= 1, "workers", workers, "at least 1")
-    limit = _ATTEMPTS_PER_EPISODE * config.episodes
+    tasks = _tasks(make)
+    wanted = config.episodes * len(tasks)
+    limit = _ATTEMPTS_PER_EPISODE * wanted
     kept: list[Attempt] = []
-    with progress_bar(config.episodes, "demonstrate") as bar:
+    counts = dict.fromkeys(tasks, 0)
+    with progress_bar(wanted, "demonstrate") as bar:
         for played, attempt in enumerate(_attempts(make, config, seed, workers), start=1):
             success = attempt.episode.success
             if success is None:
                 raise DataError("The environment gives no info['success'], so no episode can be kept.")
-            if success:
+            task = attempt.episode.task if len(tasks) > 1 else tasks[0]
+            if success and counts[task] < config.episodes:
+                counts[task] += 1
                 kept.append(attempt)
                 bar.update(1)
-            if len(kept) == config.episodes:
+            if len(kept) == wanted:
                 return kept, played
             if played >= limit:
                 break
     raise DataError(
-        f"Only {len(kept)} of {limit} scripted episodes succeeded, and {config.episodes} are wanted; mend "
-        "the demonstrator, or lower scripted.noise."
+        f"Only {len(kept)} of {limit} scripted episodes succeeded, and {wanted} are wanted"
+        f"{_lacking(counts, config.episodes)}; mend the demonstrator, or lower scripted.noise."
     )
+
+
+def _tasks(make: Callable[[], gym.Env[Any, Any]]) -> tuple[str, ...]:
+    """Names of the tasks that the environment plays in turn; one without a name where it has no such list."""
+    env = make()
+    try:
+        return tuple(getattr(env.unwrapped, "tasks", ())) or ("",)
+    finally:
+        env.close()
+
+
+def _lacking(counts: Mapping[str, int], episodes: int) -> str:
+    if len(counts) == 1:
+        return ""
+    return f" ({', '.join(name for name, count in counts.items() if count < episodes)} has too few)"
 
 
 def _attempts(

@@ -333,6 +333,33 @@ def plot_returns(
     return Path(path)
 
 
+def plot_tasks(by_task: Mapping[str, Mapping[str, Any]], path: Path | str, *, title: str = "") -> Path:
+    """Draw the success rate of each of several tasks, with its 95% interval (Wilson).
+
+    Args:
+        by_task: ``EvaluationResult.metrics()["by_task"]``, of tasks with a success rate.
+        path: image file; the suffix chooses the format.
+        title: over the figure.
+    """
+    names = list(by_task)
+    rates = np.array([by_task[name]["success_rate"] for name in names])
+    ends = np.array([by_task[name]["success_ci95"] for name in names])
+    places = np.arange(len(names))
+    height = 1.3 + 0.34 * len(names)
+    with house_figure(path, columns=1, width=6.4, height=height) as (_, (axis,)):
+        axis.barh(places, rates, color=BLUE, alpha=0.55, height=0.6)
+        spans = np.abs(ends - rates[:, None]).T
+        axis.errorbar(rates, places, xerr=spans, fmt="none", ecolor=BLUE, capsize=3, elinewidth=1.4)
+        axis.axvline(rates.mean(), color=ORANGE, lw=1.4, label=f"mean of the tasks, {rates.mean():.2f}")
+        axis.set_yticks(places, names)
+        axis.invert_yaxis()
+        axis.set_xlim(0, 1)
+        axis.set_xlabel("success rate, 95% interval")
+        axis.set_title(title)
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.3))
+    return Path(path)
+
+
 def _evaluation_panel(
     axis: Any, rows: Sequence[Mapping[str, float]], key: str, demo_mean: float | None
 ) -> None:

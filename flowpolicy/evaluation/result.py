@@ -25,6 +25,7 @@ class Episodes:
         lengths: (n,) environment steps.
         success: (n,) true where ``info["success"]`` was true at any step; None where the task has none.
         score: (n,) largest ``info["score"]``; None where the task has none.
+        task: (n,) what ``info["task"]`` named, where an environment plays several tasks; None elsewhere.
     """
 
     seeds: NDArray[np.int64]
@@ -32,13 +33,15 @@ class Episodes:
     lengths: NDArray[np.int64]
     success: NDArray[np.bool_] | None
     score: NDArray[np.float64] | None
+    task: NDArray[np.str_] | None
 
     def means(self) -> dict[str, Any]:
         """Means with 95% intervals.
 
         ``episodes``, ``return_mean``, ``return_std`` (over episodes), ``return_ci95``, ``length_mean``;
         ``success_rate`` and ``success_ci95`` (Wilson), ``score_mean`` and ``score_ci95`` (bootstrap), or
-        None where the task has none.
+        None where the task has none. ``by_task`` has the same for the episodes of each task, by name, or is
+        None where the environment names none.
         """
         success = self.success
         return {
@@ -53,7 +56,25 @@ class Episodes:
             "score_ci95": None if self.score is None else list(mean_interval(self.score)),
             "length_mean": float(self.lengths.mean()),
             "episodes": len(self.returns),
+            "by_task": self._by_task(),
         }
+
+    def _by_task(self) -> dict[str, Any] | None:
+        if self.task is None:
+            return None
+        found = {}
+        for name in np.unique(self.task).tolist():
+            rows = self.task == name
+            found[name] = Episodes(
+                self.seeds[rows],
+                self.returns[rows],
+                self.lengths[rows],
+                None if self.success is None else self.success[rows],
+                None if self.score is None else self.score[rows],
+                None,
+            ).means()
+            del found[name]["by_task"]
+        return found
 
 
 @dataclass(frozen=True)
@@ -88,7 +109,10 @@ class EvaluationResult(Episodes):
         }
 
     def scalars(self) -> dict[str, float]:
-        """What a training log takes: ``evaluation/return`` and its ``_low``, ``_high``, and so on."""
+        """What a training log takes: ``evaluation/return`` and its ``_low``, ``_high``, and so on.
+
+        Where there are several tasks, also ``evaluation/success/<task>``.
+        """
         found = self.metrics()
         logged = {"evaluation/episodes": float(found["episodes"])}
         for name, mean, interval in (
@@ -99,15 +123,20 @@ class EvaluationResult(Episodes):
             if found[mean] is not None:
                 logged[f"evaluation/{name}"] = found[mean]
                 logged[f"evaluation/{name}_low"], logged[f"evaluation/{name}_high"] = found[interval]
+        for name, row in (found["by_task"] or {}).items():
+            if row["success_rate"] is not None:
+                logged[f"evaluation/success/{name}"] = row["success_rate"]
         return logged
 
     def write_csv(self, path: Path | str) -> Path:
-        """One line per episode: seed, return, length, and success and score where the task has them."""
+        """One line per episode: seed, return, length, and success, score and task where there are such."""
         columns: dict[str, Any] = {"seed": self.seeds, "return": self.returns, "length": self.lengths}
         if self.success is not None:
             columns["success"] = self.success.astype(int)
         if self.score is not None:
             columns["score"] = self.score
+        if self.task is not None:
+            columns["task"] = self.task
         with atomic_file(path) as temporary, temporary.open("w", newline="") as stream:
             writer = csv.writer(stream)
             writer.writerow(columns)
@@ -123,6 +152,7 @@ def concatenate(parts: Sequence[EvaluationResult]) -> EvaluationResult:
         lengths=np.concatenate([part.lengths for part in parts]),
         success=_joined([part.success for part in parts]),
         score=_joined([part.score for part in parts]),
+        task=_joined([part.task for part in parts]),
         simulation_seconds=sum(part.simulation_seconds for part in parts),
         inference_seconds=sum(part.inference_seconds for part in parts),
         chunks=sum(part.chunks for part in parts),

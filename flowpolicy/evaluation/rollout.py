@@ -107,6 +107,7 @@ def evaluate(
         lengths=rollout.lengths,
         success=rollout.success if rollout.has_success else None,
         score=rollout.score if rollout.has_score else None,
+        task=np.array(rollout.task) if any(rollout.task) else None,
         simulation_seconds=rollout.simulation_seconds,
         inference_seconds=horizon.inference_seconds,
         chunks=horizon.chunks,
@@ -195,6 +196,7 @@ class _Rollout:
         self.lengths = np.zeros(episodes, dtype=np.int64)
         self.success = np.zeros(episodes, dtype=bool)
         self.score = np.full(episodes, -np.inf)
+        self.task = [""] * episodes
         self.has_success = self.has_score = False
         self.simulation_seconds = 0.0
         # Slot 0 has the camera: it films one episode after the other, so that one file holds them in order.
@@ -246,6 +248,8 @@ class _Rollout:
         if "score" in info:
             self.has_score = True
             self.score[slot.episode] = max(self.score[slot.episode], float(info["score"]))
+        if "task" in info and slot.episode is not None:
+            self.task[slot.episode] = str(info["task"])
 
     def _finish(self, slot: _Slot) -> None:
         self.returns[slot.episode] = slot.total

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flowpolicy.evaluation.parallel import evaluate_checkpoint, load_policy
-from flowpolicy.evaluation.plots import plot_k_sweep, plot_returns
+from flowpolicy.evaluation.plots import plot_k_sweep, plot_returns, plot_tasks
 from flowpolicy.evaluation.result import EvaluationResult
 from flowpolicy.evaluation.rollout import EVALUATION_SEED
 from flowpolicy.evaluation.task import Task, task_of
@@ -92,8 +92,12 @@ class Evaluation:
         return {**main, "demo_return_mean": self.demo_mean, "k_sweep": rows if len(rows) > 1 else None}
 
     def table(self) -> str:
-        """Text for a terminal: K, NFE, milliseconds, return, success, score."""
-        return format_table(self.rows())
+        """Text for a terminal: K, NFE, milliseconds, return, success, score; then a line for each task."""
+        by_task = self.results[self.num_steps].means()["by_task"]
+        parts = [format_table(self.rows())]
+        if by_task is not None:
+            parts.append(format_tasks(by_task))
+        return "\n\n".join(parts)
 
     def write(self, run_dir: Path) -> list[Path]:
         """Write one CSV of episodes per K, the histogram of returns, and the sweep's plot."""
@@ -111,6 +115,9 @@ class Evaluation:
                 title=f"{title}, K = {self.num_steps}: return, mean with 95% interval",
             )
         )
+        by_task = main.means()["by_task"]
+        if by_task is not None and main.success is not None:
+            written.append(plot_tasks(by_task, run_dir / "tasks.png", title=f"{title}, K = {self.num_steps}"))
         if len(self.results) > 1:
             metric = self.task.metric
             available = {"return": True, "success": main.success is not None, "score": main.score is not None}
@@ -186,6 +193,27 @@ def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
         if has_score:
             line += [f"{row['score_mean']:.3f}", _span(row["score_ci95"], ".3f")]
         lines.append([*line, str(row["episodes"])])
+    return _aligned(lines)
+
+
+def format_tasks(by_task: Mapping[str, Mapping[str, Any]]) -> str:
+    """The figures of each task, and the mean of their success rates, as aligned text."""
+    lines = [["task", "return", "95% interval", "success", "95% interval", "episodes"]]
+    rates = []
+    for name, row in by_task.items():
+        line = [name, f"{row['return_mean']:.1f}", _span(row["return_ci95"], ".1f")]
+        if row["success_rate"] is None:
+            line += ["", ""]
+        else:
+            line += [f"{row['success_rate']:.3f}", _span(row["success_ci95"], ".3f")]
+            rates.append(row["success_rate"])
+        lines.append([*line, str(row["episodes"])])
+    if rates:
+        lines.append(["mean", "", "", f"{sum(rates) / len(rates):.3f}", "", ""])
+    return _aligned(lines)
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> str:
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     text = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
     return "\n".join([text[0], "-" * len(text[0]), *text[1:]])

@@ -28,9 +28,10 @@ class Task:
     """What `configs/env/<name>.yaml` says of a task.
 
     Any Gymnasium environment with a Box action space will do, and an observation space that is a Box
-    (the policy then sees one key, ``observation``) or a Dict of Boxes. Two entries of ``info`` are
+    (the policy then sees one key, ``observation``) or a Dict of Boxes. These entries of ``info`` are
     read where the environment gives them: ``success`` (true at any step counts the episode as a
-    success) and ``score`` (a number; the episode's score is the largest one seen).
+    success) and ``score`` (a number; the episode's score is the largest one seen). An environment that
+    plays several tasks says which in ``task`` (a name), and figures are given for each.
 
     Attributes:
         name: short name, as in ``env=hopper``.

@@ -170,9 +170,9 @@ def _demonstrations(config: PretrainConfig, task: Task) -> Demonstrations:
         raise ConfigError(f"Task '{task.name}' names no demonstrations; add data.path=STORE.")
     if not config.data.path and not resolve_path(path).exists():
         raise DataError(
-            f"The demonstrations of '{task.name}' are not at {path} yet; make them with "
-            f"scripts/collect_demos.py env={task.name}, or import a recording with "
-            f"scripts/import_demos.py env={task.name} source=FILE out={path}."
+            f"The demonstrations of '{task.name}' are not at {path} yet; with this command's env settings, "
+            "make them by scripts/collect_demos.py, or import a recording by scripts/import_demos.py "
+            f"source=FILE out={path}."
         )
     limit = config.data.image_memory_gb
     memory = None if limit is None else int(limit * 1e9)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
+from omegaconf import OmegaConf
 
 from flowpolicy.evaluation.task import Task
 from flowpolicy.settings import build
@@ -19,15 +19,22 @@ import flowpolicy_configs  # noqa: E402
 
 from flowpolicy_envs import register_environments  # noqa: E402
 from flowpolicy_envs.collection import MediumConfig  # noqa: E402
+from flowpolicy_envs.scripted import ScriptedConfig  # noqa: E402
 
 CONFIGS = sorted((Path(flowpolicy_configs.__file__).parent / "env").glob("*.yaml"))
 BEYOND_TASK = {"demonstrations", "demo_transform", "expert", "medium"}
 OPTIONAL = {"pretrain", "finetune", "observation_keys", "scripted"}
-NEEDS = {"pusht": "gym_pusht", "adroit": "gymnasium_robotics"}
+NEEDS = {
+    "pusht": "gym_pusht",
+    "adroit": "gymnasium_robotics",
+    "fetch": "gymnasium_robotics",
+    "franka": "gymnasium_robotics",
+    "metaworld": "metaworld",
+}
 
 
 def _read(path: Path) -> tuple[Task, dict[str, Any]]:
-    values = yaml.safe_load(path.read_text())
+    values: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     task = {item.name: values.pop(item.name) for item in fields(Task)}
     return build(Task, task, "env"), values
 
@@ -35,13 +42,13 @@ def _read(path: Path) -> tuple[Task, dict[str, Any]]:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_task_file_matches_its_environment(path: Path) -> None:
     task, rest = _read(path)
-    assert task.name == path.stem
+    assert task.name == path.stem or task.name.startswith(f"{path.stem}-")  # "-" and which of a family
     assert set(rest) - OPTIONAL == BEYOND_TASK
-    pytest.importorskip(NEEDS.get(task.name.split("_")[0], "mujoco"))
+    pytest.importorskip(NEEDS.get(path.stem.split("_")[0], "mujoco"))
     env = task.make()
     observation, _ = env.reset(seed=0)
     assert env.observation_space.contains(observation)
-    rate = env.metadata["render_fps"] if task.name.startswith("pusht") else 1.0 / env.unwrapped.dt
+    rate = env.metadata["render_fps"] if task.name.startswith("pusht") else 1.0 / env.get_wrapper_attr("dt")
     assert task.control_hz == pytest.approx(rate, rel=1e-3)
     _, reward, terminated, truncated, info = env.step(env.action_space.sample())
     assert isinstance(float(reward), float)
@@ -56,7 +63,7 @@ def test_task_file_matches_its_environment(path: Path) -> None:
 def test_expert_recipe_and_band_are_valid(path: Path) -> None:
     _, rest = _read(path)
     if rest["expert"] is None:
-        pytest.skip("this task has human demonstrations and no recipe for an expert")
+        pytest.skip("this task has other demonstrations and no recipe for an expert")
     experts = pytest.importorskip("flowpolicy_envs.experts")
     recipe = build(experts.ExpertConfig, rest["expert"], "env.expert")
     assert recipe.total_steps > recipe.checkpoint_every
@@ -80,3 +87,12 @@ def test_same_seed_gives_the_same_start() -> None:
     pytest.importorskip("gym_pusht")
     first, second = (gymnasium.make("flowpolicy_envs:flowpolicy/PushT-v0").reset(seed=3)[0] for _ in range(2))
     np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_scripted_demonstrator_is_there_and_takes_its_settings(path: Path) -> None:
+    _, rest = _read(path)
+    if not rest.get("scripted"):
+        pytest.skip("this task has no scripted demonstrator")
+    assert rest["demonstrations"].endswith("-scripted.zarr.zip")
+    build(ScriptedConfig, rest["scripted"], "env.scripted").make()

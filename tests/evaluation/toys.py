@@ -15,13 +15,17 @@ from flowpolicy.evaluation.task import Task
 class ToyEnv(gymnasium.Env):
     """Adds the action to its state; an episode's length and start follow from its seed.
 
-    The reward is the first action entry, so a return is the sum of what the policy did.
+    The reward is the first action entry, so a return is the sum of what the policy did. With ``several``
+    tasks, it plays "even" and "odd" seeds as tasks of those names.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 - gymnasium's convention
 
-    def __init__(self, render_mode: str | None = None, dict_observation: bool = False) -> None:
+    def __init__(
+        self, render_mode: str | None = None, dict_observation: bool = False, several: bool = False
+    ) -> None:
         self.render_mode = render_mode
+        self.several = several
         self.dict_observation = dict_observation
         box = gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float64)
         self.observation_space = gymnasium.spaces.Dict({"pose": box}) if dict_observation else box
@@ -29,6 +33,7 @@ class ToyEnv(gymnasium.Env):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         super().reset(seed=seed)
+        self.task = "odd" if seed is not None and seed % 2 else "even"
         self.state = self.np_random.normal(size=3)
         self.length = int(self.np_random.integers(3, 15))
         self.steps = 0
@@ -40,6 +45,8 @@ class ToyEnv(gymnasium.Env):
         self.steps += 1
         over = self.steps >= self.length
         info = {"success": self.steps == 2 and self.length % 2 == 0, "score": float(-self.steps)}
+        if self.several:
+            info["task"] = self.task
         return (
             self._observation(),
             float(action[0]),

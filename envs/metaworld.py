@@ -1,0 +1,183 @@
+"""Meta-World (Yu et al. 2019, version 3): a Sawyer arm and 50 tasks, one of them or several in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from flowpolicy.settings import choose, require
+
+OBSERVATION_SIZE = 39
+SEEDS = 2**31
+
+
+class MetaWorld(gym.Env[Any, np.ndarray]):
+    """One task of Meta-World, or several that are played in turn.
+
+    An observation is a float32 vector ``(39,)``: hand position (m), opening of the gripper, positions and
+    orientations of up to two objects, all of this as it was a step earlier, and the goal's position.
+    With ``tasks`` it is a dictionary of that ``observation`` and of ``task``, one-hot ``(len(tasks),)``, and
+    ``info["task"]`` is the name.
+    An action ``(4,)`` in [-1, 1] moves the hand by up to 1 cm a coordinate, and closes (1) or opens (-1) the
+    gripper.
+
+    Where objects and goal lie is drawn anew at each reset. ``reset(seed=s)`` decides it alone, and plays
+    ``tasks[s % len(tasks)]``; a reset without seed goes on to the next task. An episode ends with success.
+
+    Args:
+        task: name of the only task, such as ``push-v3``.
+        tasks: names of several, instead.
+        reward: ``sparse`` is 1 at success and 0 elsewhere; ``dense`` is Meta-World's own, 0 to 10.
+        render_mode: None or ``rgb_array``.
+        camera: Meta-World's name of the camera: corner, corner2, corner3, topview, behindGripper, gripperPOV.
+        size: width and height of a rendered image.
+
+    Raises:
+        ConfigError: an unknown task, both of ``task`` and ``tasks`` or neither, or an unknown reward.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 80}  # noqa: RUF012 - gymnasium's convention
+
+    def __init__(
+        self,
+        task: str | None = None,
+        tasks: Sequence[str] | None = None,
+        reward: str = "sparse",
+        render_mode: str | None = None,
+        camera: str = "corner",
+        size: int = 320,
+    ) -> None:
+        require((task is None) != (tasks is None), "env.env_kwargs.tasks", tasks, "given instead of task")
+        require(reward in ("sparse", "dense"), "env.env_kwargs.reward", reward, "sparse or dense")
+        self.tasks = (task,) if task is not None else tuple(tasks or ())
+        require(len(self.tasks) >= 1, "env.env_kwargs.tasks", tasks, "a list of at least one task")
+        require(len(set(self.tasks)) == len(self.tasks), "env.env_kwargs.tasks", tasks, "without repetitions")
+        self.reward = reward
+        self.render_mode = render_mode
+        self._view = {"render_mode": render_mode, "camera_name": camera, "width": size, "height": size}
+        self._names_task = tasks is not None
+        self._simulators: dict[str, _Simulator] = {}
+        self._number = 0
+        box = gym.spaces.Box(-np.inf, np.inf, (OBSERVATION_SIZE,), np.float32)
+        token = gym.spaces.Box(0.0, 1.0, (len(self.tasks),), np.float32)
+        self.observation_space: gym.Space[Any] = box
+        if self._names_task:
+            self.observation_space = gym.spaces.Dict({"observation": box, "task": token})
+        self.action_space = gym.spaces.Box(-1.0, 1.0, (4,), np.float32)
+        for name in self.tasks:
+            _environment_class(name)
+
+    @property
+    def task(self) -> str:
+        """Name of the task that is played now."""
+        return self.tasks[self._number]
+
+    @property
+    def dt(self) -> float:
+        """Seconds of a step."""
+        return float(self._simulator.env.dt)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, Any]:
+        """Start an episode of the task that the seed names, or of the next one."""
+        super().reset(seed=seed)
+        following = self._number + 1 if self._simulators else 0
+        self._number = (following if seed is None else seed) % len(self.tasks)
+        observation = self._simulator.restart(int(self.np_random.integers(SEEDS)))
+        return self._observed(observation), {"success": False, **self._named()}
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Move the hand by ``action`` ``(4,)``, clipped to [-1, 1], for one eightieth of a second."""
+        bounded = np.clip(np.asarray(action, dtype=np.float32), -1.0, 1.0)
+        observation, dense, _, _, info = self._simulator.env.step(bounded)
+        success = bool(info["success"])
+        reward = float(dense) if self.reward == "dense" else float(success)
+        info = {**info, "success": success, **self._named()}
+        return self._observed(observation), reward, success, False, info
+
+    def render(self) -> Any:
+        """An image ``(size, size, 3)``, uint8."""
+        return self._simulator.env.render()
+
+    def close(self) -> None:
+        """Free the simulators."""
+        for simulator in self._simulators.values():
+            simulator.env.close()
+        self._simulators.clear()
+
+    @property
+    def _simulator(self) -> _Simulator:
+        if self.task not in self._simulators:  # a simulator takes a moment and memory: only for tasks played
+            self._simulators[self.task] = _Simulator(self.task, self._view)
+        return self._simulators[self.task]
+
+    def _named(self) -> dict[str, str]:
+        return {"task": self.task} if self._names_task else {}
+
+    def _observed(self, observation: np.ndarray) -> Any:
+        vector = observation.astype(np.float32)
+        if not self._names_task:
+            return vector
+        token = np.zeros(len(self.tasks), dtype=np.float32)
+        token[self._number] = 1.0
+        return {"observation": vector, "task": token}
+
+
+class _Simulator:
+    """Meta-World's own environment of one task, set up so that a seed alone decides an episode.
+
+    Its ``reset`` ignores seeds, places everything twice from two different draws, and moves the hand to its
+    start by simulation, 250 steps each time. Here one draw is placed twice (positions that Meta-World reads
+    before they have taken effect are right the second time), and the hand's way is simulated once and kept.
+    """
+
+    def __init__(self, name: str, view: dict[str, Any]) -> None:
+        self.env = env = _environment_class(name)(**view)
+        env._set_task_called = True
+        env.seeded_rand_vec = True
+        env._partially_observable = False  # the goal is part of the observation
+        env.__dict__.pop("sawyer_observation_space", None)  # cached from when the goal was hidden
+        env.max_path_length = np.inf  # time limits belong to the registration
+        self._start: np.ndarray | None = None
+        self._move_hand = env._reset_hand
+        env._reset_hand = self._reset_hand
+
+    def restart(self, seed: int) -> np.ndarray:
+        """Place objects and goal as ``seed`` says; the first observation ``(39,)``."""
+        env = self.env
+        env.seed(seed)
+        env._freeze_rand_vec = False
+        self._place()
+        env._freeze_rand_vec = True
+        observation = self._place()
+        env.curr_path_length = 0
+        env._prev_obs = observation[:18].copy()
+        observation[18:36] = env._prev_obs
+        space = env.sawyer_observation_space
+        return np.clip(observation, space.low, space.high)  # as Meta-World does after each step
+
+    def _place(self) -> np.ndarray:
+        import mujoco
+
+        mujoco.mj_resetData(self.env.model, self.env.data)
+        return np.asarray(self.env.reset_model())
+
+    def _reset_hand(self, **kwargs: Any) -> None:
+        import mujoco
+
+        env, kind = self.env, mujoco.mjtState.mjSTATE_INTEGRATION
+        if self._start is None:
+            self._move_hand(**kwargs)
+            self._start = np.empty(mujoco.mj_stateSize(env.model, kind))
+            mujoco.mj_getState(env.model, env.data, self._start, kind)
+        mujoco.mj_setState(env.model, env.data, self._start, kind)
+        mujoco.mj_forward(env.model, env.data)
+        env.init_tcp = env.tcp_center
+
+
+def _environment_class(name: str) -> Any:
+    from metaworld.env_dict import ENV_CLS_MAP
+
+    return choose(ENV_CLS_MAP, name, "env.env_kwargs.task")

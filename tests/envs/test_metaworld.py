@@ -1,0 +1,162 @@
+"""Meta-World: a seed alone decides an episode, the goal is seen, tasks come in turn, scripts solve them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+gymnasium = pytest.importorskip("gymnasium")
+pytest.importorskip("metaworld")
+
+from flowpolicy.errors import ConfigError  # noqa: E402
+from flowpolicy.evaluation.task import Task  # noqa: E402
+from flowpolicy_envs.metaworld_demonstrator import MetaWorldDemonstrator  # noqa: E402
+from flowpolicy_envs.scripted import ScriptedConfig, collect_scripted, play  # noqa: E402
+
+ENV_ID = "flowpolicy_envs:flowpolicy/MetaWorld-v0"
+TASKS = ("push-v3", "drawer-open-v3")
+
+
+@pytest.fixture(scope="module")
+def push() -> Iterator[Any]:
+    env = gymnasium.make(ENV_ID, task="push-v3")
+    yield env
+    env.close()
+
+
+@pytest.fixture(scope="module")
+def several() -> Iterator[Any]:
+    env = gymnasium.make(ENV_ID, tasks=TASKS)
+    yield env
+    env.close()
+
+
+def _rollout(env: Any, seed: int, steps: int = 12) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    seen = [env.reset(seed=seed)[0]]
+    seen += [env.step(rng.uniform(-1, 1, 4).astype(np.float32))[0] for _ in range(steps)]
+    return np.stack(seen)
+
+
+def test_an_episode_depends_on_its_seed_alone(push: Any) -> None:
+    first = _rollout(push, 3)
+    _rollout(push, 4, steps=30)
+    push.reset()  # a reset without a seed changes what a generator holds
+    np.testing.assert_array_equal(_rollout(push, 3), first)
+    fresh = gymnasium.make(ENV_ID, task="push-v3")
+    np.testing.assert_array_equal(_rollout(fresh, 3), first)
+    fresh.close()
+
+
+def test_objects_and_the_visible_goal_lie_elsewhere_for_every_seed(push: Any) -> None:
+    starts = np.stack([push.reset(seed=seed)[0] for seed in range(6)])
+    assert starts.dtype == np.float32
+    for part in (starts[:, 4:6], starts[:, 36:38]):  # the puck, the goal
+        assert np.unique(part.round(4), axis=0).shape == (6, 2)
+    np.testing.assert_array_equal(starts[:, :18], starts[:, 18:36])  # nothing has moved yet
+    goal = push.unwrapped._simulator.env._target_pos
+    np.testing.assert_allclose(starts[-1, 36:], goal, atol=1e-6)
+    after = push.step(np.zeros(4, np.float32))[0]
+    np.testing.assert_allclose(after[36:], starts[-1, 36:], atol=1e-6)
+
+
+def test_placing_is_as_meta_world_places(push: Any) -> None:
+    from metaworld.env_dict import ENV_CLS_MAP
+
+    observation, _ = push.reset(seed=5)
+    theirs = ENV_CLS_MAP["push-v3"]()
+    theirs._set_task_called, theirs._partially_observable = True, False
+    theirs._last_rand_vec = push.unwrapped._simulator.env._last_rand_vec  # and it stays frozen to that
+    expected, _ = theirs.reset()
+    theirs.close()
+    np.testing.assert_allclose(observation, expected, atol=1e-3)
+
+
+def test_success_ends_the_episode_and_is_the_only_reward(push: Any) -> None:
+    attempt = play(push, MetaWorldDemonstrator(slowest=1.0, detour=0.0), seed=0)
+    episode = attempt.episode
+    assert attempt.way == "straight"
+    assert episode.success
+    assert episode.terminated
+    assert len(episode) < push.spec.max_episode_steps
+    assert episode.reward.tolist() == [0.0] * (len(episode) - 1) + [1.0]
+
+
+def test_the_dense_reward_is_more_than_success() -> None:
+    env = gymnasium.make(ENV_ID, task="reach-v3", reward="dense")
+    env.reset(seed=0)
+    rewards = [env.step(np.zeros(4, np.float32))[1] for _ in range(3)]
+    env.close()
+    assert all(0 < reward < 10 for reward in rewards)
+
+
+def test_tasks_are_played_in_turn_by_seed(several: Any) -> None:
+    for seed in range(4):
+        observation, info = several.reset(seed=seed)
+        assert several.observation_space.contains(observation)
+        assert info["task"] == TASKS[seed % 2]
+        assert observation["task"].tolist() == [float(seed % 2 == 0), float(seed % 2 == 1)]
+        assert several.step(np.zeros(4, np.float32))[4]["task"] == TASKS[seed % 2]
+    several.reset(seed=0)
+    assert several.reset()[1]["task"] == TASKS[1]
+    assert several.reset()[1]["task"] == TASKS[0]
+
+
+def test_a_task_among_several_is_the_task_alone(several: Any, push: Any) -> None:
+    observation, _ = several.reset(seed=4)
+    np.testing.assert_array_equal(observation["observation"], push.reset(seed=4)[0])
+
+
+def test_demonstrations_go_several_ways_and_keep_what_was_intended(push: Any) -> None:
+    demonstrator = MetaWorldDemonstrator(slowest=0.5, detour=0.06)
+    attempts = [play(push, demonstrator, seed) for seed in range(8)]
+    ways = {attempt.way for attempt in attempts}
+    assert ways == {"straight", "left", "right"}
+    assert sum(bool(attempt.episode.success) for attempt in attempts) >= 7
+    lengths = {len(attempt.episode) for attempt in attempts}
+    assert len(lengths) > 4
+
+
+def test_left_and_right_part_and_meet_again(push: Any) -> None:
+    tracks = {}
+    for way in ("left", "right"):
+        seed = next(s for s in range(40) if _way_of(push, s) == way)
+        demonstrator = MetaWorldDemonstrator(slowest=1.0, detour=0.06)
+        episode = play(push, demonstrator, seed).episode
+        hand, puck = episode.observation["observation"][:, :2], episode.observation["observation"][0, 4:6]
+        ahead = (puck - hand[0]) / np.linalg.norm(puck - hand[0])
+        tracks[way] = (hand - hand[0]) @ np.array([-ahead[1], ahead[0]])
+    assert tracks["left"].max() > 0.035
+    assert tracks["right"].min() < -0.035
+
+
+def _way_of(env: Any, seed: int) -> str:
+    rng = np.random.default_rng(seed)
+    return MetaWorldDemonstrator(slowest=1.0, detour=0.06).begin(env, rng)
+
+
+def test_as_many_episodes_of_each_task_are_collected(several: Any) -> None:
+    del several
+    config = ScriptedConfig("flowpolicy_envs.metaworld_demonstrator:MetaWorldDemonstrator", episodes=2)
+    task = Task("both", ENV_ID, {"tasks": list(TASKS)})
+    attempts, _ = collect_scripted(task.make, config)
+    assert sorted(attempt.episode.task for attempt in attempts) == sorted(TASKS * 2)
+    assert [attempt.seed for attempt in attempts] == sorted(attempt.seed for attempt in attempts)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "sentence"),
+    [
+        ({"task": "pusch-v3"}, "did you mean 'push-v3'"),
+        ({}, "given instead of task"),
+        ({"task": "push-v3", "tasks": ["push-v3"]}, "given instead of task"),
+        ({"tasks": ["push-v3", "push-v3"]}, "without repetitions"),
+        ({"task": "push-v3", "reward": "shaped"}, "sparse or dense"),
+    ],
+)
+def test_what_cannot_be_played_is_refused_in_one_sentence(kwargs: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        gymnasium.make(ENV_ID, **kwargs)
