@@ -247,11 +247,17 @@ def _make(
 
 
 def _without_shadows(simulator: Any) -> None:
-    """Shadows and reflections take most of the time of a small picture; data and evaluation do without."""
+    """Shadows, reflections and multisampling take most of the time of a small picture; data and evaluation do
+    without.
+    """
     import mujoco
 
+    context = simulator.sim._render_context_offscreen
+    quality = simulator.sim.model._model.vis.quality
+    quality.offsamples, quality.shadowsize = 0, 256
+    context._set_mujoco_context_and_buffers()
     for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
-        simulator.sim._render_context_offscreen.scn.flags[flag] = 0
+        context.scn.flags[flag] = 0
 
 
 def _draw_from(simulator: Any, rng: np.random.Generator) -> None:

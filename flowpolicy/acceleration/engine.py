@@ -81,12 +81,17 @@ class Engine:
     @torch.no_grad()
     def __call__(self, observation: Mapping[str, Tensor], noise: Tensor) -> Tensor:
         """The chunk ``(B, T, A)`` from key -> ``(B, T_o, *shape)`` and x_0 ``(B, T, A)``."""
+        return self.policy.finish(self.integrate(self.encode(observation), noise))
+
+    @torch.no_grad()
+    def encode(self, observation: Mapping[str, Tensor]) -> Context:
+        """What is computed once for an observation: keys and values of every layer."""
         seen = self.policy.normalize(observation)
         for key, value in seen.items():
             if value.dtype != torch.uint8:  # the encoder converts images, once they are cropped
                 seen[key] = value.to(self.dtype)
-        context = self.network.encode(seen)
-        return self.policy.finish(self.integrate(context, noise))
+        context: Context = self.network.encode(seen)
+        return context
 
     def integrate(self, context: Context, noise: Tensor) -> Tensor:
         """Solve the ODE for an encoded observation."""
