@@ -138,7 +138,7 @@ def _mapped(array: Any, key: str, path: Path) -> np.ndarray:
         logger.info("Unpacking %s of %s to %s, once.", key, path, file)
         file.parent.mkdir(exist_ok=True)
         with atomic_file(file) as temporary:
-            images: np.ndarray = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
+            images: np.memmap[Any, Any] = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
                 temporary, "w+", np.uint8, array.shape
             )
             if not _fill_with_images(images, array):
