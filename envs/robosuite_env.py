@@ -103,8 +103,12 @@ class RobosuiteTask(gym.Env[dict[str, np.ndarray], np.ndarray]):
         ``options={"states": (n,)}`` starts from a recorded state of the simulator instead of a random one.
         """
         super().reset(seed=seed)
-        _draw_from(self.simulator, self.np_random)
+        # The arm's pose, the objects' places and their orientation are all drawn from one generator, which samplers
+        # and objects share: its state is set, for a new generator would not reach them.
+        generator = self.simulator.rng.bit_generator
+        generator.state = self.np_random.bit_generator.state
         self._robomimic.reset()
+        self.np_random.bit_generator.state = generator.state
         states = (options or {}).get("states")
         if states is not None:
             self.set_states(np.asarray(states))
@@ -251,14 +255,6 @@ def _without_shadows(simulator: Any) -> None:
     for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
         simulator.sim._render_context_offscreen.scn.flags[flag] = 0
 
-
-def _draw_from(simulator: Any, rng: np.random.Generator) -> None:
-    """Let everything that robosuite draws at a reset come from ``rng``: the arm's pose and the objects' places."""
-    simulator.rng = rng
-    initializer = getattr(simulator, "placement_initializer", None)
-    for sampler in (initializer, *getattr(initializer, "samplers", {}).values()):
-        if sampler is not None:
-            sampler.rng = rng
 
 def _space_of(value: np.ndarray) -> gym.spaces.Box:
     if value.dtype == np.uint8:
