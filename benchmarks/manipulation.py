@@ -86,7 +86,10 @@ def collect(study: Study, workers: int) -> None:
     """Make the demonstrations where there are none; 200 scripted episodes, or what the task's file says."""
     if not study.store.exists():
         options = [f"env={study.env}", *study.env_options, "level=scripted", f"workers={workers}"]
-        out = [f"out={study.store.relative_to(ROOT)}", f"run_dir={(study.folder / 'collect').relative_to(ROOT)}"]
+        out = [
+            f"out={study.store.relative_to(ROOT)}",
+            f"run_dir={(study.folder / 'collect').relative_to(ROOT)}",
+        ]
         run_script("collect_demos", *options, *out)
 
 
@@ -129,7 +132,10 @@ def main() -> None:
     runs = [run for study in studies for run in study.runs()]
     content = report(arguments.suite, runs, f"python benchmarks/manipulation.py {arguments.suite}")
     content["tasks"] = {
-        study.name or study.env: {"demonstrations": demonstrations_of(study), **judged(study, content["rows"])}
+        study.name or study.env: {
+            "demonstrations": demonstrations_of(study),
+            **judged(study, content["rows"]),
+        }
         for study in studies
     }
     write_json(ROOT / "benchmarks" / "results" / f"manipulation-{arguments.suite}.json", content)

@@ -107,7 +107,9 @@ def test_chunks_equal_robomimics_own_sequences(
         window = theirs[number]
         for key in keys:
             np.testing.assert_array_equal(batch.observation[key][number], window["obs"][key][:obs_horizon])
-        actions = slice(obs_horizon - 1, obs_horizon - 1 + action_horizon)  # theirs begin with the first frame
+        actions = slice(
+            obs_horizon - 1, obs_horizon - 1 + action_horizon
+        )  # theirs begin with the first frame
         np.testing.assert_array_equal(batch.action[number], window["actions"][actions])
         np.testing.assert_array_equal(batch.mask[number], window["pad_mask"][actions, 0])
     theirs.close_and_delete_hdf5_handle()

@@ -22,8 +22,9 @@ from flowpolicy_envs.collection import MediumConfig  # noqa: E402
 
 CONFIGS = sorted((Path(flowpolicy_configs.__file__).parent / "env").glob("*.yaml"))
 BEYOND_TASK = {"demonstrations", "demo_transform", "expert", "medium"}
-OPTIONAL = {"pretrain", "finetune"}
+OPTIONAL = {"pretrain", "finetune", "observation_keys", "scripted"}
 NEEDS = {"pusht": "gym_pusht", "adroit": "gymnasium_robotics"}
+NEEDS |= dict.fromkeys(("lift", "can", "square", "transport", "tool"), "robomimic")
 
 
 def _read(path: Path) -> tuple[Task, dict[str, Any]]:
