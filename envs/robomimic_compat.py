@@ -1,13 +1,13 @@
 """What robomimic 0.3 needs before it can be imported beside current packages: the one place that knows.
 
-- Its robosuite environment imports ``mujoco_py``, abandoned since 2021, for the name of one exception. A stand-in
-  with that name serves; robosuite itself uses MuJoCo's own bindings.
+- Its robosuite environment imports ``mujoco_py``, abandoned since 2021, for the name of one exception. A
+  stand-in with that name serves; robosuite itself uses MuJoCo's own bindings.
 - It imports ``six`` without asking for it; the extra ``robomimic`` does.
-- robosuite warns at every import of optional parts that are not there, and robomimic prints which observations are
-  images; neither says anything about this package.
-- ``robomimic.utils.file_utils``, ``train_utils``, ``models`` and ``algo`` import torchvision, which must match
-  torch's build. Nothing here needs them: a file's ``env_args`` are read with h5py, and ``envs``, ``obs_utils``
-  and ``dataset`` do without.
+- robosuite warns at every import of optional parts that are not there, and robomimic prints which
+  observations are images; neither says anything about this package.
+- ``robomimic.utils.file_utils``, ``train_utils``, ``models`` and ``algo`` import torchvision, which must
+  match torch's build. Nothing here needs them: a file's ``env_args`` are read with h5py, and ``envs``,
+  ``obs_utils`` and ``dataset`` do without.
 """
 
 from __future__ import annotations
@@ -32,6 +32,13 @@ def robosuite_class() -> Any:
     from robomimic.envs.env_robosuite import EnvRobosuite
 
     return EnvRobosuite
+
+
+def environment_names() -> frozenset[str]:
+    """Names of robosuite's environments, as in ``env_args``."""
+    import robosuite
+
+    return frozenset(robosuite.ALL_ENVIRONMENTS)
 
 
 def register_image_keys(keys: list[str]) -> None:

@@ -1,7 +1,8 @@
 """Controllers of robosuite's arms, as robosuite 1.5 describes them, for delta and absolute actions.
 
-robomimic's files were recorded with robosuite 1.4 and before, where one controller stood for the whole robot and
-displacements were meant in the world's frame; 1.5 has one for each part and calls the kind of action ``input_type``.
+robomimic's files were recorded with robosuite 1.4 and before, where one controller stood for the whole robot
+and displacements were meant in the world's frame; 1.5 has one for each part and calls the kind of action
+``input_type``.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ NEEDS = {
     "franka": "gymnasium_robotics",
     "metaworld": "metaworld",
 }
+NEEDS |= dict.fromkeys(("lift", "can", "square", "transport", "tool"), "robomimic")
 
 
 def _read(path: Path) -> tuple[Task, dict[str, Any]]:
