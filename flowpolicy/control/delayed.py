@@ -136,6 +136,7 @@ def run_delayed(
         lengths=np.array([len(e.actions) for e in done]),
         success=np.array([e.success for e in done]) if any(e.has_success for e in done) else None,
         score=np.array([e.score for e in done]) if any(e.score > -np.inf for e in done) else None,
+        task=np.array([e.task for e in done]) if any(e.task for e in done) else None,
         smoothness=smoothness(executed, width, 1.0 / task.control_hz),
         chunks=run.chunks,
         safe_ticks=sum(int((sources < 0).sum()) for _, sources in executed),
@@ -159,6 +160,7 @@ class _Episode:
         self.sources: list[int] = []
         self.total = 0.0
         self.success = self.has_success = False
+        self.task = ""
         self.score = -np.inf
 
     def receive(self) -> None:
@@ -175,6 +177,7 @@ class _Episode:
     def judge(self, reward: float, info: Mapping[str, Any]) -> None:
         self.total += reward
         self.has_success |= "success" in info
+        self.task = str(info.get("task", ""))
         self.success |= bool(info.get("success", False))
         self.score = max(self.score, float(info.get("score", -np.inf)))
 
