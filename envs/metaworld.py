@@ -47,7 +47,7 @@ class MetaWorld(gym.Env[Any, np.ndarray]):
         tasks: Sequence[str] | None = None,
         reward: str = "sparse",
         render_mode: str | None = None,
-        camera: str = "corner",
+        camera: str = "corner2",
         size: int = 320,
     ) -> None:
         require((task is None) != (tasks is None), "env.env_kwargs.tasks", tasks, "given instead of task")
@@ -98,8 +98,12 @@ class MetaWorld(gym.Env[Any, np.ndarray]):
         return self._observed(observation), reward, success, False, info
 
     def render(self) -> Any:
-        """An image ``(size, size, 3)``, uint8."""
-        return self._simulator.env.render()
+        """An image ``(size, size, 3)``, uint8, the right way up."""
+        simulator = self._simulator.env
+        image = simulator.render()
+        # Some of the cameras hang upside down: the second column of the frame is where their top points.
+        is_upside_down = simulator.data.camera(self._view["camera_name"]).xmat.reshape(3, 3)[2, 1] < 0
+        return np.ascontiguousarray(image[::-1, ::-1]) if is_upside_down and image is not None else image
 
     def close(self) -> None:
         """Free the simulators."""

@@ -160,6 +160,7 @@ class _Episode:
         self.sources: list[int] = []
         self.total = 0.0
         self.success = self.has_success = False
+        self.task = ""
         self.score = -np.inf
         self.task = ""
 
@@ -177,6 +178,7 @@ class _Episode:
     def judge(self, reward: float, info: Mapping[str, Any]) -> None:
         self.total += reward
         self.has_success |= "success" in info
+        self.task = str(info.get("task", ""))
         self.success |= bool(info.get("success", False))
         self.score = max(self.score, float(info.get("score", -np.inf)))
         self.task = str(info.get("task", self.task))

@@ -160,3 +160,20 @@ def test_as_many_episodes_of_each_task_are_collected(several: Any) -> None:
 def test_what_cannot_be_played_is_refused_in_one_sentence(kwargs: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         gymnasium.make(ENV_ID, **kwargs)
+
+
+def test_every_camera_is_the_right_way_up() -> None:
+    pytest.importorskip("mujoco")
+    from flowpolicy.evaluation.rendering import choose_gl_backend
+
+    if choose_gl_backend() is None:
+        pytest.skip("no off-screen OpenGL works here")
+    for camera in ("corner", "behindGripper"):  # the first hangs upside down in Meta-World's files
+        env = gymnasium.make(ENV_ID, task="push-v3", render_mode="rgb_array", camera=camera, size=64)
+        env.reset(seed=0)
+        image = env.render()
+        env.close()
+        assert image.shape == (64, 64, 3)
+        red, green, blue = image.astype(int).transpose(2, 0, 1)
+        is_wood = (red - blue > 15) & (red - green < 50)
+        assert is_wood[32:].mean() > 2 * is_wood[:32].mean()  # the table is below
