@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flowpolicy.data.store import Demonstrations, check_new
 from flowpolicy.data.zarr_reading import EPISODE_KEYS
@@ -75,7 +76,7 @@ def write_robomimic(
     return path
 
 
-def _episode(demos: Demonstrations, rows: slice, observed: list[str]) -> dict[str, np.ndarray]:
+def _episode(demos: Demonstrations, rows: slice, observed: list[str]) -> dict[str, NDArray[Any]]:
     arrays = {key: array[rows] for key, array in demos.arrays.items()}
     steps = rows.stop - rows.start
     ended = np.arange(steps) == steps - 1
