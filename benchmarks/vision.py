@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra import initialize_config_module
 from imitation import ROOT, run_script
 
 from flowpolicy.cli import composed
@@ -83,7 +84,8 @@ def throughput(rounds: int = 7, steps: int = 2) -> dict[str, Any]:
     """Training samples a second of the image policy and of the state policy, step for step in turn."""
     trainers = {}
     for env in ("pusht_image", "pusht"):
-        settings = composed("pretrain", [f"env={env}", *IMAGES, "train.batch_size=64"])
+        with initialize_config_module("flowpolicy_configs", version_base="1.3"):
+            settings = composed("pretrain", [f"env={env}", *IMAGES, "train.batch_size=64"])
         del settings["run_dir"]
         config = build(PretrainConfig, settings, "")
         trainers[env] = _trainer(config)
