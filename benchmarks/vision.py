@@ -45,6 +45,7 @@ PRETRAINED = {
 PRACTICE = (
     "env=pusht_image", f"checkpoint={RUNS}/pusht_image-base/checkpoint", "num_steps=2", "total_steps=300000",
     "final_episodes=100", "evaluation_envs=25", "workers=1", "threads=1", "reinflow.critic_warmup=2",
+    "reinflow.batch_size=128", "reinflow.n_epochs=6",
 )  # fmt: skip
 
 
