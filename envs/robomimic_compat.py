@@ -20,6 +20,8 @@ import sys
 from types import ModuleType
 from typing import Any
 
+_IMAGE_KEYS: set[str] = set()
+
 
 def robosuite_class() -> Any:
     """``robomimic.envs.env_robosuite.EnvRobosuite``.
@@ -42,11 +44,15 @@ def environment_names() -> frozenset[str]:
 
 
 def register_image_keys(keys: list[str]) -> None:
-    """Tell robomimic which observations are images, so that it turns them the right way up."""
+    """Tell robomimic which observations are images, so that it turns them the right way up.
+
+    Its register is one for the whole process and is replaced at each call: other environments' keys stay in.
+    """
     import robomimic.utils.obs_utils as observations
 
+    _IMAGE_KEYS.update(keys)
     with contextlib.redirect_stdout(io.StringIO()):
-        observations.initialize_obs_utils_with_obs_specs({"obs": {"low_dim": [], "rgb": keys}})
+        observations.initialize_obs_utils_with_obs_specs({"obs": {"low_dim": [], "rgb": sorted(_IMAGE_KEYS)}})
 
 
 def _stand_in_for_mujoco_py() -> None:

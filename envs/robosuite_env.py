@@ -33,7 +33,8 @@ _VIDEO_SIZE = (256, 256)
 
 
 class RobosuiteTask(gym.Env[dict[str, np.ndarray], np.ndarray]):
-    """One robosuite task. Success ends an episode; the reward is 1 then and 0 before.
+    """One robosuite task. Success ends an episode; the reward is 1 then and 0 before, unless ``env_args`` ask
+    for robosuite's ``reward_shaping``.
 
     Observations: every vector that robomimic keeps (``object``, ``robot0_eef_pos``, ``robot0_eef_quat``,
     ``robot0_gripper_qpos``, ...) as float32, with ``rotation_6d`` also ``robot0_eef_rot6d``, and for each
@@ -120,7 +121,8 @@ class RobosuiteTask(gym.Env[dict[str, np.ndarray], np.ndarray]):
             applied = absolute_action_axis_angle(applied)
         raw, shaped, _, _ = self._robomimic.step(applied)
         success = self.is_success()
-        reward = float(shaped) if self.simulator.reward_shaping else float(success)
+        is_shaped = getattr(self.simulator, "reward_shaping", False)
+        reward = float(shaped) if is_shaped else float(success)
         return self._observation(raw), reward, success, False, {"success": success}
 
     def observe(self) -> dict[str, np.ndarray]:
@@ -174,11 +176,6 @@ class RobosuiteTask(gym.Env[dict[str, np.ndarray], np.ndarray]):
             [pose.position - hand.position, axis_angle_from_matrix(pose.rotation @ hand.rotation.T)]
         )
         return np.append(np.clip(change / largest, -1.0, 1.0), gripper)
-
-    @property
-    def goal(self) -> Pose:
-        """Where the first arm's controller is heading: what an absolute action would have asked for."""
-        return Pose(np.array(self._controller.goal_pos), np.array(self._controller.goal_ori))
 
     @property
     def _controller(self) -> Any:

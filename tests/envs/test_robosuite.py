@@ -20,6 +20,7 @@ gymnasium = pytest.importorskip("gymnasium")
 pytest.importorskip("robosuite", reason="robosuite is not installed (extra 'robomimic')")
 pytest.importorskip("robomimic", reason="robomimic is not installed (extra 'robomimic')")
 
+from flowpolicy_envs.arm_scripts import Pose  # noqa: E402
 from flowpolicy_envs.robosuite_demonstrators import (  # noqa: E402
     CanDemonstrator,
     LiftDemonstrator,
@@ -106,7 +107,7 @@ def test_absolute_targets_repeat_what_displacements_did(lift: Any, lifted: Attem
     worst = 0.0
     for action in lifted.episode.action:
         seen, *_, info = lift.step(action)
-        goal = lift.unwrapped.goal
+        goal = _sent_to(lift)
         repeated, *_, repeated_info = absolute.step(arm.command(goal, action[-1]))
         worst = max(worst, float(np.abs(seen["robot0_eef_pos"] - repeated["robot0_eef_pos"]).max()))
     assert absolute.action_space.shape == ((10,) if arm.rotation_6d else (7,))
@@ -116,6 +117,12 @@ def test_absolute_targets_repeat_what_displacements_did(lift: Any, lifted: Attem
     if arm.rotation_6d:
         assert repeated["robot0_eef_rot6d"].shape == (6,)
     absolute.close()
+
+
+def _sent_to(env: Any) -> Pose:
+    """Where the arm's controller is heading."""
+    controller = env.unwrapped.simulator.robots[0].part_controllers["right"]
+    return Pose(np.array(controller.goal_pos), np.array(controller.goal_ori))
 
 
 def test_a_command_moves_the_hand_to_where_it_says(lift: Any) -> None:
@@ -167,6 +174,9 @@ def test_images_are_upright_and_without_shadows(lift: Any) -> None:
     env.unwrapped.set_states(state)
     raised = env.unwrapped.observe()["agentview_image"]
     assert _row_of_red(raised) < _row_of_red(image) - 3
+    blind = _make()  # another environment without cameras must not make this one blind
+    assert "agentview_image" in env.step(np.zeros(7))[0]
+    blind.close()
     bare, _ = lift.reset(seed=3)
     np.testing.assert_array_equal(observation["object"], bare["object"])  # cameras change nothing else
     env.close()
@@ -191,7 +201,7 @@ def test_a_file_names_its_own_environment(demos: Demonstrations, tmp_path: Path)
     env.close()
 
 
-def test_human_recordings_replay_to_success(shared_data: Path) -> None:
+def test_human_recordings_replay_to_success(lift: Any, shared_data: Path) -> None:
     source = shared_data / "robosuite_lift_human" / "demo.hdf5"
     raw = import_demonstrations(source, keys=["observation"])
     kept = np.concatenate(
@@ -206,6 +216,9 @@ def test_human_recordings_replay_to_success(shared_data: Path) -> None:
     # What is observed is what was recorded: time, 9 joints of arm and fingers, then the cube's position.
     np.testing.assert_allclose(seen["robot0_joint_pos"], raw.arrays["observation"][kept, 1:8], atol=1e-6)
     np.testing.assert_allclose(seen["object"][:, :3], raw.arrays["observation"][kept, 10:13], atol=1e-6)
+    # An episode may start from any of them.
+    started, _ = lift.reset(options={"states": raw.arrays["observation"][kept[0]]})
+    np.testing.assert_allclose(started["robot0_joint_pos"], seen["robot0_joint_pos"][0], atol=1e-6)
     with pytest.raises(DataError, match="Simulator states are needed"):
         observe_lift({"action": raw.arrays["action"]})
 
