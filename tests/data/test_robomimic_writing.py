@@ -11,7 +11,7 @@ import torch
 
 from flowpolicy.data.importers import import_demonstrations
 from flowpolicy.data.robomimic_writing import write_robomimic
-from flowpolicy.data.sampling import ChunkSampler, low_dimensional
+from flowpolicy.data.sampling import ChunkSampler, as_tensors
 from flowpolicy.data.store import Demonstrations, read_demonstrations, write_demonstrations
 from flowpolicy.errors import DataError
 from flowpolicy.pretraining.config import DataConfig
@@ -95,7 +95,7 @@ def test_chunks_equal_robomimics_own_sequences(
         hdf5_cache_mode="all",
     )
     ours = ChunkSampler(
-        low_dimensional(demos, keys, "cpu"),
+        as_tensors(demos, keys, "cpu"),
         torch.from_numpy(demos.arrays["action"]),
         demos.episode_ends,
         obs_horizon,
