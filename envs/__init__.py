@@ -8,7 +8,11 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-PUSH_T = "flowpolicy/PushT-v0"
+PUSH_T = {
+    "flowpolicy/PushT-v0": "make_push_t",
+    "flowpolicy/PushTImages-v0": "make_push_t_images",
+}
+ROBOSUITE = "flowpolicy/Robosuite-v0"
 ADROIT = {
     "flowpolicy/AdroitDoor-v1": "AdroitHandDoor-v1",
     "flowpolicy/AdroitPen-v1": "AdroitHandPen-v1",
@@ -24,8 +28,15 @@ def register_environments() -> None:
     """Register the wrapped tasks; a second call changes nothing."""
     from gymnasium.envs.registration import register, registry
 
-    if PUSH_T not in registry:
-        register(PUSH_T, entry_point="flowpolicy_envs.pusht:make_push_t", max_episode_steps=300)
+    for name, maker in PUSH_T.items():
+        if name not in registry:
+            register(name, entry_point=f"flowpolicy_envs.pusht:{maker}", max_episode_steps=300)
+    if ROBOSUITE not in registry:
+        register(
+            ROBOSUITE,
+            entry_point="flowpolicy_envs.robosuite_env:RobosuiteTask",
+            max_episode_steps=400,  # as robomimic evaluates; a task's config may ask for fewer
+        )
     for name, wrapped in ADROIT.items():
         if name not in registry:
             register(
