@@ -85,7 +85,7 @@ SUITES: dict[str, list[Run]] = {
             ),
             collecting=("episodes=5",),
             training=("train.steps=1000", "train.batch_size=64", "data.validation_fraction=0"),
-            practice=("evaluate_every=50000", "workers=0"),
+            practice=("num_steps=1", "evaluate_every=50000", "workers=0"),
         ),
     ],
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import gymnasium as gym
 import numpy as np
@@ -90,7 +90,7 @@ class ArmScript:
 
     def act(self, env: gym.Env[Any, Any], observation: Any) -> np.ndarray:
         """The next action: towards the present stage's target, no further than the speed allows."""
-        arm: Any = env.unwrapped
+        arm = cast(ArmEnv, env.unwrapped)
         hand = arm.hand
         stage = self._stages[self._number]
         target = stage.target()
@@ -103,8 +103,7 @@ class ArmScript:
         self._waited += 1
         travel, turn = _limited(travel, self._speed * _STEP), _limited(turn, self._speed * _TURN)
         rotation = matrix_from_axis_angle(turn) @ hand.rotation
-        action: np.ndarray = arm.command(Pose(hand.position + travel, rotation), stage.gripper)
-        return action
+        return arm.command(Pose(hand.position + travel, rotation), stage.gripper)
 
 
 def _limited(vector: np.ndarray, longest: float) -> np.ndarray:

@@ -142,9 +142,9 @@ class SquareDemonstrator(ArmScript):
 def _turns(hand: float, handle: float, nut: float) -> tuple[float, float]:
     """How far the wrist turns to the nut's handle, and from there to the peg; rad about the vertical.
 
-    The fingers close along the first axis of the hand, which crosses the handle from either side,
-    eight, those are left out that the last joint cannot reach, or that put the hand beyond the peg, where the
-    arm ends; the least turning of the rest is taken.
+    The fingers close along the first axis of the hand, which crosses the handle from either side; the nut
+    fits the peg in four ways. Of these eight, those are left out that the last joint cannot reach, or that
+    put the hand beyond the peg, where the arm ends; the least turning of the rest is taken.
     """
     best = None
     for half in (-1, 0, 1):

@@ -7,7 +7,6 @@ environment that its demonstrations name.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from flowpolicy.errors import TaskError
 from flowpolicy.evaluation.rendering import choose_gl_backend
 from flowpolicy.settings import require
 from flowpolicy_envs.arm_scripts import Pose
-from flowpolicy_envs.robomimic_compat import register_image_keys, robosuite_class
+from flowpolicy_envs.robomimic_compat import environment_names, register_image_keys, robosuite_class
 from flowpolicy_envs.robosuite_controllers import arm_controllers
 from flowpolicy_envs.rotations import (
     absolute_action_6d,
@@ -34,15 +33,16 @@ _VIDEO_SIZE = (256, 256)
 
 
 class RobosuiteTask(gym.Env[dict[str, np.ndarray], np.ndarray]):
-    """One robosuite task. Success ends an episode; the reward is 1 then and 0 before.
+    """One robosuite task. Success ends an episode; the reward is 1 then and 0 before, unless ``env_args`` ask
+    for robosuite's ``reward_shaping``.
 
     Observations: every vector that robomimic keeps (``object``, ``robot0_eef_pos``, ``robot0_eef_quat``,
-    ``robot0_gripper_qpos``, ...) as float32, with ``rotation_6d`` also ``robot0_eef_rot6d``, and for each camera
-    ``<camera>_image``, uint8 ``(size, size, 3)``.
+    ``robot0_gripper_qpos``, ...) as float32, with ``rotation_6d`` also ``robot0_eef_rot6d``, and for each
+    camera ``<camera>_image``, uint8 ``(size, size, 3)``.
 
-    Actions of each arm, one after the other: a displacement of the hand, scaled to [-1, 1] (``delta``), or its
-    pose in the world, m and rad (``absolute``), three numbers of position and three of axis times angle, or six
-    with ``rotation_6d`` in absolute actions; then the gripper, -1 opens and 1 closes.
+    Actions of each arm, one after the other: a displacement of the hand, scaled to [-1, 1] (``delta``), or
+    its pose in the world, m and rad (``absolute``), three numbers of position and three of axis times angle,
+    or six with ``rotation_6d`` in absolute actions; then the gripper, -1 opens and 1 closes.
 
     Args:
         env_args: ``env_name``, ``type`` and ``env_kwargs`` (keyword arguments of robosuite).
@@ -103,8 +103,12 @@ class RobosuiteTask(gym.Env[dict[str, np.ndarray], np.ndarray]):
         ``options={"states": (n,)}`` starts from a recorded state of the simulator instead of a random one.
         """
         super().reset(seed=seed)
-        _draw_from(self.simulator, self.np_random)
+        # The arm's pose, the objects' places and orientations are all drawn from one generator, which
+        # samplers and objects share: its state is set, for a new generator would not reach them.
+        generator = self.simulator.rng.bit_generator
+        generator.state = self.np_random.bit_generator.state
         self._robomimic.reset()
+        self.np_random.bit_generator.state = generator.state
         states = (options or {}).get("states")
         if states is not None:
             self.set_states(np.asarray(states))
@@ -117,7 +121,8 @@ class RobosuiteTask(gym.Env[dict[str, np.ndarray], np.ndarray]):
             applied = absolute_action_axis_angle(applied)
         raw, shaped, _, _ = self._robomimic.step(applied)
         success = self.is_success()
-        reward = float(shaped) if self.simulator.reward_shaping else float(success)
+        is_shaped = getattr(self.simulator, "reward_shaping", False)
+        reward = float(shaped) if is_shaped else float(success)
         return self._observation(raw), reward, success, False, {"success": success}
 
     def observe(self) -> dict[str, np.ndarray]:
@@ -173,11 +178,6 @@ class RobosuiteTask(gym.Env[dict[str, np.ndarray], np.ndarray]):
         return np.append(np.clip(change / largest, -1.0, 1.0), gripper)
 
     @property
-    def goal(self) -> Pose:
-        """Where the first arm's controller is heading: what an absolute action would have asked for."""
-        return Pose(np.array(self._controller.goal_pos), np.array(self._controller.goal_ori))
-
-    @property
     def _controller(self) -> Any:
         robot = self.simulator.robots[0]
         controller = robot.part_controllers[robot.arms[0]]
@@ -214,12 +214,15 @@ def _make(
     described: Mapping[str, Any], actions: str | None, cameras: Sequence[str], size: int, is_drawn: bool
 ) -> tuple[Any, bool]:
     """robomimic's environment, and whether its actions are absolute."""
-    if "env_name" not in described:
-        raise TaskError(f"env_args are {json.dumps(dict(described))[:80]}; they must have 'env_name'.")
+    made = robosuite_class()
+    name = described.get("env_name")
+    if name not in environment_names():
+        raise TaskError(
+            f"env_args.env_name is '{name}'; robosuite has {', '.join(sorted(environment_names()))}."
+        )
     settings = copy.deepcopy(dict(described.get("env_kwargs") or {}))
     for replaced in ("has_renderer", "has_offscreen_renderer", "use_camera_obs", "camera_depths"):
         settings.pop(replaced, None)
-    made = robosuite_class()
     robots = settings.setdefault("robots", "Panda")
     settings["controller_configs"], absolute = arm_controllers(
         settings.get("controller_configs"), robots, actions
@@ -231,16 +234,14 @@ def _make(
     register_image_keys([f"{camera}_image" for camera in cameras])
     try:
         env = made(
-            described["env_name"],
+            name,
             render_offscreen=is_drawn,
             use_image_obs=bool(cameras),
             postprocess_visual_obs=False,
             **settings,
         )
     except (AssertionError, KeyError, TypeError, ValueError) as error:
-        raise TaskError(
-            f"robosuite cannot make '{described['env_name']}' ({error}); mend env_args."
-        ) from error
+        raise TaskError(f"robosuite cannot make '{name}' ({error}); mend env_args.") from error
     if is_drawn:
         _without_shadows(env.env)
     return env, absolute
@@ -258,15 +259,6 @@ def _without_shadows(simulator: Any) -> None:
     context._set_mujoco_context_and_buffers()
     for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
         context.scn.flags[flag] = 0
-
-
-def _draw_from(simulator: Any, rng: np.random.Generator) -> None:
-    """Let everything that robosuite draws at a reset come from ``rng``: the arm's pose and the objects' places."""
-    simulator.rng = rng
-    initializer = getattr(simulator, "placement_initializer", None)
-    for sampler in (initializer, *getattr(initializer, "samplers", {}).values()):
-        if sampler is not None:
-            sampler.rng = rng
 
 
 def _space_of(value: np.ndarray) -> gym.spaces.Box:

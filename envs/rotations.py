@@ -114,7 +114,7 @@ def absolute_action_axis_angle(action: np.ndarray) -> np.ndarray:
 
 
 def with_rotation_6d(observation: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """``observation`` and, beside each ``<name>_eef_quat`` ``(..., 4)``, a ``<name>_eef_rot6d`` ``(..., 6)``."""
+    """``observation`` with ``<name>_eef_rot6d`` ``(..., 6)`` beside each ``<name>_eef_quat`` ``(..., 4)``."""
     added = {
         key.removesuffix("quat") + "rot6d": rotation_6d_from_matrix(matrix_from_quaternion(value)).astype(
             np.float32

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flowpolicy.data.store import Demonstrations, check_new
 from flowpolicy.data.zarr_reading import EPISODE_KEYS
@@ -31,15 +32,15 @@ def write_robomimic(
 ) -> Path:
     """Write ``data/demo_i/{obs/*, actions, rewards, dones, states}``, ``mask/train`` and ``mask/valid``.
 
-    ``rewards`` are zero where the demonstrations have none. ``dones`` are 1 at a terminal state and at the end
-    of an episode. Every other key becomes an observation; ``next_obs`` is left out, since the observation after
-    the last action was not recorded (``load_next_obs=False`` in robomimic).
+    ``rewards`` are zero where the demonstrations have none. ``dones`` are 1 at a terminal state and at the
+    end of an episode. Every other key becomes an observation; ``next_obs`` is left out, since the observation
+    after the last action was not recorded (``load_next_obs=False`` in robomimic).
 
     Args:
         path: the new file.
         demos: what to write.
-        env_args: how robomimic makes the environment: ``env_name``, ``type``, ``env_kwargs``; None takes those
-            in the demonstrations' attributes.
+        env_args: how robomimic makes the environment: ``env_name``, ``type``, ``env_kwargs``; None takes
+            those in the demonstrations' attributes.
         validation_fraction: share of the episodes in ``mask/valid``, drawn by the seed; the demonstrations'
             own masks, where they have any, are written in place of these two.
         seed: of that draw.
@@ -75,7 +76,7 @@ def write_robomimic(
     return path
 
 
-def _episode(demos: Demonstrations, rows: slice, observed: list[str]) -> dict[str, np.ndarray]:
+def _episode(demos: Demonstrations, rows: slice, observed: list[str]) -> dict[str, NDArray[Any]]:
     arrays = {key: array[rows] for key, array in demos.arrays.items()}
     steps = rows.stop - rows.start
     ended = np.arange(steps) == steps - 1

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from flowpolicy.data.store import Demonstrations
@@ -56,7 +58,7 @@ class ChunkSampler:
         self,
         observation: Mapping[str, Tensor],
         action: Tensor,
-        episode_ends: np.ndarray | Tensor,
+        episode_ends: NDArray[Any] | Tensor,
         obs_horizon: int,
         action_horizon: int,
         episodes: Iterable[int] | None = None,

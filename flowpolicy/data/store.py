@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flowpolicy.data.image_codecs import image_codec as codec_for_images
 from flowpolicy.data.zarr_reading import free_memory_bytes, import_zarr, listed, read_unchecked, resolve_path
@@ -35,8 +36,8 @@ class Demonstrations:
         source: the file they were read from, for messages.
     """
 
-    arrays: dict[str, np.ndarray]
-    episode_ends: np.ndarray
+    arrays: dict[str, NDArray[Any]]
+    episode_ends: NDArray[Any]
     attributes: dict[str, Any] = field(default_factory=dict)
     source: str = "demonstrations"
 
@@ -56,17 +57,17 @@ class Demonstrations:
         return len(self.episode_ends)
 
     @property
-    def episode_starts(self) -> np.ndarray:
+    def episode_starts(self) -> NDArray[Any]:
         """Index of each episode's first step, ``(episodes,)``."""
         return np.concatenate([[0], self.episode_ends[:-1]])
 
     @property
-    def episode_lengths(self) -> np.ndarray:
+    def episode_lengths(self) -> NDArray[Any]:
         """Steps of each episode, ``(episodes,)``."""
         return np.diff(self.episode_ends, prepend=0)
 
     @property
-    def episode_returns(self) -> np.ndarray | None:
+    def episode_returns(self) -> NDArray[Any] | None:
         """Undiscounted sum of rewards of each episode, ``(episodes,)``; None without rewards."""
         if "reward" not in self.arrays:
             return None
@@ -157,7 +158,7 @@ def validate(demos: Demonstrations) -> None:
                 )
 
 
-def episode_ends_problem(ends: np.ndarray, steps: int) -> str | None:
+def episode_ends_problem(ends: NDArray[Any], steps: int) -> str | None:
     """What is wrong with ``ends`` as the ends of episodes over ``steps`` steps; None where nothing is."""
     if ends.ndim != 1 or len(ends) == 0 or ends.dtype.kind not in "iu":
         return "'episode_ends' must be a non-empty list of integers, one per episode"
@@ -246,7 +247,7 @@ def check_new(path: Path | str) -> Path:
 
 
 def _write_array(
-    group: Any, key: str, array: np.ndarray, zarr_format: int, frame_codec: Any | None = None
+    group: Any, key: str, array: NDArray[Any], zarr_format: int, frame_codec: Any | None = None
 ) -> None:
     rows = max(1, min(len(array), _CHUNK_BYTES // max(1, array[:1].nbytes)))
     if frame_codec is not None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flowpolicy.data.image_codecs import register_codecs
 from flowpolicy.errors import DataError
@@ -25,7 +26,7 @@ _BOMB_RATIO = 200
 
 def read_unchecked(
     path: Path | str, keys: Iterable[str] | None = None, image_memory_bytes: int | None = None
-) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, Any]]:
+) -> tuple[dict[str, NDArray[Any]], NDArray[Any], dict[str, Any]]:
     """The arrays, episode ends and attributes of a store as they stand, for looking at a broken one.
 
     Images of a key that take more than ``image_memory_bytes`` are mapped from a file; None: none is.
@@ -115,7 +116,7 @@ def resolve_path(path: Path | str) -> Path:
         ) from error
 
 
-def _whole(array: Any, key: str, path: Path) -> np.ndarray:
+def _whole(array: Any, key: str, path: Path) -> NDArray[Any]:
     """The array's content."""
     _check(array, key, path)
     if array.dtype.kind == "f" and is_image(array.shape[1:]):
@@ -125,7 +126,7 @@ def _whole(array: Any, key: str, path: Path) -> np.ndarray:
     return np.asarray(array[...])
 
 
-def _mapped(array: Any, key: str, path: Path) -> np.ndarray:
+def _mapped(array: Any, key: str, path: Path) -> NDArray[Any]:
     """Images as an array that is mapped from a file beside the store, which is written if it is not there.
 
     Its name holds the store's size and time, so that a store that was replaced is unpacked again.
@@ -147,7 +148,7 @@ def _mapped(array: Any, key: str, path: Path) -> np.ndarray:
                     "store them as uint8."
                 )
             images.flush()
-    mapped: np.ndarray = np.load(file, mmap_mode="c")
+    mapped: NDArray[Any] = np.load(file, mmap_mode="c")
     return mapped
 
 
@@ -212,7 +213,7 @@ def _is_metadata(name: str) -> bool:
     return name.startswith(".") or name == "zarr.json"
 
 
-def _fill_with_images(images: np.ndarray, array: Any) -> bool:
+def _fill_with_images(images: NDArray[Any], array: Any) -> bool:
     """Copy images, read a few at a time; False unless every value is a whole number in 0..255."""
     rows = max(64, int(array.chunks[0]))
     for start in range(0, len(images), rows):

@@ -22,6 +22,8 @@ _PACKAGES = (
     "mujoco",
     "gymnasium-robotics",
     "gym-pusht",
+    "robosuite",
+    "robomimic",
     "stable-baselines3",
 )
 

@@ -21,7 +21,7 @@ from flowpolicy.models.encoders import ObservationEncoder
 from flowpolicy.observations import dtype_of, is_image
 from flowpolicy.policy import FlowPolicy
 
-State = tuple[np.ndarray, ...]
+State = tuple[NDArray[Any], ...]
 
 
 def spaces_of(policy: FlowPolicy) -> tuple[spaces.Space[Any], spaces.Box]:
@@ -127,11 +127,11 @@ class FlowActorCritic(BasePolicy):
 
     def predict(
         self,
-        observation: np.ndarray | dict[str, np.ndarray],
+        observation: NDArray[Any] | dict[str, NDArray[Any]],
         state: State | None = None,
-        episode_start: np.ndarray | None = None,
+        episode_start: NDArray[Any] | None = None,
         deterministic: bool = False,
-    ) -> tuple[np.ndarray, State | None]:
+    ) -> tuple[NDArray[Any], State | None]:
         """The next action in each environment, clipped to the action space.
 
         Args:

@@ -13,6 +13,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 from gymnasium import spaces
+from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import FloatSchedule, get_system_info
@@ -243,7 +244,7 @@ class ReinFlow(OnPolicyAlgorithm):
         policy = self.actor_critic.flow_policy
         check_spaces(env, policy, "The environment")
         keys = tuple(policy.observation_shapes)
-        self._histories: dict[str, np.ndarray] | None = None
+        self._histories: dict[str, NDArray[Any]] | None = None
         self.scale.running = np.zeros(env.num_envs)
         self.chunks: ChunkEnv
         if isinstance(env, ChunkedVecEnv):
@@ -252,7 +253,7 @@ class ReinFlow(OnPolicyAlgorithm):
             self.chunks = LocalChunks(env.envs, keys, policy.obs_horizon)
         else:
 
-            def plan(histories: dict[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
+            def plan(histories: dict[str, NDArray[Any]], rows: NDArray[Any]) -> NDArray[Any]:
                 chunks = self.actor_critic.plan(histories, deterministic=False, generator=self.generator)
                 return chunks[:, : self.actor_critic.execute_horizon]
 
@@ -336,7 +337,7 @@ class ReinFlow(OnPolicyAlgorithm):
             callback.on_rollout_end()
         return goes_on
 
-    def _first_histories(self) -> dict[str, np.ndarray]:
+    def _first_histories(self) -> dict[str, NDArray[Any]]:
         if isinstance(self.chunks, VecEnvChunks):  # learn() has reset it, with its seed
             return self.chunks.start_from(self._last_obs)
         seed = None if self.seed is None else self.seed + 10_000 * self.processes.rank + self.iteration

@@ -101,7 +101,7 @@ def _run(config: PretrainConfig, run_dir: Path, command: str, group: Processes) 
         raise ConfigError(
             f"{run_dir} holds a run already; add resume=true to continue it, or choose another run_dir."
         )
-    demos = _demonstrations(config, task)
+    demos = find_demonstrations(config, task)
     torch.manual_seed(config.seed)
     policy = make_policy(config, task, demos)
     environment = task.make()
@@ -163,7 +163,7 @@ def _run(config: PretrainConfig, run_dir: Path, command: str, group: Processes) 
     )  # fmt: skip
 
 
-def _demonstrations(config: PretrainConfig, task: Task) -> Demonstrations:
+def find_demonstrations(config: PretrainConfig, task: Task) -> Demonstrations:
     """The store that ``data.path`` names, or else the task's own."""
     path = config.data.path or config.env.get("demonstrations")
     if not path:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from flowpolicy.evaluation.task import Task
@@ -31,10 +32,12 @@ NEEDS = {
     "franka": "gymnasium_robotics",
     "metaworld": "metaworld",
 }
+NEEDS |= dict.fromkeys(("lift", "can", "square", "transport", "tool"), "robomimic")
 
 
 def _read(path: Path) -> tuple[Task, dict[str, Any]]:
-    values: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    with initialize_config_module("flowpolicy_configs", version_base="1.3"):  # a task may build on another
+        values: Any = OmegaConf.to_container(compose("pretrain", [f"env={path.stem}"]).env, resolve=True)
     task = {item.name: values.pop(item.name) for item in fields(Task)}
     return build(Task, task, "env"), values
 

@@ -19,7 +19,8 @@ from flowpolicy_envs.rotations import (
     rotation_6d_from_matrix,
 )
 
-# Random ones, none, half a turn about each axis (where a conversion by the trace alone loses everything), and near both.
+# Random ones, none, half a turn about each axis (where a conversion by the trace alone loses everything),
+# and near both.
 VECTORS = np.concatenate(
     [
         Rotation.random(500, random_state=0).as_rotvec(),

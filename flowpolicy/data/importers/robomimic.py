@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from numpy.typing import NDArray
 
 from flowpolicy.data.importers.episodes import join_episodes, natural_order
 from flowpolicy.data.importers.hdf5 import child, dataset, is_group, json_attribute, open_hdf5
@@ -84,7 +84,7 @@ def _masks(masks: Any, names: list[str], path: Path) -> dict[str, list[int]]:
     return found
 
 
-def _episode(group: Any, path: Path) -> dict[str, np.ndarray]:
+def _episode(group: Any, path: Path) -> dict[str, NDArray[Any]]:
     if not is_group(group):
         raise DataError(f"{path}: '{group.name}' is an array where a demonstration is expected.")
     episode = {"action": dataset(group, "actions", path)}
