@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from flowpolicy.acceleration.foreign import CachedDecoder, calibrate_decoder
 from flowpolicy.acceleration.schedule import Schedule, full_schedule
 from flowpolicy.data.normalization import Normalizer
-from flowpolicy.data.sampling import ChunkSampler, low_dimensional, shuffled_index
+from flowpolicy.data.sampling import ChunkSampler, as_tensors, shuffled_index
 from flowpolicy.data.store import read_demonstrations
 from flowpolicy.evaluation.rollout import EVALUATION_SEED, evaluate
 from flowpolicy.evaluation.statistics import mean_interval, paired_difference_interval
@@ -50,8 +50,8 @@ class Setting:
 
     def __init__(self, store: str) -> None:
         demos = read_demonstrations(ROOT / store)
-        observation = low_dimensional(demos, ["observation"], "cpu")["observation"]
-        action = low_dimensional(demos, ["action"], "cpu")["action"]
+        observation = as_tensors(demos, ["observation"], "cpu")["observation"]
+        action = as_tensors(demos, ["action"], "cpu")["action"]
         self.observation = Normalizer.fit(observation, "minmax")
         self.action = Normalizer.fit(action, "minmax")
         self.chunks = ChunkSampler(

@@ -32,7 +32,11 @@ DOOR = ("data=gaussian", "train.ema_decay=0.999")
 
 @dataclass(frozen=True)
 class Run:
-    """One checkpoint and the K it is evaluated at."""
+    """One checkpoint and the K it is evaluated at.
+
+    ``options`` are for training, ``env_options`` for training and evaluation. ``name`` is of the folder and the table, in
+    place of ``env``.
+    """
 
     env: str
     policy: str
@@ -41,10 +45,14 @@ class Run:
     episodes: int = 100
     options: tuple[str, ...] = ()
     label: str = ""
+    env_options: tuple[str, ...] = ()
+    num_envs: int = 50
+    root: Path = RUNS
+    name: str = ""
 
     @property
     def folder(self) -> Path:
-        return RUNS / self.env / f"{self.label or self.policy}-seed{self.seed}"
+        return self.root / (self.name or self.env) / f"{self.label or self.policy}-seed{self.seed}"
 
 
 def _policies(env: str, seeds: range, steps: tuple[int, ...] = (1, 2, 4, 16), **settings: Any) -> list[Run]:
@@ -91,39 +99,41 @@ def train_and_evaluate(run: Run, threads: int) -> None:
     trained, evaluated = run.folder / "train", run.folder / "evaluate"
     common = [f"seed={run.seed}", f"train.threads={threads}", "train.final_episodes=0", "video=false"]
     if not (trained / "summary.json").exists():
-        options = [f"env={run.env}", f"policy={run.policy}", *run.options, *common]
-        _script("pretrain", *options, "resume=true", f"run_dir={trained.relative_to(ROOT)}")
+        options = [f"env={run.env}", *run.env_options, f"policy={run.policy}", *run.options, *common]
+        run_script("pretrain", *options, "resume=true", f"run_dir={trained.relative_to(ROOT)}")
     if not (evaluated / "summary.json").exists():
         sweep = ",".join(map(str, run.steps))
         main = 4 if 4 in run.steps else run.steps[0]
-        _script(
+        run_script(
             "evaluate",
             f"checkpoint={(trained / 'checkpoint').relative_to(ROOT)}",
             f"env={run.env}",
+            *run.env_options,
             f"num_steps={main}",
             f"k_sweep=[{sweep}]",
             f"episodes={run.episodes}",
-            "num_envs=50",
+            f"num_envs={run.num_envs}",
             f"threads={threads}",
             "video=0" if run.seed else "video=1",
             f"run_dir={evaluated.relative_to(ROOT)}",
         )
 
 
-def _script(name: str, *options: str) -> None:
+def run_script(name: str, *options: str) -> None:
+    """Run ``scripts/<name>.py`` and print the command."""
     command = [sys.executable, f"scripts/{name}.py", *options]
     print("python", *command[1:], flush=True)
     subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "PYTHONWARNINGS": "ignore"})
 
 
-def report(suite: str) -> dict[str, Any]:
-    """Rows of (env, policy, K): mean over seeds, with a 95% interval over all episodes of all seeds."""
+def report(suite: str, runs: list[Run], command: str) -> dict[str, Any]:
+    """Rows of (task, policy, K): mean over seeds, with a 95% interval over all episodes of all seeds."""
     rows: dict[tuple[str, str, int], dict[str, Any]] = {}
     missing, meta = [], {}
-    for run in SUITES[suite]:
+    for run in runs:
         summary = run.folder / "evaluate" / "summary.json"
         if not summary.exists():
-            missing.append(str(run.folder.relative_to(RUNS)))
+            missing.append(str(run.folder.relative_to(run.root)))
             continue
         evaluation, training = (
             json.loads((run.folder / part / "summary.json").read_text()) for part in ("evaluate", "train")
@@ -131,7 +141,7 @@ def report(suite: str) -> dict[str, Any]:
         meta = {key: evaluation[key] for key in ("versions", "machine", "date")}
         for steps in run.steps:
             episodes = _columns(run.folder / "evaluate" / f"episodes_K{steps}.csv")
-            key = (run.env, run.label or run.policy, steps)
+            key = (run.name or run.env, run.label or run.policy, steps)
             row = rows.setdefault(
                 key, {"returns": [], "success": [], "score": [], "seeds": [], "train_s": []}
             )
@@ -151,7 +161,7 @@ def report(suite: str) -> dict[str, Any]:
         "suite": suite,
         "complete": not missing,
         "missing": missing,
-        "command": f"python benchmarks/imitation.py {suite}",
+        "command": command,
         **meta,
         "rows": [_row(*key, row) for key, row in rows.items()],
     }
@@ -241,7 +251,9 @@ def main() -> None:
         for run in SUITES[arguments.suite]:
             if arguments.only in str(run.folder):
                 train_and_evaluate(run, arguments.threads)
-    content = report(arguments.suite)
+    content = report(
+        arguments.suite, SUITES[arguments.suite], f"python benchmarks/imitation.py {arguments.suite}"
+    )
     write_json(ROOT / "benchmarks" / "results" / f"imitation-{arguments.suite}.json", content)
     print(table(content))
     if not content["complete"]:

@@ -7,45 +7,55 @@ one of its environments is made.
 from __future__ import annotations
 
 from importlib.util import find_spec
+from typing import Any
 
-PUSH_T = "flowpolicy/PushT-v0"
-ADROIT = {
-    "flowpolicy/AdroitDoor-v1": "AdroitHandDoor-v1",
-    "flowpolicy/AdroitPen-v1": "AdroitHandPen-v1",
-    "flowpolicy/AdroitHammer-v1": "AdroitHandHammer-v1",
-    "flowpolicy/AdroitRelocate-v1": "AdroitHandRelocate-v1",
+
+def _adroit(wrapped: str) -> dict[str, Any]:
+    return {
+        "entry_point": "flowpolicy_envs.adroit:make_adroit",
+        "max_episode_steps": 200,  # gymnasium-robotics' own; a task's config may ask for more
+        "kwargs": {"wrapped_id": wrapped},
+    }
+
+
+ENVIRONMENTS: dict[str, dict[str, Any]] = {
+    "flowpolicy/PushT-v0": {"entry_point": "flowpolicy_envs.pusht:make_push_t", "max_episode_steps": 300},
+    "flowpolicy/PushTImages-v0": {
+        "entry_point": "flowpolicy_envs.pusht:make_push_t_images",
+        "max_episode_steps": 300,
+    },
+    "flowpolicy/AdroitDoor-v1": _adroit("AdroitHandDoor-v1"),
+    "flowpolicy/AdroitPen-v1": _adroit("AdroitHandPen-v1"),
+    "flowpolicy/AdroitHammer-v1": _adroit("AdroitHandHammer-v1"),
+    "flowpolicy/AdroitRelocate-v1": _adroit("AdroitHandRelocate-v1"),
+    "flowpolicy/Robosuite-v0": {
+        "entry_point": "flowpolicy_envs.robosuite_env:RobosuiteTask",
+        "max_episode_steps": 400,  # as robomimic evaluates; a task's config may ask for fewer
+    },
+    "flowpolicy/MetaWorld-v0": {
+        "entry_point": "flowpolicy_envs.metaworld:MetaWorld",
+        "max_episode_steps": 250,
+    },
+    "flowpolicy/FetchPickAndPlace-v0": {
+        "entry_point": "flowpolicy_envs.fetch:make_fetch",
+        "max_episode_steps": 50,  # gymnasium-robotics' own
+        "kwargs": {"wrapped_id": "FetchPickAndPlace-v4"},
+    },
+    "flowpolicy/FrankaKitchen-v0": {
+        "entry_point": "flowpolicy_envs.kitchen:make_kitchen",
+        "max_episode_steps": 280,
+    },
 }
-META_WORLD = "flowpolicy/MetaWorld-v0"
-FETCH = {"flowpolicy/FetchPickAndPlace-v0": "FetchPickAndPlace-v4"}
-KITCHEN = "flowpolicy/FrankaKitchen-v0"
+"""Gymnasium id -> what it is registered with."""
 
 
 def register_environments() -> None:
     """Register the wrapped tasks; a second call changes nothing."""
     from gymnasium.envs.registration import register, registry
 
-    if PUSH_T not in registry:
-        register(PUSH_T, entry_point="flowpolicy_envs.pusht:make_push_t", max_episode_steps=300)
-    for name, wrapped in ADROIT.items():
+    for name, settings in ENVIRONMENTS.items():
         if name not in registry:
-            register(
-                name,
-                entry_point="flowpolicy_envs.adroit:make_adroit",
-                max_episode_steps=200,  # gymnasium-robotics' own; a task's config may ask for more
-                kwargs={"wrapped_id": wrapped},
-            )
-    if META_WORLD not in registry:
-        register(META_WORLD, entry_point="flowpolicy_envs.metaworld:MetaWorld", max_episode_steps=250)
-    for name, wrapped in FETCH.items():
-        if name not in registry:
-            register(
-                name,
-                entry_point="flowpolicy_envs.fetch:make_fetch",
-                max_episode_steps=50,  # gymnasium-robotics' own
-                kwargs={"wrapped_id": wrapped},
-            )
-    if KITCHEN not in registry:
-        register(KITCHEN, entry_point="flowpolicy_envs.kitchen:make_kitchen", max_episode_steps=280)
+            register(name, **settings)
 
 
 if find_spec("gymnasium") is not None:

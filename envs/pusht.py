@@ -1,4 +1,4 @@
-"""Push-T with state observations: the agent's position and nine keypoints of the block, all in pixels.
+"""Push-T: the agent's position with nine keypoints of the block, all in pixels; or with an image.
 
 One function computes the observation from the pose, for recorded demonstrations and for the environment
 alike. Task and demonstrations: Chi et al. 2023, "Diffusion Policy"; simulator: gym-pusht (pymunk).
@@ -72,6 +72,24 @@ def add_keypoint_observation(arrays: Mapping[str, np.ndarray]) -> dict[str, np.n
     return {**arrays, "observation": keypoints_from_state(arrays["state"])}
 
 
+def name_image_observation(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The demonstrations' arrays with ``image`` ``(steps, 96, 96, 3)`` and ``agent_position`` ``(steps, 2)``.
+
+    The recorded images are those that :class:`PushTImages` draws of the recorded states.
+
+    Raises:
+        DataError: demonstrations without ``img`` and ``state``.
+    """
+    for key in ("img", "state"):
+        if key not in arrays:
+            raise DataError(
+                f"Push-T demonstrations with images need the key '{key}' and have "
+                f"{', '.join(sorted(arrays))}; use the original store."
+            )
+    rest = {key: value for key, value in arrays.items() if key != "img"}
+    return {**rest, "image": arrays["img"], "agent_position": arrays["state"][:, :2].astype(np.float32)}
+
+
 class PushTKeypoints(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
     """Gym-pusht with the keypoint observation ``(20,)`` and actions ``(2,)``: a target in 0 to 512 px.
 
@@ -137,8 +155,33 @@ class PushTKeypoints(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
         return {**info, "coverage": coverage, "score": score, "success": coverage > SUCCESS_COVERAGE}
 
 
+class PushTImages(gym.ObservationWrapper[dict[str, np.ndarray], np.ndarray, np.ndarray]):
+    """The same task seen by a camera: ``image`` ``(96, 96, 3)`` uint8 and ``agent_position`` ``(2,)`` px."""
+
+    def __init__(self, env: PushTKeypoints) -> None:
+        super().__init__(env)
+        simulator = env.unwrapped
+        shape = (simulator.observation_height, simulator.observation_width, 3)
+        self.observation_space = gym.spaces.Dict(
+            {
+                "image": gym.spaces.Box(0, 255, shape, np.uint8),
+                "agent_position": gym.spaces.Box(0.0, 512.0, (2,), np.float32),
+            }
+        )
+
+    def observation(self, observation: np.ndarray) -> dict[str, np.ndarray]:
+        """Keypoints ``(20,)`` to an image and the agent's position."""
+        image = np.asarray(self.unwrapped._render(), dtype=np.uint8)
+        return {"image": image, "agent_position": observation[:2]}
+
+
 def make_push_t(render_mode: str | None = None, **kwargs: Any) -> PushTKeypoints:
     """Entry point of ``flowpolicy/PushT-v0``; further keyword arguments go to gym-pusht."""
     from gym_pusht.envs import PushTEnv
 
     return PushTKeypoints(PushTEnv(obs_type="state", render_mode=render_mode, **kwargs))
+
+
+def make_push_t_images(render_mode: str | None = "rgb_array", **kwargs: Any) -> PushTImages:
+    """Entry point of ``flowpolicy/PushTImages-v0``; it renders whatever ``render_mode`` is asked for."""
+    return PushTImages(make_push_t(render_mode=render_mode or "rgb_array", **kwargs))

@@ -19,6 +19,7 @@ from flowpolicy.errors import CheckpointError, ConfigError, FlowPolicyError
 from flowpolicy.flow import Objective, build_objective
 from flowpolicy.hub import download, upload
 from flowpolicy.models.transformer import VelocityTransformer
+from flowpolicy.observations import is_image
 from flowpolicy.policy_config import FORMAT_VERSION, PolicyConfig, read_config
 from flowpolicy.storage import atomic_folder, save_tensors
 
@@ -49,6 +50,7 @@ class FlowPolicy(nn.Module):
             {
                 key: Normalizer(shape, config.observation_normalization)
                 for key, shape in self.observation_shapes.items()
+                if not is_image(shape)  # the encoder knows the range of a pixel
             }
         )
         self.action_normalizer = Normalizer(
@@ -181,17 +183,16 @@ class FlowPolicy(nn.Module):
         return self.normalize(self.check_observations(observations))
 
     def normalize(self, observations: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Normalise checked observations, key -> ``(B, T_o, *shape)``."""
-        normalized = {}
-        for key in self.observation_shapes:
-            normalizer = self.observation_normalizers[key]
+        """Normalise checked observations, key -> ``(B, T_o, *shape)``; images stay as they are."""
+        normalized = {key: observations[key] for key in self.observation_shapes}
+        for key, normalizer in self.observation_normalizers.items():
             assert isinstance(normalizer, Normalizer)
             normalized[key] = normalizer.normalize(observations[key])
         return normalized
 
     def check_observations(self, observations: Observations) -> dict[str, Tensor]:
-        """Observations in physical units as float32 tensors on the policy's device, key -> ``(B, T_o,
-        *shape)``.
+        """Observations in physical units as tensors on the policy's device, key -> ``(B, T_o, *shape)``:
+        float32, and uint8 of an image.
 
         Raises:
             FlowPolicyError: a wrong shape, NaN or infinity, or a missing key.
@@ -205,7 +206,7 @@ class FlowPolicy(nn.Module):
                     f"The observation lacks '{key}'; the policy takes {', '.join(self.observation_shapes)}."
                 )
             try:
-                values = torch.as_tensor(observations[key], dtype=torch.float32, device=self.device)
+                values = _tensor(observations[key], is_image(shape), self.device)
             except (TypeError, ValueError, RuntimeError) as error:
                 raise FlowPolicyError(f"Observation '{key}' is not an array of numbers; give one.") from error
             wanted = (self.obs_horizon, *shape)
@@ -214,7 +215,12 @@ class FlowPolicy(nn.Module):
                     f"Observation '{key}' has shape {tuple(values.shape)}; the policy takes "
                     f"({batch if batch is not None else 'batch'}, {', '.join(map(str, wanted))})."
                 )
-            if not torch.isfinite(values).all():
+            if is_image(shape):
+                if values.dtype != torch.uint8:
+                    raise FlowPolicyError(
+                        f"Observation '{key}' is an image of {values.dtype}; give uint8, 0 to 255."
+                    )
+            elif not torch.isfinite(values).all():
                 raise FlowPolicyError(
                     f"Observation '{key}' holds NaN or infinity; no action is computed from it."
                 )
@@ -224,7 +230,7 @@ class FlowPolicy(nn.Module):
 
     def fit_normalizers(self, observation: Mapping[str, Tensor], action: Tensor) -> None:
         """Set the statistics from demonstrations: key -> ``(steps, *shape)``, actions ``(steps, A)``."""
-        for key in self.observation_shapes:
+        for key in self.observation_normalizers:
             fitted = Normalizer.fit(observation[key], self.config.observation_normalization)
             self.observation_normalizers[key].load_state_dict(fitted.state_dict())
         fitted = Normalizer.fit(action, self.config.action_normalization)
@@ -313,3 +319,8 @@ class FlowPolicy(nn.Module):
         """Upload the checkpoint to the Hugging Face Hub; returns its address. Needs ``huggingface_hub``."""
         with tempfile.TemporaryDirectory() as temporary:
             return upload(self.save(Path(temporary) / "checkpoint"), repo_id, private=private)
+
+
+def _tensor(values: Any, is_image: bool, device: torch.device) -> Tensor:
+    """An image in its own type, anything else as float32."""
+    return torch.as_tensor(values, dtype=None if is_image else torch.float32, device=device)

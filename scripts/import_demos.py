@@ -33,7 +33,13 @@ def main(config: dict[str, Any], run_dir: Path) -> None:
     attributes = {"import_command": command_line(), **(config["attributes"] or {})}
     if env:
         attributes = {"env_id": env["env_id"], "fps": env["control_hz"], **attributes}
-    out = write_demonstrations(config["out"], demos, zarr_format=config["zarr_format"], attributes=attributes)
+    out = write_demonstrations(
+        config["out"],
+        demos,
+        zarr_format=config["zarr_format"],
+        attributes=attributes,
+        image_codec=config["image_codec"],
+    )
     inspection = inspect_demonstrations(out)
     print(table(inspection))
     summary = write_summary(

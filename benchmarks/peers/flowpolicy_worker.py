@@ -8,7 +8,7 @@ import time
 
 import torch
 
-from flowpolicy.data.sampling import ChunkSampler, low_dimensional
+from flowpolicy.data.sampling import ChunkSampler, as_tensors
 from flowpolicy.data.store import read_demonstrations
 from flowpolicy.models.config import ModelConfig
 from flowpolicy.policy import FlowPolicy
@@ -22,8 +22,8 @@ def main() -> None:
     torch.set_num_threads(settings["threads"])
     torch.manual_seed(0)
     demos = read_demonstrations(settings["store"])
-    observation = low_dimensional(demos, ["observation"], "cpu")
-    action = low_dimensional(demos, ["action"], "cpu")["action"]
+    observation = as_tensors(demos, ["observation"], "cpu")
+    action = as_tensors(demos, ["action"], "cpu")["action"]
     model = ModelConfig(
         settings["width"], settings["depth"], settings["num_heads"], dropout=settings["dropout"]
     )

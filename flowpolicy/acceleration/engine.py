@@ -15,6 +15,7 @@ from flowpolicy.data.normalization import Normalizer
 from flowpolicy.flow.solvers import SOLVERS, integrate
 from flowpolicy.models.blocks import KeyValue, Modulation, spread
 from flowpolicy.models.transformer import Context
+from flowpolicy.observations import is_image
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.settings import choose
 
@@ -80,9 +81,17 @@ class Engine:
     @torch.no_grad()
     def __call__(self, observation: Mapping[str, Tensor], noise: Tensor) -> Tensor:
         """The chunk ``(B, T, A)`` from key -> ``(B, T_o, *shape)`` and x_0 ``(B, T, A)``."""
-        normalized = self.policy.normalize(observation)
-        context = self.network.encode({key: value.to(self.dtype) for key, value in normalized.items()})
-        return self.policy.finish(self.integrate(context, noise))
+        return self.policy.finish(self.integrate(self.encode(observation), noise))
+
+    @torch.no_grad()
+    def encode(self, observation: Mapping[str, Tensor]) -> Context:
+        """What is computed once for an observation: keys and values of every layer."""
+        seen = self.policy.normalize(observation)
+        for key, value in seen.items():
+            if value.dtype != torch.uint8:  # the encoder converts images, once they are cropped
+                seen[key] = value.to(self.dtype)
+        context: Context = self.network.encode(seen)
+        return context
 
     def integrate(self, context: Context, noise: Tensor) -> Tensor:
         """Solve the ODE for an encoded observation."""
@@ -141,8 +150,13 @@ def random_observations(policy: FlowPolicy, rows: int, generator: torch.Generato
     """Observations over the range that the policy was trained on, for warming up and checking."""
     observation = {}
     for key, shape in policy.observation_shapes.items():
+        sizes = (rows, policy.obs_horizon, *shape)
+        if is_image(shape):
+            pixels = torch.randint(256, sizes, generator=generator, dtype=torch.uint8)
+            observation[key] = pixels.to(policy.device)
+            continue
         normalizer = policy.observation_normalizers[key]
         assert isinstance(normalizer, Normalizer)
-        values = torch.rand(rows, policy.obs_horizon, *shape, generator=generator) * 2 - 1
+        values = torch.rand(sizes, generator=generator) * 2 - 1
         observation[key] = normalizer.denormalize(values.to(policy.device))
     return observation

@@ -91,6 +91,8 @@ class Row:
         share: f, blocks recomputed.
         nfe: network evaluations.
         milliseconds: p50, p95, p99, p99.9 and max of a call.
+        encode_milliseconds: p50 of encoding the observation, which is part of it; NaN where it is captured
+            with the rest in one graph.
         calls: timed.
         rms_error: of the action against full float32 computation at the largest K timed, same noise,
             normalised units.
@@ -106,6 +108,7 @@ class Row:
     share: float
     nfe: int
     milliseconds: dict[str, float]
+    encode_milliseconds: float
     calls: int
     rms_error: float
     memory_mb: float
@@ -126,7 +129,7 @@ class LatencyReport:
 
     def table(self) -> str:
         """Markdown."""
-        head = "backend | dtype | K | schedule | f | p50 ms | p95 | p99 | p99.9 | max | floor ms"
+        head = "backend | dtype | K | schedule | f | p50 ms | p95 | p99 | p99.9 | max | encoding | floor ms"
         with_kernels = self.device != "cpu"
         head += " | with launches" if with_kernels else ""
         head += " | rms error | memory MB"
@@ -138,7 +141,7 @@ class LatencyReport:
                 floor += f" | {row.floor.with_launches:.3f}"
             what = f"{row.backend} | {row.dtype} | {row.num_steps} | {row.method}"
             lines.append(
-                f"| {what} | {row.share:.3f} | {times} | {floor} | "
+                f"| {what} | {row.share:.3f} | {times} | {row.encode_milliseconds:.2f} | {floor} | "
                 f"{row.rms_error:.4f} | {row.memory_mb:.0f} |"
             )
         return "\n".join([*lines, *(f"{name}: not measured" for name in self.missing)])
@@ -237,10 +240,12 @@ class _Timed:
         )
         self.build_seconds = time.perf_counter() - started
         self.seconds: list[float] = []
+        self.encode_seconds: list[float] = []
 
     def warm_up(self, batches: Sequence[Mapping[str, Tensor]], noise: Tensor, calls: int) -> None:
         self.run(batches, noise, calls)
         self.seconds.clear()
+        self.encode_seconds.clear()
         self.memory = (_memory(self.policy.device) - self.before) / 1e6
 
     def run(self, batches: Sequence[Mapping[str, Tensor]], noise: Tensor, calls: int) -> None:
@@ -252,6 +257,16 @@ class _Timed:
             if on_gpu:
                 torch.cuda.synchronize(self.policy.device)
             self.seconds.append(time.perf_counter() - started)
+        encode = getattr(self.sampler.compute, "encode", None)
+        if encode is None:
+            return
+        for batch in batches[: max(1, calls // 5)]:
+            checked = self.policy.check_observations(batch)
+            started = time.perf_counter()
+            encode(checked)
+            if on_gpu:
+                torch.cuda.synchronize(self.policy.device)
+            self.encode_seconds.append(time.perf_counter() - started)
 
     def row(
         self, batches: Sequence[Mapping[str, Tensor]], noise: Tensor, wanted: Tensor, machine: Machine
@@ -261,7 +276,9 @@ class _Timed:
         error = (normalize(chunks) - normalize(wanted)).square().mean().sqrt()
         return Row(
             self.sampler.backend, self.dtype, plan.num_steps, plan.schedule.method, plan.schedule.share,
-            self.sampler.nfe(), percentiles(np.array(self.seconds) * 1e3), len(self.seconds), float(error),
+            self.sampler.nfe(), percentiles(np.array(self.seconds) * 1e3),
+            1e3 * float(np.median(self.encode_seconds)) if self.encode_seconds else float("nan"),
+            len(self.seconds), float(error),
             self.memory, self.build_seconds, floor_of(self.policy, plan, machine),
         )  # fmt: skip
 

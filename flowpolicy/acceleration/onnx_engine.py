@@ -52,10 +52,14 @@ class OnnxEngine:
 
     def __call__(self, observation: Mapping[str, Tensor], noise: Tensor) -> Tensor:
         """See :class:`~flowpolicy.acceleration.sampler.Compute`."""
+        return torch.from_numpy(self._loop(self.encode(observation), noise.numpy()).copy())
+
+    def encode(self, observation: Mapping[str, Tensor]) -> Mapping[str, Any]:
+        """What is computed once for an observation: keys and values of every layer, in fixed buffers."""
         for key, value in observation.items():
             self._encode.inputs[key][...] = value.numpy()
         self._encode.run()
-        return torch.from_numpy(self._loop(self._encode.outputs, noise.numpy()).copy())
+        return self._encode.outputs
 
     def _check(self, eager: Engine) -> float:
         """Largest difference to the eager engine on three random inputs."""

@@ -66,5 +66,11 @@ def _quantized(model: Any) -> Any:
         onnx.save(model, before)
         # Transposed weights become constants, which alone are quantised.
         quant_pre_process(before, folded, skip_symbolic_shape=True)
-        quantize_dynamic(folded, after, weight_type=QuantType.QInt8, per_channel=True)
+        quantize_dynamic(
+            folded,
+            after,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            op_types_to_quantize=["MatMul", "Gemm"],
+        )
         return onnx.load(after)

@@ -8,6 +8,7 @@ at 0.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ def uniform(num_evaluations: int, count: int) -> Updates:
     return tuple(i * num_evaluations // count for i in range(count))
 
 
-def adaptive_caching(similarity: NDArray[np.floating], count: int) -> Updates:
+def adaptive_caching(similarity: NDArray[np.floating[Any]], count: int) -> Updates:
     """The ``count`` updates whose outputs resemble most what they stand for (ACS, anchor form).
 
     An output computed at ``a`` and used until ``z`` gains sum_{t=a..z} Sim[a, t]; the segments that the
@@ -43,7 +44,7 @@ def adaptive_caching(similarity: NDArray[np.floating], count: int) -> Updates:
     return _best_segments(gain, count)
 
 
-def consecutive_caching(similarity: NDArray[np.floating], count: int) -> Updates:
+def consecutive_caching(similarity: NDArray[np.floating[Any]], count: int) -> Updates:
     """Ablation: a segment gains the similarities of *consecutive* outputs in it, as the paper says it.
 
     That sum is the total over all neighbours less one term at each boundary, so that the best updates are
@@ -90,7 +91,7 @@ def bubbling_union(
     return tuple(result)
 
 
-def _best_segments(gain: NDArray[np.floating], count: int) -> Updates:
+def _best_segments(gain: NDArray[np.floating[Any]], count: int) -> Updates:
     """Starts of the ``count`` segments of [0, E) with the largest total ``gain[a, z]``, ends included."""
     size = len(gain)
     best = gain[0].copy()

@@ -162,6 +162,7 @@ class _Episode:
         self.success = self.has_success = False
         self.task = ""
         self.score = -np.inf
+        self.task = ""
 
     def receive(self) -> None:
         """Take the chunk that is under way, where it arrives at this tick."""
@@ -180,6 +181,7 @@ class _Episode:
         self.task = str(info.get("task", ""))
         self.success |= bool(info.get("success", False))
         self.score = max(self.score, float(info.get("score", -np.inf)))
+        self.task = str(info.get("task", self.task))
 
 
 class _Slot:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from flowpolicy.control.events import Event, EventLog
 from flowpolicy.control.robot import EPISODE, TIMESTAMP
+from flowpolicy.observations import dtype_of
 
 
 class ObservationHistory:
@@ -23,7 +24,9 @@ class ObservationHistory:
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], obs_horizon: int, events: EventLog) -> None:
         self._events = events
-        self._rows = {key: np.zeros((obs_horizon, *shape), np.float32) for key, shape in shapes.items()}
+        self._rows: dict[str, NDArray[Any]] = {
+            key: np.zeros((obs_horizon, *shape), dtype_of(shape)) for key, shape in shapes.items()
+        }
         self._episode: Any = None
         self._fresh = True
         self.measured = float("-inf")
@@ -37,15 +40,13 @@ class ObservationHistory:
             missing = "none" if observation is None else ", ".join(self._rows.keys() - observation.keys())
             self._events.add(Event.OBSERVATION_MISSING, tick, missing)
             return False
-        arrays = {key: self._array(observation[key]) for key in self._rows}
+        arrays = {key: self._array(observation[key], rows.dtype) for key, rows in self._rows.items()}
         for key, rows in self._rows.items():
             array = arrays[key]
             if array is None or array.shape != rows.shape[1:] or not np.isfinite(array).all():
-                what = (
-                    "NaN or infinity"
-                    if array is not None and array.shape == rows.shape[1:]
-                    else "a wrong shape"
-                )
+                what = "a wrong shape or type"
+                if array is not None and array.shape == rows.shape[1:]:
+                    what = "NaN or infinity"
                 self._events.add(Event.OBSERVATION_INVALID, tick, f"{key}: {what}")
                 return False
         episode = observation.get(EPISODE)
@@ -65,13 +66,15 @@ class ObservationHistory:
         """Seconds since the newest observation was measured; infinite before the first."""
         return now - self.measured
 
-    def newest(self) -> dict[str, NDArray[np.float32]]:
+    def newest(self) -> dict[str, NDArray[Any]]:
         """A copy, key -> ``(T_o, *shape)``, oldest first."""
         return {key: rows.copy() for key, rows in self._rows.items()}
 
     @staticmethod
-    def _array(value: Any) -> NDArray[np.float32] | None:
+    def _array(value: Any, dtype: np.dtype[Any]) -> NDArray[Any] | None:
+        """None where it is no array of numbers, or an image that is not uint8."""
         try:
-            return np.asarray(value, dtype=np.float32)
+            array = np.asarray(value, dtype=np.float32 if dtype == np.float32 else None)
         except (TypeError, ValueError):
             return None
+        return array if array.dtype == dtype else None

@@ -16,6 +16,7 @@ from flowpolicy.acceleration.schedule import Schedule
 from flowpolicy.control.inference import Request
 from flowpolicy.device import resolve_device
 from flowpolicy.execution import ChunkPolicy
+from flowpolicy.observations import dtype_of
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.settings import require
 
@@ -130,9 +131,9 @@ class PolicyPlanner:
         return result
 
 
-def resting_observation(policy: ChunkPolicy) -> dict[str, NDArray[np.float32]]:
+def resting_observation(policy: ChunkPolicy) -> dict[str, NDArray[Any]]:
     """Zeros of the policy's observation shapes, key -> ``(T_o, *shape)``."""
     return {
-        key: np.zeros((policy.obs_horizon, *shape), dtype=np.float32)
+        key: np.zeros((policy.obs_horizon, *shape), dtype=dtype_of(shape))
         for key, shape in policy.observation_shapes.items()
     }

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flowpolicy.data.importers import detect_format, import_demonstrations
 from flowpolicy.data.store import Demonstrations, episode_ends_problem
@@ -63,12 +64,12 @@ class Inspection:
 
     source: str
     steps: int
-    lengths: np.ndarray | None
-    returns: np.ndarray | None
+    lengths: NDArray[Any] | None
+    returns: NDArray[Any] | None
     keys: list[KeySummary]
     problem: str | None
-    arrays: dict[str, np.ndarray] = field(repr=False)
-    episode_ends: np.ndarray = field(repr=False)
+    arrays: dict[str, NDArray[Any]] = field(repr=False)
+    episode_ends: NDArray[Any] = field(repr=False)
     attributes: dict[str, Any] = field(default_factory=dict, repr=False)
 
 
@@ -109,7 +110,7 @@ def inspect_demonstrations(path: Path | str, format: str = "auto") -> Inspection
     )
 
 
-def summarise(key: str, array: np.ndarray) -> KeySummary:
+def summarise(key: str, array: NDArray[Any]) -> KeySummary:
     """Range, moments, constant dimensions and broken entries of ``array`` ``(steps, ...)``."""
     rows = array.reshape(len(array), -1) if array.size else np.empty((0, 1), array.dtype)
     width = rows.shape[1]
@@ -219,7 +220,7 @@ def _some(indices: tuple[int, ...], limit: int = 8) -> str:
     return shown if len(indices) <= limit else f"{shown}, ... ({len(indices)} in all)"
 
 
-def _returns(reward: np.ndarray | None, lengths: np.ndarray | None) -> np.ndarray | None:
+def _returns(reward: NDArray[Any] | None, lengths: NDArray[Any] | None) -> NDArray[Any] | None:
     if reward is None or lengths is None or reward.size != lengths.sum() or not np.isfinite(reward).all():
         return None
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])

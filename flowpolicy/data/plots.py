@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flowpolicy.data.inspection import Inspection
 from flowpolicy.errors import DataError
@@ -60,7 +61,7 @@ def draw_contact_sheet(inspection: Inspection, path: Path) -> Path:
     return path
 
 
-def _histograms(key: str, rows: np.ndarray) -> Any:
+def _histograms(key: str, rows: NDArray[Any]) -> Any:
     dimensions = min(rows.shape[1], _MAX_DIMENSIONS)
     columns = min(dimensions, 8 if dimensions > 24 else 6 if dimensions > 8 else 4)
     lines = math.ceil(dimensions / columns)
@@ -76,7 +77,7 @@ def _histograms(key: str, rows: np.ndarray) -> Any:
     return figure
 
 
-def _histogram(axis: Any, values: np.ndarray, title: str, colour: str) -> None:
+def _histogram(axis: Any, values: NDArray[Any], title: str, colour: str) -> None:
     numbers = values.astype(np.float64)
     finite = numbers[np.isfinite(numbers)]
     broken = len(numbers) - len(finite)
@@ -101,7 +102,7 @@ def _histogram(axis: Any, values: np.ndarray, title: str, colour: str) -> None:
     axis.set_xlim(finite.min(), finite.max())
 
 
-def _frame_sheet(inspection: Inspection, images: np.ndarray) -> Any:
+def _frame_sheet(inspection: Inspection, images: NDArray[Any]) -> Any:
     assert inspection.lengths is not None
     chosen = _spread(len(inspection.lengths), _ROWS)
     figure, axes = _figure(len(chosen), _COLUMNS, (1.35 * _COLUMNS + 0.7, 1.42 * len(chosen) + 0.6))
@@ -116,7 +117,7 @@ def _frame_sheet(inspection: Inspection, images: np.ndarray) -> Any:
     return _titled(figure, inspection, "frames, evenly spaced in time")
 
 
-def _path_sheet(inspection: Inspection, action: np.ndarray) -> Any:
+def _path_sheet(inspection: Inspection, action: NDArray[Any]) -> Any:
     assert inspection.lengths is not None
     chosen = _spread(len(inspection.lengths), 24)
     columns = min(len(chosen), 6)
@@ -142,7 +143,7 @@ def _path_sheet(inspection: Inspection, action: np.ndarray) -> Any:
     return _titled(figure, inspection, "action[0] against action[1], dark to bright in time, dot: start")
 
 
-def _heat_sheet(inspection: Inspection, action: np.ndarray) -> Any:
+def _heat_sheet(inspection: Inspection, action: NDArray[Any]) -> Any:
     assert inspection.lengths is not None
     chosen = _spread(len(inspection.lengths), 12)
     columns = min(len(chosen), 3)
@@ -197,11 +198,11 @@ def _bare(axis: Any) -> None:
         spine.set_color("#d5dbe0")
 
 
-def _is_image(array: np.ndarray) -> bool:
+def _is_image(array: NDArray[Any]) -> bool:
     return array.ndim == 4 and array.shape[-1] in (1, 3, 4)
 
 
-def _picture(image: np.ndarray) -> np.ndarray:
+def _picture(image: NDArray[Any]) -> NDArray[Any]:
     if image.shape[-1] == 1:
         image = np.repeat(image, 3, axis=-1)
     if image.dtype == np.uint8:

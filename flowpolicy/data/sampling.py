@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from flowpolicy.data.store import Demonstrations
 from flowpolicy.errors import DataError
+from flowpolicy.observations import dtype_of
 from flowpolicy.settings import require
 
 
@@ -35,6 +38,9 @@ class Batch:
 class ChunkSampler:
     """Every step of every episode as the start of one action chunk.
 
+    A batch lies on the device of the actions. Observations may lie elsewhere, as images do that do not fit
+    there; they are looked up where they are.
+
     The window of a step ``s`` is observations ``s - T_o + 1 .. s`` and actions ``s .. s + T - 1``. Before an
     episode's start the first observation is repeated; beyond its end the last action is, and ``mask`` is
     False there. No window crosses an episode's end.
@@ -52,7 +58,7 @@ class ChunkSampler:
         self,
         observation: Mapping[str, Tensor],
         action: Tensor,
-        episode_ends: np.ndarray | Tensor,
+        episode_ends: NDArray[Any] | Tensor,
         obs_horizon: int,
         action_horizon: int,
         episodes: Iterable[int] | None = None,
@@ -71,7 +77,7 @@ class ChunkSampler:
             )
         steps = torch.cat([torch.arange(int(starts[i]), int(ends[i])) for i in chosen])
         owner = torch.searchsorted(ends, steps, right=True)
-        self.observation = {key: value.to(device) for key, value in observation.items()}
+        self.observation = dict(observation)
         self.action = action
         self._steps = steps.to(device)
         self._first = starts[owner].to(device)
@@ -89,24 +95,44 @@ class ChunkSampler:
         wanted = step + self._future
         last = self._last[index, None]
         return Batch(
-            observation={key: value[seen] for key, value in self.observation.items()},
+            observation={
+                key: value[seen.to(value.device)].to(self.action.device)
+                for key, value in self.observation.items()
+            },
             action=self.action[torch.minimum(wanted, last)],
             mask=wanted <= last,
         )
 
 
-def low_dimensional(
-    demos: Demonstrations, keys: Iterable[str], device: torch.device | str
-) -> dict[str, Tensor]:
-    """Observation arrays as float32 tensors on ``device``."""
+def as_tensors(demos: Demonstrations, keys: Iterable[str], device: torch.device | str) -> dict[str, Tensor]:
+    """Arrays as tensors on ``device``: float32, and uint8 of images.
+
+    Images stay on the CPU where they would take more than half of the device's free memory.
+
+    Raises:
+        DataError: a missing key, or images that are not uint8.
+    """
     tensors = {}
     for key in keys:
         if key not in demos.arrays:
             raise DataError(
                 f"{demos.source} has no observation key '{key}'; it has {', '.join(sorted(demos.arrays))}."
             )
-        tensors[key] = torch.from_numpy(np.ascontiguousarray(demos.arrays[key], dtype=np.float32)).to(device)
+        array = demos.arrays[key]
+        dtype = dtype_of(array.shape[1:])
+        if dtype == np.uint8 and array.dtype != np.uint8:
+            raise DataError(
+                f"{demos.source}: '{key}' holds images of {array.dtype} that are no whole numbers from 0 to "
+                "255; store them as uint8."
+            )
+        values = torch.from_numpy(np.ascontiguousarray(array, dtype=dtype))
+        stays = dtype == np.uint8 and not _fits(values, torch.device(device))
+        tensors[key] = values if stays else values.to(device)
     return tensors
+
+
+def _fits(values: Tensor, device: torch.device) -> bool:
+    return device.type != "cuda" or values.nbytes < torch.cuda.mem_get_info(device)[0] // 2
 
 
 def shuffled_index(step: int, batch_size: int, length: int, seed: int) -> Tensor:

@@ -13,9 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from flowpolicy.data.zarr_reading import import_zarr, listed, read_unchecked, resolve_path
+from flowpolicy.data.image_codecs import image_codec as codec_for_images
+from flowpolicy.data.zarr_reading import free_memory_bytes, import_zarr, listed, read_unchecked, resolve_path
 from flowpolicy.errors import DataError
+from flowpolicy.observations import is_image
+from flowpolicy.settings import require
 from flowpolicy.storage import atomic_file
 
 _CHUNK_BYTES = 1 << 20
@@ -32,8 +36,8 @@ class Demonstrations:
         source: the file they were read from, for messages.
     """
 
-    arrays: dict[str, np.ndarray]
-    episode_ends: np.ndarray
+    arrays: dict[str, NDArray[Any]]
+    episode_ends: NDArray[Any]
     attributes: dict[str, Any] = field(default_factory=dict)
     source: str = "demonstrations"
 
@@ -53,22 +57,42 @@ class Demonstrations:
         return len(self.episode_ends)
 
     @property
-    def episode_starts(self) -> np.ndarray:
+    def episode_starts(self) -> NDArray[Any]:
         """Index of each episode's first step, ``(episodes,)``."""
         return np.concatenate([[0], self.episode_ends[:-1]])
 
     @property
-    def episode_lengths(self) -> np.ndarray:
+    def episode_lengths(self) -> NDArray[Any]:
         """Steps of each episode, ``(episodes,)``."""
         return np.diff(self.episode_ends, prepend=0)
 
     @property
-    def episode_returns(self) -> np.ndarray | None:
+    def episode_returns(self) -> NDArray[Any] | None:
         """Undiscounted sum of rewards of each episode, ``(episodes,)``; None without rewards."""
         if "reward" not in self.arrays:
             return None
         rewards = self.arrays["reward"].reshape(self.num_steps).astype(np.float64)
         return np.add.reduceat(rewards, self.episode_starts)
+
+    @property
+    def masks(self) -> dict[str, list[int]]:
+        """Named sets of episodes, by number: the attribute ``masks``, as robomimic's ``mask/train``.
+
+        Raises:
+            DataError: an episode that is not there, or something else than numbers.
+        """
+        found = self.attributes.get("masks") or {}
+        valid = isinstance(found, Mapping) and all(
+            isinstance(numbers, list)
+            and all(isinstance(number, int) and 0 <= number < self.num_episodes for number in numbers)
+            for numbers in found.values()
+        )
+        if not valid:
+            raise DataError(
+                f"{self.source}: attribute 'masks' must list episodes from 0 to {self.num_episodes - 1} by "
+                "name; repair or remove it."
+            )
+        return {str(name): list(numbers) for name, numbers in found.items()}
 
     def select_episodes(self, episodes: Iterable[int]) -> Demonstrations:
         """A copy with only the given episodes, in the given order."""
@@ -77,10 +101,16 @@ class Demonstrations:
             raise DataError(f"No episode of {self.source} is selected; at least one is needed.")
         starts, ends = self.episode_starts, self.episode_ends
         rows = np.concatenate([np.arange(starts[i], ends[i]) for i in chosen])
+        attributes = dict(self.attributes)
+        if self.masks:
+            attributes["masks"] = {
+                name: [place for place, number in enumerate(chosen) if number in members]
+                for name, members in self.masks.items()
+            }
         return Demonstrations(
             {key: array[rows] for key, array in self.arrays.items()},
             np.cumsum([ends[i] - starts[i] for i in chosen]),
-            dict(self.attributes),
+            attributes,
             self.source,
         )
 
@@ -128,7 +158,7 @@ def validate(demos: Demonstrations) -> None:
                 )
 
 
-def episode_ends_problem(ends: np.ndarray, steps: int) -> str | None:
+def episode_ends_problem(ends: NDArray[Any], steps: int) -> str | None:
     """What is wrong with ``ends`` as the ends of episodes over ``steps`` steps; None where nothing is."""
     if ends.ndim != 1 or len(ends) == 0 or ends.dtype.kind not in "iu":
         return "'episode_ends' must be a non-empty list of integers, one per episode"
@@ -148,21 +178,27 @@ def episode_ends_problem(ends: np.ndarray, steps: int) -> str | None:
     return None
 
 
-def read_demonstrations(path: Path | str, keys: Iterable[str] | None = None) -> Demonstrations:
+def read_demonstrations(
+    path: Path | str, keys: Iterable[str] | None = None, image_memory_bytes: int | None = None
+) -> Demonstrations:
     """Read a store; with ``keys`` only those (plus ``action``, and rewards and ends where present).
 
-    Images stored as floats come back as uint8 where every value is a whole number in 0..255.
+    Images stored as floats come back as uint8 where every value is a whole number in 0..255. Images that take
+    more than ``image_memory_bytes`` are unpacked, once, into a folder beside the store, and come back as
+    arrays that are mapped from there and take no memory.
 
     Args:
         path: a zarr folder, or a zip of one (also where the group lies one folder down in the zip);
             ``pkg://package/file`` is a file inside an installed package.
         keys: data keys; None reads all of them.
+        image_memory_bytes: for the images of one key; None is half of what is free.
 
     Raises:
         DataError: a missing, cut-off or inconsistent store, or a missing key.
     """
     path = resolve_path(path)
-    arrays, ends, attributes = read_unchecked(path, keys)
+    limit = free_memory_bytes() // 2 if image_memory_bytes is None else image_memory_bytes
+    arrays, ends, attributes = read_unchecked(path, keys, limit)
     return Demonstrations(arrays, ends, attributes, str(path))
 
 
@@ -172,12 +208,16 @@ def write_demonstrations(
     *,
     zarr_format: int = 2,
     attributes: Mapping[str, Any] | None = None,
+    image_codec: str = "zstd",
 ) -> Path:
     """Write a store, as a folder or, where ``path`` ends in ``.zip``, as one file; returns its path.
 
-    Nothing half-written stays behind: the store is written under a temporary name and renamed.
+    Nothing half-written stays behind: the store is written under a temporary name and renamed. Images are
+    compressed by ``image_codec``, ``zstd`` or ``jpeg2000``; see :mod:`flowpolicy.data.image_codecs`.
     """
     zarr = import_zarr()
+    codec = codec_for_images(image_codec)
+    require(codec is None or zarr_format == 2, "zarr_format", zarr_format, "2 with another codec than zstd")
     path = check_new(path)
     if zarr_format not in (2, 3):
         raise DataError(f"zarr_format is {zarr_format}; it must be 2 or 3.")
@@ -189,7 +229,8 @@ def write_demonstrations(
             group = zarr.open_group(store, mode="w", zarr_format=zarr_format, attributes=attrs)
             data, meta = group.create_group("data"), group.create_group("meta")
             for key, array in demos.arrays.items():
-                _write_array(data, key, array, zarr_format)
+                is_frames = array.dtype == np.uint8 and is_image(array.shape[1:])
+                _write_array(data, key, array, zarr_format, codec if is_frames else None)
             _write_array(meta, "episode_ends", demos.episode_ends, zarr_format)
         finally:
             if is_zip:
@@ -205,12 +246,16 @@ def check_new(path: Path | str) -> Path:
     return path
 
 
-def _write_array(group: Any, key: str, array: np.ndarray, zarr_format: int) -> None:
+def _write_array(
+    group: Any, key: str, array: NDArray[Any], zarr_format: int, frame_codec: Any | None = None
+) -> None:
     rows = max(1, min(len(array), _CHUNK_BYTES // max(1, array[:1].nbytes)))
-    if zarr_format == 2:
+    if frame_codec is not None:
+        rows, compressors = 1, frame_codec
+    elif zarr_format == 2:
         import numcodecs
 
-        compressors: Any = numcodecs.Blosc("zstd", clevel=7, shuffle=numcodecs.Blosc.BITSHUFFLE)
+        compressors = numcodecs.Blosc("zstd", clevel=7, shuffle=numcodecs.Blosc.BITSHUFFLE)
     else:
         from zarr.codecs import BloscCodec
 

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import importlib.resources
+import logging
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from flowpolicy.data.image_codecs import register_codecs
 from flowpolicy.errors import DataError
+from flowpolicy.observations import is_image
+from flowpolicy.storage import atomic_file
+
+logger = logging.getLogger(__name__)
 
 EPISODE_KEYS = ("reward", "terminated", "truncated")
 _BOMB_BYTES = 1 << 28
@@ -18,15 +25,18 @@ _BOMB_RATIO = 200
 
 
 def read_unchecked(
-    path: Path | str, keys: Iterable[str] | None = None
-) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, Any]]:
+    path: Path | str, keys: Iterable[str] | None = None, image_memory_bytes: int | None = None
+) -> tuple[dict[str, NDArray[Any]], NDArray[Any], dict[str, Any]]:
     """The arrays, episode ends and attributes of a store as they stand, for looking at a broken one.
+
+    Images of a key that take more than ``image_memory_bytes`` are mapped from a file; None: none is.
 
     Raises:
         DataError: where the store cannot be read at all; its content is not judged.
     """
     path = resolve_path(path)
     zarr = import_zarr()
+    has_codecs = register_codecs()
     if not path.exists():
         raise DataError(f"No demonstrations at {path}; give an existing .zarr folder or .zarr.zip file.")
     store: Any = None
@@ -40,7 +50,13 @@ def read_unchecked(
             group = zarr.open_group(str(path), mode="r")
         names = sorted(group["data"].array_keys())
         wanted = names if keys is None else _wanted(keys, names, path)
-        arrays = {name: _whole(group[f"data/{name}"], f"data/{name}", path) for name in wanted}
+        arrays = {}
+        for name in wanted:
+            array = group[f"data/{name}"]
+            is_large = image_memory_bytes is not None and is_image(array.shape[1:])
+            is_large = is_large and int(np.prod(array.shape)) > (image_memory_bytes or 0)
+            read = _mapped if is_large else _whole
+            arrays[name] = read(array, f"data/{name}", path)
         ends = _whole(group["meta/episode_ends"], "meta/episode_ends", path)
         return arrays, ends, dict(group.attrs)
     except DataError:
@@ -50,12 +66,25 @@ def read_unchecked(
             f"{path} lacks {error}; a store has data/<key> arrays and meta/episode_ends (see docs/data.md)."
         ) from error
     except Exception as error:  # zarr and its codecs raise whatever their lower layers raise
+        if "imagecodecs" in str(error) and not has_codecs:
+            raise DataError(
+                f"{path} holds images that need imagecodecs; run: pip install 'flowpolicy[images]'."
+            ) from error
         raise DataError(
             f"{path} is damaged or not a zarr store ({first_line(error)}); copy it again."
         ) from error
     finally:
         if store is not None:
             store.close()
+
+
+def free_memory_bytes() -> int:
+    """What the machine can still give; a great number where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):  # not on every system
+        return 1 << 40
 
 
 def import_zarr() -> Any:
@@ -87,8 +116,44 @@ def resolve_path(path: Path | str) -> Path:
         ) from error
 
 
-def _whole(array: Any, key: str, path: Path) -> np.ndarray:
-    """The array's content; zarr would fill a missing chunk with zeros, which here is an error."""
+def _whole(array: Any, key: str, path: Path) -> NDArray[Any]:
+    """The array's content."""
+    _check(array, key, path)
+    if array.dtype.kind == "f" and is_image(array.shape[1:]):
+        images = np.empty(array.shape, np.uint8)
+        if _fill_with_images(images, array):
+            return images
+    return np.asarray(array[...])
+
+
+def _mapped(array: Any, key: str, path: Path) -> NDArray[Any]:
+    """Images as an array that is mapped from a file beside the store, which is written if it is not there.
+
+    Its name holds the store's size and time, so that a store that was replaced is unpacked again.
+    """
+    _check(array, key, path)
+    about = path.stat()
+    stamp = f"{about.st_size:x}-{about.st_mtime_ns:x}"
+    file = path.with_name(f"{path.name}.unpacked") / f"{Path(key).name}-{stamp}.npy"
+    if not file.exists():
+        logger.info("Unpacking %s of %s to %s, once.", key, path, file)
+        file.parent.mkdir(exist_ok=True)
+        with atomic_file(file) as temporary:
+            images: np.memmap[Any, Any] = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
+                temporary, "w+", np.uint8, array.shape
+            )
+            if not _fill_with_images(images, array):
+                raise DataError(
+                    f"{path}: '{key}' holds images of {array.dtype} that are no whole numbers from 0 to 255; "
+                    "store them as uint8."
+                )
+            images.flush()
+    mapped: NDArray[Any] = np.load(file, mmap_mode="c")
+    return mapped
+
+
+def _check(array: Any, key: str, path: Path) -> None:
+    """Refuse what is no array of numbers, or has lost a part: zarr would fill a missing chunk with zeros."""
     if not hasattr(array, "nchunks"):
         raise DataError(f"{path}: '{key}' is a group where an array is expected.")
     if array.dtype.kind not in "fiub":
@@ -97,17 +162,23 @@ def _whole(array: Any, key: str, path: Path) -> np.ndarray:
         raise DataError(
             f"{path}: '{key}' is stored as pickles, which can run code; store it as plain numbers."
         )
-    missing = array.nchunks - array.nchunks_initialized
-    if missing > 0:
+    expected = _chunk_names(array)
+    missing = expected - {name for name, _, _ in _chunks(path, key)}
+    if missing:
         raise DataError(
-            f"{path}: {missing} of {array.nchunks} chunks of '{key}' are missing; copy the store again."
+            f"{path}: {len(missing)} of {len(expected)} chunks of '{key}' are missing; copy the store again."
         )
     _check_frames(array, key, path)
-    if array.dtype.kind == "f" and array.ndim == 4 and array.shape[-1] in (1, 3, 4):
-        images = _whole_images(array)
-        if images is not None:
-            return images
-    return np.asarray(array[...])
+
+
+def _chunk_names(array: Any) -> set[str]:
+    """What the files of an array's chunks are called.
+
+    zarr's own count of those that are there fails in a zip where one key begins another ("pos", "pos_site").
+    """
+    sizes = array.shards or array.chunks
+    counts = [-(-length // size) for length, size in zip(array.shape, sizes, strict=True)]
+    return {array.metadata.encode_chunk_key(index) for index in np.ndindex(*counts)}
 
 
 def _check_frames(array: Any, key: str, path: Path) -> None:
@@ -142,16 +213,16 @@ def _is_metadata(name: str) -> bool:
     return name.startswith(".") or name == "zarr.json"
 
 
-def _whole_images(array: Any) -> np.ndarray | None:
-    """Float images as uint8, read a few at a time; None unless every value is a whole number in 0..255."""
-    images = np.empty(array.shape, np.uint8)
-    rows = max(1, int(array.chunks[0]))
+def _fill_with_images(images: NDArray[Any], array: Any) -> bool:
+    """Copy images, read a few at a time; False unless every value is a whole number in 0..255."""
+    rows = max(64, int(array.chunks[0]))
     for start in range(0, len(images), rows):
         block = np.asarray(array[start : start + rows])
-        if not ((block >= 0) & (block <= 255) & (block == np.round(block))).all():
-            return None
+        whole = (block >= 0) & (block <= 255) & (block == np.round(block))
+        if block.dtype != np.uint8 and not whole.all():
+            return False
         images[start : start + rows] = block
-    return images
+    return True
 
 
 def _wanted(keys: Iterable[str], names: list[str], path: Path) -> list[str]:
@@ -200,8 +271,8 @@ def listed(names: Iterable[str]) -> str:
 
 
 def first_line(error: BaseException, limit: int = 160) -> str:
-    """The gist of another library's error, fit to stand in brackets inside a sentence."""
+    """The gist of another library's error, its first sentence, to stand in brackets inside another one."""
     lines = str(error).strip().splitlines()
-    text = lines[0].strip().rstrip(".:") if lines else ""
+    text = lines[0].strip().partition(". ")[0].rstrip(".:") if lines else ""
     text = text or type(error).__name__
     return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"

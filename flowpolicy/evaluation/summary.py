@@ -22,6 +22,9 @@ _PACKAGES = (
     "mujoco",
     "gymnasium-robotics",
     "gym-pusht",
+    "metaworld",
+    "robosuite",
+    "robomimic",
     "stable-baselines3",
 )
 

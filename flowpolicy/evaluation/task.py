@@ -16,8 +16,10 @@ EXTRAS = {
     "pymunk": "pusht",
     "gymnasium_robotics": "adroit",
     "metaworld": "metaworld",
-    "robosuite": "robosuite",
+    "robosuite": "robomimic",
     "robomimic": "robomimic",
+    "six": "robomimic",
+    "egl_probe": "robomimic",
     "h5py": "import",
 }
 """The extra that brings a simulator's module; any other comes with ``mujoco``."""

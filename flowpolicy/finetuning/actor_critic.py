@@ -15,16 +15,21 @@ from torch import Tensor
 from flowpolicy.errors import FlowPolicyError
 from flowpolicy.finetuning.chain import NoisyFlow
 from flowpolicy.finetuning.critic import Critic
-from flowpolicy.finetuning.noise import NoiseConfig, observation_size
+from flowpolicy.finetuning.features import ObservationFeatures
+from flowpolicy.finetuning.noise import NoiseConfig
+from flowpolicy.models.encoders import ObservationEncoder
+from flowpolicy.observations import dtype_of, is_image
 from flowpolicy.policy import FlowPolicy
 
-State = tuple[np.ndarray, ...]
+State = tuple[NDArray[Any], ...]
 
 
 def spaces_of(policy: FlowPolicy) -> tuple[spaces.Space[Any], spaces.Box]:
     """Observation and action space of a policy that knows no environment: the shapes, without bounds."""
     boxes = {
-        key: spaces.Box(-np.inf, np.inf, shape, np.float32)
+        key: spaces.Box(0, 255, shape, np.uint8)
+        if is_image(shape)
+        else spaces.Box(-np.inf, np.inf, shape, np.float32)
         for key, shape in policy.observation_shapes.items()
     }
     is_plain = tuple(boxes) == ("observation",)
@@ -43,6 +48,8 @@ class FlowActorCritic(BasePolicy):
         execute_horizon: T_e.
         noise: settings of the noise network.
         critic_hidden: widths of the critic.
+        image_encoder: ``frozen`` or ``trained``.
+        critic_encoder: ``shared`` or ``own``.
     """
 
     def __init__(
@@ -55,19 +62,43 @@ class FlowActorCritic(BasePolicy):
         execute_horizon: int,
         noise: NoiseConfig,
         critic_hidden: tuple[int, ...],
+        image_encoder: str = "frozen",
+        critic_encoder: str = "shared",
     ) -> None:
         super().__init__(observation_space, action_space)
         self.flow_policy = flow_policy
         self.execute_horizon = execute_horizon
         self.flow = NoisyFlow(flow_policy, num_steps, noise)
+        network, shapes = flow_policy.network, flow_policy.observation_shapes
+        own = critic_encoder == "own"
         self.critic = Critic(
-            observation_size(flow_policy.observation_shapes, flow_policy.obs_horizon), critic_hidden
+            ObservationFeatures(network, shapes, flow_policy.obs_horizon, own), critic_hidden
         )
+        self.is_frozen = image_encoder == "frozen"
+        if isinstance(network.encoder, ObservationEncoder):
+            network.encoder.cameras.requires_grad_(not self.is_frozen)
         self.eval()  # dropout would make the likelihood inexact
 
     def actor_parameters(self) -> list[torch.nn.Parameter]:
         """Of the flow and of its noise."""
         return [parameter for parameter in self.flow.parameters() if parameter.requires_grad]
+
+    def prepare(self, observation: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What an iteration keeps of normalised observations: images as tokens, where nobody will need the
+        images again.
+        """
+        if self.is_frozen and not self.critic.features.has_encoders:
+            with torch.no_grad():
+                return self.flow.network.see(observation)
+        return observation
+
+    def values(self, observation: Mapping[str, Tensor]) -> Tensor:
+        """The critic's values ``(B,)`` of prepared observations."""
+        if not self.critic.features.has_encoders:
+            with torch.no_grad():
+                observation = self.flow.network.see(observation)
+        values: Tensor = self.critic(observation)
+        return values
 
     def plan(
         self,
@@ -96,11 +127,11 @@ class FlowActorCritic(BasePolicy):
 
     def predict(
         self,
-        observation: np.ndarray | dict[str, np.ndarray],
+        observation: NDArray[Any] | dict[str, NDArray[Any]],
         state: State | None = None,
-        episode_start: np.ndarray | None = None,
+        episode_start: NDArray[Any] | None = None,
         deterministic: bool = False,
-    ) -> tuple[np.ndarray, State | None]:
+    ) -> tuple[NDArray[Any], State | None]:
         """The next action in each environment, clipped to the action space.
 
         Args:
@@ -149,7 +180,7 @@ class FlowActorCritic(BasePolicy):
         )
         return torch.as_tensor(actions)
 
-    def _rows(self, observation: Any) -> tuple[dict[str, NDArray[np.float32]], bool]:
+    def _rows(self, observation: Any) -> tuple[dict[str, NDArray[Any]], bool]:
         """Key -> ``(n, *shape)``, and whether it was a single observation without n."""
         if isinstance(observation, tuple):
             raise FlowPolicyError(
@@ -162,7 +193,7 @@ class FlowActorCritic(BasePolicy):
                 raise FlowPolicyError(
                     f"The policy needs the observation '{key}' and got {', '.join(sorted(batch))}."
                 )
-            array = np.asarray(batch[key], dtype=np.float32)
+            array = np.asarray(batch[key], dtype=dtype_of(shape))
             is_single = array.ndim == len(shape)
             rows[key] = array[None] if is_single else array
         return rows, is_single

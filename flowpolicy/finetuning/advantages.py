@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
 
-def chunk_rewards(rewards: NDArray[np.floating], gamma: float) -> Array:
+def chunk_rewards(rewards: NDArray[np.floating[Any]], gamma: float) -> Array:
     """Discounted reward inside each chunk, sum_i gamma^i r_i.
 
     Args:
@@ -46,7 +48,7 @@ def chunk_advantages(
     discount = gamma**executed
     errors = rewards + np.where(terminated, 0.0, discount * next_values) - values
     carry = np.where(ended, 0.0, discount * gae_lambda)
-    advantages = np.zeros_like(errors)
+    advantages = np.zeros(errors.shape)
     ahead = np.zeros(errors.shape[1])
     for step in reversed(range(len(errors))):
         ahead = errors[step] + carry[step] * ahead
@@ -88,7 +90,7 @@ class ReturnScale(RunningMoments):
         self.running = np.zeros(num_envs)
 
     def run(
-        self, rewards: NDArray[np.floating], executed: NDArray[np.int64], ended: NDArray[np.bool_]
+        self, rewards: NDArray[np.floating[Any]], executed: NDArray[np.int64], ended: NDArray[np.bool_]
     ) -> tuple[float, float, float]:
         """Moments of the running returns over ``(S, N, T_e)`` rewards of ``(S, N)`` chunks, to be merged."""
         seen = []

@@ -12,7 +12,7 @@ from torch import Tensor
 from flowpolicy.finetuning.advantages import ReturnScale, chunk_advantages, chunk_rewards
 from flowpolicy.finetuning.chain import Chain, transition_mask
 from flowpolicy.finetuning.chunk_env import ChunkStep
-from flowpolicy.finetuning.critic import Critic, values_of
+from flowpolicy.finetuning.critic import ValueFunction, values_of
 from flowpolicy.finetuning.update import Minibatch
 
 
@@ -56,7 +56,12 @@ class ChunkBuffer:
         return len(self._steps)
 
     def data(
-        self, critic: Critic, after: dict[str, Tensor], scale: ReturnScale, gamma: float, gae_lambda: float
+        self,
+        critic: ValueFunction,
+        after: dict[str, Tensor],
+        scale: ReturnScale,
+        gamma: float,
+        gae_lambda: float,
     ) -> Minibatch:
         """All S * N chunks, with advantages (not yet normalised) and returns in scaled units.
 

@@ -17,7 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from flowpolicy.finetuning.noise import NoiseConfig, NoiseNetwork, observation_size
+from flowpolicy.finetuning.features import ObservationFeatures
+from flowpolicy.finetuning.noise import NoiseConfig, NoiseNetwork
 from flowpolicy.policy import FlowPolicy
 
 
@@ -52,8 +53,8 @@ class NoisyFlow(nn.Module):
         self.num_steps = num_steps
         self.clip = policy.config.action_clip
         self.network = policy.network
-        size = observation_size(policy.observation_shapes, policy.obs_horizon)
-        self.noise = NoiseNetwork(size, num_steps, policy.action_horizon, policy.action_dim, noise)
+        features = ObservationFeatures(policy.network, policy.observation_shapes, policy.obs_horizon)
+        self.noise = NoiseNetwork(features, num_steps, policy.action_horizon, policy.action_dim, noise)
         # Left end-points of K equal steps: one grid for sampling, scoring and the deployed Euler sampler.
         self.register_buffer("times", torch.arange(num_steps) / num_steps, persistent=False)
         self.register_buffer("levels", torch.full((num_steps,), level), persistent=False)
@@ -66,6 +67,7 @@ class NoisyFlow(nn.Module):
         generator: torch.Generator | None = None,
     ) -> Chain:
         """Sample chains that start at ``noise`` x_0 ``(B, T, A)``, for normalised observations."""
+        observation = self.network.see(observation)
         context = self.network.encode(observation)
         blocks, output = self.network.modulations(self.times.to(noise.dtype), self.levels)
         x, chain, means, stds = noise, [noise], [], []
@@ -86,6 +88,7 @@ class NoisyFlow(nn.Module):
         One batched forward pass over all K transitions, with the gradient of everything.
         """
         before = x[:, :-1]
+        observation = self.network.see(observation)
         context = self.network.encode(observation)
         modulations = self.network.modulations(self.times.to(x.dtype), self.levels)
         velocity = self.network.velocity(before.transpose(0, 1), modulations, context).transpose(0, 1)

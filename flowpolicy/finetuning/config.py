@@ -28,6 +28,8 @@ class ReinFlowConfig:
         critic_warmup: iterations in which only the critic learns.
         max_grad_norm: gradients are clipped to it.
         critic_hidden: widths of the critic.
+        image_encoder: ``frozen`` or ``trained``.
+        critic_encoder: ``shared`` or ``own``.
     """
 
     n_steps: int = 128
@@ -43,6 +45,8 @@ class ReinFlowConfig:
     critic_warmup: int = 3
     max_grad_norm: float = 1.0
     critic_hidden: tuple[int, ...] = (256, 256)
+    image_encoder: str = "frozen"
+    critic_encoder: str = "shared"
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "critic_learning_rate", "max_grad_norm"):

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from flowpolicy.finetuning.noise import flatten_observation
+from flowpolicy.finetuning.features import ObservationFeatures
+
+ValueFunction = Callable[[Mapping[str, Tensor]], Tensor]
 
 
 class Critic(nn.Module):
     """V(o), an MLP with its own view of the observation; its unit is the scaled return.
 
     Args:
-        observation_size: numbers in one flattened observation history.
+        features: what it takes from an observation.
         hidden: width of each hidden layer.
     """
 
-    def __init__(self, observation_size: int, hidden: tuple[int, ...] = (256, 256)) -> None:
+    def __init__(self, features: ObservationFeatures, hidden: tuple[int, ...] = (256, 256)) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        size = observation_size
+        self.features = features
+        size = features.size
         for width in hidden:
             layers += [nn.Linear(size, width), nn.LayerNorm(width), nn.SiLU()]
             size = width
@@ -31,13 +34,13 @@ class Critic(nn.Module):
         nn.init.zeros_(last.weight)
 
     def forward(self, observation: Mapping[str, Tensor]) -> Tensor:
-        """Values ``(B,)`` of normalised observations, key -> ``(B, T_o, *shape)``."""
-        values: Tensor = self.layers(flatten_observation(observation))
+        """Values ``(B,)`` of normalised observations; see :class:`ObservationFeatures` for images."""
+        values: Tensor = self.layers(self.features(observation))
         return values.squeeze(-1)
 
 
 @torch.no_grad()
-def values_of(critic: Critic, observation: Mapping[str, Tensor], rows: int = 8192) -> Tensor:
+def values_of(critic: ValueFunction, observation: Mapping[str, Tensor], rows: int = 2048) -> Tensor:
     """Values ``(N,)`` without gradient, a part at a time."""
     count = len(next(iter(observation.values())))
     parts = [

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from flowpolicy.finetuning.features import ObservationFeatures
 from flowpolicy.settings import require
 
 
@@ -54,7 +55,7 @@ class NoiseNetwork(nn.Module):
     starts at zero: every standard deviation starts at the geometric mean of the bounds.
 
     Args:
-        observation_size: numbers in one flattened observation history.
+        features: what it takes from an observation.
         num_steps: K.
         action_horizon: T.
         action_dim: A.
@@ -64,12 +65,18 @@ class NoiseNetwork(nn.Module):
     log_bounds: Tensor
 
     def __init__(
-        self, observation_size: int, num_steps: int, action_horizon: int, action_dim: int, config: NoiseConfig
+        self,
+        features: ObservationFeatures,
+        num_steps: int,
+        action_horizon: int,
+        action_dim: int,
+        config: NoiseConfig,
     ) -> None:
         super().__init__()
         self.chunk_shape = (action_horizon, action_dim)
         size, hidden = action_horizon * action_dim, config.hidden
-        self.observation = nn.Linear(observation_size, hidden)
+        self.features = features
+        self.observation = nn.Linear(features.size, hidden)
         self.step = nn.Embedding(num_steps, hidden)
         self.chunk = nn.Linear(size, hidden) if config.sees_chunk else None
         self.output = nn.Sequential(nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, size))
@@ -88,24 +95,14 @@ class NoiseNetwork(nn.Module):
         """Standard deviations ``(B, S, T, A)`` of the transitions from ``x`` at the given steps.
 
         Args:
-            observation: normalised, key -> ``(B, T_o, *shape)``.
+            observation: normalised, key -> ``(B, T_o, *shape)``, images as tokens.
             x: ``(B, S, T, A)``; only looked at with ``sees_chunk``.
             steps: ``(S,)`` int64, which of the K steps.
         """
-        hidden = self.observation(flatten_observation(observation))[:, None] + self.step(steps)
+        hidden = self.observation(self.features(observation))[:, None] + self.step(steps)
         if self.chunk is not None:
             hidden = hidden + self.chunk(x.flatten(2))
         share = (torch.tanh(self.output(hidden)) + 1) / 2
         low, high = self.log_bounds.unbind()
         std = torch.exp(low + share * (high - low))
         return std.view(*std.shape[:2], *self.chunk_shape)
-
-
-def flatten_observation(observation: Mapping[str, Tensor]) -> Tensor:
-    """One vector per row from key -> ``(B, T_o, *shape)``."""
-    return torch.cat([value.flatten(1) for value in observation.values()], dim=-1)
-
-
-def observation_size(shapes: Mapping[str, tuple[int, ...]], obs_horizon: int) -> int:
-    """Length of that vector."""
-    return obs_horizon * sum(math.prod(shape) for shape in shapes.values())

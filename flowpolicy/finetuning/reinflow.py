@@ -13,10 +13,11 @@ from typing import IO, Any
 import numpy as np
 import torch
 from gymnasium import spaces
+from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import FloatSchedule, get_system_info
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecTransposeImage
 from torch import nn
 
 from flowpolicy.distributed import Processes
@@ -28,6 +29,7 @@ from flowpolicy.finetuning.buffer import ChunkBuffer
 from flowpolicy.finetuning.chunk_env import ChunkEnv, ChunkStep, EpisodeRecord, LocalChunks
 from flowpolicy.finetuning.chunk_vec_env import VecEnvChunks
 from flowpolicy.finetuning.chunked_vec_env import ChunkedVecEnv
+from flowpolicy.finetuning.critic import values_of
 from flowpolicy.finetuning.noise import NoiseConfig
 from flowpolicy.finetuning.regularization import Regularizer
 from flowpolicy.finetuning.saving import read_model, write_model
@@ -40,6 +42,7 @@ TOKENS_AT_ONCE = 2048
 """Noisy action tokens in one pass of an update on a CPU; the gradient is that of the whole minibatch."""
 OVERSHOOT = 2.0
 """A policy step found to lie beyond this many times ``target_kl`` is taken back."""
+ENCODING, CRITIC_ENCODING = ("frozen", "trained"), ("shared", "own")
 RATE_FACTORS = (0.05, 1.0)
 """Least and largest factor that ``adaptive_rate`` puts on the learning rate."""
 
@@ -73,6 +76,10 @@ class ReinFlow(OnPolicyAlgorithm):
         update: the update rule.
         regularizers: further terms of the policy loss.
         critic_hidden: widths of the critic.
+        image_encoder: ``frozen`` leaves what the policy sees in images as it was pretrained, and encodes each
+            image once; ``trained`` lets practice change it. Without images it means nothing.
+        critic_encoder: ``shared``: the critic reads the policy's image tokens; ``own``: it starts from a copy
+            of the policy's image encoders and trains it.
         execute_horizon: T_e; None takes the policy's own.
         seed: of everything random.
         processes: this process among many that share gradients; each has environments of its own, equally
@@ -109,6 +116,8 @@ class ReinFlow(OnPolicyAlgorithm):
         update: UpdateRule | None = None,
         regularizers: Sequence[Regularizer] = (),
         critic_hidden: tuple[int, ...] = (256, 256),
+        image_encoder: str = "frozen",
+        critic_encoder: str = "shared",
         execute_horizon: int | None = None,
         processes: Processes | None = None,
         stats_window_size: int = 100,
@@ -126,6 +135,8 @@ class ReinFlow(OnPolicyAlgorithm):
         require(0 < gamma <= 1, "gamma", gamma, "in (0, 1]")
         require(0 <= gae_lambda <= 1, "gae_lambda", gae_lambda, "in [0, 1]")
         require(target_kl is None or target_kl > 0, "target_kl", target_kl, "positive, or None")
+        require(image_encoder in ENCODING, "image_encoder", image_encoder, "frozen or trained")
+        require(critic_encoder in CRITIC_ENCODING, "critic_encoder", critic_encoder, "shared or own")
         horizon = policy.execute_horizon if execute_horizon is None else execute_horizon
         require(
             1 <= horizon <= policy.action_horizon,
@@ -139,7 +150,8 @@ class ReinFlow(OnPolicyAlgorithm):
             "adaptive_rate": adaptive_rate, "gamma": gamma,
             "gae_lambda": gae_lambda, "target_kl": target_kl, "critic_warmup": critic_warmup,
             "max_grad_norm": max_grad_norm, "noise": noise or NoiseConfig(), "update": update or PPO(),
-            "critic_hidden": tuple(critic_hidden), "execute_horizon": horizon,
+            "critic_hidden": tuple(critic_hidden), "image_encoder": image_encoder,
+            "critic_encoder": critic_encoder, "execute_horizon": horizon,
             "stats_window_size": stats_window_size, "tensorboard_log": tensorboard_log, "verbose": verbose,
             "seed": seed,
         }  # fmt: skip
@@ -176,6 +188,8 @@ class ReinFlow(OnPolicyAlgorithm):
                 "execute_horizon": horizon,
                 "noise": self.noise,
                 "critic_hidden": tuple(critic_hidden),
+                "image_encoder": image_encoder,
+                "critic_encoder": critic_encoder,
             },
             verbose=verbose,
             seed=seed,
@@ -208,6 +222,14 @@ class ReinFlow(OnPolicyAlgorithm):
         if self.env is not None:
             self._adopt(self.env)
 
+    @staticmethod
+    def _wrap_env(env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        """As stable-baselines3 does, but images keep their channels last."""
+        wrapped = OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+        while isinstance(wrapped, VecTransposeImage):
+            wrapped = wrapped.venv
+        return wrapped
+
     def set_parameters(self, *args: Any, **kwargs: Any) -> None:
         """See stable-baselines3; the normalisers follow their statistics."""
         super().set_parameters(*args, **kwargs)
@@ -222,7 +244,7 @@ class ReinFlow(OnPolicyAlgorithm):
         policy = self.actor_critic.flow_policy
         check_spaces(env, policy, "The environment")
         keys = tuple(policy.observation_shapes)
-        self._histories: dict[str, np.ndarray] | None = None
+        self._histories: dict[str, NDArray[Any]] | None = None
         self.scale.running = np.zeros(env.num_envs)
         self.chunks: ChunkEnv
         if isinstance(env, ChunkedVecEnv):
@@ -231,7 +253,7 @@ class ReinFlow(OnPolicyAlgorithm):
             self.chunks = LocalChunks(env.envs, keys, policy.obs_horizon)
         else:
 
-            def plan(histories: dict[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
+            def plan(histories: dict[str, NDArray[Any]], rows: NDArray[Any]) -> NDArray[Any]:
                 chunks = self.actor_critic.plan(histories, deterministic=False, generator=self.generator)
                 return chunks[:, : self.actor_critic.execute_horizon]
 
@@ -281,7 +303,7 @@ class ReinFlow(OnPolicyAlgorithm):
             self._histories = self._first_histories()
         callback.on_rollout_start()
         before, goes_on = self.num_timesteps, True
-        observation = policy.normalize_observations(self._histories)
+        observation = networks.prepare(policy.normalize_observations(self._histories))
         shape = (self.n_envs, policy.action_horizon, policy.action_dim)
         for _ in range(n_rollout_steps):
             started = time.perf_counter()
@@ -295,9 +317,10 @@ class ReinFlow(OnPolicyAlgorithm):
             final = None
             if step.truncated.any():
                 ends = {key: value[step.truncated] for key, value in step.final_observation.items()}
-                final = policy.normalize_observations(ends)
+                final = networks.prepare(policy.normalize_observations(ends))
             rollout_buffer.add(observation, chain, step, final)
-            observation, self._histories = policy.normalize_observations(step.observation), step.observation
+            self._histories = step.observation
+            observation = networks.prepare(policy.normalize_observations(step.observation))
             episodes = self.chunks.pop_episodes()
             self._record_episodes(episodes)
             if isinstance(self.chunks, VecEnvChunks):
@@ -314,7 +337,7 @@ class ReinFlow(OnPolicyAlgorithm):
             callback.on_rollout_end()
         return goes_on
 
-    def _first_histories(self) -> dict[str, np.ndarray]:
+    def _first_histories(self) -> dict[str, NDArray[Any]]:
         if isinstance(self.chunks, VecEnvChunks):  # learn() has reset it, with its seed
             return self.chunks.start_from(self._last_obs)
         seed = None if self.seed is None else self.seed + 10_000 * self.processes.rank + self.iteration
@@ -360,9 +383,9 @@ class ReinFlow(OnPolicyAlgorithm):
         buffer: ChunkBuffer = self.rollout_buffer  # type: ignore[assignment]
         for moments in self.processes.gather(*buffer.return_moments(self.scale)):
             self.scale.merge(*moments)
-        data = buffer.data(self.actor_critic.critic, self._after, self.scale, self.gamma, self.gae_lambda)
-        with torch.no_grad():  # of what the critic said before it has seen these returns
-            residual = data.returns - self.actor_critic.critic(data.observation)
+        data = buffer.data(self.actor_critic.values, self._after, self.scale, self.gamma, self.gae_lambda)
+        # Of what the critic said before it has seen these returns.
+        residual = data.returns - values_of(self.actor_critic.values, data.observation)
         self.logger.record("train/explained_variance", 1 - float(residual.var() / data.returns.var()))
         data = dataclasses.replace(data, advantage=self._normalized(data.advantage))
         self._update_rates()
@@ -430,9 +453,9 @@ class ReinFlow(OnPolicyAlgorithm):
 
     def _critic_step(self, batch: Minibatch) -> float:
         critic = self.actor_critic.critic
-        loss = ((critic(batch.observation) - batch.returns) ** 2).mean()
+        loss = ((self.actor_critic.values(batch.observation) - batch.returns) ** 2).mean()
         self.critic_optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         self.processes.average_gradients(critic.parameters())
         nn.utils.clip_grad_norm_(critic.parameters(), self.max_grad_norm)
         self.critic_optimizer.step()

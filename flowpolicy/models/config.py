@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from flowpolicy.models.vision.config import VisionConfig
 from flowpolicy.settings import require
 
 
@@ -18,6 +19,7 @@ class ModelConfig:
         feedforward_ratio: hidden channels of the feed-forward block over ``width``.
         tokens_per_step: observation tokens made from one observation step.
         dropout: probability, on each block's output and the feed-forward block's hidden layer.
+        vision: how images become tokens.
     """
 
     width: int = 96
@@ -26,6 +28,7 @@ class ModelConfig:
     feedforward_ratio: int = 4
     tokens_per_step: int = 2
     dropout: float = 0.0
+    vision: VisionConfig = field(default_factory=VisionConfig)
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "num_heads", "feedforward_ratio", "tokens_per_step"):

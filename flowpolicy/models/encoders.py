@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from flowpolicy.errors import ConfigError
 from flowpolicy.models.config import ModelConfig
+from flowpolicy.models.vision.encoder import ImageEncoder
+from flowpolicy.observations import TASK, is_image
 
 
 class StateEncoder(nn.Module):
@@ -24,7 +26,10 @@ class StateEncoder(nn.Module):
         super().__init__()
         for key, shape in shapes.items():
             if len(shape) != 1:
-                raise ConfigError(f"Observation '{key}' has shape {shape}; the state encoder takes vectors.")
+                raise ConfigError(
+                    f"Observation '{key}' has shape {shape}; a policy sees vectors, and images of height, "
+                    "width and 1, 3 or 4 channels."
+                )
         self.keys = tuple(shapes)
         self.tokens_per_step = config.tokens_per_step
         size, width = sum(shape[0] for shape in shapes.values()), config.width
@@ -40,3 +45,75 @@ class StateEncoder(nn.Module):
         tokens = self.mlp(state).view(len(state), -1, self.position.shape[-1])
         result: Tensor = self.norm(tokens) + self.position
         return result
+
+
+class TaskEncoder(nn.Module):
+    """Which task is to be done, from the newest step, to one token.
+
+    Args:
+        num_tasks: length of the one-hot vector.
+        width: channels of a token, d.
+    """
+
+    def __init__(self, num_tasks: int, width: int) -> None:
+        super().__init__()
+        self.embed = nn.Linear(num_tasks, width)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, task: Tensor) -> Tensor:
+        """A token ``(B, 1, d)`` from ``(B, T_o, num_tasks)``."""
+        result: Tensor = self.norm(self.embed(task[:, -1:]))
+        return result
+
+
+class ObservationEncoder(nn.Module):
+    """Several kinds of observation, each encoded by its own module, to the tokens of all of them.
+
+    Images may come as they are, ``(B, T_o, H, W, C)``, or as the tokens that :meth:`see` made of them: then
+    the image encoder is not run again.
+
+    Args:
+        shapes: key -> shape of one step.
+        obs_horizon: T_o.
+        config: sizes.
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], obs_horizon: int, config: ModelConfig) -> None:
+        super().__init__()
+        images = {key: shape for key, shape in shapes.items() if is_image(shape)}
+        vectors = {key: shape for key, shape in shapes.items() if key not in images and key != TASK}
+        self.state = StateEncoder(vectors, obs_horizon, config) if vectors else None
+        self.task = TaskEncoder(shapes[TASK][0], config.width) if TASK in shapes else None
+        self.cameras = nn.ModuleDict(
+            {
+                key: ImageEncoder(shape, obs_horizon, config.width, config.vision)
+                for key, shape in images.items()
+            }
+        )
+
+    def see(self, observation: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The observation with each camera's images in place of them as tokens ``(B, num_tokens, d)``."""
+        seen = dict(observation)
+        for key, camera in self.cameras.items():
+            if seen[key].ndim == 5:
+                seen[key] = camera(seen[key])
+        return seen
+
+    def forward(self, observation: Mapping[str, Tensor]) -> Tensor:
+        """Tokens ``(B, S, d)``."""
+        seen = self.see(observation)
+        parts = [seen[key] for key in self.cameras]
+        if self.state is not None:
+            parts.append(self.state(seen))
+        if self.task is not None:
+            parts.append(self.task(seen[TASK]))
+        return torch.cat(parts, dim=1)
+
+
+def build_encoder(
+    shapes: Mapping[str, tuple[int, ...]], obs_horizon: int, config: ModelConfig
+) -> StateEncoder | ObservationEncoder:
+    """The encoder for observations of these shapes."""
+    if TASK in shapes or any(is_image(shape) for shape in shapes.values()):
+        return ObservationEncoder(shapes, obs_horizon, config)
+    return StateEncoder(shapes, obs_horizon, config)

@@ -20,7 +20,7 @@ from flowpolicy.models.blocks import (
     spread,
 )
 from flowpolicy.models.config import ModelConfig
-from flowpolicy.models.encoders import StateEncoder
+from flowpolicy.models.encoders import ObservationEncoder, build_encoder
 
 Context = list[KeyValue]  # one entry a layer
 
@@ -41,6 +41,7 @@ class VelocityTransformer(nn.Module):
     sampler computes each as rarely as possible:
 
     - ``encode(observation)``: cross-attention keys and values of every layer, once per observation;
+      ``see(observation)`` runs the image encoders alone, for those who use their tokens elsewhere too;
     - ``modulations(t, level)``: adaLN shift, scale and gate of every block, tabulated per step;
     - ``velocity(x, modulations, context)``: what is left for each step.
 
@@ -70,7 +71,7 @@ class VelocityTransformer(nn.Module):
         super().__init__()
         width = config.width
         self.config = config
-        self.encoder = StateEncoder(observation_shapes, obs_horizon, config)
+        self.encoder = build_encoder(observation_shapes, obs_horizon, config)
         self.embed_action = nn.Linear(action_dim, width)
         self.position = nn.Parameter(0.02 * torch.randn(action_horizon, width))
         self.embed_time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
@@ -105,8 +106,16 @@ class VelocityTransformer(nn.Module):
                 assert isinstance(module, Branch)
                 yield Block(layer, str(module.kind), module)
 
+    def see(self, observation: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The observation with images replaced by their tokens ``(B, num_tokens, d)``; vectors stay."""
+        if isinstance(self.encoder, ObservationEncoder):
+            return self.encoder.see(observation)
+        return dict(observation)
+
     def encode(self, observation: Mapping[str, Tensor]) -> Context:
-        """Keys and values of every layer for normalised observations, key -> ``(B, T_o, *shape)``."""
+        """Keys and values of every layer for normalised observations, key -> ``(B, T_o, *shape)``; images
+        may be replaced by their tokens.
+        """
         tokens = self.encoder(observation)
         return [layer.project(tokens) for layer in self.cross_attention]  # type: ignore[operator]
 

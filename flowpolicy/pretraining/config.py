@@ -18,21 +18,28 @@ class DataConfig:
         path: store to train on; None takes the task's own.
         observation_keys: store keys given to the policy, each under its own name.
         validation_fraction: share of the episodes held out (at least one episode, unless 0).
+        validation_mask: hold out the episodes of this mask of the store instead, e.g. robomimic's ``valid``.
         max_episodes: train on this many episodes, drawn by the seed; None takes all.
         observation_normalization: ``minmax``, ``gaussian``, ``quantile`` or ``none``.
         action_normalization: the same, for actions.
         action_clip: bound of a sampled action in normalised units.
+        image_memory_gb: memory for the images of one key; more are read from disk as they are needed. None
+            is half of what is free.
     """
 
     path: str | None = None
     observation_keys: tuple[str, ...] = ("observation",)
     validation_fraction: float = 0.05
+    validation_mask: str | None = None
     max_episodes: int | None = None
     observation_normalization: str = "minmax"
     action_normalization: str = "minmax"
     action_clip: float = 1.0
+    image_memory_gb: float | None = None
 
     def __post_init__(self) -> None:
+        limit = self.image_memory_gb
+        require(limit is None or limit >= 0, "data.image_memory_gb", limit, "0 or more, or null")
         require(
             len(self.observation_keys) > 0, "data.observation_keys", self.observation_keys, "at least one key"
         )

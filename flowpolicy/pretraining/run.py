@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from flowpolicy.data.sampling import ChunkSampler, low_dimensional
+from flowpolicy.data.sampling import ChunkSampler, as_tensors
 from flowpolicy.data.store import Demonstrations, read_demonstrations
 from flowpolicy.data.zarr_reading import resolve_path
 from flowpolicy.device import resolve_device
@@ -26,6 +26,7 @@ from flowpolicy.evaluation.task import Task, task_from
 from flowpolicy.flow import build_objective
 from flowpolicy.loggers import build_loggers, read_metrics
 from flowpolicy.models.config import ModelConfig
+from flowpolicy.observations import is_image
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.policy_config import PolicyConfig
 from flowpolicy.pretraining.config import DataConfig, TrainConfig
@@ -100,7 +101,7 @@ def _run(config: PretrainConfig, run_dir: Path, command: str, group: Processes) 
         raise ConfigError(
             f"{run_dir} holds a run already; add resume=true to continue it, or choose another run_dir."
         )
-    demos = _demonstrations(config, task)
+    demos = find_demonstrations(config, task)
     torch.manual_seed(config.seed)
     policy = make_policy(config, task, demos)
     environment = task.make()
@@ -162,7 +163,7 @@ def _run(config: PretrainConfig, run_dir: Path, command: str, group: Processes) 
     )  # fmt: skip
 
 
-def _demonstrations(config: PretrainConfig, task: Task) -> Demonstrations:
+def find_demonstrations(config: PretrainConfig, task: Task) -> Demonstrations:
     """The store that ``data.path`` names, or else the task's own."""
     path = config.data.path or config.env.get("demonstrations")
     if not path:
@@ -173,7 +174,9 @@ def _demonstrations(config: PretrainConfig, task: Task) -> Demonstrations:
             "make them by scripts/collect_demos.py, or import a recording by scripts/import_demos.py "
             f"source=FILE out={path}."
         )
-    return read_demonstrations(path, config.data.observation_keys)
+    limit = config.data.image_memory_gb
+    memory = None if limit is None else int(limit * 1e9)
+    return read_demonstrations(path, config.data.observation_keys, memory)
 
 
 def _plot(run_dir: Path, task: Task, policy: str, metrics: dict[str, Any]) -> None:
@@ -217,8 +220,9 @@ def make_policy(config: PretrainConfig, task: Task, demos: Demonstrations) -> Fl
             metadata=metadata,
         )
     )
-    observation = low_dimensional(demos, config.data.observation_keys, "cpu")
-    policy.fit_normalizers(observation, low_dimensional(demos, ["action"], "cpu")["action"])
+    vectors = [key for key in config.data.observation_keys if not is_image(policy.observation_shapes[key])]
+    arrays = as_tensors(demos, [*vectors, "action"], "cpu")
+    policy.fit_normalizers(arrays, arrays["action"])
     return policy
 
 
@@ -226,24 +230,38 @@ def make_samplers(
     policy: FlowPolicy, demos: Demonstrations, data: DataConfig, seed: int
 ) -> tuple[ChunkSampler, ChunkSampler | None]:
     """Normalised training and held-out chunks on the policy's device; the episodes are split by the seed."""
-    observation = low_dimensional(demos, data.observation_keys, policy.device)
-    observation = {
-        key: policy.observation_normalizers[key].normalize(value)  # type: ignore[operator]
-        for key, value in observation.items()
-    }
-    action = low_dimensional(demos, ["action"], policy.device)["action"]
+    observation = policy.normalize(as_tensors(demos, data.observation_keys, policy.device))
+    action = as_tensors(demos, ["action"], policy.device)["action"]
     action = policy.action_normalizer.normalize(action)
-    order = np.random.default_rng(seed).permutation(demos.num_episodes).tolist()
-    held_out = round(data.validation_fraction * len(order))
-    if data.validation_fraction > 0 and len(order) > 1:
-        held_out = max(1, held_out)
-    train_episodes = order[held_out:][: data.max_episodes]
+    train_episodes, held_out = split_episodes(demos, data, seed)
 
     def sampler(episodes: list[int]) -> ChunkSampler:
         horizons = policy.obs_horizon, policy.action_horizon
         return ChunkSampler(observation, action, demos.episode_ends, *horizons, sorted(episodes))
 
-    return sampler(train_episodes), sampler(order[:held_out]) if held_out else None
+    return sampler(train_episodes), sampler(held_out) if held_out else None
+
+
+def split_episodes(demos: Demonstrations, data: DataConfig, seed: int) -> tuple[list[int], list[int]]:
+    """Which episodes are trained on and which are held out: the store's mask says so, or the seed.
+
+    Raises:
+        DataError: a mask that the store does not have.
+    """
+    order = np.random.default_rng(seed).permutation(demos.num_episodes).tolist()
+    if data.validation_mask is not None:
+        masks = demos.masks
+        if data.validation_mask not in masks:
+            raise DataError(
+                f"{demos.source} has no mask '{data.validation_mask}' (it has "
+                f"{', '.join(sorted(masks)) or 'none'}); choose another data.validation_mask, or null."
+            )
+        held_out = masks[data.validation_mask]
+        return [number for number in order if number not in held_out][: data.max_episodes], held_out
+    count = round(data.validation_fraction * len(order))
+    if data.validation_fraction > 0 and len(order) > 1:
+        count = max(1, count)
+    return order[count:][: data.max_episodes], order[:count]
 
 
 def _settings_of(config: PretrainConfig) -> dict[str, Any]:

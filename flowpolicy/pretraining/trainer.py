@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowpolicy.data.prefetch import Prefetcher
 from flowpolicy.data.sampling import Batch, ChunkSampler, shuffled_index
 from flowpolicy.distributed import Processes
 from flowpolicy.errors import ConfigError, FlowPolicyError
@@ -73,6 +74,9 @@ class Trainer:
         self.ema = EMA(policy.network, config.ema_decay)
         self.optimizer = _optimizer(policy.network, config)
         self.state = TrainingState(policy.network, self.ema.network, self.optimizer)
+        # With images a batch takes a while to put together.
+        has_images = any(value.dtype == torch.uint8 for value in training.observation.values())
+        self._batches = Prefetcher(self.batch, config.steps) if has_images else None
         self._autocast = _autocast_dtype(config.precision, policy.device, policy.config.model.width)
 
     def resume(self) -> bool:
@@ -115,12 +119,14 @@ class Trainer:
                     )
                 self._now_and_then(step)
                 bar.update(1, loss=shown.get("loss/total", math.nan))
+        if self._batches is not None:
+            self._batches.close()
         return self.averaged_policy()
 
     def step(self) -> dict[str, Tensor]:
         """One optimiser step; returns metrics as scalar tensors (not synchronised with the device)."""
         step, config, network = self.state.step, self.config, self.policy.network
-        batch, draws = self.batch(step)
+        batch, draws = self.batch(step) if self._batches is None else self._batches(step)
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate(step)
         network.train()

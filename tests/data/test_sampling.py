@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from flowpolicy.data.sampling import ChunkSampler, low_dimensional, shuffled_index
+from flowpolicy.data.sampling import ChunkSampler, as_tensors, shuffled_index
 from flowpolicy.errors import ConfigError, DataError
 
 
@@ -70,10 +70,10 @@ def test_no_episode_and_no_horizon_are_refused():
 
 
 def test_missing_keys_are_named(demos):
-    tensors = low_dimensional(demos, ["observation", "goal"], "cpu")
+    tensors = as_tensors(demos, ["observation", "goal"], "cpu")
     assert tensors["goal"].dtype == torch.float32
     with pytest.raises(DataError, match=r"'velocity'.*goal, observation"):
-        low_dimensional(demos, ["velocity"], "cpu")
+        as_tensors(demos, ["velocity"], "cpu")
 
 
 @pytest.mark.parametrize(("batch_size", "length"), [(3, 10), (10, 10), (7, 3), (64, 5), (1, 1), (4, 12)])

@@ -97,7 +97,7 @@ def test_full_disk_leaves_nothing(tmp_path: Path, demos: Demonstrations, name: s
 
     written = module._write_array
 
-    def full(group, key, array, zarr_format):
+    def full(group, key, array, zarr_format, frame_codec=None):
         if key == "reward":
             raise OSError(errno.ENOSPC, "No space left on device")
         written(group, key, array, zarr_format)
@@ -121,3 +121,50 @@ def test_real_pusht_opens_unchanged(shared_data: Path):
     np.testing.assert_array_equal(demos.arrays["state"], known["state"])
     np.testing.assert_array_equal(demos.arrays["action"], known["action"])
     np.testing.assert_array_equal(demos.episode_ends, known["episode_ends"])
+
+
+def filmed(size: int = 48) -> Demonstrations:
+    """Two episodes with smooth images, as cameras give them."""
+    steps, rng = 90, np.random.default_rng(0)
+    rows, columns = np.meshgrid(np.arange(size), np.arange(size), indexing="ij")
+    phase = rng.uniform(0, 6, (steps, 1, 1, 3))
+    images = 127 + 120 * np.sin(rows[None, ..., None] / 9 + phase) * np.cos(columns[None, ..., None] / 7)
+    arrays = {"image": images.astype(np.uint8), "action": rng.normal(size=(steps, 2)).astype(np.float32)}
+    return Demonstrations(arrays, np.array([40, 90]))
+
+
+def test_jpeg2000_is_smaller_than_zstd_and_nearly_the_same(tmp_path: Path):
+    pytest.importorskip("imagecodecs")
+    demos = filmed()
+    paths = {name: write_demonstrations(tmp_path / f"{name}.zarr.zip", demos, image_codec=name)
+             for name in ("zstd", "jpeg2000")}  # fmt: skip
+    lossy, exact = (read_demonstrations(paths[name]).arrays["image"] for name in ("jpeg2000", "zstd"))
+    assert np.array_equal(exact, demos.arrays["image"])
+    difference = np.abs(lossy.astype(int) - exact)
+    assert difference.max() <= 16
+    assert difference.mean() < 2
+    assert paths["jpeg2000"].stat().st_size < paths["zstd"].stat().st_size
+
+
+@pytest.mark.parametrize("name", ["a.zarr", "a.zarr.zip"])
+def test_images_beyond_the_memory_are_mapped_from_disk_once(tmp_path: Path, name: str):
+    demos = filmed()
+    path = write_demonstrations(tmp_path / name, demos)
+    read = read_demonstrations(path, image_memory_bytes=1000).arrays["image"]
+    assert isinstance(read, np.memmap)
+    assert np.array_equal(read, demos.arrays["image"])
+    files = list((tmp_path / f"{name}.unpacked").iterdir())
+    before = files[0].stat().st_mtime_ns
+    again = read_demonstrations(path, image_memory_bytes=1000).arrays["image"]
+    assert np.array_equal(again, read)
+    assert [file.stat().st_mtime_ns for file in (tmp_path / f"{name}.unpacked").iterdir()] == [before]
+    assert not isinstance(read_demonstrations(path).arrays["image"], np.memmap)
+
+
+@pytest.mark.parametrize("name", ["store.zarr", "store.zarr.zip"])
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_a_key_may_begin_another(tmp_path, demos, name, zarr_format):
+    demos.arrays["goal_site"] = demos.arrays["goal"] + 1
+    back = read_demonstrations(write_demonstrations(tmp_path / name, demos, zarr_format=zarr_format))
+    for key in ("goal", "goal_site"):
+        np.testing.assert_array_equal(back.arrays[key], demos.arrays[key])

@@ -238,6 +238,7 @@ def test_impossible_sizes_are_refused(settings, word):
         ModelConfig(**settings)
 
 
-def test_the_state_encoder_refuses_images():
+@pytest.mark.parametrize("shape", [(96, 96), (96, 96, 7), (2, 96, 96, 3)])
+def test_what_is_neither_vector_nor_image_is_refused(shape):
     with pytest.raises(ConfigError, match="camera"):
-        VelocityTransformer(TINY, A, T, {"camera": (96, 96, 3)}, 1)
+        VelocityTransformer(TINY, A, T, {"camera": shape}, 1)

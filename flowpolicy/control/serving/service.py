@@ -17,6 +17,7 @@ from flowpolicy.control.planners import resting_observation
 from flowpolicy.control.serving.messages import decode, encode
 from flowpolicy.errors import FlowPolicyError
 from flowpolicy.execution import ChunkPolicy
+from flowpolicy.observations import is_image
 from flowpolicy.settings import require
 
 NOISE = "noise"
@@ -28,12 +29,12 @@ class PlanRequest:
     """A checked request.
 
     Attributes:
-        observations: key -> ``(B, T_o, *shape)`` float32, physical units.
+        observations: key -> ``(B, T_o, *shape)``: float32, physical units; uint8 of an image.
         noise: x_0 ``(B, T, A)``.
         is_batch: whether it was sent with a leading batch dimension.
     """
 
-    observations: dict[str, NDArray[np.float32]]
+    observations: dict[str, NDArray[Any]]
     noise: NDArray[np.float32]
     is_batch: bool
 
@@ -182,7 +183,7 @@ class PolicyService:
         return PlanRequest(observations, noise, batch is not None)
 
     def _plan(
-        self, observations: Mapping[str, NDArray[np.float32]], noise: NDArray[np.float32]
+        self, observations: Mapping[str, NDArray[Any]], noise: NDArray[np.float32]
     ) -> NDArray[np.float32]:
         with torch.no_grad():
             chunk = self.policy.act(observations, noise=torch.from_numpy(noise))
@@ -205,7 +206,7 @@ def describe(sampler: Sampler) -> dict[str, Any]:
     }
 
 
-def _checked(name: str, value: Any, shape: tuple[int, ...]) -> tuple[NDArray[np.float32], int | None]:
+def _checked(name: str, value: Any, shape: tuple[int, ...]) -> tuple[NDArray[Any], int | None]:
     """``(B, *shape)`` from an array of that shape, of ``shape``, or, where T_o = 1, of ``shape[1:]``; and B,
     None where it was sent without."""
     if not isinstance(value, np.ndarray):
@@ -221,6 +222,10 @@ def _checked(name: str, value: Any, shape: tuple[int, ...]) -> tuple[NDArray[np.
     else:
         sizes = ", ".join(map(str, shape))
         raise FlowPolicyError(f"{name} has shape {given}; send ({sizes}), or (batch, {sizes}).")
+    if is_image(shape[1:]):
+        if rows.dtype != np.uint8:
+            raise FlowPolicyError(f"{name} is an image of {rows.dtype}; send uint8, 0 to 255.")
+        return rows, batch
     with np.errstate(over="ignore"):  # what float32 cannot hold is infinity, and refused as such
         numbers: NDArray[np.float32] = rows.astype(np.float32)
     if not np.isfinite(numbers).all():

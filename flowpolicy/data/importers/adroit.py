@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flowpolicy.data.importers.episodes import join_episodes
 from flowpolicy.data.importers.restricted_pickle import load_arrays
@@ -54,11 +55,11 @@ def read_adroit(path: Path | str, clip: bool = True) -> Demonstrations:
     return join_episodes(episodes, names, where, attributes)
 
 
-def _clipped(action: np.ndarray) -> np.ndarray:
+def _clipped(action: NDArray[Any]) -> NDArray[Any]:
     return np.where(np.isfinite(action), np.clip(action, -1.0, 1.0), action)  # inf stays, to be refused
 
 
-def _episode(item: Any, name: str, where: str) -> dict[str, np.ndarray]:
+def _episode(item: Any, name: str, where: str) -> dict[str, NDArray[Any]]:
     if not isinstance(item, dict):
         raise DataError(
             f"{where}: {name} is a {type(item).__name__} where a dictionary of arrays is expected."

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flowpolicy.data.importers.episodes import numeric
 from flowpolicy.data.importers.hdf5 import dataset, open_hdf5
@@ -55,7 +57,7 @@ def read_d4rl(path: Path | str, episode_length: int | None = None) -> Demonstrat
     return Demonstrations(arrays, ends, {"imported_from": path.name}, where)
 
 
-def _flag(values: np.ndarray | None, name: str, steps: int, where: str) -> np.ndarray:
+def _flag(values: NDArray[Any] | None, name: str, steps: int, where: str) -> NDArray[Any]:
     if values is None:
         return np.zeros(steps, bool)
     if values.size != steps:
@@ -68,7 +70,7 @@ def _flag(values: np.ndarray | None, name: str, steps: int, where: str) -> np.nd
     return flag.astype(bool)
 
 
-def _after_every(length: int, ends: np.ndarray) -> np.ndarray:
+def _after_every(length: int, ends: NDArray[Any]) -> NDArray[Any]:
     if length < 1:
         raise DataError(f"episode_length is {length}; it must be at least 1.")
     marks = np.zeros(len(ends), bool)

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flowpolicy.data.store import Demonstrations
 from flowpolicy.errors import DataError
 
-Episode = Mapping[str, np.ndarray]
+Episode = Mapping[str, NDArray[Any]]
 
 
 def join_episodes(
@@ -39,7 +40,7 @@ def join_episodes(
     return Demonstrations(arrays, ends, dict(attributes), source)
 
 
-def numeric(array: np.ndarray, key: str, source: str) -> np.ndarray:
+def numeric(array: NDArray[Any], key: str, source: str) -> NDArray[Any]:
     """``array`` in the store's types: wide floats and integer actions as float32, the rest as it is.
 
     Raises:

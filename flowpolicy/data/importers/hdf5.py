@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flowpolicy.data.zarr_reading import first_line
 from flowpolicy.errors import DataError
@@ -43,7 +44,7 @@ def open_hdf5(path: Path) -> Iterator[Any]:
         ) from error
 
 
-def dataset(group: Any, key: str, path: Path) -> np.ndarray:
+def dataset(group: Any, key: str, path: Path) -> NDArray[Any]:
     """The whole dataset ``group[key]``.
 
     Raises:

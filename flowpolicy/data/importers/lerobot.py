@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flowpolicy.data.importers.episodes import join_episodes
 from flowpolicy.data.store import Demonstrations
@@ -99,7 +100,7 @@ def _info(path: Path) -> dict[str, Any]:
     return info
 
 
-def _columns(folder: Path, info: dict[str, Any]) -> dict[str, np.ndarray]:
+def _columns(folder: Path, info: dict[str, Any]) -> dict[str, NDArray[Any]]:
     files = sorted((folder / "data").rglob("*.parquet"))
     if not files:
         raise DataError(f"{folder} has no data/**/*.parquet; copy the dataset again.")
@@ -107,7 +108,7 @@ def _columns(folder: Path, info: dict[str, Any]) -> dict[str, np.ndarray]:
     for file, table in zip(files, tables, strict=True):
         if table.keys() != tables[0].keys():
             raise DataError(f"{file} has other columns than {files[0].name}; make the files alike.")
-    columns: dict[str, np.ndarray] = {}
+    columns: dict[str, NDArray[Any]] = {}
     for key in tables[0]:
         parts = [table[key] for table in tables]
         if any(part.shape[1:] != parts[0].shape[1:] for part in parts):
@@ -125,7 +126,7 @@ def _columns(folder: Path, info: dict[str, Any]) -> dict[str, np.ndarray]:
     return columns
 
 
-def _table(path: Path) -> dict[str, np.ndarray]:
+def _table(path: Path) -> dict[str, NDArray[Any]]:
     """The numeric columns of one parquet file, ``(rows, ...)`` each."""
     try:
         import pyarrow.parquet
@@ -157,7 +158,7 @@ def _table(path: Path) -> dict[str, np.ndarray]:
         ) from error
 
 
-def _stacked(column: Any, key: str, path: Path) -> np.ndarray:
+def _stacked(column: Any, key: str, path: Path) -> NDArray[Any]:
     if column.null_count:
         raise DataError(
             f"{path}: column '{key}' has {column.null_count} missing values; repair or remove those rows."
@@ -173,14 +174,14 @@ def _stacked(column: Any, key: str, path: Path) -> np.ndarray:
     return np.asarray(array)
 
 
-def _index(values: np.ndarray, key: str, where: str) -> np.ndarray:
+def _index(values: NDArray[Any], key: str, where: str) -> NDArray[Any]:
     values = values.reshape(len(values), -1)[:, 0]
     if values.dtype.kind not in "iu":
         raise DataError(f"{where}: column '{key}' holds {values.dtype}; it must hold integers.")
     return values.astype(np.int64)
 
 
-def _check_whole(episode: np.ndarray, frame: np.ndarray, info: dict[str, Any], where: str) -> None:
+def _check_whole(episode: NDArray[Any], frame: NDArray[Any], info: dict[str, Any], where: str) -> None:
     if len(episode) == 0:
         raise DataError(f"{where} holds no step; record at least one episode.")
     starts = np.flatnonzero(np.diff(episode, prepend=episode[0] - 1))

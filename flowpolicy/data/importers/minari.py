@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flowpolicy.data.importers.episodes import join_episodes, natural_order
 from flowpolicy.data.importers.hdf5 import child, dataset, is_group, open_hdf5
@@ -84,7 +85,7 @@ def _find_file(path: Path | str, download: bool) -> Path:
     return stored / MAIN_FILE
 
 
-def _episode(group: Any, path: Path) -> dict[str, np.ndarray]:
+def _episode(group: Any, path: Path) -> dict[str, NDArray[Any]]:
     actions = child(group, "actions", path)
     if is_group(actions):
         raise DataError(
@@ -106,9 +107,9 @@ def _episode(group: Any, path: Path) -> dict[str, np.ndarray]:
     return episode | {key: dataset(group, name, path) for name, key in names.items() if name in group}
 
 
-def _leaves(node: Any, key: str, path: Path) -> dict[str, np.ndarray]:
+def _leaves(node: Any, key: str, path: Path) -> dict[str, NDArray[Any]]:
     if is_group(node):
-        found: dict[str, np.ndarray] = {}
+        found: dict[str, NDArray[Any]] = {}
         for name in node:
             found |= _leaves(child(node, name, path), f"{key}.{name}" if key else name, path)
         return found

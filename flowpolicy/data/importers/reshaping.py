@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flowpolicy.data.importers.episodes import numeric
 from flowpolicy.data.store import Demonstrations
@@ -26,7 +28,7 @@ def rename_keys(demos: Demonstrations, names: Mapping[str, str]) -> Demonstratio
     """
     for old in names:
         _require_key(demos, old)
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, NDArray[Any]] = {}
     for key, array in demos.arrays.items():
         new = names.get(key, key)
         if new in arrays:
@@ -132,7 +134,7 @@ def bounded_actions(demos: Demonstrations, bounds: Sequence[float] | None, outsi
     return _with(demos, {**demos.arrays, "action": np.clip(action, low, high)})
 
 
-def _with(demos: Demonstrations, arrays: dict[str, np.ndarray]) -> Demonstrations:
+def _with(demos: Demonstrations, arrays: dict[str, NDArray[Any]]) -> Demonstrations:
     return Demonstrations(arrays, demos.episode_ends, demos.attributes, demos.source)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flowpolicy.data.zarr_reading import first_line
 from flowpolicy.errors import DataError
@@ -198,7 +199,7 @@ class _Builder:
         raise _RefusedError(f"a value of type {type(value).__name__.lstrip('_')}")
 
 
-def _array(value: _Array) -> np.ndarray:
+def _array(value: _Array) -> NDArray[Any]:
     if not isinstance(value.state, tuple) or len(value.state) != 5:
         raise _RefusedError("an array without content")
     _, shape, kind, fortran, data = value.state

@@ -1,0 +1,40 @@
+"""How images are compressed in a store."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flowpolicy.errors import DataError
+from flowpolicy.settings import require
+
+CODECS = ("zstd", "jpeg2000")
+_JPEG2000_LEVEL = 50  # as Diffusion Policy writes its own
+
+
+def register_codecs() -> bool:
+    """Let zarr decode JPEG 2000, PNG and their like; False where imagecodecs is not installed."""
+    try:
+        from imagecodecs.numcodecs import register_codecs as register
+    except ImportError:
+        return False
+    register(verbose=False)
+    return True
+
+
+def image_codec(name: str) -> Any | None:
+    """A numcodecs codec for one image at a time; None for ``zstd``, which is every array's.
+
+    ``zstd`` loses nothing and is smallest for drawn images; ``jpeg2000`` is lossy, and smallest for rendered
+    and filmed ones. Both open in Diffusion Policy.
+
+    Raises:
+        DataError: imagecodecs is not installed.
+    """
+    require(name in CODECS, "image_codec", name, f"one of {', '.join(CODECS)}")
+    if name == "zstd":
+        return None
+    if not register_codecs():
+        raise DataError("image_codec=jpeg2000 needs imagecodecs; run: pip install 'flowpolicy[images]'.")
+    from imagecodecs.numcodecs import Jpeg2k
+
+    return Jpeg2k(level=_JPEG2000_LEVEL)

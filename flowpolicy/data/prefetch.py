@@ -1,0 +1,38 @@
+"""Work for later steps, done ahead by a thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Prefetcher(Generic[T]):
+    """Gives ``make(step)`` for consecutive steps, the next ones being made meanwhile.
+
+    Args:
+        make: a pure function of the step, called in a thread; what it raises is raised where it is asked for.
+        last: no step from here on is made ahead.
+        ahead: steps made ahead.
+    """
+
+    def __init__(self, make: Callable[[int], T], last: int, ahead: int = 2) -> None:
+        self._make, self._last, self._ahead = make, last, ahead
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+        self._waiting: dict[int, Future[T]] = {}
+
+    def __call__(self, step: int) -> T:
+        """``make(step)``."""
+        for wanted in range(step, min(step + 1 + self._ahead, self._last)):
+            if wanted not in self._waiting:
+                self._waiting[wanted] = self._pool.submit(self._make, wanted)
+        ready = self._waiting.pop(step, None)
+        for passed in [number for number in self._waiting if number < step]:
+            self._waiting.pop(passed).cancel()
+        return self._make(step) if ready is None else ready.result()
+
+    def close(self) -> None:
+        """Let go of the thread."""
+        self._pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,1 @@
+"""Image encoders: pictures to tokens that the action tokens attend to."""
