@@ -22,6 +22,7 @@ _PACKAGES = (
     "mujoco",
     "gymnasium-robotics",
     "gym-pusht",
+    "metaworld",
     "robosuite",
     "robomimic",
     "stable-baselines3",
