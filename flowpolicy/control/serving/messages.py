@@ -153,6 +153,8 @@ def _scalar(parts: dict[Any, Any]) -> Any:
     if not isinstance(value, (bool, int, float)):
         raise MessageError("A number in the message is none.")
     try:
+        if dtype.kind in "iu" and not np.iinfo(dtype).min <= value <= np.iinfo(dtype).max:
+            raise OverflowError  # numpy 1 would wrap it around
         return dtype.newbyteorder("=").type(value)
     except (ValueError, OverflowError) as error:
         raise MessageError(f"A number in the message does not fit its dtype {dtype.str}.") from error
