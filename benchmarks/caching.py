@@ -38,7 +38,7 @@ from flowpolicy.acceleration.sampler import build_sampler
 from flowpolicy.acceleration.schedule import Schedule
 from flowpolicy.acceleration.search import ActionError
 from flowpolicy.errors import BackendError, ConfigError
-from flowpolicy.evaluation.plots import BLUE, GREEN, GREY, ORANGE, house_figure
+from flowpolicy.evaluation.figure import BLUE, GREEN, GREY, ORANGE, house_figure
 from flowpolicy.evaluation.rollout import EVALUATION_SEED, evaluate
 from flowpolicy.evaluation.statistics import mean_interval, paired_difference_interval, wilson_interval
 from flowpolicy.evaluation.summary import git_state, machine, versions

@@ -34,7 +34,7 @@ from flowpolicy.control.planners import PlannerBuilder, SamplerSettings
 from flowpolicy.control.robots.simulated import SimulatedRobot
 from flowpolicy.control.safety import SafetyConfig
 from flowpolicy.control.statistics import run_statistics
-from flowpolicy.evaluation.plots import BLUE, GREEN, GREY, ORANGE, house_figure
+from flowpolicy.evaluation.figure import BLUE, GREEN, GREY, ORANGE, house_figure
 from flowpolicy.evaluation.summary import git_state, machine, versions
 from flowpolicy.evaluation.task import task_from
 from flowpolicy.storage import read_json, write_json

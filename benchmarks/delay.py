@@ -31,7 +31,7 @@ import torch
 from flowpolicy import FlowPolicy
 from flowpolicy.acceleration.inpainting import InpaintingSampler
 from flowpolicy.control.delayed import run_delayed
-from flowpolicy.evaluation.plots import BLUE, GREEN, GREY, ORANGE, house_figure
+from flowpolicy.evaluation.figure import BLUE, GREEN, GREY, ORANGE, house_figure
 from flowpolicy.evaluation.rollout import EVALUATION_SEED
 from flowpolicy.evaluation.statistics import mean_interval, paired_difference_interval, wilson_interval
 from flowpolicy.evaluation.summary import git_state, machine, versions

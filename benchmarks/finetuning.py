@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from flowpolicy.evaluation.plots import plot_practice_bands
+from flowpolicy.evaluation.learning_plots import plot_practice_bands
 from flowpolicy.evaluation.statistics import mean_interval
 from flowpolicy.loggers import read_metrics
 from flowpolicy.storage import read_json, write_json

@@ -8,7 +8,7 @@ import numpy as np
 
 from flowpolicy.acceleration.schedule import Schedule
 from flowpolicy.acceleration.similarity import Similarity
-from flowpolicy.evaluation.plots import BLUE, house_figure
+from flowpolicy.evaluation.figure import BLUE, house_figure
 
 
 def plot_schedules(schedules: dict[str, Schedule], path: Path | str, *, title: str = "") -> Path:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from flowpolicy.control.events import Event, name_of
 from flowpolicy.control.statistics import Columns, actions_of, changes_of
 from flowpolicy.control.telemetry import SOURCES
-from flowpolicy.evaluation.plots import BLUE, GREEN, GREY, ORANGE, house_figure
+from flowpolicy.evaluation.figure import BLUE, GREEN, GREY, ORANGE, house_figure
 
 Numbers = NDArray[np.float64]
 

@@ -19,7 +19,7 @@ from flowpolicy.data.store import read_demonstrations
 from flowpolicy.device import resolve_device
 from flowpolicy.distributed import Processes, processes
 from flowpolicy.errors import ConfigError, TaskError
-from flowpolicy.evaluation.plots import plot_practice
+from flowpolicy.evaluation.learning_plots import plot_practice
 from flowpolicy.evaluation.result import EvaluationResult
 from flowpolicy.evaluation.rollout import check_spaces, evaluate
 from flowpolicy.evaluation.statistics import paired_difference_interval

@@ -18,7 +18,7 @@ from flowpolicy.data.zarr_reading import resolve_path
 from flowpolicy.device import resolve_device
 from flowpolicy.distributed import Processes, processes
 from flowpolicy.errors import ConfigError, DataError
-from flowpolicy.evaluation.plots import plot_learning_curves
+from flowpolicy.evaluation.learning_plots import plot_learning_curves
 from flowpolicy.evaluation.result import EvaluationResult
 from flowpolicy.evaluation.rollout import check_spaces, evaluate
 from flowpolicy.evaluation.summary import write_summary

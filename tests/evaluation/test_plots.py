@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from flowpolicy.errors import ConfigError
-from flowpolicy.evaluation.plots import plot_k_sweep, plot_learning_curves, plot_returns
+from flowpolicy.evaluation.learning_plots import plot_learning_curves
+from flowpolicy.evaluation.plots import plot_k_sweep, plot_returns
 from flowpolicy.evaluation.sweep import format_table
 
 pytest.importorskip("matplotlib")

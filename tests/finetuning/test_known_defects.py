@@ -13,7 +13,7 @@ pytest.importorskip("stable_baselines3", reason="stable-baselines3 is not instal
 from stable_baselines3.common.utils import LinearSchedule
 from toy_practice import make
 
-from flowpolicy.evaluation.plots import plot_practice
+from flowpolicy.evaluation.learning_plots import plot_practice
 from flowpolicy.finetuning.chain import log_prob
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flowpolicy.control.planning.config import PlanConfig
 from flowpolicy.control.planning.measuring import Measured
-from flowpolicy.evaluation.plots import BLUE, GREEN, GREY, ORANGE, house_figure
+from flowpolicy.evaluation.figure import BLUE, GREEN, GREY, ORANGE, house_figure
 
 LEAST_DRAWN = 1e-4
 _COLORS = {"onnx": BLUE, "eager": GREEN, "compile": "#CC79A7", "cuda_graph": "#E69F00"}
