@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,10 +17,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import FloatSchedule, get_system_info
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecTransposeImage
-from torch import nn
 
 from flowpolicy.distributed import Processes
-from flowpolicy.errors import ConfigError, FlowPolicyError
+from flowpolicy.errors import ConfigError
 from flowpolicy.evaluation.rollout import check_spaces
 from flowpolicy.finetuning.actor_critic import FlowActorCritic, spaces_of
 from flowpolicy.finetuning.advantages import ReturnScale, RunningMoments, moments_of
@@ -30,21 +28,16 @@ from flowpolicy.finetuning.chunk_env import ChunkEnv, ChunkStep, EpisodeRecord, 
 from flowpolicy.finetuning.chunk_vec_env import VecEnvChunks
 from flowpolicy.finetuning.chunked_vec_env import ChunkedVecEnv
 from flowpolicy.finetuning.critic import values_of
+from flowpolicy.finetuning.learner import Learner
 from flowpolicy.finetuning.noise import NoiseConfig
 from flowpolicy.finetuning.regularization import Regularizer
 from flowpolicy.finetuning.saving import read_model, write_model
-from flowpolicy.finetuning.update import PPO, Minibatch, UpdateRule
+from flowpolicy.finetuning.update import PPO, UpdateRule
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.settings import require
 
 Schedule = float | Any
-TOKENS_AT_ONCE = 2048
-"""Noisy action tokens in one pass of an update on a CPU; the gradient is that of the whole minibatch."""
-OVERSHOOT = 2.0
-"""A policy step found to lie beyond this many times ``target_kl`` is taken back."""
 ENCODING, CRITIC_ENCODING = ("frozen", "trained"), ("shared", "own")
-RATE_FACTORS = (0.05, 1.0)
-"""Least and largest factor that ``adaptive_rate`` puts on the learning rate."""
 
 
 class ReinFlow(OnPolicyAlgorithm):
@@ -156,8 +149,8 @@ class ReinFlow(OnPolicyAlgorithm):
             "seed": seed,
         }  # fmt: skip
         self.batch_size, self.n_epochs = batch_size, n_epochs
-        self.critic_learning_rate, self.target_kl = critic_learning_rate, target_kl
-        self.critic_warmup, self.adaptive_rate, self.rate_factor = critic_warmup, adaptive_rate, 1.0
+        self.critic_learning_rate = critic_learning_rate
+        self.critic_warmup, self.adaptive_rate = critic_warmup, adaptive_rate
         self.noise: NoiseConfig = self.settings["noise"]
         self.update: UpdateRule = self.settings["update"]
         self.regularizers = tuple(regularizers)
@@ -213,10 +206,11 @@ class ReinFlow(OnPolicyAlgorithm):
         self.policy = self.actor_critic  # type: ignore[assignment]
         self.processes.share(networks.state_dict().values())
         self.generator = torch.Generator(self.device).manual_seed((self.seed or 0) + 10_000 * rank)
-        actor, critic = networks.actor_parameters(), networks.critic.parameters()
-        self.actor_optimizer = torch.optim.Adam(actor, lr=self.lr_schedule(1.0))
-        self.critic_optimizer = torch.optim.Adam(critic, lr=self.critic_schedule(1.0))
-        self._before_step: list[torch.Tensor] | None = None
+        self.learner = Learner(
+            self.actor_critic, self.update, self.regularizers, target_kl=self.settings["target_kl"],
+            max_grad_norm=self.max_grad_norm, processes=self.processes, generator=self.generator,
+        )  # fmt: skip
+        self.learner.start_iteration(self.lr_schedule(1.0), self.critic_schedule(1.0))
         self.rollout_buffer = ChunkBuffer()  # type: ignore[assignment]
         self.scale = ReturnScale(self.n_envs, self.gamma)
         if self.env is not None:
@@ -388,27 +382,28 @@ class ReinFlow(OnPolicyAlgorithm):
         residual = data.returns - values_of(self.actor_critic.values, data.observation)
         self.logger.record("train/explained_variance", 1 - float(residual.var() / data.returns.var()))
         data = dataclasses.replace(data, advantage=self._normalized(data.advantage))
-        self._update_rates()
+        learner, left = self.learner, self._current_progress_remaining
+        rate = learner.start_iteration(self.lr_schedule(left), self.critic_schedule(left))
+        self.logger.record("train/learning_rate", rate)
         moving, losses, found = self.iteration >= self.critic_warmup, [], list[dict[str, float]]()
-        self._before_step = None
         # Every chunk once an epoch, in minibatches of nearly one size: a small remnant is a noisy step.
         parts, policy_steps = max(1, round(len(data) * self.processes.count / self.batch_size)), 0
         for _ in range(self.n_epochs):
             order = torch.randperm(len(data), generator=self.generator, device=self.device)
             for rows in torch.tensor_split(order, parts):
                 batch = data[rows]
-                losses.append(self._critic_step(batch))
+                losses.append(learner.critic_step(batch))
                 if moving:
-                    metrics, moving = self._policy_step(batch)
+                    metrics, moving = learner.policy_step(batch)
                     found.append(metrics)
                     policy_steps += moving
-        if moving and policy_steps and self.target_kl is not None:  # what the last step did, none has seen
-            metrics, moving = self._check(batch)
+        if moving and policy_steps and learner.target_kl is not None:  # what the last step did, none has seen
+            metrics, moving = learner.check(batch)
             found.append(metrics)
-        policy_steps -= bool(found) and self._overshot(found[-1])  # it was taken back
+        policy_steps -= bool(found) and learner.overshot(found[-1])  # it was taken back
         if self.adaptive_rate and found:
-            self._adapt_rate(
-                policy_steps / len(losses), stopped=not moving, overshot=self._overshot(found[-1])
+            learner.adapt_rate(
+                policy_steps / len(losses), stopped=not moving, overshot=learner.overshot(found[-1])
             )
         self._log(found, policy_steps, losses)
         self.iteration += 1
@@ -430,91 +425,6 @@ class ReinFlow(OnPolicyAlgorithm):
         self.logger.record("train/policy_steps", steps)
         self.logger.record("train/value_loss", float(np.mean(losses)))
         self.logger.record("train/return_scale", self.scale.value)
-
-    def _overshot(self, metrics: dict[str, float]) -> bool:
-        """NaN, which an overflowing ratio gives, is the farthest of all."""
-        return self.target_kl is not None and not metrics["train/kl"] <= OVERSHOOT * self.target_kl
-
-    def _adapt_rate(self, share: float, *, stopped: bool, overshot: bool) -> None:
-        """A rate whose few steps reach the KL bound wastes data; one that never reaches it wastes time."""
-        if overshot or (stopped and share < 0.25):
-            change = 0.7 if overshot or share < 0.1 else 0.85
-            self.rate_factor = max(self.rate_factor * change, RATE_FACTORS[0])
-        elif not stopped:
-            self.rate_factor = min(self.rate_factor * 1.1, RATE_FACTORS[1])
-
-    def _update_rates(self) -> None:
-        left = self._current_progress_remaining
-        rates = self.lr_schedule(left) * self.rate_factor, self.critic_schedule(left)
-        for optimizer, rate in zip((self.actor_optimizer, self.critic_optimizer), rates, strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-        self.logger.record("train/learning_rate", rates[0])
-
-    def _critic_step(self, batch: Minibatch) -> float:
-        critic = self.actor_critic.critic
-        loss = ((self.actor_critic.values(batch.observation) - batch.returns) ** 2).mean()
-        self.critic_optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.processes.average_gradients(critic.parameters())
-        nn.utils.clip_grad_norm_(critic.parameters(), self.max_grad_norm)
-        self.critic_optimizer.step()
-        return float(loss.detach())
-
-    def _gradient(self, batch: Minibatch) -> dict[str, float]:
-        """Add the gradient of the update rule's loss to the parameters, a part of the minibatch at a time."""
-        rows_at_once = len(batch)
-        if self.device.type == "cpu":  # activations that stay in a core's cache: a tenth faster
-            tokens = batch.mean.shape[1] * batch.mean.shape[2]
-            rows_at_once = max(1, TOKENS_AT_ONCE // tokens)
-        metrics: dict[str, float] = {}
-        for rows in torch.split(torch.arange(len(batch), device=self.device), rows_at_once):
-            loss, found = self.update.loss(self.actor_critic.flow, batch[rows])
-            share = len(rows) / len(batch)
-            if torch.is_grad_enabled():
-                (share * loss).backward()  # type: ignore[no-untyped-call]
-            for name, value in {"train/loss": loss, **found}.items():
-                metrics[name] = metrics.get(name, 0.0) + share * float(value.detach())
-        return metrics
-
-    @torch.no_grad()
-    def _check(self, batch: Minibatch) -> tuple[dict[str, float], bool]:
-        metrics = self._gradient(batch)
-        return metrics, self._within_bounds(metrics)
-
-    def _within_bounds(self, metrics: dict[str, float]) -> bool:
-        """Whether the policy may move on; takes an overshooting step back."""
-        metrics["train/kl"] = self.processes.total(metrics["train/kl"]) / self.processes.count
-        if self._overshot(metrics) and self._before_step is not None:
-            with torch.no_grad():
-                for parameter, before in zip(
-                    self.actor_critic.actor_parameters(), self._before_step, strict=True
-                ):
-                    parameter.copy_(before)
-        return self.target_kl is None or metrics["train/kl"] <= self.target_kl
-
-    def _policy_step(self, batch: Minibatch) -> tuple[dict[str, float], bool]:
-        """One step of flow and noise; none, and False, where they have moved too far already."""
-        flow, parameters = self.actor_critic.flow, self.actor_critic.actor_parameters()
-        self.actor_optimizer.zero_grad(set_to_none=True)
-        metrics = self._gradient(batch)
-        if not self._within_bounds(metrics):
-            return metrics, False
-        for term in self.regularizers:
-            value = term.loss(flow, batch, self.generator)
-            (term.weight * value).backward()  # type: ignore[no-untyped-call]
-            metrics[f"train/{term.name}"] = float(value.detach())
-            metrics["train/loss"] += term.weight * float(value.detach())
-        finite = self.processes.gather(float(math.isfinite(metrics["train/loss"])))
-        if not all(flag for (flag,) in finite):  # on any process: all of them stop
-            raise FlowPolicyError(
-                f"The policy loss is not finite after {self.num_timesteps:,} steps; lower learning_rate."
-            )
-        self.processes.average_gradients(parameters)
-        metrics["train/gradient_norm"] = float(nn.utils.clip_grad_norm_(parameters, self.max_grad_norm))
-        self._before_step = [parameter.detach().clone() for parameter in parameters]
-        self.actor_optimizer.step()
-        return metrics, True
 
     @property
     def worker_restarts(self) -> int:
@@ -591,4 +501,4 @@ class ReinFlow(OnPolicyAlgorithm):
         return read_model(cls, path, env, device, {**(custom_objects or {}), **settings})
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        return ["actor_critic", "actor_optimizer", "critic_optimizer"], []
+        return ["actor_critic", "learner.actor_optimizer", "learner.critic_optimizer"], []

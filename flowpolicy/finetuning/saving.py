@@ -41,7 +41,7 @@ def write_model(model: ReinFlow, path: str | Path | IO[bytes]) -> None:
         return
     tensors = {f"networks.{name}": value for name, value in model.actor_critic.state_dict().items()}
     for name in _OPTIMIZERS:
-        tensors.update(optimizer_tensors(getattr(model, name), name))
+        tensors.update(optimizer_tensors(getattr(model.learner, name), name))
     tensors["generator"] = model.generator.get_state()
     assert isinstance(model.action_space, spaces.Box)
     tensors["action_low"] = torch.as_tensor(model.action_space.low)
@@ -87,7 +87,7 @@ def _restore(model: ReinFlow, progress: dict[str, Any], tensors: dict[str, Tenso
     model.actor_critic.load_state_dict(under(tensors, "networks"))
     model.actor_critic.flow_policy.refresh_normalizers()
     for name in _OPTIMIZERS:
-        load_optimizer(getattr(model, name), under(tensors, name))
+        load_optimizer(getattr(model.learner, name), under(tensors, name))
     state = tensors["generator"]
     if model.processes.rank == 0 and len(state) == len(model.generator.get_state()):
         model.generator.set_state(state)
@@ -98,7 +98,7 @@ def _restore(model: ReinFlow, progress: dict[str, Any], tensors: dict[str, Tenso
     model._total_timesteps = int(progress["total_timesteps"])
     model._current_progress_remaining = float(progress["remaining"])
     model.iteration, model._n_updates = int(progress["iteration"]), int(progress["updates"])
-    model.rate_factor = float(progress["rate_factor"])
+    model.learner.rate_factor = float(progress["rate_factor"])
     model.scale.merge(*map(float, progress["return_scale"]))
     model.restarts_before = int(progress["worker_restarts"])
     model.seconds.update({name: float(value) for name, value in progress["seconds"].items()})
@@ -128,7 +128,7 @@ def _content(model: ReinFlow) -> dict[str, Any]:
             "remaining": model._current_progress_remaining,
             "iteration": model.iteration,
             "updates": model._n_updates,
-            "rate_factor": model.rate_factor,
+            "rate_factor": model.learner.rate_factor,
             "return_scale": [model.scale.count, model.scale.mean, model.scale.squares],
             "seconds": model.seconds,
             "worker_restarts": model.worker_restarts,

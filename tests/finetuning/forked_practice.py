@@ -115,8 +115,8 @@ def ranks(folder: Path) -> dict[str, object]:
             )  # fmt: skip
             # One minibatch, of which each process has its part.
             batch = whole_batch()[torch.arange(64).chunk(group.count)[group.rank]]
-            model._policy_step(batch)
-            model._critic_step(batch)
+            model.learner.policy_step(batch)
+            model.learner.critic_step(batch)
             gradients = {
                 f"gradient.{key}": parameter.grad
                 for key, parameter in model.actor_critic.named_parameters()
@@ -146,7 +146,7 @@ def whole_batch() -> Any:
     """64 chunks of practice, the same in every process."""
     model = make(make_vec_env(Reach, n_envs=4, seed=7), processes=Processes())
     batches: list[Any] = []
-    model._policy_step = lambda batch: (batches.append(batch), ({"train/kl": 0.0}, False))[1]  # type: ignore[method-assign]
+    model.learner.policy_step = lambda batch: (batches.append(batch), ({"train/kl": 0.0}, False))[1]  # type: ignore[method-assign]
     model.batch_size = 64
     model.learn(1)
     return batches[0]

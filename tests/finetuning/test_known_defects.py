@@ -20,8 +20,8 @@ from flowpolicy.finetuning.chain import log_prob
 def test_an_epoch_holds_every_chunk_once():
     model = make(n_epochs=1, n_steps=16, batch_size=20)  # of which 64 is no multiple
     seen = []
-    step = model._critic_step
-    model._critic_step = lambda batch: seen.append(batch.x) or step(batch)
+    step = model.learner.critic_step
+    model.learner.critic_step = lambda batch: seen.append(batch.x) or step(batch)
     model.learn(1)
     rows = torch.cat(seen).flatten(1)
     assert len(rows) == 16 * 4
@@ -76,7 +76,7 @@ def test_the_learning_rate_follows_progress_and_nothing_else(tmp_path):
 
     def watched():
         train()
-        seen.append((model._current_progress_remaining, model.actor_optimizer.param_groups[0]["lr"]))
+        seen.append((model._current_progress_remaining, model.learner.actor_optimizer.param_groups[0]["lr"]))
         model.lr_schedule(0.5)  # asked for, as a plot of the schedule does
         plot_practice([{"step": 1.0, "rollout/return": 1.0}], tmp_path / "curves.png")
 

@@ -20,8 +20,8 @@ from flowpolicy.policy import FlowPolicy
 def test_a_policy_that_does_not_move_keeps_its_ratio_at_one():
     model = make(learning_rate=0.0, n_epochs=3)
     seen = []
-    step = model._policy_step
-    model._policy_step = lambda batch: seen.append(step(batch)) or seen[-1]
+    step = model.learner.policy_step
+    model.learner.policy_step = lambda batch: seen.append(step(batch)) or seen[-1]
     model.learn(1)  # one iteration
     assert len(seen) == 3 * 2  # two minibatches in each of three epochs
     assert max(metrics["train/ratio_spread"] for metrics, _ in seen) < 1e-4
@@ -30,17 +30,17 @@ def test_a_policy_that_does_not_move_keeps_its_ratio_at_one():
 
 def test_the_gradient_does_not_depend_on_how_many_chunks_pass_at_once(monkeypatch):
     def gradients(tokens):
-        monkeypatch.setattr("flowpolicy.finetuning.reinflow.TOKENS_AT_ONCE", tokens)
+        monkeypatch.setattr("flowpolicy.finetuning.learner.TOKENS_AT_ONCE", tokens)
         model = make(batch_size=16, n_epochs=1, learning_rate=0.0, max_grad_norm=1e9)
         found = []
-        step = model._policy_step
+        step = model.learner.policy_step
 
         def kept(batch):
             found.append(step(batch)[0])
             found.append({key: p.grad.clone() for key, p in model.actor_critic.flow.named_parameters()})
             return found[-2], True
 
-        model._policy_step = kept
+        model.learner.policy_step = kept
         model.learn(1)
         return found
 
@@ -67,7 +67,7 @@ def test_a_step_far_beyond_the_kl_bound_is_taken_back_and_the_rate_falls():
     model.learn(1)
     for parameter, earlier in zip(model.actor_critic.actor_parameters(), before, strict=True):
         assert torch.equal(parameter, earlier)
-    assert model.rate_factor < 1
+    assert model.learner.rate_factor < 1
     lenient = make(learning_rate=0.3, target_kl=None, n_epochs=1)
     lenient.learn(1)
     moved = zip(lenient.actor_critic.actor_parameters(), before, strict=True)

@@ -39,8 +39,8 @@ def test_a_loaded_model_is_the_saved_one(saved):
     for name, tensor in model.actor_critic.state_dict().items():
         assert torch.equal(tensor, loaded.actor_critic.state_dict()[name]), name
     for ours, theirs in (
-        (model.actor_optimizer, loaded.actor_optimizer),
-        (model.critic_optimizer, loaded.critic_optimizer),
+        (model.learner.actor_optimizer, loaded.learner.actor_optimizer),
+        (model.learner.critic_optimizer, loaded.learner.critic_optimizer),
     ):
         for index, moments in ours.state_dict()["state"].items():
             for name, value in moments.items():
