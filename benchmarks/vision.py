@@ -122,6 +122,15 @@ def measure_throughput() -> None:
     write_json(ROOT / RUNS / "throughput" / "summary.json", throughput())
 
 
+def _relative(content: Any) -> Any:
+    """Paths from this folder on, not from the machine's root."""
+    if isinstance(content, dict):
+        return {key: _relative(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_relative(value) for value in content]
+    return content.replace(f"{ROOT}/", "") if isinstance(content, str) else content
+
+
 STAGES: dict[str, Callable[[], None]] = {
     **{name: partial(pretrain, name) for name in PRETRAINED},
     "pusht_image-K16": more_steps,
@@ -141,7 +150,9 @@ def main() -> None:
     for name, stage in STAGES.items():
         if not arguments.report and arguments.only in name and not is_done(name):
             stage()
-    found = {name: read_json(ROOT / RUNS / name / "summary.json") for name in STAGES if is_done(name)}
+    found = {
+        name: _relative(read_json(ROOT / RUNS / name / "summary.json")) for name in STAGES if is_done(name)
+    }
     missing = [name for name in STAGES if name not in found]
     content = {
         "command": "python benchmarks/vision.py",

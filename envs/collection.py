@@ -164,6 +164,7 @@ def collect_store(
     deterministic: bool = False,
     allow_outside_band: bool = False,
     seed: int = 0,
+    image_codec: str = "zstd",
     command: str = "",
 ) -> tuple[Path, Demonstrations]:
     """Collect a task's demonstrations of one level and write them to a store.
@@ -179,6 +180,7 @@ def collect_store(
         actors: other actors than the level's own.
         num_envs: episodes of actors that are played side by side.
         workers: processes that play scripted episodes.
+        image_codec: of the store's images; see :mod:`flowpolicy.data.image_codecs`.
 
     Returns:
         The store's path and what was written to it.
@@ -216,7 +218,7 @@ def collect_store(
         source=f"{level} demonstrators of {env['env_id']}",
         command=command,
     )
-    return write_demonstrations(out, demos), demos
+    return write_demonstrations(out, demos, image_codec=image_codec), demos
 
 
 def _scripted(env: Mapping[str, Any], episodes: int | None, seed: int, workers: int) -> Demonstrations:

@@ -6,6 +6,7 @@ several, heights, the speed) comes from its seed, so that the demonstrations hav
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -37,9 +38,7 @@ class LiftDemonstrator(ArmScript):
 
         raised = above_cube(0.15)
         stages = [
-            Stage(lambda: above_cube(clear), OPEN, tolerance=0.015),
-            Stage(lambda: above_cube(0.0), OPEN, tolerance=0.008),
-            Stage(lambda: above_cube(0.0), CLOSED, tolerance=0.03, wait=_CLOSING),
+            *_grasp(above_cube, clear, tolerance=0.008),
             Stage(lambda: raised, CLOSED),
         ]
         self.play(stages, rng)
@@ -65,9 +64,7 @@ class CanDemonstrator(ArmScript):
 
         raised = above_can(carried)
         stages = [
-            Stage(lambda: above_can(clear), OPEN, tolerance=0.015),
-            Stage(lambda: above_can(0.01), OPEN, tolerance=0.01),
-            Stage(lambda: above_can(0.01), CLOSED, tolerance=0.03, wait=_CLOSING),
+            *_grasp(above_can, clear, at=0.01, tolerance=0.01),
             Stage(lambda: raised, CLOSED, tolerance=0.03),
             Stage(lambda: wrist.at(_up(goal, 0.06 + carried)), CLOSED, tolerance=0.03),
             Stage(lambda: wrist.at(_up(goal, 0.12)), CLOSED, tolerance=0.03),
@@ -126,9 +123,7 @@ class SquareDemonstrator(ArmScript):
             return bool(nut_pose().position[2] < table + 0.06)
 
         stages = [
-            Stage(lambda: above_handle(clear), OPEN, tolerance=0.012),
-            Stage(lambda: above_handle(0.0), OPEN, tolerance=0.006),
-            Stage(lambda: above_handle(0.0), CLOSED, tolerance=0.03, wait=_CLOSING),
+            *_grasp(above_handle, clear, tolerance=0.006, clear_tolerance=0.012),
             Stage(lambda: wrist.at(np.append(arm.hand.position[:2], carried)), CLOSED, tolerance=0.03),
             Stage(lambda: over_peg(carried), CLOSED, tolerance=0.015),
             Stage(onto_peg, CLOSED, until=is_on_peg),
@@ -137,6 +132,22 @@ class SquareDemonstrator(ArmScript):
         ]
         self.play(stages, rng)
         return way
+
+
+def _grasp(
+    above: Callable[[float], Pose],
+    clear: float,
+    *,
+    at: float = 0.0,
+    tolerance: float,
+    clear_tolerance: float = 0.015,
+) -> list[Stage]:
+    """Open over a thing, down to it, and close; ``above`` is the hand's pose so many m above it."""
+    return [
+        Stage(lambda: above(clear), OPEN, tolerance=clear_tolerance),
+        Stage(lambda: above(at), OPEN, tolerance=tolerance),
+        Stage(lambda: above(at), CLOSED, tolerance=0.03, wait=_CLOSING),
+    ]
 
 
 def _turns(hand: float, handle: float, nut: float) -> tuple[float, float]:

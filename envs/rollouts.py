@@ -50,14 +50,17 @@ class EpisodeRecorder:
     success: bool | None = None
     task: str = ""
 
-    def add(self, observation: Any, action: np.ndarray, reward: float, info: Mapping[str, Any]) -> None:
-        """One step: what was seen, what was done about it, and what came of it."""
+    def see(self, observation: Any) -> None:
+        """What is seen before an action; copied, since a simulator may write into what it gave."""
         seen = observation if isinstance(observation, Mapping) else {"observation": observation}
         for key, value in seen.items():
-            array = np.array(value)  # a copy: a simulator may write into the one it gave
+            array = np.array(value)
             if array.dtype.kind == "f":
-                array = array.astype(np.float32)
+                array = array.astype(np.float32, copy=False)
             self.observation.setdefault(key, []).append(array)
+
+    def act(self, action: np.ndarray, reward: float, info: Mapping[str, Any]) -> None:
+        """What was done about it, and what came of that."""
         self.action.append(action)
         self.reward.append(float(reward))
         if "success" in info:
@@ -96,9 +99,9 @@ def run_episodes(
     while alive:
         batch = np.stack([observations[i] for i in alive])
         for action, i in zip(actor.act(batch, rng, deterministic=deterministic), alive, strict=True):
-            seen = np.array(observations[i])
+            recorders[i].see(observations[i])
             observations[i], reward, terminated, truncated, info = envs[i].step(action)
-            recorders[i].add(seen, action, float(reward), info)
+            recorders[i].act(action, float(reward), info)
             if terminated or truncated:
                 episodes[i] = recorders[i].finish(bool(terminated))
         alive = [i for i in alive if i not in episodes]

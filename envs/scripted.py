@@ -103,9 +103,9 @@ def play(env: gym.Env[Any, Any], demonstrator: Demonstrator, seed: int, noise: f
         if noise > 0:
             executed = intended + spread * rng.standard_normal(intended.shape)
             executed = np.clip(executed, space.low, space.high).astype(np.float32)
-        following, reward, terminated, truncated, info = env.step(executed)
-        recorder.add(observation, intended, float(reward), info)
-        observation = following
+        recorder.see(observation)
+        observation, reward, terminated, truncated, info = env.step(executed)
+        recorder.act(intended, float(reward), info)
         if terminated or truncated:
             return Attempt(seed, way, recorder.finish(bool(terminated)))
 

@@ -33,6 +33,7 @@ def main(config: dict[str, Any], run_dir: Path) -> None:
         "deterministic",
         "allow_outside_band",
         "seed",
+        "image_codec",
         "out",
     )
     path, demos = collect_store(config["env"], **{key: config[key] for key in keys}, command=command_line())

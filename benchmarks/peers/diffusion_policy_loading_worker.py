@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from diffusion_policy.common.sampler import SequenceSampler
 from diffusion_policy.dataset.pusht_image_dataset import PushTImageDataset
-from loading_loop import endless, serve
+from loading_loop import batches, serve
 
 
 def main() -> None:
@@ -33,11 +33,6 @@ def main() -> None:
             return whole({key: value if key == "action" else value[:seen] for key, value in parts.items()})
 
         dataset._sample_to_data = sample
-    workers = settings["workers"]
-    loader = torch.utils.data.DataLoader(
-        dataset, batch_size=settings["batch_size"], shuffle=True, drop_last=True, num_workers=workers,
-        persistent_workers=workers > 0,
-    )  # fmt: skip
     normalizer = dataset.get_normalizer()
 
     def finish(batch: dict[str, Any]) -> list[torch.Tensor]:
@@ -45,7 +40,7 @@ def main() -> None:
         ready = normalizer.normalize({"image": observed["image"]})
         return [ready["image"], observed["agent_pos"], batch["action"]]
 
-    serve(endless(loader), finish)
+    serve(batches(dataset, settings), finish)
 
 
 if __name__ == "__main__":

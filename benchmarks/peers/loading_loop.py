@@ -20,7 +20,14 @@ def serve(batches: Iterator[Any], finish: Callable[[Any], Any]) -> None:
         print(time.perf_counter() - started, flush=True)
 
 
-def endless(loader: Any) -> Iterator[Any]:
-    """Epoch after epoch."""
+def batches(dataset: Any, settings: dict[str, Any]) -> Iterator[Any]:
+    """Of a peer's dataset, shuffled, epoch after epoch, by PyTorch's own loader."""
+    import torch
+
+    workers = settings["workers"]
+    loader = torch.utils.data.DataLoader(
+        dataset, batch_size=settings["batch_size"], shuffle=True, drop_last=True, num_workers=workers,
+        persistent_workers=workers > 0,
+    )  # fmt: skip
     while True:
         yield from loader

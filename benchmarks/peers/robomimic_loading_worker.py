@@ -8,7 +8,7 @@ from typing import Any
 
 import robomimic.utils.obs_utils as obs_utils
 import torch
-from loading_loop import endless, serve
+from loading_loop import batches, serve
 from robomimic.utils.dataset import SequenceDataset
 
 
@@ -24,18 +24,13 @@ def main() -> None:
         pad_seq_length=True, hdf5_cache_mode="low_dim", hdf5_use_swmr=False, load_next_obs=False,
     )  # fmt: skip
     sys.stdout = out
-    workers = settings["workers"]
-    loader = torch.utils.data.DataLoader(
-        dataset, batch_size=settings["batch_size"], shuffle=True, drop_last=True, num_workers=workers,
-        persistent_workers=workers > 0,
-    )  # fmt: skip
     seen = settings["obs_horizon"]
 
     def finish(batch: dict[str, Any]) -> list[torch.Tensor]:
         image = obs_utils.process_obs(batch["obs"]["image"][:, :seen], obs_key="image")
         return [image, batch["obs"]["agent_position"][:, :seen], batch["actions"]]
 
-    serve(endless(loader), finish)
+    serve(batches(dataset, settings), finish)
 
 
 if __name__ == "__main__":
