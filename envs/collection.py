@@ -18,7 +18,7 @@ from flowpolicy.evaluation.task import task_from
 from flowpolicy.settings import build, require
 from flowpolicy_envs.actor import ExpertActor
 from flowpolicy_envs.rollouts import Episode, join, run_episodes
-from flowpolicy_envs.scripted import ScriptedConfig, collect_scripted, ways_of
+from flowpolicy_envs.scripted import ScriptedConfig, collect_scripted
 
 logger = logging.getLogger(__name__)
 ASSETS = Path(__file__).parent / "assets"
@@ -234,7 +234,7 @@ def _scripted(env: Mapping[str, Any], episodes: int | None, seed: int, workers: 
         "env_id": env["env_id"],
         "env_kwargs": dict(env["env_kwargs"] or {}),
         "demonstrator": asdict(config),
-        "ways": ways_of(attempts),
+        "ways": _counts(attempt.way for attempt in attempts),
         "tasks": _counts(attempt.episode.task for attempt in attempts),
         "episodes_played": played,
         "success_rate_played": len(attempts) / played,

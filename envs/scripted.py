@@ -209,9 +209,3 @@ def _start_worker(make: Callable[[], gym.Env[Any, Any]], config: ScriptedConfig)
 
 def _play_in_worker(seed: int) -> Attempt:
     return play(_WORKER["env"], _WORKER["demonstrator"], seed, _WORKER["noise"])
-
-
-def ways_of(attempts: list[Attempt]) -> Mapping[str, int]:
-    """How many of the attempts went each way."""
-    names = [attempt.way for attempt in attempts]
-    return {name: names.count(name) for name in sorted(set(names))}

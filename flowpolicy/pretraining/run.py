@@ -279,4 +279,5 @@ def _settings_of(config: PretrainConfig) -> dict[str, Any]:
     )
     for key in (*reporting, "loggers", "wandb", "threads", "validate_every"):
         del settings["train"][key]
+    del settings["data"]["image_memory_gb"]  # the same images, wherever they lie
     return settings
