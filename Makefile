@@ -29,11 +29,8 @@ $(VENV)/.train: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[train,mujoco]"
 	@touch $@
 
-# The tests drive the policy server with the published openpi client. It is installed without its dependencies: it
-# caps numpy below 2 without needing to, and what its client imports is in the extra "serve".
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps openpi-client
 	@touch $@ $(VENV)/.train
 
 $(BIN)/python:

@@ -1,11 +1,11 @@
-"""Checkpoints on the Hugging Face Hub."""
+"""Checkpoints and datasets on the Hugging Face Hub."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from flowpolicy.errors import CheckpointError
+from flowpolicy.errors import CheckpointError, DataError
 
 
 def download(repo_id: str) -> Path:
@@ -14,12 +14,9 @@ def download(repo_id: str) -> Path:
     Raises:
         CheckpointError: it cannot be read, or ``huggingface_hub`` is not installed.
     """
+    hub = _hub(CheckpointError, f"No checkpoint folder at {repo_id}, and the")
     try:
-        folder = _hub().snapshot_download(repo_id, allow_patterns=["config.json", "model.safetensors"])
-    except CheckpointError as error:
-        raise CheckpointError(
-            f"No checkpoint folder at {repo_id}, and {str(error)[0].lower()}{str(error)[1:]}"
-        ) from error
+        folder = hub.snapshot_download(repo_id, allow_patterns=["config.json", "model.safetensors"])
     except Exception as error:  # network, authentication, unknown repository
         raise CheckpointError(
             f"{repo_id} is neither a folder nor a Hub repository that can be read ({type(error).__name__})."
@@ -27,18 +24,36 @@ def download(repo_id: str) -> Path:
     return Path(folder)
 
 
+def download_dataset(repo_id: str, allow_patterns: list[str]) -> Path:
+    """The folder of a dataset's files that match the patterns.
+
+    Raises:
+        DataError: it cannot be read, or ``huggingface_hub`` is not installed.
+    """
+    hub = _hub(DataError, f"No dataset folder at {repo_id}, and the")
+    try:
+        folder = hub.snapshot_download(repo_id, repo_type="dataset", allow_patterns=allow_patterns)
+    except Exception as error:  # network, authentication, unknown repository
+        raise DataError(
+            f"{repo_id} is neither a folder nor a dataset of the Hub that can be read "
+            f"({type(error).__name__}); check the name and the network."
+        ) from error
+    return Path(folder)
+
+
 def upload(folder: Path, repo_id: str, *, private: bool) -> str:
     """Put a checkpoint's folder into a repository, which is made where there is none; its address."""
-    hub = _hub()
+    hub = _hub(CheckpointError, "The")
     hub.create_repo(repo_id, private=private, exist_ok=True)
     return str(hub.upload_folder(repo_id=repo_id, folder_path=str(folder)))
 
 
-def _hub() -> Any:
+def _hub(raised: type[CheckpointError] | type[DataError], beginning: str) -> Any:
     try:
         import huggingface_hub
     except ImportError as error:
-        raise CheckpointError(
-            "The Hugging Face Hub needs huggingface_hub; install it with: pip install 'flowpolicy[hub]'."
+        raise raised(
+            f"{beginning} Hugging Face Hub needs huggingface_hub; "
+            "install it with: pip install 'flowpolicy[hub]'."
         ) from error
     return huggingface_hub

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fnmatch
 import pickle
+import shutil
 import sys
 import types
 from collections.abc import Callable
@@ -100,14 +102,36 @@ def test_minari_bounds_are_checked(write_sample: Callable[..., Path], episodes):
         import_demonstrations(write_sample("minari", episodes))
 
 
-def test_lerobot_id_goes_through_the_package(write_sample: Callable[..., Path], episodes, monkeypatch):
-    folder = write_sample("lerobot")
-    package = types.ModuleType("lerobot.datasets.lerobot_dataset")
-    package.LeRobotDataset = lambda repo, download_videos: types.SimpleNamespace(root=folder)  # type: ignore[attr-defined]
-    for name in ("lerobot", "lerobot.datasets"):
-        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    monkeypatch.setitem(sys.modules, "lerobot.datasets.lerobot_dataset", package)
+def test_lerobot_id_is_fetched_from_the_hub(
+    write_sample: Callable[..., Path], episodes, monkeypatch, tmp_path
+):
+    """Of a repository whose large videos nobody reads, the tables and their description alone."""
+    repository = write_sample("lerobot")
+    (repository / "videos").mkdir()
+    (repository / "videos" / "camera.mp4").write_bytes(b"film")
+
+    def snapshot_download(repo_id: str, repo_type: str, allow_patterns: list[str]) -> str:
+        if (repo_id, repo_type) != ("toy/sample", "dataset"):
+            raise RuntimeError("404: a long page of the server's")
+        for file in repository.rglob("*"):
+            name = str(file.relative_to(repository))
+            if file.is_file() and any(fnmatch.fnmatch(name, pattern) for pattern in allow_patterns):
+                (tmp_path / "cache" / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, tmp_path / "cache" / name)
+        return str(tmp_path / "cache")
+
+    monkeypatch.chdir(tmp_path)
+    hub = types.ModuleType("huggingface_hub")
+    hub.snapshot_download = snapshot_download  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     assert_same(import_demonstrations("toy/sample", "lerobot"), episodes)
+    assert not list(tmp_path.rglob("cache/**/*.mp4"))
+    with pytest.raises(DataError, match="toy/nothing is neither a folder nor a dataset") as refused:
+        import_demonstrations("toy/nothing", "lerobot")
+    assert "404" not in str(refused.value)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(DataError, match=r"flowpolicy\[hub\]"):
+        import_demonstrations("toy/sample", "lerobot")
 
 
 def test_lerobot_version_3_keeps_several_episodes_in_a_file(write_sample: Callable[..., Path], episodes):

@@ -14,6 +14,7 @@ from flowpolicy.data.importers.episodes import join_episodes
 from flowpolicy.data.store import Demonstrations
 from flowpolicy.data.zarr_reading import first_line, resolve_path
 from flowpolicy.errors import DataError
+from flowpolicy.hub import download_dataset
 from flowpolicy.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ _RENAMED = {"observation.state": "observation", "next.reward": "reward", "next.d
 
 
 def read_lerobot(path: Path | str) -> Demonstrations:
-    """Read a LeRobot dataset: its folder, or the repository id of one that the lerobot package can get.
+    """Read a LeRobot dataset: its folder, or the repository id of one on the Hugging Face Hub.
 
     ``observation.state`` becomes ``observation``, ``observation.<key>`` becomes ``<key>``, ``next.reward``
     becomes ``reward``. Videos and encoded images are not decoded and are left out, with a warning.
@@ -72,18 +73,7 @@ def _find_folder(path: Path | str) -> Path:
         )
     if Path(path).is_absolute() or str(path).count("/") != 1:
         raise DataError(f"There is no LeRobot dataset at {path}; check the path.")
-    try:
-        from lerobot.datasets.lerobot_dataset import LeRobotDataset
-    except ImportError as error:
-        raise DataError(
-            f"'{path}' is no folder here, and fetching an id needs: pip install 'flowpolicy[lerobot]'."
-        ) from error
-    try:
-        return Path(LeRobotDataset(str(path), download_videos=False).root)
-    except Exception as error:  # network, hub and package errors of every kind
-        raise DataError(
-            f"lerobot cannot get '{path}' ({first_line(error)}); check the id and the network."
-        ) from error
+    return download_dataset(str(path), ["meta/info.json", "data/*"])
 
 
 def _info(path: Path) -> dict[str, Any]:
