@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from flowpolicy.cli import command_line, script
-from flowpolicy.control.serving.run import ServeConfig, serve_checkpoint
 from flowpolicy.settings import build
 
 
 @script("serve")
 def main(config: dict[str, Any], run_dir: Path) -> None:
     """Serve until Ctrl-C, then say how it went and where that is written."""
+    from flowpolicy.control.serving.run import ServeConfig, serve_checkpoint  # refused without its extra
+
     del config["run_dir"]
     statistics = serve_checkpoint(build(ServeConfig, config, ""), run_dir, command_line())
     print(statistics.line())

@@ -1,8 +1,10 @@
-"""A task whose simulator is not installed says in one sentence which extra brings it."""
+"""What is not installed is named in one sentence, with the extra that brings it."""
 
 from __future__ import annotations
 
+import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,7 +37,7 @@ def task_of(env: str) -> Any:
         ("lift_image", "robosuite", "robomimic"),
     ],
 )
-def test_the_extra_is_named(env: str, module: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_extra_of_a_simulator(env: str, module: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(sys.modules):
         if name == module or name.startswith(f"{module}."):
             monkeypatch.setitem(sys.modules, name, None)
@@ -50,8 +52,48 @@ def test_the_extra_is_named(env: str, module: str, extra: str, monkeypatch: pyte
     assert f"[{extra}]" in message
 
 
-def test_an_image_codec_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_extra_of_an_image_codec(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "imagecodecs", None)
     monkeypatch.setitem(sys.modules, "imagecodecs.numcodecs", None)
     with pytest.raises(DataError, match=r"flowpolicy\[images\]"):
         image_codec("jpeg2000")
+
+
+@pytest.mark.parametrize(
+    ("module", "command", "extra"),
+    [
+        ("hydra", "pretrain", "train"),
+        ("gymnasium", "collect_demos env=lift", "train,mujoco"),
+        ("stable_baselines3", "finetune_reinflow", "train,rl"),
+        ("stable_baselines3", "train_expert env=hopper", "rl"),
+        ("websockets", "serve checkpoint=anything", "serve"),
+        ("h5py", "import_demos source=demos.hdf5 out=x.zarr.zip", "import"),
+        ("minari", "import_demos source=toy/sample format=minari out=x.zarr.zip", "minari"),
+        ("huggingface_hub", "import_demos source=toy/sample format=lerobot out=x.zarr.zip", "hub"),
+    ],
+)
+def test_the_extra_of_a_script(
+    module: str, command: str, extra: str, repo_root: Path, tmp_path: Path
+) -> None:
+    """The real script, in a process that cannot import the module."""
+    (tmp_path / "demos.hdf5").write_bytes(b"\x89HDF\r\n\x1a\n")
+    name, *options = command.split()
+    script = repo_root / "scripts" / f"{name}.py"
+    without = f"import runpy, sys; sys.modules[{module!r}] = None; del sys.argv[0]; "
+    run = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"{without}runpy.run_path(sys.argv[0], run_name='__main__')",
+            script,
+            *options,
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 1
+    assert run.stdout == ""
+    (line,) = run.stderr.splitlines()
+    assert line.endswith(f"pip install 'flowpolicy[{extra}]'.")
