@@ -35,6 +35,7 @@ class Study:
         env: the task, as in ``env=lift``.
         bar: success rate that at least one policy must reach.
         name: of its folder; empty: ``env``.
+        store_of: the study whose demonstrations it uses; empty: its own.
         env_options: overrides of the task, for all three scripts, e.g. ``env.env_kwargs.task=push-v3``.
         train_options: overrides of pretraining.
         policies: objectives, each with its K.
@@ -45,6 +46,7 @@ class Study:
     env: str
     bar: float
     name: str = ""
+    store_of: str = ""
     env_options: tuple[str, ...] = ()
     train_options: tuple[str, ...] = ()
     policies: tuple[str, ...] = tuple(POLICIES)
@@ -57,7 +59,7 @@ class Study:
 
     @property
     def store(self) -> Path:
-        return self.folder / "demonstrations.zarr.zip"
+        return RUNS / (self.store_of or self.name or self.env) / "demonstrations.zarr.zip"
 
     def runs(self) -> list[Run]:
         return [
@@ -77,8 +79,19 @@ class Study:
         ]
 
 
+# The hand points down, where a quaternion's sign jumps; six numbers turn with it.
+ROTATION_6D = (
+    "env.env_kwargs.rotation_6d=true",
+    "env.observation_keys=[robot0_eef_pos,robot0_eef_rot6d,robot0_gripper_qpos,object]",
+)
 SUITES: dict[str, list[Study]] = {
-    "robosuite": [Study("lift", 0.95), Study("can", 0.85), Study("square", 0.70)],
+    "robosuite": [
+        Study("lift", 0.95),
+        Study("can", 0.85),
+        Study("square", 0.70, env_options=ROTATION_6D, train_options=("model=medium", "train.steps=12000")),
+        # The same with the task's own settings.
+        Study("square", 0.70, name="square-small", store_of="square", policies=("flow_matching",)),
+    ],
 }
 
 

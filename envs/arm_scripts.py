@@ -54,6 +54,7 @@ class Stage:
         turn_tolerance: rad, likewise.
         wait: steps that the stage lasts at least; of a gripper that opens or closes.
         until: when the next stage begins, in place of the tolerances.
+        while_true: what the stage relies on, such as a thing in the hand; lost, the script starts again.
     """
 
     target: Callable[[], Pose]
@@ -62,6 +63,11 @@ class Stage:
     turn_tolerance: float = 0.1
     wait: int = 0
     until: Callable[[], bool] | None = None
+    while_true: Callable[[], bool] | None = None
+
+    def is_sound(self) -> bool:
+        """Whether what the stage relies on is there."""
+        return self.while_true is None or self.while_true()
 
     def is_reached(self, travel: np.ndarray, turn: np.ndarray) -> bool:
         """Whether ``travel`` (m) and ``turn`` (rad), both ``(3,)``, are all that is left to the target."""
@@ -79,19 +85,29 @@ class ArmScript:
 
     def __init__(self, slowest: float = 0.7) -> None:
         self.slowest = slowest
+        self._plan: Callable[[], Sequence[Stage]] = tuple
         self._stages: Sequence[Stage] = ()
         self._number = self._waited = 0
         self._speed = 1.0
 
-    def play(self, stages: Sequence[Stage], rng: np.random.Generator) -> None:
-        """Start with the first of ``stages``, at a speed drawn from ``rng``."""
-        self._stages, self._number, self._waited = stages, 0, 0
+    def play(self, plan: Callable[[], Sequence[Stage]], rng: np.random.Generator) -> None:
+        """Start with the first stage of ``plan()``, at a speed drawn from ``rng``.
+
+        Whenever a stage has lost what it relies on, the stages are planned anew from where things are then.
+        """
+        self._plan = plan
+        self._start()
         self._speed = float(rng.uniform(self.slowest, 1.0))
+
+    def _start(self) -> None:
+        self._stages, self._number, self._waited = self._plan(), 0, 0
 
     def act(self, env: gym.Env[Any, Any], observation: Any) -> np.ndarray:
         """The next action: towards the present stage's target, no further than the speed allows."""
         arm = cast(ArmEnv, env.unwrapped)
         hand = arm.hand
+        if not self._stages[self._number].is_sound():
+            self._start()
         stage = self._stages[self._number]
         target = stage.target()
         travel = target.position - hand.position

@@ -21,6 +21,7 @@ _OPENING = 4
 _TURNS = (-1.8, 3.2)  # rad that the wrist can turn from where a robosuite Panda starts
 _BEYOND = 0.5  # cosine between a direction and the one away from the robot
 _OVER_PEG = 0.005  # m
+_HELD = 0.03  # m between the hand and the handle
 
 
 class LiftDemonstrator(ArmScript):
@@ -41,7 +42,7 @@ class LiftDemonstrator(ArmScript):
             *_grasp(above_cube, clear, tolerance=0.008),
             Stage(lambda: raised, CLOSED),
         ]
-        self.play(stages, rng)
+        self.play(lambda: stages, rng)
         return way
 
 
@@ -71,7 +72,7 @@ class CanDemonstrator(ArmScript):
             Stage(lambda: wrist.at(_up(goal, 0.12)), OPEN, tolerance=0.1, wait=_OPENING),
             Stage(lambda: wrist.at(_up(goal, 0.06 + carried)), OPEN),
         ]
-        self.play(stages, rng)
+        self.play(lambda: stages, rng)
         return way
 
 
@@ -97,40 +98,49 @@ class SquareDemonstrator(ArmScript):
         def nut_pose() -> Pose:
             return Pose(np.array(data.body_xpos[body]), np.array(data.body_xmat[body]).reshape(3, 3))
 
-        start = nut_pose()
-        along = _heading(np.array(data.site_xpos[handle]) - start.position)
-        at_handle, to_peg = _turns(_yaw(upright.rotation), along, _yaw(start.rotation))
-        wrist = upright.turned(at_handle)
+        def is_held() -> bool:
+            return bool(np.linalg.norm(data.site_xpos[handle] - arm.hand.position) < _HELD)
 
-        def above_handle(by: float) -> Pose:
-            return wrist.at(_up(np.array(data.site_xpos[handle]), by))
+        def plan() -> list[Stage]:
+            """From the nut where it lies now; a nut that slips away is fetched again."""
+            start = nut_pose()
+            along = _heading(np.array(data.site_xpos[handle]) - start.position)
+            at_handle, to_peg = _turns(_yaw(upright.rotation), along, _yaw(start.rotation))
+            wrist = upright.turned(at_handle)
 
-        def over_peg(height: float) -> Pose:
-            """The hand's pose that brings the nut, as it is held now, to ``height`` over the peg."""
-            held, hand = nut_pose(), arm.hand
-            goal = _about_vertical(_yaw(start.rotation) + to_peg)
-            change = goal @ held.rotation.T
-            place = np.array([peg[0], peg[1], height])
-            return Pose(place + change @ (hand.position - held.position), change @ hand.rotation)
+            def above_handle(by: float) -> Pose:
+                return wrist.at(_up(np.array(data.site_xpos[handle]), by))
 
-        def onto_peg() -> Pose:
-            """Down, but only where the hole is over the peg; the gap between them is 7 mm."""
-            off = np.linalg.norm(nut_pose().position[:2] - peg[:2])
-            is_around = nut_pose().position[2] < table + 0.125
-            return over_peg(table + 0.02 if is_around or off < _OVER_PEG else carried)
+            def over_peg(height: float) -> Pose:
+                """The hand's pose that brings the nut, as it is held now, to ``height`` over the peg."""
+                held, hand = nut_pose(), arm.hand
+                goal = _about_vertical(_yaw(start.rotation) + to_peg)
+                change = goal @ held.rotation.T
+                place = np.array([peg[0], peg[1], height])
+                return Pose(place + change @ (hand.position - held.position), change @ hand.rotation)
+
+            def raised() -> Pose:
+                return wrist.at(np.append(arm.hand.position[:2], carried))
+
+            def onto_peg() -> Pose:
+                """Down, but only where the hole is over the peg; the gap between them is 7 mm."""
+                off = np.linalg.norm(nut_pose().position[:2] - peg[:2])
+                is_around = nut_pose().position[2] < table + 0.125
+                return over_peg(table + 0.02 if is_around or off < _OVER_PEG else carried)
+
+            return [
+                *_grasp(above_handle, clear, tolerance=0.006, clear_tolerance=0.012),
+                Stage(raised, CLOSED, tolerance=0.03, while_true=is_held),
+                Stage(lambda: over_peg(carried), CLOSED, tolerance=0.015, while_true=is_held),
+                Stage(onto_peg, CLOSED, until=is_on_peg, while_true=is_held),
+                Stage(lambda: arm.hand, OPEN, wait=_OPENING),
+                Stage(lambda: arm.hand.at(_up(arm.hand.position, 0.05)), OPEN),
+            ]
 
         def is_on_peg() -> bool:
             return bool(nut_pose().position[2] < table + 0.06)
 
-        stages = [
-            *_grasp(above_handle, clear, tolerance=0.006, clear_tolerance=0.012),
-            Stage(lambda: wrist.at(np.append(arm.hand.position[:2], carried)), CLOSED, tolerance=0.03),
-            Stage(lambda: over_peg(carried), CLOSED, tolerance=0.015),
-            Stage(onto_peg, CLOSED, until=is_on_peg),
-            Stage(lambda: arm.hand, OPEN, wait=_OPENING),
-            Stage(lambda: arm.hand.at(_up(arm.hand.position, 0.05)), OPEN),
-        ]
-        self.play(stages, rng)
+        self.play(plan, rng)
         return way
 
 

@@ -155,6 +155,30 @@ def test_longer_scripts_solve_their_tasks(env_name: str, demonstrator: Any) -> N
     env.close()
 
 
+@pytest.mark.slow
+def test_a_nut_that_slips_away_is_fetched_again() -> None:
+    """The fingers open while the nut is carried; the script goes back for it, and the task is solved."""
+    env = _make("NutAssemblySquare", limit=400)
+    observation, _ = env.reset(seed=0)
+    simulator = env.unwrapped.simulator
+    body = simulator.obj_body_id[simulator.nuts[simulator.nut_id].name]
+    demonstrator = SquareDemonstrator()
+    demonstrator.begin(env, np.random.default_rng(0))
+    dropping, heights = 10, []
+    terminated = truncated = False
+    while not terminated and not truncated:
+        action = demonstrator.act(env, observation)
+        heights.append(simulator.sim.data.body_xpos[body][2] - simulator.table_offset[2])
+        if dropping > 0 and (dropping < 10 or heights[-1] > 0.12):
+            action[-1] = -1.0
+            dropping -= 1
+        observation, _, terminated, truncated, _ = env.step(action)
+    env.close()
+    lifts = np.diff(np.array(heights) > 0.08).nonzero()[0]
+    assert len(lifts) >= 3  # up, down, and up again
+    assert terminated
+
+
 def test_images_are_upright_and_without_shadows(lift: Any) -> None:
     if choose_gl_backend() is None:
         pytest.skip("no off-screen OpenGL works here")
