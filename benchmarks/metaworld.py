@@ -51,10 +51,12 @@ class Run:
     practice: tuple[str, ...] = ()
     episodes: int = 100
     seed: int = 0
+    num_envs: int = 20  # of the evaluation
+    root: Path = RUNS
 
     @property
     def folder(self) -> Path:
-        return RUNS / self.name
+        return self.root / self.name
 
 
 def _single(task: str) -> Run:
@@ -116,7 +118,7 @@ def carry_out(run: Run, threads: int) -> None:
         options += ("train.final_episodes=0", "video=false", "resume=true", _path("data.path", store))
         _script("pretrain", *run.env, *options, trained)
     if not (evaluated / "summary.json").exists():
-        options = (f"episodes={run.episodes}", "num_envs=20", f"threads={threads}", "video=1")
+        options = (f"episodes={run.episodes}", f"num_envs={run.num_envs}", f"threads={threads}", "video=1")
         _script("evaluate", *run.env, *options, _path("checkpoint", trained / "checkpoint"), evaluated)
     if run.practice and not (practised / "summary.json").exists():
         options = (*run.practice, f"seed={run.seed}", f"threads={threads}", "resume=true")
@@ -136,10 +138,10 @@ def _script(name: str, *options: str | Path) -> None:
     subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "PYTHONWARNINGS": "ignore"})
 
 
-def report(suite: str) -> dict[str, Any]:
+def report(suite: str, runs: list[Run], command: str) -> dict[str, Any]:
     """A row per run: success with Wilson's interval, by task where one policy plays several."""
     rows, meta, missing = [], {}, []
-    for run in SUITES[suite]:
+    for run in runs:
         last = run.folder / ("practise" if run.practice else "evaluate") / "summary.json"
         if not last.exists():
             missing.append(run.name)
@@ -151,7 +153,7 @@ def report(suite: str) -> dict[str, Any]:
         "suite": suite,
         "complete": not missing,
         "missing": missing,
-        "command": f"python benchmarks/metaworld.py {suite}",
+        "command": command,
         **meta,
         "rows": rows,
     }
@@ -251,8 +253,9 @@ def main() -> None:
         for run in SUITES[arguments.suite]:
             if arguments.only in run.name:
                 carry_out(run, arguments.threads)
-    content = report(arguments.suite)
-    write_json(RESULTS / f"metaworld-{arguments.suite}.json", content)
+    suite = arguments.suite
+    content = report(suite, SUITES[suite], f"python benchmarks/metaworld.py {suite}")
+    write_json(RESULTS / f"metaworld-{suite}.json", content)
     print(table(content))
     if not content["complete"]:
         print(f"INCOMPLETE: {len(content['missing'])} runs are missing: {', '.join(content['missing'])}")
