@@ -31,7 +31,7 @@ from flowpolicy.storage import write_json
 ROOT = Path(__file__).resolve().parents[1]
 OURS = ("ours, in memory", "ours, from disk")
 PEERS = {  # each process of Diffusion Policy's holds the images as floats, 2.8 GB
-    "Diffusion Policy": ("diffusion_policy_loading_worker.py", (2,)),
+    "Diffusion Policy": ("diffusion_policy_loading_worker.py", (0, 2)),
     "Diffusion Policy, needed images": ("diffusion_policy_loading_worker.py", (0, 2)),
     "robomimic": ("robomimic_loading_worker.py", (0, 2)),
 }
