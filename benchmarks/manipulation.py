@@ -146,7 +146,7 @@ def robosuite(only: str, threads: int, workers: int, *, report_only: bool) -> tu
     if not report_only:
         for study in STUDIES:
             if only in (study.name or study.env):
-                collect(study, workers)
+                collect(next(s for s in STUDIES if s.store == study.store), workers)
                 for run in study.runs():
                     train_and_evaluate(run, threads)
     runs = [run for study in STUDIES for run in study.runs()]
