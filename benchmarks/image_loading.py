@@ -30,11 +30,12 @@ from flowpolicy.storage import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = ("ours, in memory", "ours, from disk")
-PEERS = {  # each process of Diffusion Policy's holds the images as floats, 2.8 GB
-    "Diffusion Policy": ("diffusion_policy_loading_worker.py", (0, 2)),
-    "Diffusion Policy, needed images": ("diffusion_policy_loading_worker.py", (0, 2)),
-    "robomimic": ("robomimic_loading_worker.py", (0, 2)),
+PEERS = {
+    "Diffusion Policy": "diffusion_policy_loading_worker.py",
+    "Diffusion Policy, needed images": "diffusion_policy_loading_worker.py",
+    "robomimic": "robomimic_loading_worker.py",
 }
+PEER_WORKERS = (0, 2)
 
 
 def uncompressed(store: str, folder: Path) -> str:
@@ -64,9 +65,9 @@ def workers_of(arguments: argparse.Namespace, hdf5: str) -> dict[str, Worker]:
         )
         for name, memory in zip(OURS, (None, 0), strict=True)
     }
-    for name, (script, counts) in PEERS.items():
+    for name, script in PEERS.items():
         theirs = script.startswith("diffusion")
-        for count in counts:
+        for count in PEER_WORKERS:
             own = {**settings, "workers": count, "first_images": name.endswith("needed images")}
             python = arguments.peer_python if theirs else sys.executable
             path = arguments.peer_checkout if theirs else ""

@@ -96,11 +96,17 @@ SUITES: dict[str, list[Run]] = {
 
 def train_and_evaluate(run: Run, threads: int) -> None:
     """Do what is missing of one run; both scripts write their summary last."""
-    trained, evaluated = run.folder / "train", run.folder / "evaluate"
+    trained = run.folder / "train"
     common = [f"seed={run.seed}", f"train.threads={threads}", "train.final_episodes=0", "video=false"]
     if not (trained / "summary.json").exists():
         options = [f"env={run.env}", *run.env_options, f"policy={run.policy}", *run.options, *common]
         run_script("pretrain", *options, "resume=true", f"run_dir={trained.relative_to(ROOT)}")
+    evaluate(run, "evaluate", threads, "video=0" if run.seed else "video=1")
+
+
+def evaluate(run: Run, part: str, threads: int, *options: str) -> None:
+    """Evaluate a trained run into its folder ``part``, unless that is done."""
+    trained, evaluated = run.folder / "train", run.folder / part
     if not (evaluated / "summary.json").exists():
         sweep = ",".join(map(str, run.steps))
         main = 4 if 4 in run.steps else run.steps[0]
@@ -114,7 +120,7 @@ def train_and_evaluate(run: Run, threads: int) -> None:
             f"episodes={run.episodes}",
             f"num_envs={run.num_envs}",
             f"threads={threads}",
-            "video=0" if run.seed else "video=1",
+            *options,
             f"run_dir={evaluated.relative_to(ROOT)}",
         )
 
@@ -126,21 +132,24 @@ def run_script(name: str, *options: str) -> None:
     subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "PYTHONWARNINGS": "ignore"})
 
 
-def report(suite: str, runs: list[Run], command: str) -> dict[str, Any]:
-    """Rows of (task, policy, K): mean over seeds, with a 95% interval over all episodes of all seeds."""
+def report(suite: str, runs: list[Run], command: str, part: str = "evaluate") -> dict[str, Any]:
+    """Rows of (task, policy, K): mean over seeds, with a 95% interval over all episodes of all seeds.
+
+    ``part`` is the folder of the evaluations.
+    """
     rows: dict[tuple[str, str, int], dict[str, Any]] = {}
     missing, meta = [], {}
     for run in runs:
-        summary = run.folder / "evaluate" / "summary.json"
+        summary = run.folder / part / "summary.json"
         if not summary.exists():
             missing.append(str(run.folder.relative_to(run.root)))
             continue
         evaluation, training = (
-            json.loads((run.folder / part / "summary.json").read_text()) for part in ("evaluate", "train")
+            json.loads((run.folder / folder / "summary.json").read_text()) for folder in (part, "train")
         )
         meta = {key: evaluation[key] for key in ("versions", "machine", "date")}
         for steps in run.steps:
-            episodes = _columns(run.folder / "evaluate" / f"episodes_K{steps}.csv")
+            episodes = columns_of(run.folder / part / f"episodes_K{steps}.csv")
             key = (run.name or run.env, run.label or run.policy, steps)
             row = rows.setdefault(
                 key, {"returns": [], "success": [], "score": [], "seeds": [], "train_s": []}
@@ -167,7 +176,8 @@ def report(suite: str, runs: list[Run], command: str) -> dict[str, Any]:
     }
 
 
-def _columns(path: Path) -> dict[str, np.ndarray]:
+def columns_of(path: Path) -> dict[str, np.ndarray]:
+    """A table of episodes, column by column."""
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     return {
@@ -238,6 +248,16 @@ def table(content: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def publish(name: str, content: dict[str, Any], text: str) -> None:
+    """Write ``benchmarks/results/<name>.json`` and print ``text``; results are not replaced by nothing."""
+    if not content["rows"]:
+        sys.exit(f"None of the runs is there ({', '.join(content['missing'])}); {name}.json stays as it is.")
+    write_json(ROOT / "benchmarks" / "results" / f"{name}.json", content)
+    print(text)
+    if not content["complete"]:
+        print(f"INCOMPLETE: {len(content['missing'])} runs are missing: {', '.join(content['missing'])}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -254,10 +274,7 @@ def main() -> None:
     content = report(
         arguments.suite, SUITES[arguments.suite], f"python benchmarks/imitation.py {arguments.suite}"
     )
-    write_json(ROOT / "benchmarks" / "results" / f"imitation-{arguments.suite}.json", content)
-    print(table(content))
-    if not content["complete"]:
-        print(f"INCOMPLETE: {len(content['missing'])} runs are missing: {', '.join(content['missing'])}")
+    publish(f"imitation-{arguments.suite}", content, table(content))
 
 
 if __name__ == "__main__":

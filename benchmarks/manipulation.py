@@ -4,27 +4,30 @@
     python benchmarks/manipulation.py robosuite --only=lift
     python benchmarks/manipulation.py robosuite --report     # only collects what is there
     python benchmarks/manipulation.py practice               # few demonstrations, then ReinFlow on success alone
+    python benchmarks/manipulation.py unseen                 # both anew, on seeds that no choice of a setting has seen
 
 Demonstrations come from scripts/collect_demos.py, policies from scripts/pretrain.py (last checkpoint), figures from
 scripts/evaluate.py on seeds that neither demonstrations nor training used. A success is compared with the bar that the
-task was given beforehand. Results go to benchmarks/results/manipulation-<suite>.json.
+task was given beforehand. Square's settings and the number of demonstrations before practice were chosen by success on
+the seeds of the first two suites; `unseen` evaluates the finished policies elsewhere. Results go to benchmarks/results/manipulation-<suite>.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import metaworld
-from imitation import ROOT, Run, report, run_script, table, train_and_evaluate
+import practice
+from imitation import ROOT, Run, columns_of, evaluate, publish, report, run_script, table, train_and_evaluate
 
 from flowpolicy.data.store import read_demonstrations
-from flowpolicy.storage import write_json
+from flowpolicy.evaluation.statistics import paired_difference_interval, wilson_interval
+from flowpolicy.storage import read_json
 
 RUNS = ROOT / "runs" / "benchmarks" / "manipulation"
+UNSEEN = "seed=2000000"
 # Objective -> the K it is evaluated at.
 POLICIES = {"flow_matching": (10,), "shortcut": (1, 4), "regression": (1,), "mip": (2,)}
 
@@ -35,9 +38,9 @@ class Study:
 
     Attributes:
         env: the task, as in ``env=lift``.
-        bar: success rate that at least one policy must reach.
+        bar: success rate that at least one policy must reach; None: it is there to be compared.
         name: of its folder; empty: ``env``.
-        store_of: the study whose demonstrations it uses; empty: its own.
+        source: the study whose demonstrations it uses; None: its own.
         env_options: overrides of the task, for all three scripts, e.g. ``env.env_kwargs.task=push-v3``.
         train_options: overrides of pretraining.
         policies: objectives, each with its K.
@@ -46,9 +49,9 @@ class Study:
     """
 
     env: str
-    bar: float
+    bar: float | None
     name: str = ""
-    store_of: str = ""
+    source: Study | None = None
     env_options: tuple[str, ...] = ()
     train_options: tuple[str, ...] = ()
     policies: tuple[str, ...] = tuple(POLICIES)
@@ -61,7 +64,7 @@ class Study:
 
     @property
     def store(self) -> Path:
-        return RUNS / (self.store_of or self.name or self.env) / "demonstrations.zarr.zip"
+        return (self.source or self).folder / "demonstrations.zarr.zip"
 
     def runs(self) -> list[Run]:
         return [
@@ -86,34 +89,35 @@ ROTATION_6D = (
     "env.env_kwargs.rotation_6d=true",
     "env.observation_keys=[robot0_eef_pos,robot0_eef_rot6d,robot0_gripper_qpos,object]",
 )
+SQUARE = Study("square", 0.70, env_options=ROTATION_6D, train_options=("model=medium", "train.steps=12000"))
 STUDIES = [
     Study("lift", 0.95),
     Study("can", 0.85),
-    Study("square", 0.70, env_options=ROTATION_6D, train_options=("model=medium", "train.steps=12000")),
-    # The same with the task's own settings.
-    Study("square", 0.70, name="square-small", store_of="square", policies=("flow_matching",)),
+    SQUARE,
+    # The task's own settings on the same demonstrations.
+    Study("square", None, name="square-small", source=SQUARE, policies=("flow_matching",)),
 ]
-# As on Meta-World, with the noise of other tasks: a chunk is executed whole, so that all of what is scored was done.
-PRACTICE = [
-    metaworld.Run(
-        "lift-from-five",
-        ("env=lift", "env.action_horizon=4"),
-        collecting=("episodes=5",),
-        training=("train.steps=600", "data.validation_fraction=0"),
-        practice=(
-            "num_steps=1", "total_steps=200000", "num_envs=12", "workers=1", "action_clip=2.0",
-            "reinflow.n_steps=50", "reinflow.batch_size=200", "reinflow.n_epochs=8",
-            "reinflow.target_kl=0.3", "reinflow.critic_warmup=2",
-        ),
-        num_envs=5,
-        root=RUNS / "practice",
-    )
-]  # fmt: skip
+# A chunk is executed whole, so that all of what is scored was done.
+LIFT = practice.Run(
+    RUNS / "practice",
+    "lift-from-five",
+    ("env=lift", "env.action_horizon=4"),
+    collecting=("episodes=5",),
+    training=("train.steps=600", "data.validation_fraction=0"),
+    practice=(
+        "num_steps=1", "total_steps=200000", "num_envs=12", "workers=1", "action_clip=2.0",
+        "reinflow.n_steps=50", "reinflow.batch_size=200", "reinflow.n_epochs=8",
+        "reinflow.target_kl=0.3", "reinflow.critic_warmup=2",
+    ),
+    num_envs=5,
+)  # fmt: skip
 
 
 def collect(study: Study, workers: int) -> None:
     """Make the demonstrations where there are none; 200 scripted episodes, or what the task's file says."""
-    if not study.store.exists():
+    if study.source is not None:
+        collect(study.source, workers)
+    elif not study.store.exists():
         options = [f"env={study.env}", *study.env_options, "level=scripted", f"workers={workers}"]
         out = [
             f"out={study.store.relative_to(ROOT)}",
@@ -137,20 +141,21 @@ def judged(study: Study, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The best of the study's rows against its bar."""
     mine = [row for row in rows if row["task"] == (study.name or study.env)]
     best = max((row["success_rate"] for row in mine), default=None)
+    if study.bar is None:
+        return {"bar": None, "best": best}
     reached = [f"{row['policy']} K={row['num_steps']}" for row in mine if row["success_rate"] >= study.bar]
     return {"bar": study.bar, "best": best, "reached_by": reached}
 
 
-def robosuite(only: str, threads: int, workers: int, *, report_only: bool) -> tuple[dict[str, Any], str]:
-    """Every task's policies; what was found, and a table of it."""
-    if not report_only:
+def robosuite(given: argparse.Namespace, command: str) -> tuple[dict[str, Any], str]:
+    """Every task's policies: what was found, and a table of it."""
+    if not given.report:
         for study in STUDIES:
-            if only in (study.name or study.env):
-                collect(next(s for s in STUDIES if s.store == study.store), workers)
+            if given.only in (study.name or study.env):
+                collect(study, given.workers)
                 for run in study.runs():
-                    train_and_evaluate(run, threads)
-    runs = [run for study in STUDIES for run in study.runs()]
-    content = report("robosuite", runs, "python benchmarks/manipulation.py robosuite")
+                    train_and_evaluate(run, given.threads)
+    content = report(given.suite, [run for study in STUDIES for run in study.runs()], command)
     content["tasks"] = {
         study.name or study.env: {
             "demonstrations": demonstrations_of(study),
@@ -158,39 +163,74 @@ def robosuite(only: str, threads: int, workers: int, *, report_only: bool) -> tu
         }
         for study in STUDIES
     }
-    return content, table(content)
+    bars = [f"{name}: best {task['best']}, bar {task['bar']}" for name, task in content["tasks"].items()]
+    return content, "\n".join((table(content), *bars))
 
 
-def practice(only: str, threads: int, *, report_only: bool) -> tuple[dict[str, Any], str]:
-    """Policies of few demonstrations before and after practice; what was found, and a table of it."""
-    if not report_only:
-        for run in PRACTICE:
-            if only in run.name:
-                metaworld.carry_out(run, threads)
-    content = metaworld.report("practice", PRACTICE, "python benchmarks/manipulation.py practice")
-    return content, metaworld.table(content)
+def practised(given: argparse.Namespace, command: str) -> tuple[dict[str, Any], str]:
+    """A policy of few demonstrations before and after practice: what was found, and a table of it."""
+    if not given.report:
+        practice.carry_out(LIFT, given.threads, given.workers)
+    content = practice.report(given.suite, [LIFT], command)
+    return content, practice.table(content)
+
+
+def unseen(given: argparse.Namespace, command: str) -> tuple[dict[str, Any], str]:
+    """Square's policies, and the practised one before and after, on seeds that no choice of a setting has seen."""
+    runs = SQUARE.runs()
+    before, after = (LIFT.folder / f"unseen-{when}" for when in ("before", "after"))
+    if not given.report:
+        for run in runs:
+            evaluate(run, "unseen", given.threads, UNSEEN, "video=0")
+        for folder, trained in ((before, "train"), (after, "practise")):
+            if not (folder / "summary.json").exists():
+                checkpoint = (LIFT.folder / trained / "checkpoint").relative_to(ROOT)
+                options = (
+                    "num_steps=1",
+                    "episodes=100",
+                    f"num_envs={LIFT.num_envs}",
+                    f"threads={given.threads}",
+                )
+                out = f"run_dir={folder.relative_to(ROOT)}"
+                run_script(
+                    "evaluate", *LIFT.env, f"checkpoint={checkpoint}", *options, UNSEEN, "video=0", out
+                )
+    content = report(given.suite, runs, command, "unseen")
+    text = table(content)
+    if (after / "summary.json").exists():
+        success = [columns_of(folder / "episodes_K1.csv")["success"] for folder in (before, after)]
+        gain = success[1].mean() - success[0].mean()
+        content["practice"] = {
+            "run": LIFT.name,
+            "before": success[0].mean(),
+            "before_ci95": list(wilson_interval(int(success[0].sum()), len(success[0]))),
+            "after": success[1].mean(),
+            "after_ci95": list(wilson_interval(int(success[1].sum()), len(success[1]))),
+            "gain": gain,
+            "gain_ci95": list(paired_difference_interval(success[1], success[0])),
+            "commands": [read_json(folder / "summary.json")["command"] for folder in (before, after)],
+        }
+        text += f"\n{LIFT.name}: {success[0].mean():.2f} before, {success[1].mean():.2f} after practice"
+    else:
+        content["complete"], content["missing"] = False, [*content["missing"], LIFT.name]
+    return content, text
+
+
+SUITES = {"robosuite": robosuite, "practice": practised, "unseen": unseen}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("suite", choices=("robosuite", "practice"))
+    parser.add_argument("suite", choices=SUITES)
     parser.add_argument("--report", action="store_true", help="collect what is there, train nothing")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each run")
     parser.add_argument("--workers", type=int, default=2, help="processes that collect demonstrations")
-    parser.add_argument("--only", default="", help="only tasks whose name contains this text")
+    parser.add_argument("--only", default="", help="robosuite: only tasks whose name contains this text")
     given = parser.parse_args()
-    if given.suite == "robosuite":
-        content, found = robosuite(given.only, given.threads, given.workers, report_only=given.report)
-    else:
-        content, found = practice(given.only, given.threads, report_only=given.report)
-    write_json(ROOT / "benchmarks" / "results" / f"manipulation-{given.suite}.json", content)
-    print(found)
-    for name, task in content.get("tasks", {}).items():
-        print(name, json.dumps({key: task[key] for key in ("bar", "best", "reached_by")}))
-    if not content["complete"]:
-        print(f"INCOMPLETE: {len(content['missing'])} runs are missing: {', '.join(content['missing'])}")
+    content, text = SUITES[given.suite](given, f"python benchmarks/manipulation.py {given.suite}")
+    publish(f"manipulation-{given.suite}", content, text)
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ class ArmScript:
 
     def __init__(self, slowest: float = 0.7) -> None:
         self.slowest = slowest
-        self._plan: Callable[[], Sequence[Stage]] = tuple
+        self._plan: Callable[[], Sequence[Stage]] = lambda: ()
         self._stages: Sequence[Stage] = ()
         self._number = self._waited = 0
         self._speed = 1.0

@@ -21,7 +21,8 @@ _OPENING = 4
 _TURNS = (-1.8, 3.2)  # rad that the wrist can turn from where a robosuite Panda starts
 _BEYOND = 0.5  # cosine between a direction and the one away from the robot
 _OVER_PEG = 0.005  # m
-_HELD = 0.03  # m between the hand and the handle
+_AROUND_PEG = 0.03  # m from the peg, within which a nut that is down must be around it
+_IN_HAND = 0.03  # m between the hand and the handle
 
 
 class LiftDemonstrator(ArmScript):
@@ -80,68 +81,91 @@ class SquareDemonstrator(ArmScript):
     """Grasps the square nut by its handle and puts it on the peg; two ways: carried low or high."""
 
     def begin(self, env: gym.Env[Any, Any], rng: np.random.Generator) -> str:
-        """Choose the way; the wrist turns no more than it must, to the handle and then to the peg."""
+        """Choose the way and the height from which the hand comes down."""
         arm: Any = env.unwrapped
-        simulator = arm.simulator
-        data = simulator.sim.data
-        nut = simulator.nuts[simulator.nut_id]
-        body = simulator.obj_body_id[nut.name]
-        handle = simulator.sim.model.site_name2id(nut.important_sites["handle"])
-        peg = np.array(data.body_xpos[simulator.peg1_body_id])
-        table = float(simulator.table_offset[2])
+        scene = _NutAndPeg(arm)
         way = str(rng.choice(["low", "high"]))
         # The peg ends 0.13 above the table; much higher than that the arm does not reach over it.
-        carried = table + (0.16 if way == "low" else 0.20)
+        carried = scene.table + (0.16 if way == "low" else 0.20)
         clear = rng.uniform(0.06, 0.10)
         upright = arm.hand
-
-        def nut_pose() -> Pose:
-            return Pose(np.array(data.body_xpos[body]), np.array(data.body_xmat[body]).reshape(3, 3))
-
-        def is_held() -> bool:
-            return bool(np.linalg.norm(data.site_xpos[handle] - arm.hand.position) < _HELD)
-
-        def plan() -> list[Stage]:
-            """From the nut where it lies now; a nut that slips away is fetched again."""
-            start = nut_pose()
-            along = _heading(np.array(data.site_xpos[handle]) - start.position)
-            at_handle, to_peg = _turns(_yaw(upright.rotation), along, _yaw(start.rotation))
-            wrist = upright.turned(at_handle)
-
-            def above_handle(by: float) -> Pose:
-                return wrist.at(_up(np.array(data.site_xpos[handle]), by))
-
-            def over_peg(height: float) -> Pose:
-                """The hand's pose that brings the nut, as it is held now, to ``height`` over the peg."""
-                held, hand = nut_pose(), arm.hand
-                goal = _about_vertical(_yaw(start.rotation) + to_peg)
-                change = goal @ held.rotation.T
-                place = np.array([peg[0], peg[1], height])
-                return Pose(place + change @ (hand.position - held.position), change @ hand.rotation)
-
-            def raised() -> Pose:
-                return wrist.at(np.append(arm.hand.position[:2], carried))
-
-            def onto_peg() -> Pose:
-                """Down, but only where the hole is over the peg; the gap between them is 7 mm."""
-                off = np.linalg.norm(nut_pose().position[:2] - peg[:2])
-                is_around = nut_pose().position[2] < table + 0.125
-                return over_peg(table + 0.02 if is_around or off < _OVER_PEG else carried)
-
-            return [
-                *_grasp(above_handle, clear, tolerance=0.006, clear_tolerance=0.012),
-                Stage(raised, CLOSED, tolerance=0.03, while_true=is_held),
-                Stage(lambda: over_peg(carried), CLOSED, tolerance=0.015, while_true=is_held),
-                Stage(onto_peg, CLOSED, until=is_on_peg, while_true=is_held),
-                Stage(lambda: arm.hand, OPEN, wait=_OPENING),
-                Stage(lambda: arm.hand.at(_up(arm.hand.position, 0.05)), OPEN),
-            ]
-
-        def is_on_peg() -> bool:
-            return bool(nut_pose().position[2] < table + 0.06)
-
-        self.play(plan, rng)
+        self.play(lambda: _nut_stages(scene, upright, clear, carried), rng)
         return way
+
+
+class _NutAndPeg:
+    """Where the square nut, its handle, the peg and the table are."""
+
+    def __init__(self, arm: Any) -> None:
+        simulator = arm.simulator
+        nut = simulator.nuts[simulator.nut_id]
+        self.arm, self._data = arm, simulator.sim.data
+        self._body = simulator.obj_body_id[nut.name]
+        self._handle = simulator.sim.model.site_name2id(nut.important_sites["handle"])
+        self.peg = np.array(self._data.body_xpos[simulator.peg1_body_id])
+        self.table = float(simulator.table_offset[2])
+
+    @property
+    def nut(self) -> Pose:
+        """The nut's pose."""
+        data, body = self._data, self._body
+        return Pose(np.array(data.body_xpos[body]), np.array(data.body_xmat[body]).reshape(3, 3))
+
+    @property
+    def handle(self) -> np.ndarray:
+        """The middle of the nut's handle, ``(3,)`` m."""
+        return np.array(self._data.site_xpos[self._handle])
+
+    @property
+    def off_peg(self) -> float:
+        """Horizontal distance of the hole from the peg, m."""
+        return float(np.linalg.norm(self.nut.position[:2] - self.peg[:2]))
+
+    def is_handle_in_hand(self) -> bool:
+        """Whether the hand is where the handle is; the fingers are not looked at."""
+        return bool(np.linalg.norm(self.handle - self.arm.hand.position) < _IN_HAND)
+
+    def is_on_peg(self) -> bool:
+        """Whether the nut is down around the peg."""
+        return bool(self.nut.position[2] < self.table + 0.06 and self.off_peg < _AROUND_PEG)
+
+
+def _nut_stages(scene: _NutAndPeg, upright: Pose, clear: float, carried: float) -> list[Stage]:
+    """From where the nut is now, which after a slip may still be falling; it is then fetched again.
+
+    The wrist turns no more than it must, to the handle and then to the peg.
+    """
+    arm, table, peg = scene.arm, scene.table, scene.peg
+    start = scene.nut
+    along = _heading(scene.handle - start.position)
+    at_handle, to_peg = _turns(_yaw(upright.rotation), along, _yaw(start.rotation))
+    wrist = upright.turned(at_handle)
+    held = scene.is_handle_in_hand
+
+    def over_peg(height: float) -> Pose:
+        """The hand's pose that brings the nut, as it is held now, to ``height`` over the peg."""
+        nut, hand = scene.nut, arm.hand
+        goal = _about_vertical(_yaw(start.rotation) + to_peg)
+        change = goal @ nut.rotation.T
+        place = np.array([peg[0], peg[1], height])
+        return Pose(place + change @ (hand.position - nut.position), change @ hand.rotation)
+
+    def onto_peg() -> Pose:
+        """Down, but only where the hole is over the peg; the gap between them is 7 mm."""
+        is_around = scene.nut.position[2] < table + 0.125
+        return over_peg(table + 0.02 if is_around or scene.off_peg < _OVER_PEG else carried)
+
+    def raised() -> Pose:
+        return wrist.at(np.append(arm.hand.position[:2], carried))
+
+    return [
+        *_grasp(lambda by: wrist.at(_up(scene.handle, by)), clear, tolerance=0.006, clear_tolerance=0.012),
+        Stage(raised, CLOSED, tolerance=0.03, while_true=held),
+        Stage(lambda: over_peg(carried), CLOSED, tolerance=0.015, while_true=held),
+        Stage(onto_peg, CLOSED, until=scene.is_on_peg, while_true=held),
+        Stage(lambda: arm.hand, OPEN, wait=_OPENING),
+        Stage(lambda: arm.hand.at(_up(arm.hand.position, 0.05)), OPEN),
+    ]
 
 
 def _grasp(

@@ -36,7 +36,7 @@ def download_dataset(repo_id: str, allow_patterns: list[str]) -> Path:
     except Exception as error:  # network, authentication, unknown repository
         raise DataError(
             f"{repo_id} is neither a folder nor a dataset of the Hub that can be read "
-            f"({type(error).__name__}); check the name and the network."
+            f"({type(error).__name__}); check the name and the network, or log in with 'hf auth login'."
         ) from error
     return Path(folder)
 

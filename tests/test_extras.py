@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+pytest.importorskip("hydra", reason="hydra is not installed")
+
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from flowpolicy.data.image_codecs import image_codec
 from flowpolicy.errors import DataError, TaskError
 from flowpolicy.evaluation.task import task_from
-
-pytest.importorskip("gymnasium")
 
 
 def task_of(env: str) -> Any:
@@ -38,6 +39,7 @@ def task_of(env: str) -> Any:
     ],
 )
 def test_the_extra_of_a_simulator(env: str, module: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("gymnasium", reason="gymnasium is not installed")
     for name in list(sys.modules):
         if name == module or name.startswith(f"{module}."):
             monkeypatch.setitem(sys.modules, name, None)
@@ -59,16 +61,19 @@ def test_the_extra_of_an_image_codec(monkeypatch: pytest.MonkeyPatch) -> None:
         image_codec("jpeg2000")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "command", "extra"),
     [
         ("hydra", "pretrain", "train"),
-        ("gymnasium", "collect_demos env=lift", "train,mujoco"),
+        ("gymnasium", "collect_demos env=hopper", "train,mujoco"),
         ("stable_baselines3", "finetune_reinflow", "train,rl"),
         ("stable_baselines3", "train_expert env=hopper", "rl"),
+        ("msgpack", "serve checkpoint=anything", "serve"),
         ("websockets", "serve checkpoint=anything", "serve"),
         ("h5py", "import_demos source=demos.hdf5 out=x.zarr.zip", "import"),
         ("minari", "import_demos source=toy/sample format=minari out=x.zarr.zip", "minari"),
+        ("pyarrow", "import_demos source=toy/sample format=lerobot out=x.zarr.zip", "import"),
         ("huggingface_hub", "import_demos source=toy/sample format=lerobot out=x.zarr.zip", "hub"),
     ],
 )

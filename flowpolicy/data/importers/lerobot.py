@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 from pathlib import Path
@@ -35,6 +36,10 @@ def read_lerobot(path: Path | str) -> Demonstrations:
     Raises:
         DataError: a damaged or incomplete dataset, or one without actions or state.
     """
+    if importlib.util.find_spec("pyarrow") is None:  # known before anything is fetched
+        raise DataError(
+            f"{path} needs pyarrow to be read; install it with: pip install 'flowpolicy[import]'."
+        )
     folder = _find_folder(path)
     info = _info(folder / "meta" / "info.json")
     columns = _columns(folder, info)
@@ -118,12 +123,8 @@ def _columns(folder: Path, info: dict[str, Any]) -> dict[str, NDArray[Any]]:
 
 def _table(path: Path) -> dict[str, NDArray[Any]]:
     """The numeric columns of one parquet file, ``(rows, ...)`` each."""
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise DataError(
-            f"{path} needs pyarrow to be read; install it with: pip install 'flowpolicy[import]'."
-        ) from error
+    import pyarrow.parquet
+
     try:
         table = pyarrow.parquet.read_table(path, memory_map=False)
         columns = {}

@@ -1,0 +1,173 @@
+"""One store of demonstrations, one policy, its evaluation and, where wanted, practice: what the benchmarks of Meta-World
+and of robosuite's practice run, resumably, and how they report it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from imitation import ROOT, run_script
+
+from flowpolicy.evaluation.statistics import wilson_interval
+from flowpolicy.loggers import read_metrics
+from flowpolicy.storage import read_json
+
+
+@dataclass(frozen=True)
+class Run:
+    """One store of demonstrations, one policy, and where ``practice`` is not empty what ReinFlow makes of it."""
+
+    root: Path
+    name: str
+    env: tuple[str, ...]  # what the scripts have in common
+    collecting: tuple[str, ...] = ()
+    training: tuple[str, ...] = ()
+    practice: tuple[str, ...] = ()
+    episodes: int = 100
+    seed: int = 0
+    num_envs: int = 20  # of the evaluation
+
+    @property
+    def folder(self) -> Path:
+        return self.root / self.name
+
+
+def carry_out(run: Run, threads: int, workers: int = 2) -> None:
+    """Do what is missing of one run; each script writes its summary last."""
+    collected, trained, evaluated, practised = (
+        run.folder / part for part in ("collect", "train", "evaluate", "practise")
+    )
+    store = collected / "demonstrations.zarr.zip"
+    if not (collected / "summary.json").exists():
+        _script(
+            "collect_demos", *run.env, *run.collecting, f"workers={workers}", _path("out", store), collected
+        )
+    if not (trained / "summary.json").exists():
+        options = ("policy=flow_matching", *run.training, f"seed={run.seed}", f"train.threads={threads}")
+        options += ("train.final_episodes=0", "video=false", "resume=true", _path("data.path", store))
+        _script("pretrain", *run.env, *options, trained)
+    if not (evaluated / "summary.json").exists():
+        options = (f"episodes={run.episodes}", f"num_envs={run.num_envs}", f"threads={threads}", "video=1")
+        _script("evaluate", *run.env, *options, _path("checkpoint", trained / "checkpoint"), evaluated)
+    if run.practice and not (practised / "summary.json").exists():
+        options = (*run.practice, f"seed={run.seed}", f"threads={threads}", "resume=true")
+        _script(
+            "finetune_reinflow", *run.env, *options, _path("checkpoint", trained / "checkpoint"), practised
+        )
+
+
+def _path(key: str, path: Path) -> str:
+    return f"{key}={path.relative_to(ROOT)}"
+
+
+def _script(name: str, *options: str | Path) -> None:
+    run_script(
+        name, *(_path("run_dir", option) if isinstance(option, Path) else option for option in options)
+    )
+
+
+def report(suite: str, runs: list[Run], command: str) -> dict[str, Any]:
+    """A row per run: success with Wilson's interval, by task where one policy plays several."""
+    rows, meta, missing = [], {}, []
+    for run in runs:
+        last = run.folder / ("practise" if run.practice else "evaluate") / "summary.json"
+        if not last.exists():
+            missing.append(run.name)
+            continue
+        meta = {key: read_json(last)[key] for key in ("versions", "machine", "date")}
+        rows.append(_row(run))
+    alone = [row for row in rows if row["by_task"] is None and "tuned_success" not in row]
+    content = {
+        "suite": suite,
+        "complete": not missing,
+        "missing": missing,
+        "command": command,
+        **meta,
+        "rows": rows,
+    }
+    if len(alone) > 1:
+        hits, count = (sum(row[key] for row in alone) for key in ("successes", "episodes"))
+        content["mean_success_single_task"] = hits / count
+        content["mean_success_single_task_ci95"] = list(wilson_interval(hits, count))
+    return content
+
+
+def _row(run: Run) -> dict[str, Any]:
+    collected, trained, evaluated = (
+        read_json(run.folder / part / "summary.json") for part in ("collect", "train", "evaluate")
+    )
+    metrics = evaluated["metrics"]
+    row: dict[str, Any] = {
+        "run": run.name,
+        "policy": trained["policy"],
+        "parameters": trained["parameters"],
+        "demonstrations": collected["metrics"]["episodes"],
+        "train_steps": trained["steps"],
+        "train_seconds": trained["metrics"]["train_seconds"],
+        "seed": run.seed,
+        "num_steps": metrics["num_steps"],
+        "ms_per_chunk": metrics["ms_per_chunk"],
+        "episodes": metrics["episodes"],
+        "successes": round(metrics["success_rate"] * metrics["episodes"]),
+        "success_rate": metrics["success_rate"],
+        "success_ci95": metrics["success_ci95"],
+        "length_mean": metrics["length_mean"],
+        "by_task": metrics["by_task"],
+        "git_commit": evaluated["git_commit"],
+        "commands": [summary["command"] for summary in (collected, trained, evaluated)],
+    }
+    if metrics["by_task"] is not None:
+        row["success_mean_of_tasks"] = float(
+            np.mean([found["success_rate"] for found in metrics["by_task"].values()])
+        )
+    if run.practice:
+        row |= _practised(run)
+    return row
+
+
+def _practised(run: Run) -> dict[str, Any]:
+    summary = read_json(run.folder / "practise" / "summary.json")
+    found = summary["metrics"]
+    curve = [
+        row for row in read_metrics(run.folder / "practise" / "metrics.csv") if "evaluation/success" in row
+    ]
+    return {
+        "practice_steps": summary["steps"],
+        "practice_seconds": summary["wall_seconds"],
+        "base_success": found["base"]["success_rate"],
+        "base_success_ci95": found["base"]["success_ci95"],
+        "tuned_success": found["tuned"]["success_rate"],
+        "tuned_success_ci95": found["tuned"]["success_ci95"],
+        "success_gain": found["success_gain"],
+        "success_gain_ci95": found["success_gain_ci95"],
+        "practice_command": summary["command"],
+        "curve": {key: [row[key] for row in curve] for key in ("step", "evaluation/success")},
+    }
+
+
+def table(content: dict[str, Any]) -> str:
+    """Markdown, a line per run and, where one policy plays several tasks, per task."""
+    lines = ["| run | demonstrations | success | episodes | after practice | gain |", "|" + " --- |" * 6]
+    for row in content["rows"]:
+        tuned = gain = ""
+        if "tuned_success" in row:
+            tuned = _rate(row["tuned_success"], row["tuned_success_ci95"])
+            gain = _rate(row["success_gain"], row["success_gain_ci95"])
+        rate = _rate(row["success_rate"], row["success_ci95"])
+        lines.append(
+            f"| {row['run']} | {row['demonstrations']} | {rate} | {row['episodes']} | {tuned} | {gain} |"
+        )
+        for name, found in (row["by_task"] or {}).items():
+            rate = _rate(found["success_rate"], found["success_ci95"])
+            lines.append(f"| {row['run']}: {name} | | {rate} | {found['episodes']} | | |")
+    if "mean_success_single_task" in content:
+        rate = _rate(content["mean_success_single_task"], content["mean_success_single_task_ci95"])
+        lines.append(f"| mean of one policy a task | | {rate} | | | |")
+    return "\n".join(lines)
+
+
+def _rate(value: float, interval: list[float]) -> str:
+    return f"{value:.2f} [{interval[0]:.2f}, {interval[1]:.2f}]"
