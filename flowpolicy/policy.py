@@ -18,6 +18,7 @@ from flowpolicy.data.normalization import Normalizer
 from flowpolicy.errors import CheckpointError, ConfigError, FlowPolicyError
 from flowpolicy.flow import Objective, build_objective
 from flowpolicy.hub import download, upload
+from flowpolicy.models.keyed import KeyedModules
 from flowpolicy.models.transformer import VelocityTransformer
 from flowpolicy.observations import is_image
 from flowpolicy.policy_config import FORMAT_VERSION, PolicyConfig, read_config
@@ -46,7 +47,7 @@ class FlowPolicy(nn.Module):
             config.obs_horizon,
             self.objective.num_levels,
         )
-        self.observation_normalizers = nn.ModuleDict(
+        self.observation_normalizers = KeyedModules(
             {
                 key: Normalizer(shape, config.observation_normalization)
                 for key, shape in self.observation_shapes.items()
@@ -186,7 +187,6 @@ class FlowPolicy(nn.Module):
         """Normalise checked observations, key -> ``(B, T_o, *shape)``; images stay as they are."""
         normalized = {key: observations[key] for key in self.observation_shapes}
         for key, normalizer in self.observation_normalizers.items():
-            assert isinstance(normalizer, Normalizer)
             normalized[key] = normalizer.normalize(observations[key])
         return normalized
 
@@ -229,19 +229,22 @@ class FlowPolicy(nn.Module):
         return checked
 
     def fit_normalizers(self, observation: Mapping[str, Tensor], action: Tensor) -> None:
-        """Set the statistics from demonstrations: key -> ``(steps, *shape)``, actions ``(steps, A)``."""
-        for key in self.observation_normalizers:
-            fitted = Normalizer.fit(observation[key], self.config.observation_normalization)
-            self.observation_normalizers[key].load_state_dict(fitted.state_dict())
-        fitted = Normalizer.fit(action, self.config.action_normalization)
-        self.action_normalizer.load_state_dict(fitted.state_dict())
-        self.refresh_normalizers()
+        """Set the statistics from demonstrations: key -> ``(steps, *shape)``, actions ``(steps, A)``.
 
-    def refresh_normalizers(self) -> None:
-        """Derive the normalisers' reciprocals after their statistics were loaded."""
-        for module in self.modules():
-            if isinstance(module, Normalizer):
-                module.refresh()
+        No action is cut off: where one would lie beyond the clip, its dimension's map is widened.
+        """
+        for key, normalizer in self.observation_normalizers.items():
+            fitted = Normalizer.fit(observation[key], self.config.observation_normalization)
+            normalizer.load_state_dict(fitted.state_dict())
+        clip = self.action_normalizer.clip
+        fitted = Normalizer.fit(action, self.config.action_normalization, clip, keep_all=True)
+        self.action_normalizer.load_state_dict(fitted.state_dict())
+
+    def lost_actions(self, action: Tensor) -> Tensor:
+        """Which entries of demonstrated actions ``(steps, A)`` the policy cannot give back; see
+        :meth:`Normalizer.lost`.
+        """
+        return self.action_normalizer.lost(action, self.config.action_clip)
 
     def num_parameters(self) -> int:
         """Trainable parameters."""
@@ -312,8 +315,11 @@ class FlowPolicy(nn.Module):
                 )
             if not torch.isfinite(found).all():
                 raise CheckpointError(f"{file}: '{name}' holds NaN or infinity; the checkpoint is unusable.")
-        self.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-        self.refresh_normalizers()
+        try:
+            self.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+        except RuntimeError as error:
+            reason = str(error).splitlines()[-1].strip().rstrip(".")
+            raise CheckpointError(f"{file} does not fit a policy: {reason}.") from error
 
     def push_to_hub(self, repo_id: str, *, private: bool = True) -> str:
         """Upload the checkpoint to the Hugging Face Hub; returns its address. Needs ``huggingface_hub``."""

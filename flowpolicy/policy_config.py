@@ -7,10 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from flowpolicy.data.normalization import LARGEST_CLIP, MODES
 from flowpolicy.errors import CheckpointError, ConfigError
 from flowpolicy.flow import build_objective
 from flowpolicy.models.config import ModelConfig
-from flowpolicy.settings import build
+from flowpolicy.settings import build, require
 
 FORMAT_VERSION = 1
 
@@ -29,7 +30,8 @@ class PolicyConfig:
         execute_horizon: T_e, actions executed before replanning.
         observation_normalization: mode of the observations' normalisers.
         action_normalization: mode of the actions' normaliser.
-        action_clip: bound of an action in normalised units; 1 is the demonstrated range under ``minmax``.
+        action_clip: bound of an action in normalised units; 1 is the demonstrated range under ``minmax`` and
+            ``quantile``.
         tuned_num_steps: the only K the weights are valid for, after fine-tuning; None: any K.
         tuned_solver: the solver they were tuned with.
         task: the task's settings, so that a checkpoint can be evaluated by itself.
@@ -50,6 +52,14 @@ class PolicyConfig:
     tuned_solver: str = "euler"
     task: dict[str, Any] = dataclasses.field(default_factory=dict)
     metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for key in self.observation_shapes:
+            require(isinstance(key, str) and key != "", "an observation's key", key, "text, and not empty")
+        for name in ("observation_normalization", "action_normalization"):
+            require(getattr(self, name) in MODES, name, getattr(self, name), f"one of {', '.join(MODES)}")
+        clip = self.action_clip
+        require(0 < clip <= LARGEST_CLIP, "action_clip", clip, f"above 0 and at most {LARGEST_CLIP:g}")
 
 
 def policy_config(content: dict[str, Any]) -> PolicyConfig:

@@ -106,7 +106,6 @@ def test_observations_are_normalised_inside():
     normalizer = other.observation_normalizers["observation"]
     normalizer.center.mul_(1000)
     normalizer.scale.mul_(1000)
-    other.refresh_normalizers()
     got = other.act(observation * 1000, noise=NOISE)
     assert torch.allclose(got, policy.act(observation, noise=NOISE), rtol=1e-4)
     assert not torch.allclose(policy.act(observation * 1000, noise=NOISE), got, rtol=1e-2)
@@ -269,3 +268,85 @@ def test_a_missing_folder_is_not_looked_for_on_the_hub(fake_hub, tmp_path):
         with pytest.raises(CheckpointError, match="No checkpoint at"):
             FlowPolicy.load(path)
     assert fake_hub == []
+
+
+KEYS = ["a.b", "a%2Eb", "type", "values", "train", "keys", "forward", "noise", "key0", "eye in hand"]
+
+
+def of_shapes(shapes, **changes):
+    policy = FlowPolicy(dataclasses.replace(make().config, observation_shapes=shapes, **changes)).eval()
+    observation = {key: 5 + torch.randn(50, *shape) for key, shape in shapes.items()}
+    policy.fit_normalizers(observation, torch.randn(50, A))
+    return policy, {key: value[: B * T_O].unflatten(0, (B, T_O)) for key, value in observation.items()}
+
+
+@pytest.mark.parametrize("with_images", [False, True])
+def test_observations_may_have_any_name(tmp_path, with_images):
+    shapes = dict.fromkeys(KEYS, (2,))
+    policy, observation = of_shapes(shapes)
+    if with_images:
+        shapes |= {f"{key}.image": (36, 36, 3) for key in KEYS[:2]} | {"half": (36, 36, 1)}
+        policy = FlowPolicy(dataclasses.replace(policy.config, observation_shapes=shapes)).eval()
+        images = {k: torch.randint(256, (B, T_O, *s)).byte() for k, s in shapes.items() if k not in KEYS}
+        observation |= images
+    loaded = FlowPolicy.load(policy.save(tmp_path / "checkpoint"))
+    assert torch.equal(loaded.act(observation, noise=NOISE), policy.act(observation, noise=NOISE))
+
+
+def test_a_single_number_is_an_observation_as_a_vector_of_one_is():
+    policy, observation = of_shapes({"gripper": (), "pose": (3,)})
+    twin = FlowPolicy(dataclasses.replace(policy.config, observation_shapes={"gripper": (1,), "pose": (3,)}))
+    state = policy.state_dict()
+    for name in ("center", "scale"):
+        state[f"observation_normalizers.gripper.{name}"].unsqueeze_(0)
+    twin.load_state_dict(state)
+    wanted = policy.act(observation, noise=NOISE)
+    observation["gripper"] = observation["gripper"][..., None]
+    assert torch.equal(twin.eval().act(observation, noise=NOISE), wanted)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "reason"),
+    [
+        ({"": (3,)}, "not empty"),
+        ({"task": ()}, "one-hot"),
+        ({"task": (8, 8, 3)}, "one-hot"),
+        ({"x": (4, 4)}, "'x'"),
+    ],
+)
+def test_observations_that_no_network_takes_are_refused(shapes, reason):
+    with pytest.raises(ConfigError, match=reason):
+        of_shapes(shapes)
+
+
+@pytest.mark.parametrize("clip", [float("nan"), -1.0, 0.0, 1e308, float("inf"), 1e7])
+def test_an_action_clip_that_is_no_bound_is_refused(clip):
+    with pytest.raises(ConfigError, match="action_clip"):
+        make(action_clip=clip)
+
+
+@pytest.mark.parametrize("mode", ["minmax", "gaussian", "quantile"])
+@pytest.mark.parametrize("clip", [1.0, 5.0])
+def test_the_rare_values_of_a_gripper_can_be_given_back(mode, clip):
+    rows = torch.arange(2000)
+    action = torch.stack(
+        [torch.where(rows % 200 == 0, -1.0, 1.0), torch.where(rows % 150 == 7, 1.57, 1e-4)], 1
+    )
+    policy = make(action_normalization=mode, action_clip=clip)
+    policy.fit_normalizers({"observation": torch.randn(2000, 5)}, action)
+    assert torch.allclose(policy.finish(policy.action_normalizer.normalize(action)), action, atol=1e-4)
+    assert not policy.lost_actions(action).any()
+
+
+def test_statistics_follow_a_state_dict_into_another_policy():
+    policy, other = make(), make(seed=1)
+    other.fit_normalizers({"observation": torch.randn(9, 5)}, torch.rand(9, A))
+    other.load_state_dict(policy.state_dict())
+    assert torch.equal(other.act(seen(), noise=NOISE), policy.act(seen(), noise=NOISE))
+
+
+def test_a_checkpoint_whose_scale_is_negative_is_refused(tmp_path):
+    policy = make()
+    policy.action_normalizer.scale.neg_()
+    with pytest.raises(CheckpointError, match=r"action_normalizer\.scale"):
+        FlowPolicy.load(policy.save(tmp_path / "checkpoint"))

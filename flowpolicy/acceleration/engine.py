@@ -11,7 +11,6 @@ from torch import Tensor
 
 from flowpolicy.acceleration.program import Evaluation, Recompute, program_of
 from flowpolicy.acceleration.schedule import Schedule
-from flowpolicy.data.normalization import Normalizer
 from flowpolicy.flow.solvers import SOLVERS, integrate
 from flowpolicy.models.blocks import KeyValue, Modulation, spread
 from flowpolicy.models.transformer import Context
@@ -76,6 +75,7 @@ class Engine:
         self.layers = [block.layer for block in blocks]
         self.run: list[RunBlock] = [block.module.gated for block in blocks]
         self.enter, self.leave = self.network.enter, self.network.leave
+        self.normalize = {key: part.frozen() for key, part in policy.observation_normalizers.items()}
         self.observe: Observe | None = None
 
     @torch.no_grad()
@@ -86,10 +86,9 @@ class Engine:
     @torch.no_grad()
     def encode(self, observation: Mapping[str, Tensor]) -> Context:
         """What is computed once for an observation: keys and values of every layer."""
-        seen = self.policy.normalize(observation)
-        for key, value in seen.items():
-            if value.dtype != torch.uint8:  # the encoder converts images, once they are cropped
-                seen[key] = value.to(self.dtype)
+        seen = dict(observation)  # images as they are: the encoder converts them, once they are cropped
+        for key, normalize in self.normalize.items():
+            seen[key] = normalize(observation[key]).to(self.dtype)
         context: Context = self.network.encode(seen)
         return context
 
@@ -155,8 +154,6 @@ def random_observations(policy: FlowPolicy, rows: int, generator: torch.Generato
             pixels = torch.randint(256, sizes, generator=generator, dtype=torch.uint8)
             observation[key] = pixels.to(policy.device)
             continue
-        normalizer = policy.observation_normalizers[key]
-        assert isinstance(normalizer, Normalizer)
         values = torch.rand(sizes, generator=generator) * 2 - 1
-        observation[key] = normalizer.denormalize(values.to(policy.device))
+        observation[key] = policy.observation_normalizers[key].denormalize(values.to(policy.device))
     return observation

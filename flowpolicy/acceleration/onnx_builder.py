@@ -46,7 +46,7 @@ class Builder:
     def encoder(self) -> Graph:
         """From observations to keys and values of every layer."""
         graph, network = Graph(), self.eager.network
-        values = [graph.input(key, value.shape) for key, value in self.observation.items()]
+        values = [graph.input(input_name(key), value.shape) for key, value in self.observation.items()]
 
         def encode(*given: Tensor) -> tuple[Tensor, ...]:
             observation = dict(zip(self.observation, given, strict=True))
@@ -92,6 +92,11 @@ class Builder:
             h = graph.apply("Add", h, output)
         (velocity,) = graph.call(self.leave, h, last)
         return velocity
+
+
+def input_name(key: str) -> str:
+    """An observation in the encoder's graph: no key is the name of something else there."""
+    return f"observation {key}"
 
 
 class _Call(nn.Module):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flowpolicy.acceleration.engine import Engine, Plan, random_observations
-from flowpolicy.acceleration.onnx_builder import Builder
+from flowpolicy.acceleration.onnx_builder import Builder, input_name
 from flowpolicy.acceleration.onnx_graph import Graph, import_onnx
 from flowpolicy.acceleration.onnx_session import Session
 from flowpolicy.acceleration.program import Evaluation, Recompute
@@ -57,7 +57,7 @@ class OnnxEngine:
     def encode(self, observation: Mapping[str, Tensor]) -> Mapping[str, Any]:
         """What is computed once for an observation: keys and values of every layer, in fixed buffers."""
         for key, value in observation.items():
-            self._encode.inputs[key][...] = value.numpy()
+            self._encode.inputs[input_name(key)][...] = value.numpy()
         self._encode.run()
         return self._encode.outputs
 

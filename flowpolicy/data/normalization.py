@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -9,7 +12,10 @@ from flowpolicy.errors import DataError
 from flowpolicy.settings import require
 
 MODES = ("minmax", "gaussian", "quantile", "none")
-_CONSTANT = 1e-6  # a range below this share of the values' magnitude is float32 noise, not information
+TOLERANCE = 1e-4
+"""Share of a dimension's range within which a value that comes back has come back."""
+LARGEST_CLIP = 1e6
+_ROUNDINGS = 8  # a range of so many roundings of the largest value is noise: a millionth of it in float32
 
 
 class Normalizer(nn.Module):
@@ -20,25 +26,28 @@ class Normalizer(nn.Module):
     Values outside the data's range are extrapolated up to ``clip`` (in normalised units) and held there:
     a robot that leaves the demonstrated range is still seen, a broken sensor does not blow up the network.
 
-    Buffers: ``center`` and ``scale``, each of the data's shape for one step.
+    Buffers: ``center`` and ``scale``, each of the data's shape for one step; they are all of its state.
     """
 
     center: Tensor
     scale: Tensor
-    inverse_scale: Tensor
 
     def __init__(self, shape: tuple[int, ...], mode: str = "minmax", clip: float = 5.0) -> None:
         super().__init__()
         require(mode in MODES, "normalization", mode, f"one of {', '.join(MODES)}")
-        require(clip >= 1.0, "normalization clip", clip, "at least 1")
+        require(1.0 <= clip <= LARGEST_CLIP, "normalization clip", clip, f"from 1 to {LARGEST_CLIP:g}")
         self.mode, self.clip = mode, clip
         self.register_buffer("center", torch.zeros(shape))
         self.register_buffer("scale", torch.ones(shape))
-        self.register_buffer("inverse_scale", torch.ones(shape), persistent=False)
 
     @classmethod
-    def fit(cls, data: Tensor, mode: str = "minmax", clip: float = 5.0) -> Normalizer:
+    def fit(
+        cls, data: Tensor, mode: str = "minmax", clip: float = 5.0, *, keep_all: bool = False
+    ) -> Normalizer:
         """Statistics of ``data`` ``(steps, *shape)``.
+
+        With ``keep_all`` no value of ``data`` lies beyond ``clip``: the map of a dimension that would lose
+        some is moved towards that of its full range, as far as it takes and no further.
 
         Raises:
             DataError: when there is no data or it is not finite.
@@ -46,45 +55,95 @@ class Normalizer(nn.Module):
         if len(data) == 0 or not torch.isfinite(data).all():
             raise DataError("Normalisation statistics need at least one row and finite values only.")
         normalizer = cls(tuple(data.shape[1:]), mode, clip)
-        data = data.double()
         if mode == "none":
             return normalizer
-        if mode == "gaussian":
-            center, scale = data.mean(0), data.std(0, correction=0)
-        else:
-            if mode == "quantile":
-                # torch.quantile refuses large inputs; a sort along the steps does not
-                ordered = data.sort(dim=0).values
-                last = len(data) - 1
-                low, high = ordered[round(0.01 * last)], ordered[round(0.99 * last)]
-            else:
-                low, high = data.amin(0), data.amax(0)
-            center, scale = (high + low) / 2, (high - low) / 2
-        is_constant = scale <= _CONSTANT * center.abs().clamp(min=1.0)
-        # A dimension that is constant between its quantiles may still move: fall back on its full range.
-        if mode == "quantile":
-            low, high = data.amin(0), data.amax(0)
-            full = (high - low) / 2
-            rescued = is_constant & (full > _CONSTANT * center.abs().clamp(min=1.0))
-            center, scale = torch.where(rescued, (high + low) / 2, center), torch.where(rescued, full, scale)
-            is_constant = is_constant & ~rescued
+        eps = torch.finfo(data.dtype).eps if data.is_floating_point() else 0.0
+        data = data.double()
+        middle, half = _minmax(data)
+        is_constant = _is_constant(middle, half, eps)
+        center, scale = _STATISTICS[mode](data)
+        # A dimension that is constant between its quantiles may still move: it takes its full range.
+        is_hidden = _is_constant(center, scale, eps)
+        center, scale = torch.where(is_hidden, middle, center), torch.where(is_hidden, half, scale)
+        if keep_all:
+            excess = half + (center - middle).abs() - clip * scale
+            share = torch.where(excess > 0, excess / (excess + (clip - 1) * half), 0.0)
+            center, scale = torch.lerp(center, middle, share), torch.lerp(scale, half, share)
         normalizer.center.copy_(torch.where(is_constant, data[0], center))
-        normalizer.scale.copy_(torch.where(is_constant, torch.zeros_like(scale), scale))
-        normalizer.refresh()
+        normalizer.scale.copy_(torch.where(is_constant, 0.0, scale))
         return normalizer
 
-    def refresh(self) -> None:
-        """Derive the reciprocal from ``scale``; 0 where the dimension is constant."""
-        self.inverse_scale.copy_(torch.where(self.scale > 0, 1.0 / self.scale, torch.zeros_like(self.scale)))
+    @property
+    def inverse_scale(self) -> Tensor:
+        """1 / scale, and 0 where the dimension is constant."""
+        return torch.where(self.scale > 0, 1.0 / self.scale, 0.0)
 
     def normalize(self, values: Tensor) -> Tensor:
         """Physical ``(..., *shape)`` to normalised, held within +-``clip``."""
-        return ((values - self.center) * self.inverse_scale).clamp(-self.clip, self.clip)
+        return _mapped(values, self.center, self.inverse_scale, self.clip)
+
+    def frozen(self) -> Callable[[Tensor], Tensor]:
+        """``normalize`` by the statistics of this moment, for many calls: the reciprocal is taken once."""
+        center, inverse, clip = self.center.clone(), self.inverse_scale, self.clip
+        return lambda values: _mapped(values, center, inverse, clip)
 
     def denormalize(self, values: Tensor) -> Tensor:
         """Normalised ``(..., *shape)`` to physical units."""
         return values * self.scale + self.center
 
+    def lost(self, data: Tensor, bound: float) -> Tensor:
+        """Which entries of ``data`` ``(steps, *shape)`` do not come back when they are normalised, held
+        within +-``bound`` and denormalised: bool, of the same shape.
+
+        An entry is lost where it is off by more than :data:`TOLERANCE` of its dimension's range, and by more
+        than a millionth of the dimension's largest value, which is about what float32 resolves.
+        """
+        back = self.denormalize(self.normalize(data).clamp(-bound, bound))
+        middle, half = _minmax(data.double())
+        resolved = _ROUNDINGS * torch.finfo(torch.float32).eps * (middle.abs() + half)
+        return (back.double() - data).abs() > torch.maximum(2 * TOLERANCE * half, resolved)
+
     def extra_repr(self) -> str:
         """Shown by ``print``."""
         return f"shape={tuple(self.center.shape)}, mode={self.mode}, clip={self.clip}"
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, local_metadata: Any, strict: bool,
+        missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
+    ) -> None:  # fmt: skip
+        scale = state_dict.get(f"{prefix}scale")
+        if isinstance(scale, Tensor) and not (scale >= 0).all():
+            error_msgs.append(f"'{prefix}scale' is negative or NaN, which no size of a unit is")
+            return
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+
+def _mapped(values: Tensor, center: Tensor, inverse: Tensor, clip: float) -> Tensor:
+    return ((values - center) * inverse).clamp(-clip, clip)
+
+
+def _is_constant(center: Tensor, half: Tensor, eps: float) -> Tensor:
+    """Whether a range is the rounding of its values, or too small to divide by in float32."""
+    return half <= (_ROUNDINGS * eps * (center.abs() + half)).clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def _gaussian(data: Tensor) -> tuple[Tensor, Tensor]:
+    return data.mean(0), data.std(0, correction=0)
+
+
+def _minmax(data: Tensor) -> tuple[Tensor, Tensor]:
+    low, high = data.amin(0), data.amax(0)
+    return (high + low) / 2, (high - low) / 2
+
+
+def _quantile(data: Tensor) -> tuple[Tensor, Tensor]:
+    # torch.quantile refuses large inputs; a sort along the steps does not
+    ordered = data.sort(dim=0).values
+    last = len(data) - 1
+    low, high = ordered[round(0.01 * last)], ordered[round(0.99 * last)]
+    return (high + low) / 2, (high - low) / 2
+
+
+_STATISTICS = {"gaussian": _gaussian, "minmax": _minmax, "quantile": _quantile}

@@ -39,7 +39,6 @@ def distill(
     device, steps = tuned.device, tuned.default_num_steps
     student = FlowPolicy(dataclasses.replace(tuned.config, tuned_num_steps=None)).to(device)
     student.load_state_dict(tuned.state_dict())
-    student.refresh_normalizers()
     teacher = copy.deepcopy(tuned.network).eval().requires_grad_(False)
     average = EMA(student.network, config.ema_decay)
     optimizer = torch.optim.Adam(student.network.parameters(), lr=config.learning_rate)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flowpolicy.models.encoders import ObservationEncoder
+from flowpolicy.models.keyed import KeyedModules
 from flowpolicy.models.transformer import VelocityTransformer
 from flowpolicy.models.vision.encoder import ImageEncoder
 from flowpolicy.observations import is_image
@@ -40,15 +41,11 @@ class ObservationFeatures(nn.Module):
         super().__init__()
         self.vectors = tuple(key for key, shape in shapes.items() if not is_image(shape))
         self.size = obs_horizon * sum(math.prod(shapes[key]) for key in self.vectors)
-        self.narrow = nn.ModuleDict()
-        self.cameras = nn.ModuleDict()
-        if isinstance(network.encoder, ObservationEncoder):
-            for key, camera in network.encoder.cameras.items():
-                self.narrow[key] = nn.Linear(network.config.width, TOKEN_FEATURES)
-                assert isinstance(camera, ImageEncoder)
-                self.size += TOKEN_FEATURES * camera.num_tokens
-            if own:
-                self.cameras = copy.deepcopy(network.encoder.cameras).requires_grad_(True)
+        none = KeyedModules[ImageEncoder]({})
+        cameras = network.encoder.cameras if isinstance(network.encoder, ObservationEncoder) else none
+        self.size += TOKEN_FEATURES * sum(camera.num_tokens for _, camera in cameras.items())
+        self.narrow = KeyedModules({key: nn.Linear(network.config.width, TOKEN_FEATURES) for key in cameras})
+        self.cameras = copy.deepcopy(cameras).requires_grad_(True) if own else none
 
     @property
     def has_encoders(self) -> bool:

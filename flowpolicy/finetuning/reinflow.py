@@ -224,11 +224,6 @@ class ReinFlow(OnPolicyAlgorithm):
             wrapped = wrapped.venv
         return wrapped
 
-    def set_parameters(self, *args: Any, **kwargs: Any) -> None:
-        """See stable-baselines3; the normalisers follow their statistics."""
-        super().set_parameters(*args, **kwargs)
-        self.actor_critic.flow_policy.refresh_normalizers()
-
     def _adopt(self, env: VecEnv) -> None:
         """Execute chunks in ``env`` from now on; every episode starts anew."""
         if self._vec_normalize_env is not None:
@@ -454,7 +449,6 @@ class ReinFlow(OnPolicyAlgorithm):
         )
         result = FlowPolicy(config).to(self.device)
         result.load_state_dict(policy.state_dict())
-        result.refresh_normalizers()
         return result.eval()
 
     def save(  # type: ignore[override]

@@ -213,7 +213,6 @@ def _model(
     changed = dataclasses.replace(base.config, action_clip=clip)
     policy = FlowPolicy(changed).to(device)  # trained in place; the base stays as it is
     policy.load_state_dict(base.state_dict())
-    policy.refresh_normalizers()
     return ReinFlow(
         policy.eval(), env, num_steps=config.num_steps, noise=config.noise,
         update=update, regularizers=regularizers,

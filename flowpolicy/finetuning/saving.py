@@ -85,7 +85,6 @@ def read_model(
 
 def _restore(model: ReinFlow, progress: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     model.actor_critic.load_state_dict(under(tensors, "networks"))
-    model.actor_critic.flow_policy.refresh_normalizers()
     for name in _OPTIMIZERS:
         load_optimizer(getattr(model.learner, name), under(tensors, name))
     state = tensors["generator"]

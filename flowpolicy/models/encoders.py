@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from flowpolicy.errors import ConfigError
 from flowpolicy.models.config import ModelConfig
+from flowpolicy.models.keyed import KeyedModules
 from flowpolicy.models.vision.encoder import ImageEncoder
 from flowpolicy.observations import TASK, is_image
 
@@ -17,7 +19,8 @@ class StateEncoder(nn.Module):
     """Low-dimensional keys, concatenated, to ``tokens_per_step`` tokens for each of the T_o steps.
 
     Args:
-        shapes: key -> ``(size,)``; the order of the keys is the order of concatenation.
+        shapes: key -> ``(size,)``, or ``()`` of a single number; the order of the keys is the order of
+            concatenation.
         obs_horizon: T_o.
         config: gives width and tokens per step.
     """
@@ -25,14 +28,14 @@ class StateEncoder(nn.Module):
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], obs_horizon: int, config: ModelConfig) -> None:
         super().__init__()
         for key, shape in shapes.items():
-            if len(shape) != 1:
+            if len(shape) > 1:
                 raise ConfigError(
-                    f"Observation '{key}' has shape {shape}; a policy sees vectors, and images of height, "
-                    "width and 1, 3 or 4 channels."
+                    f"Observation '{key}' has shape {shape}; a policy sees numbers, vectors, and images of "
+                    "height, width and 1, 3 or 4 channels."
                 )
         self.keys = tuple(shapes)
         self.tokens_per_step = config.tokens_per_step
-        size, width = sum(shape[0] for shape in shapes.values()), config.width
+        size, width = sum(math.prod(shape) for shape in shapes.values()), config.width
         self.mlp = nn.Sequential(
             nn.Linear(size, 2 * width), nn.SiLU(), nn.Linear(2 * width, config.tokens_per_step * width)
         )
@@ -41,7 +44,8 @@ class StateEncoder(nn.Module):
 
     def forward(self, observation: Mapping[str, Tensor]) -> Tensor:
         """Tokens ``(B, T_o * tokens_per_step, d)``."""
-        state = torch.cat([observation[key] for key in self.keys], dim=-1)
+        parts = [observation[key] for key in self.keys]
+        state = torch.cat([part if part.ndim == 3 else part[..., None] for part in parts], dim=-1)
         tokens = self.mlp(state).view(len(state), -1, self.position.shape[-1])
         result: Tensor = self.norm(tokens) + self.position
         return result
@@ -80,11 +84,16 @@ class ObservationEncoder(nn.Module):
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], obs_horizon: int, config: ModelConfig) -> None:
         super().__init__()
+        if TASK in shapes and len(shapes[TASK]) != 1:
+            raise ConfigError(
+                f"Observation '{TASK}' has shape {shapes[TASK]}; it is the one-hot vector of the task to do: "
+                "give one entry for each task, or name something else otherwise."
+            )
         images = {key: shape for key, shape in shapes.items() if is_image(shape)}
         vectors = {key: shape for key, shape in shapes.items() if key not in images and key != TASK}
         self.state = StateEncoder(vectors, obs_horizon, config) if vectors else None
         self.task = TaskEncoder(shapes[TASK][0], config.width) if TASK in shapes else None
-        self.cameras = nn.ModuleDict(
+        self.cameras = KeyedModules(
             {
                 key: ImageEncoder(shape, obs_horizon, config.width, config.vision)
                 for key, shape in images.items()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from flowpolicy.data.normalization import MODES
+from flowpolicy.data.normalization import LARGEST_CLIP, MODES
 from flowpolicy.loggers import LOGGERS
 from flowpolicy.settings import require
 
@@ -22,7 +22,8 @@ class DataConfig:
         max_episodes: train on this many episodes, drawn by the seed; None takes all.
         observation_normalization: ``minmax``, ``gaussian``, ``quantile`` or ``none``.
         action_normalization: the same, for actions.
-        action_clip: bound of a sampled action in normalised units.
+        action_clip: bound of a sampled action in normalised units; no demonstrated action lies beyond it,
+            unless it is below 1 or nothing is normalised.
         image_memory_gb: memory for the images of one key; more are read from disk as they are needed. None
             is half of what is free.
     """
@@ -58,7 +59,12 @@ class DataConfig:
                 getattr(self, name),
                 f"one of {', '.join(MODES)}",
             )
-        require(self.action_clip > 0, "data.action_clip", self.action_clip, "positive")
+        require(
+            0 < self.action_clip <= LARGEST_CLIP,
+            "data.action_clip",
+            self.action_clip,
+            f"positive and at most {LARGEST_CLIP:g}",
+        )
         if self.action_normalization in ("gaussian", "none"):
             # One standard deviation, or one physical unit, is no bound of a demonstrated action.
             allowed = "above 1 (5 is usual) unless actions are normalised by minmax or quantile"

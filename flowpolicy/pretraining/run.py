@@ -117,6 +117,12 @@ def _run(config: PretrainConfig, run_dir: Path, command: str, group: Processes) 
             policy.name, task.name, demos.num_episodes, f"{demos.num_steps:,}",
             f"{policy.num_parameters():,}", device,
         )  # fmt: skip
+        if lost := policy.metadata["lost_actions"]:
+            logger.warning(
+                "%.3g%% of the demonstrated actions cannot be given back: they lie beyond data.action_clip=%g "
+                "under data.action_normalization=%s; raise the one or change the other.",
+                100 * lost, config.data.action_clip, config.data.action_normalization,
+            )  # fmt: skip
 
     def evaluated(current: FlowPolicy, episodes: int, video: Path | None = None) -> EvaluationResult:
         return evaluate(
@@ -144,6 +150,7 @@ def _run(config: PretrainConfig, run_dir: Path, command: str, group: Processes) 
         return None
     metrics: dict[str, Any] = {
         "demo_return_mean": policy.metadata["demo_return_mean"],
+        "lost_actions": policy.metadata["lost_actions"],
         "train_seconds": time.perf_counter() - started,
     }
     if config.train.final_episodes:
@@ -223,6 +230,7 @@ def make_policy(config: PretrainConfig, task: Task, demos: Demonstrations) -> Fl
     vectors = [key for key in config.data.observation_keys if not is_image(policy.observation_shapes[key])]
     arrays = as_tensors(demos, [*vectors, "action"], "cpu")
     policy.fit_normalizers(arrays, arrays["action"])
+    metadata["lost_actions"] = float(policy.lost_actions(arrays["action"]).any(1).float().mean())
     return policy
 
 

@@ -181,7 +181,6 @@ class Trainer:
         result = FlowPolicy(self.policy.config).to(self.policy.device)
         result.load_state_dict(self.policy.state_dict())
         result.network.load_state_dict(self.ema.network.state_dict())
-        result.refresh_normalizers()
         return result.eval()
 
     def save(self) -> None:

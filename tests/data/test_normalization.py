@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -10,6 +11,10 @@ def data(rows=2000, seed=0):
     generator = torch.Generator().manual_seed(seed)
     moving = torch.rand(rows, 3, generator=generator) * torch.tensor([1e-3, 1.0, 1e4])
     return torch.cat([moving + torch.tensor([0.0, -5.0, 3e4]), torch.full((rows, 1), 7.25)], dim=1)
+
+
+def round_trip(normalizer, values):
+    return normalizer.denormalize(normalizer.normalize(values))
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -60,6 +65,19 @@ def test_a_constant_dimension_maps_to_zero_and_back_to_its_constant(mode, consta
     assert torch.isfinite(anything).all()
 
 
+@pytest.mark.parametrize("mode", ["minmax", "gaussian", "quantile"])
+def test_constant_is_a_matter_of_the_values_own_size(mode):
+    tiny = 4e-7 * torch.linspace(-1, 1, 101)[:, None]
+    back = round_trip(Normalizer.fit(tiny, mode), tiny)
+    assert torch.allclose(back, tiny, rtol=1e-4, atol=1e-11)
+
+
+def test_float64_is_centred_before_it_is_rounded():
+    meters = 5e6 + torch.linspace(-1, 1, 201, dtype=torch.float64)[:, None]  # UTM: float32 has .5 m there
+    back = round_trip(Normalizer.fit(meters), meters)
+    assert (back - meters).abs().max() <= 1e-4 * 2
+
+
 def test_float_noise_on_a_large_constant_counts_as_constant():
     values = 1e5 + 1e-2 * torch.rand(100, 1)
     assert (Normalizer.fit(values).normalize(values) == 0).all()
@@ -91,8 +109,81 @@ def test_the_statistics_travel_in_the_state_dict(mode):
     fitted = Normalizer.fit(data(), mode)
     other = Normalizer((4,), mode)
     other.load_state_dict(fitted.state_dict())
-    other.refresh()
     assert torch.equal(other.normalize(data()), fitted.normalize(data()))
+
+
+def test_a_scale_that_changes_in_place_is_seen():
+    normalizer = Normalizer.fit(torch.tensor([[-1.0], [1.0]]))
+    frozen = normalizer.frozen()
+    normalizer.scale.copy_(torch.tensor([2.0]))
+    normalizer.center.copy_(torch.tensor([1.0]))
+    value = torch.tensor([[3.0]])
+    assert normalizer.normalize(value) == 1.0
+    assert frozen(value) == 3.0
+
+
+@pytest.mark.parametrize("scale", [-1.0, float("nan")])
+def test_a_scale_that_is_no_size_is_refused(scale):
+    state = {"center": torch.zeros(2), "scale": torch.tensor([1.0, scale])}
+    with pytest.raises(RuntimeError, match="'scale' is negative"):
+        Normalizer((2,)).load_state_dict(state)
+
+
+def random_actions(seed, rows=1200):
+    """Dimensions of every kind that demonstrations have: smooth, switched, rarely switched, constant, heavy
+    tails, a tiny range with rare large values; each at its own place and of its own size."""
+    rng = np.random.default_rng(seed)
+    rare = rng.random(rows) < rng.uniform(0.001, 0.02)
+    rare[rng.integers(rows)] = True
+    columns = [
+        rng.uniform(-1, 1, rows),
+        np.sign(rng.normal(size=rows)),
+        np.where(rare, -1.0, 1.0),
+        np.where(rare, 1.57, 1e-5 * rng.random(rows)),
+        np.full(rows, rng.normal()),
+        rng.standard_t(2, rows),
+    ]
+    sizes = 10.0 ** rng.integers(-8, 6, len(columns))
+    places = np.where(rng.random(len(columns)) < 0.5, 0.0, sizes * rng.uniform(-100, 100, len(columns)))
+    return torch.from_numpy(np.stack(columns, 1) * sizes + places).float()
+
+
+@pytest.mark.parametrize("clip", [1.0, 1.5, 5.0])
+@pytest.mark.parametrize("mode", ["minmax", "gaussian", "quantile"])
+def test_every_action_that_was_fitted_comes_back(mode, clip):
+    for seed in range(20):
+        actions = random_actions(seed)
+        normalizer = Normalizer.fit(actions, mode, clip, keep_all=True)
+        size = actions.abs().amax(0)
+        error = (round_trip(normalizer, actions) - actions).abs()
+        assert (error <= 1e-4 * (actions.amax(0) - actions.amin(0)) + 1e-6 * size).all()
+        assert not normalizer.lost(actions, clip).any()
+
+
+def test_keeping_all_actions_changes_only_the_dimensions_that_would_lose_some():
+    actions = random_actions(0)
+    plain = Normalizer.fit(actions, "gaussian")
+    whole = Normalizer.fit(actions, "gaussian", keep_all=True)
+    untouched = plain.scale == whole.scale
+    lost = plain.lost(actions, 5.0).any(0)
+    assert torch.equal(untouched, ~lost)
+    assert lost.any()
+    assert untouched.any()
+    assert torch.equal(plain.center[untouched], whole.center[untouched])
+
+
+def test_at_a_clip_of_one_every_map_is_that_of_the_full_range():
+    actions = random_actions(1)
+    whole, full = Normalizer.fit(actions, "quantile", 1.0, keep_all=True), Normalizer.fit(actions, "minmax")
+    assert torch.allclose(whole.center, full.center)
+    assert torch.allclose(whole.scale, full.scale)
+
+
+def test_what_a_narrow_bound_cuts_off_is_counted():
+    actions = torch.linspace(-2, 2, 101)[:, None]
+    lost = Normalizer.fit(actions).lost(actions, 0.5)
+    assert torch.equal(lost, actions.abs() > 1.0 + 4e-4)
+    assert Normalizer((1,), "none", clip=1.5).lost(actions, 1.5).sum() == (actions.abs() > 1.5).sum()
 
 
 def test_one_row_is_all_constant():
