@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flowpolicy.data.rounding import collapses_in_float32
 from flowpolicy.data.store import Demonstrations
 from flowpolicy.errors import DataError
 from flowpolicy.observations import dtype_of
@@ -110,7 +111,7 @@ def as_tensors(demos: Demonstrations, keys: Iterable[str], device: torch.device 
     Images stay on the CPU where they would take more than half of the device's free memory.
 
     Raises:
-        DataError: a missing key, or images that are not uint8.
+        DataError: a missing key, images that are not uint8, or numbers that float32 cannot tell apart.
     """
     tensors = {}
     for key in keys:
@@ -124,6 +125,12 @@ def as_tensors(demos: Demonstrations, keys: Iterable[str], device: torch.device 
             raise DataError(
                 f"{demos.source}: '{key}' holds images of {array.dtype} that are no whole numbers from 0 to "
                 "255; store them as uint8."
+            )
+        if dtype == np.float32 and collapses_in_float32(array):
+            raise DataError(
+                f"{demos.source}: '{key}' varies too little around too large a value for float32 (as UTM "
+                "metres or seconds since 1970 do); subtract a constant from it, in the recording and on the "
+                "robot, or leave it out."
             )
         values = torch.from_numpy(np.ascontiguousarray(array, dtype=dtype))
         stays = dtype == np.uint8 and not _fits(values, torch.device(device))

@@ -119,8 +119,8 @@ def _run(config: PretrainConfig, run_dir: Path, command: str, group: Processes) 
         )  # fmt: skip
         if lost := policy.metadata["lost_actions"]:
             logger.warning(
-                "%.3g%% of the demonstrated actions cannot be given back: they lie beyond data.action_clip=%g "
-                "under data.action_normalization=%s; raise the one or change the other.",
+                "%.3g%% of the demonstrated actions cannot be given back: they lie beyond data.action_clip=%g"
+                " under data.action_normalization=%s; raise the one or change the other.",
                 100 * lost, config.data.action_clip, config.data.action_normalization,
             )  # fmt: skip
 

@@ -91,6 +91,15 @@ def equal_networks(first, second):
     return all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("policy", ALL)
+def test_bfloat16_takes_batches_of_any_size(policy):
+    for batch_size in range(1, 9):  # a shortcut model's bootstrap has one row up to 4
+        trainer = toy_trainer(policy, steps=1, batch_size=batch_size, precision="bfloat16")
+        exact = toy_trainer(policy, steps=1, batch_size=batch_size, precision="float32")
+        loss, wanted = (float(t.step()["loss/total"]) for t in (trainer, exact))
+        assert math.isclose(loss, wanted, rel_tol=0.05)
+
+
 def test_the_average_by_hand():
     network = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.zeros_(network.weight)
@@ -223,6 +232,7 @@ def test_a_run_leaves_what_it_promises(tmp_path, store):
     assert summary["command"] == "the command"
     assert summary["metrics"]["demo_return_mean"] < 0
     assert summary["metrics"]["validation/action_error"] > 0
+    assert summary["metrics"]["lost_actions"] == 0
     rows = read_metrics(tmp_path / "metrics.csv")
     assert [row["step"] for row in rows] == [10, 20, 30, 40]
     assert "validation/loss" in rows[1]
@@ -239,6 +249,15 @@ def test_a_run_leaves_what_it_promises(tmp_path, store):
     # how often to report is no part of what must agree
     again = {**toy_settings("shortcut", store, log_every=3, save_every=7), "resume": True}
     assert pretrain(again, tmp_path).exists()
+
+
+def test_actions_that_a_narrow_clip_cuts_off_are_reported(tmp_path, store, caplog):
+    settings = toy_settings("flow_matching", store, steps=1, validate_every=0)
+    settings["data"]["action_clip"] = 0.5
+    lost = json.loads(pretrain(settings, tmp_path).read_text())["metrics"]["lost_actions"]
+    assert 0.05 < lost < 0.9
+    assert f"{100 * lost:.3g}% of the demonstrated actions cannot be given back" in caplog.text
+    assert FlowPolicy.load(tmp_path / "checkpoint").metadata["lost_actions"] == lost
 
 
 @pytest.mark.parametrize(

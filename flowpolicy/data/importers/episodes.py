@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flowpolicy.data.rounding import collapses_in_float32
 from flowpolicy.data.store import Demonstrations
 from flowpolicy.errors import DataError
 
@@ -41,7 +42,8 @@ def join_episodes(
 
 
 def numeric(array: NDArray[Any], key: str, source: str) -> NDArray[Any]:
-    """``array`` in the store's types: wide floats and integer actions as float32, the rest as it is.
+    """``array`` in the store's types: integer actions, and wide floats that float32 can tell apart, as
+    float32; the rest as it is.
 
     Raises:
         DataError: what is not a number, or a value float32 cannot hold.
@@ -57,7 +59,7 @@ def numeric(array: NDArray[Any], key: str, source: str) -> NDArray[Any]:
         raise DataError(
             f"{source}: '{key}' reaches {np.abs(array).max():.3g}, beyond float32; rescale or repair it."
         )
-    return narrow
+    return array if wide and collapses_in_float32(array) else narrow
 
 
 def natural_order(names: Sequence[str]) -> list[str]:
