@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from flowpolicy.data.importers import detect_format, import_demonstrations
+from flowpolicy.data.normalization import lost_shares
+from flowpolicy.data.rounding import collapses_in_float32
 from flowpolicy.data.store import Demonstrations, episode_ends_problem
 from flowpolicy.data.zarr_reading import read_unchecked, resolve_path
 from flowpolicy.errors import DataError
@@ -60,6 +63,9 @@ class Inspection:
         arrays: the data themselves, key -> ``(steps, ...)``.
         episode_ends: as stored.
         attributes: as stored.
+        collapsing: keys whose numbers float32 cannot tell apart, so that no policy can be trained on them.
+        lost_actions: share of the actions that a policy could not give back, by the mode of normalisation;
+            empty where the data are not sound.
     """
 
     source: str
@@ -71,6 +77,8 @@ class Inspection:
     arrays: dict[str, NDArray[Any]] = field(repr=False)
     episode_ends: NDArray[Any] = field(repr=False)
     attributes: dict[str, Any] = field(default_factory=dict, repr=False)
+    collapsing: tuple[str, ...] = ()
+    lost_actions: dict[str, float] = field(default_factory=dict)
 
 
 def inspect_demonstrations(path: Path | str, format: str = "auto") -> Inspection:
@@ -97,6 +105,7 @@ def inspect_demonstrations(path: Path | str, format: str = "auto") -> Inspection
     lengths = None
     if steps and episode_ends_problem(ends, steps) is None:
         lengths = np.diff(ends.astype(np.int64), prepend=0)
+    lost = {} if problem else lost_shares(torch.from_numpy(arrays["action"].astype(np.float32)))
     return Inspection(
         source=source,
         steps=steps,
@@ -107,6 +116,8 @@ def inspect_demonstrations(path: Path | str, format: str = "auto") -> Inspection
         arrays=arrays,
         episode_ends=np.asarray(ends),
         attributes=attributes,
+        collapsing=tuple(key for key, array in arrays.items() if collapses_in_float32(array)),
+        lost_actions=lost,
     )
 
 
@@ -161,11 +172,22 @@ def table(inspection: Inspection) -> str:
         lines.append(
             f"return     mean {r.mean():.2f}, std {r.std():.2f}, min {r.min():.2f}, max {r.max():.2f}"
         )
+    if inspection.lost_actions:
+        shares = (f"{1 - share:.4g} under {mode}" for mode, share in inspection.lost_actions.items())
+        lines.append(f"actions    share that comes back from normalisation: {', '.join(shares)}")
     for name in ("env_id", "source", "imported_from", "licence", "fps"):
         if name in inspection.attributes:
             lines.append(f"{name:<10} {str(inspection.attributes[name])[:100]}")
     lines += ["", *_key_lines(inspection.keys), ""]
-    lines.append(f"REFUSED: {inspection.problem}" if inspection.problem else "Sound: ready for training.")
+    if inspection.problem:
+        lines.append(f"REFUSED: {inspection.problem}")
+    elif inspection.collapsing:
+        lines.append(
+            f"Sound: ready for training, but not on {', '.join(inspection.collapsing)}: float32 cannot tell "
+            "those numbers apart; subtract a constant, in the recording and on the robot."
+        )
+    else:
+        lines.append("Sound: ready for training.")
     return "\n".join(lines)
 
 
@@ -180,6 +202,8 @@ def metrics(inspection: Inspection) -> dict[str, Any]:
         "demo_return_mean": None if returns is None else float(returns.mean()),
         "nans": sum(key.nans for key in inspection.keys),
         "problem": inspection.problem,
+        "collapsing": list(inspection.collapsing),
+        "lost_actions": inspection.lost_actions,
         "keys": {
             key.key: {
                 "shape": list(key.shape),

@@ -15,6 +15,8 @@ MODES = ("minmax", "gaussian", "quantile", "none")
 TOLERANCE = 1e-4
 """Share of a dimension's range within which a value that comes back has come back."""
 LARGEST_CLIP = 1e6
+USUAL_CLIPS = {"minmax": 1.0, "gaussian": 5.0, "quantile": 1.0}
+"""Bounds of an action in normalised units; not to normalise has none."""
 _ROUNDINGS = 8  # a range of so many roundings of the largest value is noise: a millionth of it in float32
 
 
@@ -118,6 +120,17 @@ class Normalizer(nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+
+
+def lost_shares(action: Tensor) -> dict[str, float]:
+    """Share of demonstrated actions ``(steps, A)`` that a policy could not give back, by the mode of their
+    normalisation, each at its usual clip.
+    """
+    shares = {}
+    for mode, clip in USUAL_CLIPS.items():
+        normalizer = Normalizer.fit(action, mode, clip, keep_all=True)
+        shares[mode] = float(normalizer.lost(action, clip).any(1).float().mean())
+    return shares
 
 
 def _mapped(values: Tensor, center: Tensor, inverse: Tensor, clip: float) -> Tensor:

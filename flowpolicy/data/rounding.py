@@ -15,9 +15,10 @@ _BLOCK_ROWS = 1 << 16
 
 
 def collapses_in_float32(array: NDArray[Any]) -> bool:
-    """Whether float32 cannot tell the numbers of some dimension of ``array`` ``(steps, ...)`` apart: rounding
-    moves them by more than :data:`SHARE` of its range and by more than :data:`NOISE`, as it does with positions
-    in UTM metres or seconds since 1970.
+    """Whether float32 cannot tell the numbers of some dimension of ``array`` ``(steps, ...)`` apart.
+
+    Rounding moves them by more than :data:`SHARE` of its range and by more than :data:`NOISE`, as it does
+    with positions in UTM metres or seconds since 1970.
     """
     if array.size == 0 or array.dtype.kind not in "fiu" or np.can_cast(array.dtype, np.float32):
         return False

@@ -34,8 +34,17 @@ def test_sound_store(tmp_path: Path, demos: Demonstrations):
     assert list(inspection.lengths) == [7, 12, 5, 9]
     np.testing.assert_allclose(inspection.returns, demos.episode_returns)
     text = table(inspection)
-    for part in ("min 5, median 8, max 12", "observation", "2x2", "Sound"):
+    for part in ("min 5, median 8, max 12", "observation", "2x2", "Sound: ready for training."):
         assert part in text
+    assert "comes back from normalisation: 1 under minmax, 1 under gaussian, 1 under quantile" in text
+    assert metrics(inspection)["lost_actions"] == {"minmax": 0.0, "gaussian": 0.0, "quantile": 0.0}
+
+
+def test_numbers_that_float32_cannot_tell_apart_are_named(tmp_path: Path, demos: Demonstrations):
+    demos.arrays["utm"] = 5e6 + np.linspace(-1, 1, demos.num_steps)[:, None]
+    inspection = inspect_demonstrations(write_demonstrations(tmp_path / "a.zarr", demos))
+    assert metrics(inspection)["collapsing"] == ["utm"]
+    assert "not on utm: float32 cannot tell those numbers apart" in table(inspection)
 
 
 def test_broken_store_is_described_rather_than_refused(tmp_path: Path, demos: Demonstrations):
