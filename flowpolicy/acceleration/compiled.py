@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterator
 from functools import cache, partial
-from typing import Any
+from types import FunctionType
+from typing import Any, cast
 
 import torch
 
@@ -12,33 +13,66 @@ from flowpolicy.acceleration.engine import Engine, random_observations
 from flowpolicy.errors import BackendError
 from flowpolicy.policy import FlowPolicy
 
+_NO_COMPILER = {"InvalidCxxCompiler", "CppCompileError", "TritonMissing", "GPUTooOldForTriton"}
+
 
 def compiled(engine: Engine, policy: FlowPolicy) -> Engine:
     """The engine with its blocks and its exit compiled, and run once so that they are.
 
     All blocks of a kind share one compiled function, to which the weights are arguments, and so do all
-    samplers of a process: it takes seconds to build where the unrolled loop would take minutes.
+    samplers of the same sizes in a process: it takes seconds to build where the unrolled loop would take
+    minutes.
 
     Raises:
-        BackendError: there is no compiler for this device.
+        BackendError: it cannot be compiled here; the sentence says why.
     """
-    network = engine.network
-    engine.run = [partial(_compiled(type(block.module).gated), block.module) for block in network.blocks()]
+    network, sizes = engine.network, _sizes(engine, policy)
+    engine.run = [
+        partial(_compiled(type(block.module).gated, block.kind, sizes), block.module)
+        for block in network.blocks()
+    ]
     # The entry stays as it is: for two-dimensional actions, what torch 2.13 compiles for it on a CPU
     # writes beyond its buffer, and there is next to nothing to gain.
-    engine.leave = partial(_compiled(type(network).leave), network)
+    engine.leave = partial(_compiled(type(network).leave, "output", sizes), network)
     generator, rows = torch.Generator().manual_seed(0), engine.plan.batch_size
     try:
         engine(random_observations(policy, rows, generator), policy.noise(rows, None, generator))
     except Exception as error:  # the compiler's own, of many kinds
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BackendError(
-            f"backend=compile cannot build here ({reason[:200]}); "
-            "it needs a C++ compiler on a CPU and Triton on a GPU."
-        ) from error
+        raise BackendError(f"torch.compile cannot build this sampler: {_reason(error)}") from error
     return engine
 
 
 @cache
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(function, dynamic=False, fullgraph=True)
+def _compiled(function: Callable[..., Any], kind: str, sizes: Hashable) -> Callable[..., Any]:
+    """``function`` compiled for one kind of block and for tensors of one size.
+
+    Dynamo counts what it compiles for each code object, looks through all of it at each call, and gives up at
+    eight: so each gets a code object of its own.
+    """
+    function = cast("FunctionType", function)
+    own = FunctionType(function.__code__.replace(co_name=f"{kind}_{function.__name__}"), function.__globals__)
+    return torch.compile(own, dynamic=False, fullgraph=True)
+
+
+def _sizes(engine: Engine, policy: FlowPolicy) -> Hashable:
+    """All that the shapes, types and places of an engine's tensors depend on."""
+    config = policy.config
+    observations = tuple(policy.observation_shapes.items())
+    horizons = config.obs_horizon, config.action_horizon, config.action_dim
+    return config.model, observations, *horizons, engine.plan.batch_size, engine.dtype, policy.device
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong at the bottom of what torch reports, and the remedy where it is a missing compiler."""
+    chain = list(_causes(error))
+    words = next((str(cause).strip() for cause in reversed(chain) if str(cause).strip()), "")
+    reason = f"{words.splitlines()[0][:200].rstrip('.')}" if words else type(chain[-1]).__name__
+    if _NO_COMPILER.intersection(kind.__name__ for cause in chain for kind in type(cause).__mro__):
+        return f"{reason}; it needs a C++ compiler on a CPU and Triton on a GPU."
+    return f"{reason}."
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = getattr(error, "inner_exception", None) or error.__cause__
