@@ -240,11 +240,20 @@ class FlowPolicy(nn.Module):
         fitted = Normalizer.fit(action, self.config.action_normalization, clip, keep_all=True)
         self.action_normalizer.load_state_dict(fitted.state_dict())
 
-    def lost_actions(self, action: Tensor) -> Tensor:
-        """Which entries of demonstrated actions ``(steps, A)`` the policy cannot give back; see
+    def lost_actions(self, action: Tensor) -> float:
+        """Share of demonstrated actions ``(steps, A)`` that the policy cannot give back; see
         :meth:`Normalizer.lost`.
         """
-        return self.action_normalizer.lost(action, self.config.action_clip)
+        return self.action_normalizer.lost_share(action, self.config.action_clip)
+
+    def lost_observations(self, observation: Mapping[str, Tensor]) -> dict[str, float]:
+        """Share of the steps, key by key, of which the policy does not see every number as it is: they are
+        beyond the clip of the normaliser.
+        """
+        return {
+            key: normalizer.lost_share(observation[key], normalizer.clip)
+            for key, normalizer in self.observation_normalizers.items()
+        }
 
     def num_parameters(self) -> int:
         """Trainable parameters."""

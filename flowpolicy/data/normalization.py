@@ -105,6 +105,10 @@ class Normalizer(nn.Module):
         resolved = _ROUNDINGS * torch.finfo(torch.float32).eps * (middle.abs() + half)
         return (back.double() - data).abs() > torch.maximum(2 * TOLERANCE * half, resolved)
 
+    def lost_share(self, data: Tensor, bound: float) -> float:
+        """Share of the rows of ``data`` ``(steps, *shape)`` of which an entry is lost; see :meth:`lost`."""
+        return float(self.lost(data, bound).reshape(len(data), -1).any(1).float().mean())
+
     def extra_repr(self) -> str:
         """Shown by ``print``."""
         return f"shape={tuple(self.center.shape)}, mode={self.mode}, clip={self.clip}"
@@ -129,7 +133,7 @@ def lost_shares(action: Tensor) -> dict[str, float]:
     shares = {}
     for mode, clip in USUAL_CLIPS.items():
         normalizer = Normalizer.fit(action, mode, clip, keep_all=True)
-        shares[mode] = float(normalizer.lost(action, clip).any(1).float().mean())
+        shares[mode] = normalizer.lost_share(action, clip)
     return shares
 
 

@@ -36,6 +36,7 @@ from flowpolicy.settings import build, require
 from flowpolicy.storage import write_json
 
 logger = logging.getLogger(__name__)
+MANY_LOST = 0.001  # share of steps from which on it is a warning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,12 +118,7 @@ def _run(config: PretrainConfig, run_dir: Path, command: str, group: Processes) 
             policy.name, task.name, demos.num_episodes, f"{demos.num_steps:,}",
             f"{policy.num_parameters():,}", device,
         )  # fmt: skip
-        if lost := policy.metadata["lost_actions"]:
-            logger.warning(
-                "%.3g%% of the demonstrated actions cannot be given back: they lie beyond data.action_clip=%g"
-                " under data.action_normalization=%s; raise the one or change the other.",
-                100 * lost, config.data.action_clip, config.data.action_normalization,
-            )  # fmt: skip
+        _report_lost(policy)
 
     def evaluated(current: FlowPolicy, episodes: int, video: Path | None = None) -> EvaluationResult:
         return evaluate(
@@ -230,7 +226,8 @@ def make_policy(config: PretrainConfig, task: Task, demos: Demonstrations) -> Fl
     vectors = [key for key in config.data.observation_keys if not is_image(policy.observation_shapes[key])]
     arrays = as_tensors(demos, [*vectors, "action"], "cpu")
     policy.fit_normalizers(arrays, arrays["action"])
-    metadata["lost_actions"] = float(policy.lost_actions(arrays["action"]).any(1).float().mean())
+    metadata["lost_actions"] = policy.lost_actions(arrays["action"])
+    metadata["lost_observations"] = policy.lost_observations(arrays)
     return policy
 
 
@@ -248,6 +245,24 @@ def make_samplers(
         return ChunkSampler(observation, action, demos.episode_ends, *horizons, sorted(episodes))
 
     return sampler(train_episodes), sampler(held_out) if held_out else None
+
+
+def _report_lost(policy: FlowPolicy) -> None:
+    """Say which demonstrated numbers normalisation cuts off."""
+    config = policy.config
+    parts = {"action": (config.metadata["lost_actions"], config.action_clip, config.action_normalization)}
+    for key, share in config.metadata["lost_observations"].items():
+        clip = policy.observation_normalizers[key].clip
+        parts[f"observation '{key}'"] = (share, clip, config.observation_normalization)
+    for name, (share, clip, mode) in parts.items():
+        if share > 0:
+            level = logging.WARNING if share > MANY_LOST else logging.INFO
+            logger.log(
+                level,
+                "%.3g%% of the demonstrated steps have an %s beyond %g in normalised units (%s), where it is "
+                "cut off; choose another mode, or scale the data.",
+                *(100 * share, name, clip, mode),
+            )
 
 
 def split_episodes(demos: Demonstrations, data: DataConfig, seed: int) -> tuple[list[int], list[int]]:

@@ -253,11 +253,13 @@ def test_a_run_leaves_what_it_promises(tmp_path, store):
 
 def test_actions_that_a_narrow_clip_cuts_off_are_reported(tmp_path, store, caplog):
     settings = toy_settings("flow_matching", store, steps=1, validate_every=0)
-    settings["data"]["action_clip"] = 0.5
+    settings["data"] |= {"action_clip": 0.5, "observation_normalization": "none"}
     lost = json.loads(pretrain(settings, tmp_path).read_text())["metrics"]["lost_actions"]
     assert 0.05 < lost < 0.9
-    assert f"{100 * lost:.3g}% of the demonstrated actions cannot be given back" in caplog.text
-    assert FlowPolicy.load(tmp_path / "checkpoint").metadata["lost_actions"] == lost
+    assert f"{100 * lost:.3g}% of the demonstrated steps have an action beyond 0.5" in caplog.text
+    metadata = FlowPolicy.load(tmp_path / "checkpoint").metadata
+    assert metadata["lost_actions"] == lost
+    assert metadata["lost_observations"] == {"observation": 0.0}
 
 
 @pytest.mark.parametrize(
