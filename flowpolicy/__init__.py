@@ -1,8 +1,14 @@
 """Flow policies for robots: pretrain on demonstrations, practise online, deploy in real time."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from flowpolicy.errors import CheckpointError, ConfigError, DataError, FlowPolicyError, TaskError
-from flowpolicy.policy import FlowPolicy
-from flowpolicy.policy_config import PolicyConfig
+
+if TYPE_CHECKING:
+    from flowpolicy.policy import FlowPolicy
+    from flowpolicy.policy_config import PolicyConfig
 
 __version__ = "0.1.0"
 
@@ -15,3 +21,16 @@ __all__ = [
     "PolicyConfig",
     "TaskError",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The classes that need torch, imported when asked for: a command that prints its help waits for none."""
+    if name == "FlowPolicy":
+        from flowpolicy.policy import FlowPolicy
+
+        return FlowPolicy
+    if name == "PolicyConfig":
+        from flowpolicy.policy_config import PolicyConfig
+
+        return PolicyConfig
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

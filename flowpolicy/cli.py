@@ -117,10 +117,21 @@ def _refusing_company(run_dir: Path) -> Iterator[None]:
 
 def command_line() -> str:
     """The command that started this program, as a user would type it."""
+    return " ".join([_program(), *map(shlex.quote, sys.argv[1:])])
+
+
+def _program() -> str:
+    """How this program is started: ``python scripts/plan.py``, or ``flowpolicy plan``."""
     program = Path(sys.argv[0])
+    if program.suffix != ".py":  # the command has put its own name and the sub-command's here
+        return sys.argv[0]
     if program.is_absolute() and program.is_relative_to(Path.cwd()):
         program = program.relative_to(Path.cwd())
-    return shlex.join(["python", str(program), *sys.argv[1:]])
+    return shlex.join(["python", str(program)])
+
+
+# The help pages in configs/ say ${program:}.
+OmegaConf.register_new_resolver("program", _program, replace=True)
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:

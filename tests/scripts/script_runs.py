@@ -1,20 +1,96 @@
-"""How tests run a script: as a user does, in a process of its own."""
+"""How tests run a script: as a user types it, mostly without the seconds that a process of its own takes."""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import os
+import runpy
+import signal
 import subprocess
 import sys
+from dataclasses import dataclass
+
+import torch
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM, *(getattr(signal, name) for name in ("SIGHUP", "SIGQUIT") if hasattr(signal, name))]  # fmt: skip
 
 
-def run_script(folder, repo_root, script, *options, fails=False):
-    """Run ``scripts/<script>`` in ``folder``; a failure that is expected must be one sentence on stderr."""
-    done = subprocess.run(
-        [sys.executable, str(repo_root / "scripts" / script), *map(str, options)],
-        cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
-        timeout=250,
-    )  # fmt: skip
+@dataclass
+class Done:
+    """What a script left on the terminal."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run_script(folder, repo_root, script, *options, fails=False, process=False):
+    """Run ``scripts/<script>`` in ``folder``; a failure that is expected must be one sentence on stderr.
+
+    ``process``: in a process of its own; else the same file in this one, where a traceback is the test's.
+    """
+    run = _in_a_process if process else _here
+    done = run(folder, repo_root / "scripts" / script, [str(option) for option in options])
     assert (done.returncode != 0) == fails, done.stderr
     if fails:
         assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     return done
+
+
+def _in_a_process(folder, script, options):
+    done = subprocess.run(
+        [sys.executable, str(script), *options], cwd=folder, capture_output=True, text=True, check=False,
+        timeout=250, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+def _here(folder, script, options):
+    output, errors = io.StringIO(), io.StringIO()
+    status = 0
+    with (
+        _own_state(),
+        _logging_to(errors),
+        contextlib.chdir(folder),
+        contextlib.redirect_stdout(output),
+        contextlib.redirect_stderr(errors),
+    ):
+        sys.argv = [str(script), *options]
+        try:
+            runpy.run_path(str(script), run_name="__main__")
+        except SystemExit as ended:
+            status = ended.code or 0
+            if isinstance(status, str):
+                print(status, file=errors)
+                status = 1
+    return Done(status, output.getvalue(), errors.getvalue())
+
+
+@contextlib.contextmanager
+def _own_state():
+    """Give back what a script changes of its process, since it thinks that it has it for itself."""
+    argv, path, threads = sys.argv, list(sys.path), torch.get_num_threads()
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        sys.argv, sys.path[:] = argv, path
+        torch.set_num_threads(threads)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _logging_to(stream):
+    """What ``logging.basicConfig`` does in a fresh process."""
+    root = logging.getLogger()
+    handler, level = logging.StreamHandler(stream), root.level
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(level)
