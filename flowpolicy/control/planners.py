@@ -78,10 +78,8 @@ class SamplerSettings:
         policy = self._policy()
         steps = policy.default_num_steps if self.num_steps is None else self.num_steps
         solver = self.solver or policy.config.tuned_solver
-        # The published guidance hardly moves a policy that is sure of what it does (docs/deploy.md); with
-        # fewer than four steps, each a long one, nothing stronger was tried.
-        stronger = {"beta": 4.0 * steps, "prior_std": 0.2} if steps >= 4 else {}
-        return InpaintingSampler(policy, steps, solver, **stronger)
+        # The published guidance hardly moves a policy that is sure of what it does (docs/deploy.md).
+        return InpaintingSampler(policy, steps, solver, beta=4.0 * steps, prior_std=0.2)
 
     def _policy(self) -> FlowPolicy:
         torch.set_num_threads(self.threads)
