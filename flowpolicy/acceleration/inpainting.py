@@ -33,13 +33,19 @@ def guidance_weight(t: float, beta: float, prior_std: float = 1.0) -> float:
 
 
 def guided_velocity(
-    velocity: Callable[[Tensor, float], Tensor], x: Tensor, t: float, target: Target, weight: float
+    velocity: Callable[[Tensor, float], Tensor],
+    x: Tensor,
+    t: float,
+    target: Target,
+    weight: float,
+    step: float | None = None,
 ) -> Tensor:
     """The velocity at ``x`` ``(B, T, A)``, bent so that the flow ends near the target where it has weight.
 
     With x1 = x + (1 - t) v(x, t), the chunk that a straight line would reach, and the target's actions Y and
     weights W, it is v + weight * (Y - x1)^T diag(W) dx1/dx: one vector-Jacobian product, about the cost of a
-    second evaluation.
+    second evaluation. With ``step``, the length h of the Euler step, the weight of each row is bounded so that the
+    step does not carry x1 beyond the target: see :func:`_largest_pull`.
 
     Source: Black et al. 2025 (arXiv 2506.07339), equations 2 and 3; the guidance is that of Song et al. 2023,
     "Pseudoinverse-Guided Diffusion Models for Inverse Problems", for flows after Pokle et al. 2023,
@@ -53,25 +59,50 @@ def guided_velocity(
     with torch.no_grad():
         error = (actions - reached) * weights[..., None]
     (pull,) = torch.autograd.grad(reached, x, error)
-    return v.detach() + weight * pull
+    if step is None:
+        return v.detach() + weight * pull
+    bound = _largest_pull(error, pull, weights[..., None], last=t + 1.5 * step > 1)
+    return v.detach() + (bound / step).clamp(max=weight) * pull
+
+
+def _largest_pull(error: Tensor, pull: Tensor, weights: Tensor, last: bool) -> Tensor:
+    """The longest way along the pull that does not overshoot, row by row.
+
+    With e the weighted error, J = dx1/dx and g = J^T e, moving x by a g moves x1 by about a J g. Along e that
+    is a ``|g|^2 / |e|``, which uses up e where a = ``|e|^2 / |g|^2``. In the last step x1 itself is moved,
+    by a g, and its weighted squared error is least at a = e.g / g.Wg.
+
+    Returns:
+        ``(B, 1, 1)``.
+    """
+
+    def total(values: Tensor) -> Tensor:
+        return values.sum((1, 2), keepdim=True)
+
+    used, needed = (
+        (total(error * pull), total(weights * pull**2)) if last else (total(error**2), total(pull**2))
+    )
+    return used.clamp(min=0) / needed.clamp(min=torch.finfo(needed.dtype).tiny)
 
 
 class InpaintingSampler:
     """Samples chunks that agree with a prefix; without one it is the policy, whose place it can take.
 
     The observation is encoded once a chunk, and modulations are tabulated when it is built, from the weights
-    of that moment. A guided step costs a forward and a backward pass.
+    of that moment. A guided step costs a forward and a backward pass. The chunk is also planned freely, from
+    the same x_0, and a row whose guided chunk is farther from its prefix than the free one is the free one:
+    guidance does not leave a chunk worse off. Together that is three times the cost of a free chunk.
 
     The published settings suppose that normalised actions have a standard deviation of 1 given the
     observation. A policy that is surer of what it does has a smaller one, and is hardly moved by them:
-    ``prior_std`` 0.2 and ``beta`` 4 K then hold it closer to its prefix.
+    ``prior_std`` 0.2 and ``beta`` 4 K then hold it closer to its prefix. However large the weight, a step
+    goes no farther than its target (:func:`guided_velocity`).
 
     Args:
         policy: a flow-matching or shortcut policy; its network is copied.
         num_steps: K; the policy's default where None.
         solver: ``euler``, the only one that the guidance is defined for.
-        beta: largest guidance weight; 5 is the published one, for K = 5. Where it is many times K, a step
-            can overshoot.
+        beta: largest guidance weight; 5 is the published one, for K = 5.
         prior_std: standard deviation of normalised actions given the observation; 1 is the published one.
 
     Raises:
@@ -144,10 +175,17 @@ class InpaintingSampler:
             rows = len(next(iter(normalized.values())))
             noise = policy.noise(rows, noise, generator).clone()
             target = None if prefix is None else self._target(prefix, rows)
-            return policy.finish(self._integrate(self._network.encode(normalized), noise, target))
+            context = self._network.encode(normalized)
+            free = policy.finish(self._integrate(context, noise, None))
+            if target is None:
+                return free
+            guided = policy.finish(self._integrate(context, noise, target))
+            worse = self._distance(guided, target) > self._distance(free, target)
+            return torch.where(worse[:, None, None], free, guided)
 
     def nfe(self, num_steps: int | None = None, solver: str | None = None) -> int:
-        """Network evaluations of a chunk; a guided one adds as many backward passes."""
+        """Network evaluations of a chunk planned freely; a guided one takes twice as many, and as many backward
+        passes as these."""
         return self.num_steps
 
     def _integrate(self, context: Context, noise: Tensor, target: Target | None) -> Tensor:
@@ -156,9 +194,19 @@ class InpaintingSampler:
 
         def guided(x: Tensor, t: float) -> Tensor:
             assert target is not None
-            return guided_velocity(plain, x, t, target, guidance_weight(t, self.beta, self.prior_std))
+            weight = guidance_weight(t, self.beta, self.prior_std)
+            return guided_velocity(plain, x, t, target, weight, 1 / self.num_steps)
 
         return integrate(plain if target is None else guided, noise, self.num_steps, SOLVERS[self.solver])
+
+    def _distance(self, chunk: Tensor, target: Target) -> Tensor:
+        """Squared distance ``(B,)`` to the actions of weight 1, in normalised units; where a row has none, to
+        all of them, weighted."""
+        actions, weights = target
+        frozen = (weights == 1).to(weights.dtype)
+        counted = torch.where(frozen.any(1, keepdim=True), frozen, weights)
+        error = self.policy.action_normalizer.normalize(chunk) - actions
+        return (counted[..., None] * error**2).sum((1, 2))
 
     def _target(self, prefix: tuple[Any, Any], rows: int) -> Target | None:
         """The prefix checked and normalised; None where it weighs nothing."""

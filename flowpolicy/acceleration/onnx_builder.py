@@ -18,8 +18,9 @@ from flowpolicy.policy import FlowPolicy
 class Builder:
     """Exports the parts, and writes evaluations into graphs."""
 
-    def __init__(self, policy: FlowPolicy, plan: Plan, eager: Engine) -> None:
+    def __init__(self, policy: FlowPolicy, plan: Plan, eager: Engine, exports: dict[str, bytes]) -> None:
         network, rows = eager.network, plan.batch_size
+        self.exports = exports
         self.policy, self.plan, self.eager, self.rows = policy, plan, eager, rows
         self.width, self.depth = network.config.width, network.config.depth
         self.stream = (rows, policy.action_horizon, self.width)
@@ -32,15 +33,16 @@ class Builder:
         self.context_shape = tuple(context[0].key.shape)
         x, h = torch.zeros(self.chunk), torch.zeros(self.stream)
         modulation, pair = torch.zeros(3, self.width).unbind(0), context[0]
-        self.enter = Part("enter", _Call(network, network.enter), [x])
-        self.leave = Part("leave", _Call(network, network.leave), [h, torch.zeros(1, 2, self.width)])
-        self.finish = Part("finish", _Call(policy, policy.finish), [x])
+        self.enter = Part("enter", _Call(network, network.enter), [x], exports)
+        last = torch.zeros(1, 2, self.width)
+        self.leave = Part("leave", _Call(network, network.leave), [h, last], exports)
+        self.finish = Part("finish", _Call(policy, policy.finish), [x], exports)
         kinds: dict[str, Part] = {}
         self.blocks: list[Part] = []
         for index, block in enumerate(network.blocks()):
             name, module = f"b{index}", _block(block.module)
             if block.kind not in kinds:
-                kinds[block.kind] = Part(name, module, [h, *modulation, pair.key, pair.value])
+                kinds[block.kind] = Part(name, module, [h, *modulation, pair.key, pair.value], exports)
             self.blocks.append(kinds[block.kind].like(name, module))
 
     def encoder(self) -> Graph:
@@ -54,7 +56,7 @@ class Builder:
             return tuple(tensor for pair in pairs for tensor in pair)
 
         module = _Call(nn.ModuleList([self.policy, network]), encode)
-        part = Part("encode", module, list(self.observation.values()), 2 * self.depth)
+        part = Part("encode", module, list(self.observation.values()), self.exports, 2 * self.depth)
         for result, name in zip(graph.call(part, *values), self.context_names(), strict=True):
             graph.output(result, name, self.context_shape)
         return graph

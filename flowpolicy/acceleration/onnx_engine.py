@@ -31,13 +31,19 @@ class OnnxEngine:
     loop is too long for one graph, each distinct evaluation (which blocks are recomputed, which kept sums
     are added) is a graph; kept outputs stay in buffers that are bound to those graphs once.
 
+    Args:
+        policy: on the CPU.
+        plan: what it is fixed to.
+        exports: parts that an earlier engine of this policy exported, by name; those that are missing are
+            added. They are checked like fresh ones.
+
     Raises:
         BackendError: a policy on another device, or packages that are missing.
         ConfigError: a dtype it does not have.
         FlowPolicyError: the exported graphs do not compute what the eager engine does.
     """
 
-    def __init__(self, policy: FlowPolicy, plan: Plan) -> None:
+    def __init__(self, policy: FlowPolicy, plan: Plan, exports: dict[str, bytes] | None = None) -> None:
         import_onnx()
         if plan.dtype not in TOLERANCE:
             raise ConfigError(f"dtype is '{plan.dtype}'; backend=onnx takes {' or '.join(TOLERANCE)}.")
@@ -45,7 +51,7 @@ class OnnxEngine:
             raise BackendError("backend=onnx runs on the CPU; load the policy with device='cpu'.")
         self.plan, self.policy = plan, policy
         eager = Engine(policy, Plan(plan.batch_size, plan.num_steps, plan.solver, plan.schedule))
-        builder = Builder(policy, plan, eager)
+        builder = Builder(policy, plan, eager, {} if exports is None else exports)
         self._encode = Session(builder.encoder(), plan.dtype)
         self._loop: _Loop | _Steps = _Loop(builder) if len(eager.program) <= WHOLE_LOOP else _Steps(builder)
         self.parity = self._check(eager)

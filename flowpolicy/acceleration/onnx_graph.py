@@ -6,6 +6,7 @@ import copy
 import logging
 import warnings
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -25,16 +26,26 @@ class Part:
         name: unique in the graphs it goes into.
         module: what to export.
         examples: inputs of the shapes it will be called with.
+        exports: parts exported before, by name: this one is taken from there, or added.
         outputs: how many results it has.
     """
 
     def __init__(
-        self, name: str, module: nn.Module, examples: Sequence[torch.Tensor], outputs: int = 1
-    ) -> None:
-        import_onnx()
+        self, name: str, module: nn.Module, examples: Sequence[torch.Tensor], exports: dict[str, bytes],
+        outputs: int = 1,
+    ) -> None:  # fmt: skip
+        onnx = import_onnx()
         self.name = name
         self.inputs = [f"in{i}" for i in range(len(examples))]
         self.outputs = [f"out{i}" for i in range(outputs)]
+        if name not in exports:
+            exports[name] = self._export(module, examples)
+        model = onnx.load_model_from_string(exports[name])
+        assert not model.functions
+        self.nodes = list(model.graph.node)
+        self.weights: dict[str, Any] = {tensor.name: tensor for tensor in model.graph.initializer}
+
+    def _export(self, module: nn.Module, examples: Sequence[torch.Tensor]) -> bytes:
         with warnings.catch_warnings(), Quiet():
             warnings.simplefilter("ignore")
             # Not optimised: the runtime does that, and parameters keep their names.
@@ -43,10 +54,8 @@ class Part:
                 input_names=self.inputs, output_names=self.outputs, external_data=False, optimize=False,
             )  # fmt: skip
         assert program is not None
-        model = program.model_proto
-        assert not model.functions
-        self.nodes = list(model.graph.node)
-        self.weights: dict[str, Any] = {tensor.name: tensor for tensor in model.graph.initializer}
+        content: bytes = program.model_proto.SerializeToString()
+        return content
 
     def like(self, name: str, module: nn.Module) -> Part:
         """The same nodes with the parameters of another module of the same kind and sizes."""
@@ -145,12 +154,14 @@ def import_onnx() -> Any:
         import onnx.helper
         import onnx.numpy_helper
         import onnxruntime
-        import onnxscript
+
+        if find_spec("onnxscript") is None:  # the exporter imports it, which takes half a second
+            raise ModuleNotFoundError(name="onnxscript")
     except ImportError as error:
         raise BackendError(
             f"backend=onnx needs '{error.name}', which is not installed; run: pip install 'flowpolicy[onnx]'."
         ) from error
-    del onnxruntime, onnxscript  # needed by the sessions and by the exporter
+    del onnxruntime  # needed by the sessions
     return onnx
 
 

@@ -107,6 +107,7 @@ def build_sampler(
     schedule: Schedule | None = None,
     backend: str = "eager",
     dtype: str = "float32",
+    exports: dict[str, bytes] | None = None,
 ) -> Sampler:
     """Build a sampler.
 
@@ -118,6 +119,8 @@ def build_sampler(
         schedule: which blocks are recomputed when; None recomputes everything.
         backend: ``eager``, ``compile``, ``cuda_graph`` or ``onnx``.
         dtype: ``float32``, ``bfloat16`` (not ``onnx``) or ``int8`` (weights, ``onnx`` only).
+        exports: what ``onnx`` exported for an earlier sampler of the same policy, by name; what is missing is
+            exported and added, which takes most of the time that a sampler is built in.
 
     Raises:
         ConfigError: a K or solver that the policy does not have, a schedule made for something else.
@@ -132,7 +135,8 @@ def build_sampler(
     else:
         schedule.check(policy, num_steps, solver)
     plan = Plan(batch_size, num_steps, solver, schedule, dtype)
-    return Sampler(policy, make(policy, plan), plan, backend)
+    compute = make(policy, plan, {} if exports is None else exports)
+    return Sampler(policy, compute, plan, backend)
 
 
 def accelerate(policy: FlowPolicy, schedule: Schedule, **settings: Any) -> Sampler:
@@ -141,29 +145,29 @@ def accelerate(policy: FlowPolicy, schedule: Schedule, **settings: Any) -> Sampl
     return build_sampler(policy, num_steps=key.num_steps, solver=key.solver, schedule=schedule, **settings)
 
 
-def _eager(policy: FlowPolicy, plan: Plan) -> Compute:
+def _eager(policy: FlowPolicy, plan: Plan, exports: dict[str, bytes]) -> Compute:
     return Engine(policy, plan)
 
 
-def _compile(policy: FlowPolicy, plan: Plan) -> Compute:
+def _compile(policy: FlowPolicy, plan: Plan, exports: dict[str, bytes]) -> Compute:
     from flowpolicy.acceleration.compiled import compiled
 
     return compiled(Engine(policy, plan), policy)
 
 
-def _cuda_graph(policy: FlowPolicy, plan: Plan) -> Compute:
+def _cuda_graph(policy: FlowPolicy, plan: Plan, exports: dict[str, bytes]) -> Compute:
     from flowpolicy.acceleration.cuda_graph import Captured
 
     return Captured(Engine(policy, plan), policy)
 
 
-def _onnx(policy: FlowPolicy, plan: Plan) -> Compute:
+def _onnx(policy: FlowPolicy, plan: Plan, exports: dict[str, bytes]) -> Compute:
     from flowpolicy.acceleration.onnx_engine import OnnxEngine
 
-    return OnnxEngine(policy, plan)
+    return OnnxEngine(policy, plan, exports)
 
 
-BACKENDS: dict[str, Callable[[FlowPolicy, Plan], Compute]] = {
+BACKENDS: dict[str, Callable[[FlowPolicy, Plan, dict[str, bytes]], Compute]] = {
     "eager": _eager,
     "compile": _compile,
     "cuda_graph": _cuda_graph,

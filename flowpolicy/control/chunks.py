@@ -154,9 +154,10 @@ class RealTimeChunking(Switch):
 
     When a chunk is requested, the actions that will be executed before it arrives are known: they are
     frozen, and those after them pull with a weight that falls to 0 where the old chunk ends and the new one
-    is free (algorithm 1 and equation 5 there). How many will be executed is the largest of the delays
-    counted recently, so that a chunk rarely arrives later than it was planned for. Those counts outlive an
-    episode: they belong to the machine.
+    is free (algorithm 1 and equation 5 there). How many will be executed is the second largest of the delays
+    counted recently: a chunk rarely arrives later than it was planned for, and one delay that was out of the
+    ordinary freezes nothing. Those counts outlive an episode: they belong to the machine. The first chunk of
+    an episode, for which a worker may still be warming up, counts only while there is no other.
 
     Args:
         horizon: T.
@@ -170,11 +171,15 @@ class RealTimeChunking(Switch):
         require(memory >= 1, "memory", memory, "at least 1")
         self.horizon = horizon
         self._delays: deque[int] = deque(maxlen=memory)
+        self._first = 0
 
     def add(self, chunk: Chunk) -> None:
         """Take the chunk, and remember its delay."""
+        if self._newest is None:
+            self._first = chunk.delay
+        else:
+            self._delays.append(chunk.delay)
         super().add(chunk)
-        self._delays.append(chunk.delay)
 
     def prefix(self, tick: int) -> Prefix | None:
         """The rest of the newest chunk, with its weights; None where there is none."""
@@ -183,7 +188,8 @@ class RealTimeChunking(Switch):
         known = self._newest.actions[max(tick - self._newest.start, 0) :]
         actions = np.zeros((self.horizon, known.shape[1]), dtype=np.float32)
         actions[: len(known)] = known
-        return Prefix(actions, prefix_weights(self.horizon, max(self._delays), len(known)))
+        largest = sorted(self._delays or [self._first])[-2:]
+        return Prefix(actions, prefix_weights(self.horizon, largest[0], len(known)))
 
 
 def prefix_weights(horizon: int, frozen: int, overlap: int) -> NDArray[np.float32]:

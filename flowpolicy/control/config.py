@@ -21,7 +21,8 @@ class ControlConfig:
         wait_share: share of a period that a tick waits for the chunk it has just asked for, where recent ones
             came that fast: such a chunk has no delay at all. 0 never waits.
         fast_lead: ticks before the actions run out at which the faster sampler is asked.
-        hang_timeout_s: after which a request counts as lost and its worker is replaced.
+        hang_timeout_s: after which a request counts as lost and its worker is replaced; None: half a watchdog
+            (``safety.miss_limit``) after the actions have run out.
         start_timeout_s: for the policy to be ready and its first chunk to come.
         telemetry_ticks: rows kept, the newest.
         priority: ask the system for real-time scheduling of the loop's thread, where it allows that.
@@ -34,7 +35,7 @@ class ControlConfig:
     max_delay: int | None = None
     wait_share: float = 0.3
     fast_lead: int = 2
-    hang_timeout_s: float = 1.0
+    hang_timeout_s: float | None = None
     start_timeout_s: float = 60.0
     telemetry_ticks: int = 200_000
     priority: bool = True
@@ -47,4 +48,26 @@ class ControlConfig:
         for name in ("fast_lead", "telemetry_ticks"):
             require(getattr(self, name) >= 1, f"control.{name}", getattr(self, name), "at least 1")
         for name in ("hang_timeout_s", "start_timeout_s"):
-            require(getattr(self, name) > 0, f"control.{name}", getattr(self, name), "positive")
+            value = getattr(self, name)
+            require(value is None or value > 0, f"control.{name}", value, "positive")
+
+    def hang_timeout(self, period: float, left: int) -> float:
+        """Seconds after which a request counts as lost.
+
+        Args:
+            period: seconds of a tick.
+            left: ticks that the actions at hand last when a chunk is asked for, T - T_e.
+
+        Raises:
+            ConfigError: the watchdog would end the run before.
+        """
+        limit = self.safety.miss_limit
+        if self.hang_timeout_s is None:
+            return (left + 0.5 * limit) * period
+        patience = (left + limit) * period
+        require(
+            self.hang_timeout_s < patience, "control.hang_timeout_s", self.hang_timeout_s,
+            f"below {patience:.3g} s, when the watchdog (control.safety.miss_limit={limit}) ends the run of "
+            "a policy that hangs",
+        )  # fmt: skip
+        return self.hang_timeout_s

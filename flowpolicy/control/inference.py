@@ -1,63 +1,41 @@
-"""Inference beside the loop: requests go to a worker, a thread or a process, and chunks come back."""
+"""Inference beside the loop: requests go to a worker, chunks come back; a spare stands by for it."""
 
 from __future__ import annotations
 
-import multiprocessing
-import queue
-import sys
+import atexit
+import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from multiprocessing.connection import Connection
-from typing import Any, Protocol
+from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from flowpolicy.control.chunks import Prefix
-from flowpolicy.errors import FlowPolicyError
+from flowpolicy.control.planner_hosts import (
+    Answer,
+    Build,
+    Host,
+    Planner,
+    PlannerProcess,
+    PlannerThread,
+    Request,
+    WorkerDiedError,
+    process_context,
+)
 from flowpolicy.settings import choose
 
+__all__ = [
+    "Answer", "Planner", "ProcessWorker", "Request", "SparedWorker", "ThreadWorker", "Worker",
+    "WorkerDiedError", "build_worker", "process_context",
+]  # fmt: skip
 
-@dataclass(frozen=True)
-class Request:
-    """What a chunk is to be planned from.
+log = logging.getLogger(__name__)
 
-    Attributes:
-        tick: of the newest observation.
-        observation: key -> ``(T_o, *shape)``, oldest first, physical units.
-        prefix: what the chunk should agree with, or None.
-    """
-
-    tick: int
-    observation: dict[str, NDArray[Any]]
-    prefix: Prefix | None = None
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What came of a request.
-
-    Attributes:
-        tick: of the request.
-        actions: the chunk ``(T, A)`` in physical units, unchecked; None where the policy raised.
-        seconds: that planning took.
-        error: the exception in one line.
-    """
-
-    tick: int
-    actions: NDArray[np.float32] | None
-    seconds: float
-    error: str = ""
-
-
-Planner = Callable[[Request], NDArray[np.float32]]
-"""From a request to a chunk ``(T, A)``."""
-
-
-class WorkerDiedError(RuntimeError):
-    """The worker's process ended, or its planner could not be built."""
+RETRY_S = 0.5
+"""Pause after a planner could not be built: one that never can be is not built without end."""
+WATCH_S = 0.5
+"""How often it is looked whether the spare still lives."""
+CLOSE_S = 10.0
+"""Most seconds that closing waits for a planner that is being built."""
 
 
 class Worker(Protocol):
@@ -76,7 +54,7 @@ class Worker(Protocol):
         ...
 
     def ready(self, timeout: float = 0.0) -> bool:
-        """Whether the planner is built, waiting at most ``timeout`` seconds for it.
+        """Whether a planner is built, waiting at most ``timeout`` seconds for it, and for its spare.
 
         Raises:
             WorkerDiedError: it cannot be built.
@@ -84,7 +62,7 @@ class Worker(Protocol):
         ...
 
     def restart(self) -> None:
-        """Give up whatever is under way and begin anew, without waiting."""
+        """Give up the planner and whatever it has under way, and go on with its spare, without waiting."""
         ...
 
     def close(self) -> None:
@@ -92,190 +70,165 @@ class Worker(Protocol):
         ...
 
 
-_READY = "ready"
+class SparedWorker:
+    """A planner at work, and a second one, built already, that takes its place at once where it fails.
 
-
-def _serve(build: Callable[[], Planner], receive: Callable[[], Any], send: Callable[[Any], None]) -> None:
-    """Build a planner and answer requests until None comes."""
-    try:
-        planner = build()
-    except Exception as error:
-        send(f"{type(error).__name__}: {error}" if not isinstance(error, FlowPolicyError) else str(error))
-        return
-    send(_READY)
-    while (request := receive()) is not None:
-        started = time.perf_counter()
-        try:
-            actions = np.asarray(planner(request), dtype=np.float32)
-            answer = Answer(request.tick, actions, time.perf_counter() - started)
-        except Exception as error:  # a policy may raise anything; the loop is told and goes on
-            line = f"{type(error).__name__}: {error}".splitlines()[0]
-            answer = Answer(request.tick, None, time.perf_counter() - started, line)
-        send(answer)
-
-
-class ThreadWorker:
-    """A planner in a thread of this process: nothing is copied, and it shares the interpreter with the loop.
-
-    A thread cannot be ended from outside: a hanging one is left behind when the worker is replaced.
+    A thread of its own builds planners and ends those that failed, so that nobody who calls the worker waits
+    for either. The first planner may say how the next ones are built sooner (``planner.again``). A spare that
+    ends while it waits is replaced too.
 
     Args:
-        build: makes the planner, in the thread.
+        host: starts a planner in a place of its own.
+        build: makes the planner there.
+        spare: keep one; without it a planner that fails is built anew while the loop goes on.
     """
 
-    def __init__(self, build: Callable[[], Planner]) -> None:
-        self._build = build
-        self._start()
-
-    def _start(self) -> None:
-        self._inbox: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
-        self._outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._built = False
-        threading.Thread(
-            target=_serve,
-            args=(self._build, self._inbox.get, self._outbox.put),
-            daemon=True,
-            name="inference",
-        ).start()
-
-    def submit(self, request: Request) -> None:
-        """See :class:`Worker`."""
-        self._inbox.put(request)
-
-    def poll(self, timeout: float = 0.0) -> Answer | None:
-        """See :class:`Worker`."""
-        try:
-            message = self._outbox.get(timeout > 0, timeout)
-        except queue.Empty:
-            return None
-        return message if isinstance(message, Answer) else None
-
-    def ready(self, timeout: float = 0.0) -> bool:
-        """See :class:`Worker`."""
-        if not self._built:
-            try:
-                self._built = _is_ready(self._outbox.get(timeout > 0, timeout))
-            except queue.Empty:
-                return False
-        return True
-
-    def restart(self) -> None:
-        """See :class:`Worker`."""
-        self._inbox.put(None)  # ends the old thread, should it ever come back
-        self._start()
-
-    def close(self) -> None:
-        """See :class:`Worker`."""
-        self._inbox.put(None)
-
-
-class ProcessWorker:
-    """A planner in a process of its own: it can be killed, and shares nothing with the loop but the cores.
-
-    Args:
-        build: makes the planner, in the process; it is pickled.
-    """
-
-    def __init__(self, build: Callable[[], Planner]) -> None:
-        self._build = build
-        self._process: Any = None
-        self._start()
+    def __init__(self, host: Callable[[Build], Host], build: Build, spare: bool = True) -> None:
+        self._host, self._build, self._spare = host, build, spare
+        self._current: Host | None = None
+        self._stored: Host | None = None  # built, and waiting for its turn
+        self._error = ""  # why none could be built
+        self._retired: deque[Host] = deque()
+        self._closed = False
+        self._supplied = threading.Condition()  # guards what is above
+        self._needed = threading.Event()
+        self._supplier = threading.Thread(target=self._supply, daemon=True, name="inference supply")
+        self._supplier.start()
+        # A thread that is inside torch while the interpreter ends would abort the program.
+        atexit.register(self.close)
 
     @property
     def pid(self) -> int:
-        """The process's number."""
-        return int(self._process.pid)
-
-    def _start(self) -> None:
-        context = process_context()
-        self._connection, theirs = context.Pipe()
-        self._built = False
-        self._process = context.Process(
-            target=_process_main, args=(self._build, theirs), daemon=True, name="inference"
-        )
-        self._process.start()
-        theirs.close()
+        """Number of the process that the planner at work is in."""
+        if self._current is None:
+            raise WorkerDiedError("No planner is at work.")
+        return self._current.pid
 
     def submit(self, request: Request) -> None:
         """See :class:`Worker`."""
-        try:
-            self._connection.send(request)
-        except OSError:  # it died; poll says so
-            return
+        if self._current is not None:
+            self._current.submit(request)
 
     def poll(self, timeout: float = 0.0) -> Answer | None:
         """See :class:`Worker`."""
-        try:
-            if not self._connection.poll(timeout):
-                return None
-            message = self._connection.recv()
-        except (EOFError, OSError) as error:
-            raise WorkerDiedError("the inference process ended") from error
-        return message if isinstance(message, Answer) else None
+        return None if self._current is None else self._current.poll(timeout)
 
     def ready(self, timeout: float = 0.0) -> bool:
         """See :class:`Worker`."""
-        if not self._built:
-            try:
-                if not self._connection.poll(timeout):
+        until = time.monotonic() + timeout
+        with self._supplied:
+            while not self._take():
+                left = until - time.monotonic()
+                if left <= 0:
                     return False
-                self._built = _is_ready(self._connection.recv())
-            except (EOFError, OSError) as error:
-                raise WorkerDiedError("The inference process ended before it was ready.") from error
+                self._supplied.wait(left)
+            while self._spare and self._stored is None and not self._error:
+                left = until - time.monotonic()
+                if left <= 0:
+                    break
+                self._supplied.wait(left)
         return True
 
     def restart(self) -> None:
         """See :class:`Worker`."""
-        self._connection.close()
-        self._process.kill()
-        self._start()
+        with self._supplied:
+            if self._current is not None:
+                self._retired.append(self._current)
+                self._current = None
+            self._error = ""
+            self._take()
+        self._needed.set()
 
     def close(self) -> None:
         """See :class:`Worker`."""
-        if not self._connection.closed:
-            self._connection.close()  # it ends by itself, unless it hangs
-            self._process.join(1.0)
-            self._process.kill()
+        if self._closed:
+            return
+        self._closed = True
+        atexit.unregister(self.close)
+        self._needed.set()
+        self._supplier.join(CLOSE_S)
+        for host in (self._current, self._stored):
+            if host is not None:
+                host.end()
 
+    def _take(self) -> bool:
+        """Put the stored planner to work where none is; whether one is at work."""
+        if self._current is None:
+            if self._stored is not None:
+                self._current, self._stored = self._stored, None
+                self._needed.set()
+            elif self._error:
+                error, self._error = self._error, ""
+                raise WorkerDiedError(error)
+        return self._current is not None
 
-def _process_main(build: Callable[[], Planner], connection: Connection) -> None:
-    import signal
+    def _supply(self) -> None:
+        while not self._closed:
+            self._needed.clear()
+            while self._retired:
+                self._retired.popleft().end(now=True)
+            stored = self._stored
+            ended = stored is not None and not stored.alive()
+            with self._supplied:
+                if stored is not None and ended and stored is self._stored:
+                    self._stored = None
+                    self._retired.append(stored)
+                wanted = self._stored is None and (self._spare or self._current is None)
+            if not wanted:
+                self._needed.wait(WATCH_S)
+            elif not self._build_one():
+                time.sleep(RETRY_S)
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the loop's to handle
-
-    def receive() -> Any:
+    def _build_one(self) -> bool:
+        """Build a planner and store it; False where that failed."""
+        host, error = None, ""
         try:
-            return connection.recv()
-        except EOFError:  # the loop ended
-            return None
-
-    try:
-        _serve(build, receive, connection.send)
-    except (BrokenPipeError, ConnectionResetError):
-        return
-
-
-def process_context() -> Any:
-    """How control starts processes: from a clean one that has imported torch, where the platform can."""
-    if sys.platform == "win32":
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["flowpolicy.acceleration.sampler"])
-    return context
-
-
-def _is_ready(message: Any) -> bool:
-    if message != _READY:
-        raise WorkerDiedError(str(message).rstrip(".") + ".")
-    return True
+            host = self._host(self._build)
+            while not self._closed and not host.built(0.1):
+                pass
+        except WorkerDiedError as died:
+            error = str(died)
+        except (
+            Exception
+        ) as raised:  # the place could not be had: no process, or nothing that can be sent to one
+            error = f"{type(raised).__name__}: {raised}"
+        if host is not None and (error or self._closed):
+            host.end(now=not self._closed)
+        with self._supplied:
+            if error:
+                if self._current is not None and not self._error:  # otherwise `ready` says so
+                    log.warning("No spare could be built for inference: %s", error)
+                self._error = error
+            elif host is not None and not self._closed:
+                self._build = host.again or self._build
+                self._stored, self._error = host, ""
+            self._supplied.notify_all()
+        return not error
 
 
-WORKERS: dict[str, Callable[[Callable[[], Planner]], Worker]] = {
-    "thread": ThreadWorker,
-    "process": ProcessWorker,
-}
+class ThreadWorker(SparedWorker):
+    """Planners in threads of this process: nothing is copied, and they share the interpreter with the loop.
+
+    A thread cannot be ended from outside: a hanging one is left behind when it is replaced.
+    """
+
+    def __init__(self, build: Build, spare: bool = True) -> None:
+        super().__init__(PlannerThread, build, spare)
 
 
-def build_worker(kind: str, build: Callable[[], Planner]) -> Worker:
-    """A worker of a kind: ``thread`` or ``process``."""
-    return choose(WORKERS, kind, "inference")(build)
+class ProcessWorker(SparedWorker):
+    """Planners in processes: one can be killed, and shares nothing with the loop but the cores.
+
+    ``build`` is pickled.
+    """
+
+    def __init__(self, build: Build, spare: bool = True) -> None:
+        super().__init__(PlannerProcess, build, spare)
+
+
+WORKERS: dict[str, Callable[[Build, bool], Worker]] = {"thread": ThreadWorker, "process": ProcessWorker}
+
+
+def build_worker(kind: str, build: Build, spare: bool = True) -> Worker:
+    """A worker of a kind: ``thread`` or ``process``; see :class:`SparedWorker`."""
+    return choose(WORKERS, kind, "inference")(build, spare)

@@ -104,7 +104,7 @@ class ControlLoop:
         self.telemetry = Telemetry(config.telemetry_ticks, spec.action_dim)
         self.history = ObservationHistory(policy.observation_shapes, policy.obs_horizon, self.events)
         shape = (horizon, spec.action_dim)
-        timeout = config.hang_timeout_s
+        timeout = config.hang_timeout(self.period, left)
         self._main = Pipeline(worker, shape, self.events, timeout, self.clock)
         self._fast = None if fast is None else Pipeline(fast, shape, self.events, timeout, self.clock)
         self._fast_chunk: Chunk | None = None

@@ -14,7 +14,7 @@ from flowpolicy.control.inference import Request, Worker, WorkerDiedError
 from flowpolicy.errors import FlowPolicyError
 
 RESTART_PAUSE_S = 0.5
-"""Least time between two replacements of a worker: one that cannot be built is not built at every tick."""
+"""Least time between attempts to replace a worker: one that cannot be built is not built at every tick."""
 
 
 class Pipeline:
@@ -118,13 +118,15 @@ class Pipeline:
 
     def _mend(self, tick: int) -> None:
         """Replace a dead worker, or see whether its replacement is built."""
+        now = self.clock.now()
+        if self._dead and abs(now - self._restarted_at) >= RESTART_PAUSE_S:
+            self.worker.restart()
+            self._restarted_at, self._dead, self._building = now, False, True
         if self._building:
             try:
                 self._building = not self.worker.ready()
             except WorkerDiedError as error:
                 self._fail(Event.INFERENCE_DIED, tick, str(error))
-            return
-        now = self.clock.now()
-        if abs(now - self._restarted_at) >= RESTART_PAUSE_S:
-            self.worker.restart()
-            self._restarted_at, self._dead, self._building = now, False, True
+                return
+            if not self._building:  # one that fails later is replaced at once
+                self._restarted_at = float("-inf")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -51,8 +52,11 @@ class SamplerSettings:
     def __post_init__(self) -> None:
         require(self.threads >= 1, "threads", self.threads, "at least 1")
 
-    def build(self) -> Sampler:
+    def build(self, exports: dict[str, bytes] | None = None) -> Sampler:
         """The sampler, for one chunk at a time.
+
+        Args:
+            exports: see :func:`~flowpolicy.acceleration.sampler.build_sampler`.
 
         Raises:
             FlowPolicyError: the checkpoint, a setting or the backend is not usable.
@@ -61,7 +65,9 @@ class SamplerSettings:
             policy = self._policy()
             schedule = Schedule.load(self.schedule) if self.schedule else None
             backend = fastest_backend(policy.device) if self.backend == "auto" else self.backend
-            return build_sampler(policy, 1, self.num_steps, self.solver, schedule, backend, self.dtype)
+            return build_sampler(
+                policy, 1, self.num_steps, self.solver, schedule, backend, self.dtype, exports
+            )
 
     def build_inpainting(self) -> InpaintingSampler:
         """A sampler of chunks that agree with a prefix; backend, dtype and schedule do not apply to it.
@@ -72,10 +78,8 @@ class SamplerSettings:
         policy = self._policy()
         steps = policy.default_num_steps if self.num_steps is None else self.num_steps
         solver = self.solver or policy.config.tuned_solver
-        # The published guidance hardly moves a policy that is sure of what it does (docs/deploy.md); with
-        # fewer than four steps, each a long one, nothing stronger was tried.
-        stronger = {"beta": 4.0 * steps, "prior_std": 0.2} if steps >= 4 else {}
-        return InpaintingSampler(policy, steps, solver, **stronger)
+        # The published guidance hardly moves a policy that is sure of what it does (docs/deploy.md).
+        return InpaintingSampler(policy, steps, solver, beta=4.0 * steps, prior_std=0.2)
 
     def _policy(self) -> FlowPolicy:
         torch.set_num_threads(self.threads)
@@ -90,16 +94,19 @@ class PlannerBuilder:
         settings: of the sampler.
         seed: of the noises x_0.
         inpainting: plan chunks that agree with a prefix, as real-time chunking asks; in eager PyTorch.
+        exports: what an earlier planner of these settings has exported.
     """
 
     settings: SamplerSettings
     seed: int = 0
     inpainting: bool = False
+    exports: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
     def __call__(self) -> PolicyPlanner:
-        """The planner."""
-        build = self.settings.build_inpainting if self.inpainting else self.settings.build
-        return PolicyPlanner(build(), self.seed)
+        """The planner, which says how the next one is built without exporting anything again."""
+        exports = dict(self.exports)
+        sampler = self.settings.build_inpainting() if self.inpainting else self.settings.build(exports)
+        return PolicyPlanner(sampler, self.seed, again=replace(self, exports=exports))
 
 
 class PolicyPlanner:
@@ -109,10 +116,13 @@ class PolicyPlanner:
         sampler: a policy or a sampler of one.
         seed: of the noises.
         warm_up: calls before the first request, in which backends allocate and choose kernels.
+        again: builds the like of it, sooner than this one was; None where nothing does.
     """
 
-    def __init__(self, sampler: ChunkPolicy, seed: int = 0, warm_up: int = 3) -> None:
-        self.sampler = sampler
+    def __init__(
+        self, sampler: ChunkPolicy, seed: int = 0, warm_up: int = 3, again: PlannerBuilder | None = None
+    ) -> None:
+        self.sampler, self.again = sampler, again
         self.generator = torch.Generator().manual_seed(seed)
         for _ in range(warm_up):
             self(Request(0, resting_observation(sampler)))

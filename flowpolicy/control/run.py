@@ -200,7 +200,7 @@ def run_control(
         robot.spec.check(policy)
         worker = build_worker(config.inference, PlannerBuilder(settings, config.seed, config.inpainting))
         if faster is not None:
-            fast = build_worker(config.inference, PlannerBuilder(faster, config.seed + 1))
+            fast = build_worker(config.inference, PlannerBuilder(faster, config.seed + 1), spare=False)
         loop = ControlLoop(robot, policy, worker, control, fast=fast, dead_man=dead_man)
         log.info("Driving %s at %g Hz; Ctrl-C stops it.", task.name, 1 / loop.period)
         expected = 1 if plan is None else plan.delay_ticks

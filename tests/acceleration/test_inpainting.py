@@ -1,5 +1,7 @@
 """Guidance by a prefix, against analytic flows, finite differences and the policy without it."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,8 @@ from toy_policy import random_policy
 from flowpolicy import FlowPolicy
 from flowpolicy.acceleration.engine import random_observations
 from flowpolicy.acceleration.inpainting import InpaintingSampler, guidance_weight, guided_velocity
+from flowpolicy.control.chunks import prefix_weights
+from flowpolicy.control.planners import SamplerSettings
 from flowpolicy.errors import ConfigError, FlowPolicyError
 from flowpolicy.execution import RecedingHorizon
 
@@ -114,6 +118,51 @@ def test_a_trained_policy_keeps_to_the_prefix(repo_root):
 
     assert guided() < 0.7 * distance(free)
     assert guided(beta=64.0, prior_std=0.2) < 0.35 * distance(free)
+
+
+CHECKPOINTS = Path(__file__).resolve().parents[2] / "benchmarks" / "checkpoints"
+
+
+@pytest.mark.parametrize("path", sorted(CHECKPOINTS.glob("*/")), ids=lambda path: path.name)
+def test_guidance_leaves_no_shipped_policy_farther_from_what_was_committed_to(path):
+    policy = FlowPolicy.load(path)
+    horizon, rows = policy.action_horizon, 6
+    steps = [policy.config.tuned_num_steps] if policy.config.tuned_num_steps else [1, 2, 4, 5, 8]
+    for num_steps in steps:
+        try:
+            sampler = SamplerSettings(str(path), num_steps).build_inpainting()
+        except ConfigError:  # shortcut models have no K = 5
+            assert num_steps == 5
+            continue
+        generator = torch.Generator().manual_seed(num_steps)
+        observations = random_observations(policy, rows, generator)
+        noises = torch.randn(2, rows, horizon, policy.action_dim, generator=generator)
+        wanted = sampler.act(observations, noise=noises[0])
+        frozen = max(horizon // 4, 1)
+        weights = torch.from_numpy(prefix_weights(horizon, frozen, max(horizon // 2, 1))).expand(rows, -1)
+        normalize = policy.action_normalizer.normalize
+
+        def distance(chunk, wanted=wanted, normalize=normalize, frozen=frozen):
+            return (normalize(chunk) - normalize(wanted))[:, :frozen].square().mean((1, 2)).sqrt()
+
+        free = distance(sampler.act(observations, noise=noises[1]))
+        guided = distance(sampler.act(observations, noise=noises[1], prefix=(wanted, weights)))
+        assert (guided <= free).all()
+        if horizon > 1 and num_steps >= 4:
+            assert guided.mean() < 0.6 * free.mean()
+
+
+def test_a_step_of_guidance_goes_no_farther_than_its_target():
+    # x1 = 2 x + const: the pull is 2 e, and half a unit of it in x uses e up; in the last step x1 moves itself.
+    target = (torch.ones(1, 1, 1), torch.ones(1, 1))
+
+    def velocity(x, t):
+        return x / (1 - t)  # x1 = 2 x
+
+    x = torch.zeros(1, 1, 1)
+    assert guided_velocity(velocity, x, 0.0, target, 1e9, 0.25).item() == pytest.approx(0.25 / 0.25 * 2)
+    assert guided_velocity(velocity, x, 0.75, target, 1e9, 0.25).item() == pytest.approx(1 / 0.25)
+    assert guided_velocity(velocity, x, 0.5, target, 0.1, 0.25).item() == pytest.approx(0.2)
 
 
 def test_gradients_are_had_where_the_caller_has_switched_them_off(policy, observations, noise):

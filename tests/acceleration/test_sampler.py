@@ -111,6 +111,16 @@ def test_reduced_precision_is_near(backend, dtype, policy, observations, noise):
     assert error.mean() < 0.1
 
 
+def test_an_onnx_sampler_is_built_again_from_what_was_exported(policy, observations, noise, monkeypatch):
+    exports = {}
+    first = build_sampler(policy, 5, 2, backend="onnx", exports=exports)
+    monkeypatch.setattr(torch.onnx, "export", lambda *args, **kwargs: pytest.fail("it was exported again"))
+    again = build_sampler(policy, 5, 2, backend="onnx", exports=exports)
+    assert torch.equal(again(observations, noise), first(observations, noise))
+    with pytest.raises(FlowPolicyError, match="differs from the policy"):  # another policy's are not taken
+        build_sampler(random_policy(seed=4), 5, 2, backend="onnx", exports=exports)
+
+
 def test_a_sampler_keeps_the_weights_it_was_built_with(observations, noise):
     policy = random_policy(seed=4)
     sampler = build_sampler(policy, 5, 4)

@@ -25,5 +25,34 @@ def build_counting():
     return Counting()
 
 
+class BuiltAgain:
+    """Takes long to build the first time, and says how that is spared."""
+
+    def __init__(self, first=True):
+        self.first = first
+        time.sleep(0.5 if first else 0.0)
+
+    def __call__(self, request):
+        return np.full((4, 2), 0.0 if self.first else 1.0, np.float32)
+
+    @property
+    def again(self):
+        return build_sooner
+
+
+def build_sooner():
+    return BuiltAgain(first=False)
+
+
+class Steady:
+    """Chunks for the toy loop, from a planner that takes longer to build than its watchdog waits."""
+
+    def __init__(self):
+        time.sleep(0.4)
+
+    def __call__(self, request):
+        return np.full((8, 2), 0.5, np.float32)
+
+
 def build_nothing():
     raise ValueError("no such checkpoint")

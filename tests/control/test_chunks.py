@@ -86,19 +86,40 @@ def test_weights_fall_from_one_to_nothing(horizon, frozen, overlap):
     assert (np.diff(weights[min(frozen, overlap) : overlap + 1]) < 0).all()
 
 
-def test_real_time_chunking_asks_for_the_rest_of_the_chunk_with_the_largest_recent_delay_frozen():
-    fusion = RealTimeChunking(6, memory=2)
+def test_real_time_chunking_asks_for_the_rest_of_the_chunk_with_the_expected_delay_frozen():
+    fusion = RealTimeChunking(6, memory=3)
     assert fusion.prefix(0) is None
     fusion.add(chunk(0, 2))
     prefix = fusion.prefix(2)
     assert prefix.actions.tolist() == [[2, 2], [3, 3], [4, 4], [5, 5], [0, 0], [0, 0]]
     assert np.array_equal(prefix.weights, prefix_weights(6, 2, 4))
     fusion.add(chunk(2, 1))
-    assert np.array_equal(fusion.prefix(3).weights, prefix_weights(6, 2, 5))
+    assert np.array_equal(fusion.prefix(3).weights, prefix_weights(6, 1, 5))
     fusion.reset()  # another episode on the same machine: its delays stay
-    fusion.add(chunk(4, 1))
+    fusion.add(chunk(4, 2))
     assert np.array_equal(fusion.prefix(6).weights, prefix_weights(6, 1, 4))
     assert fusion.prefix(10) is None
+
+
+@pytest.mark.parametrize(
+    ("delays", "expected"),
+    [
+        ([8, 1, 1, 1], [8, 1, 1, 1]),  # the first while a worker warms up
+        ([1, 1, 8, 1, 1], [1, 1, 1, 1, 1]),  # one out of the ordinary
+        ([1, 1, 2, 1, 2, 1], [1, 1, 1, 1, 2, 2]),  # what happens often is expected
+        ([1, 1, 1, 4, 4, 4], [1, 1, 1, 1, 4, 4]),
+    ],
+)
+def test_a_delay_out_of_the_ordinary_freezes_nothing(delays, expected):
+    fusion = RealTimeChunking(16)
+    found = []
+    for tick, delay in enumerate(delays):
+        fusion.add(chunk(tick, delay, horizon=16))
+        found.append(int((fusion.prefix(tick).weights == 1).sum()))
+    assert found == expected
+    fusion.reset()
+    fusion.add(chunk(20, 8, horizon=16))
+    assert (fusion.prefix(20).weights == 1).sum() == expected[-1]
 
 
 def test_a_chunk_that_would_end_before_the_next_arrives_is_refused():

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 
 import numpy as np
 import pytest
-from counting_planners import build_counting, build_nothing
+from control_toys import ToyPolicy, ToyRobot
+from counting_planners import BuiltAgain, Steady, build_counting, build_nothing
 
 from flowpolicy.control.clock import MonotonicClock
+from flowpolicy.control.config import ControlConfig
 from flowpolicy.control.events import Event, EventLog
-from flowpolicy.control.inference import ProcessWorker, Request, WorkerDiedError, build_worker
+from flowpolicy.control.inference import ProcessWorker, Request, SparedWorker, WorkerDiedError, build_worker
+from flowpolicy.control.loop import ControlLoop
 from flowpolicy.control.pipeline import Pipeline
 from flowpolicy.errors import ConfigError, FlowPolicyError
 
@@ -104,3 +108,109 @@ def test_a_process_that_ends_is_replaced(how):
     assert events.counts[Event.INFERENCE_DIED] == 1
     worker.close()
     worker.close()  # a second time does nothing
+
+
+def test_a_spare_works_at_once_and_is_built_as_its_predecessor_said():
+    worker = ProcessWorker(BuiltAgain)
+    assert worker.ready(30.0)
+    first = worker.pid
+    for expected in (0, 1, 1):
+        worker.submit(Request(0, OBSERVATION))
+        assert (worker.poll(5.0).actions == expected).all()
+        worker.restart()
+        assert worker.ready()  # without any wait
+        worker.ready(30.0)  # for the next spare
+    assert worker.pid != first
+    worker.close()
+
+
+def test_a_spare_that_dies_while_it_waits_is_replaced():
+    worker = ProcessWorker(build_counting)
+    assert worker.ready(30.0)
+    spare = worker._stored.pid
+    os.kill(spare, signal.SIGKILL)
+    wait_for(lambda: worker._stored is not None and worker._stored.pid != spare)
+    worker.restart()
+    assert worker.ready()
+    worker.submit(Request(3, OBSERVATION))
+    assert worker.poll(5.0).actions is not None
+    worker.close()
+
+
+def test_no_call_of_a_worker_starts_a_planner_itself():
+    callers = []
+
+    class Host:
+        again = None
+
+        def __init__(self, build):
+            callers.append(threading.current_thread())
+
+        def built(self, timeout):
+            return True
+
+        def alive(self):
+            return True
+
+        def end(self, now=False):
+            callers.append(threading.current_thread())
+
+    worker = SparedWorker(Host, build_counting)
+    assert worker.ready(5.0)
+    worker.restart()
+    assert worker.ready(5.0)
+    wait_for(lambda: len(callers) == 4)  # three begun, one ended
+    assert threading.current_thread() not in callers
+    worker.close()
+
+
+def test_closing_leaves_no_thread_that_could_be_inside_torch_when_the_program_ends():
+    before = set(threading.enumerate())
+    worker = build_worker("thread", build_counting)
+    assert worker.ready(30.0)
+    worker.submit(Request(3, OBSERVATION))
+    worker.close()
+    assert set(threading.enumerate()) <= before
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_loop_outlives_the_loss_of_its_process_with_default_settings(number):
+    worker = ProcessWorker(Steady)
+    clock = MonotonicClock()
+    robot = ToyRobot(clock, rate_hz=400.0)
+    loop = ControlLoop(robot, ToyPolicy(), worker, ControlConfig(), clock=clock)
+    lost = []
+
+    def lose():
+        if len(robot.commands) == 100:
+            lost.append(worker.pid)
+            os.kill(worker.pid, number)
+
+    robot.on_act = lambda action: lose()
+    status = loop.run(400)
+    assert status.stopped == "finished"
+    assert worker.pid not in lost
+    event = Event.INFERENCE_DIED if number == signal.SIGKILL else Event.INFERENCE_HANG
+    assert loop.events.counts[event] == 1
+    assert robot.commands[-2] == pytest.approx([0.5, 0.5])  # the last one is the safe action
+    worker.close()
+
+
+def test_a_stopped_process_does_not_hold_up_whoever_sends_it_an_image():
+    worker = ProcessWorker(build_counting)
+    assert worker.ready(30.0)
+    os.kill(worker.pid, signal.SIGSTOP)
+    started = time.monotonic()
+    worker.submit(Request(3, {"observation": np.zeros((1, 1000, 1000, 3), np.uint8)}))
+    assert worker.poll() is None
+    assert time.monotonic() - started < 1
+    worker.close()
+
+
+def test_a_hanging_policy_is_replaced_before_the_watchdog_speaks():
+    period, left = 0.01, 4
+    limit = ControlConfig().safety.miss_limit
+    assert left * period < ControlConfig().hang_timeout(period, left) < (left + limit) * period
+    assert ControlConfig(hang_timeout_s=0.5).hang_timeout(period, left) == 0.5
+    with pytest.raises(ConfigError, match=r"hang_timeout_s is 2.* below 1.04 s, when the watchdog"):
+        ControlConfig(hang_timeout_s=2.0).hang_timeout(period, left)

@@ -140,7 +140,7 @@ def test_the_watchdog_stops_after_the_declared_number_of_misses():
 def test_no_chunk_at_all_stops_it_too():
     worker = ToyWorker(1)
     worker.fault = lambda answer: None
-    _, loop = build(worker, start_timeout_s=0.5, hang_timeout_s=100.0)
+    _, loop = build(worker, start_timeout_s=0.5, hang_timeout_s=1.0)
     assert "no chunk" in loop.run(1000).stopped
 
 

@@ -1,0 +1,281 @@
+"""Where a planner is at work: a thread or a process of its own that builds it and answers requests."""
+
+from __future__ import annotations
+
+import multiprocessing
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowpolicy.control.chunks import Prefix
+from flowpolicy.errors import FlowPolicyError
+
+THREAD_END_S, PROCESS_END_S = 5.0, 1.0
+"""How long a planner is given to end by itself; a process is then killed, a thread left behind."""
+UNBLOCKED_BYTES = 1 << 15
+"""A request of this size fits into a pipe that nobody reads from."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a chunk is to be planned from.
+
+    Attributes:
+        tick: of the newest observation.
+        observation: key -> ``(T_o, *shape)``, oldest first, physical units.
+        prefix: what the chunk should agree with, or None.
+    """
+
+    tick: int
+    observation: dict[str, NDArray[Any]]
+    prefix: Prefix | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of a request.
+
+    Attributes:
+        tick: of the request.
+        actions: the chunk ``(T, A)`` in physical units, unchecked; None where the policy raised.
+        seconds: that planning took.
+        error: the exception in one line.
+    """
+
+    tick: int
+    actions: NDArray[np.float32] | None
+    seconds: float
+    error: str = ""
+
+
+Planner = Callable[[Request], NDArray[np.float32]]
+"""From a request to a chunk ``(T, A)``; its attribute ``again``, where it has one, builds the like sooner."""
+Build = Callable[[], Planner]
+
+
+class WorkerDiedError(RuntimeError):
+    """The worker's process ended, or its planner could not be built."""
+
+
+class Host(Protocol):
+    """One planner in a place of its own; it takes one request at a time."""
+
+    again: Build | None
+    """Once built: how the next one is built sooner; None where it is built as this one was."""
+
+    @property
+    def pid(self) -> int:
+        """Number of the process it is in."""
+        ...
+
+    def submit(self, request: Request) -> None:
+        """See :class:`flowpolicy.control.inference.Worker`."""
+        ...
+
+    def poll(self, timeout: float = 0.0) -> Answer | None:
+        """See :class:`flowpolicy.control.inference.Worker`."""
+        ...
+
+    def built(self, timeout: float) -> bool:
+        """Whether the planner is built, waiting at most ``timeout`` seconds for it.
+
+        Raises:
+            WorkerDiedError: it cannot be built.
+        """
+        ...
+
+    def alive(self) -> bool:
+        """Whether it has not ended."""
+        ...
+
+    def end(self, now: bool = False) -> None:
+        """End it; unless ``now``, with a while to end by itself."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Ready:
+    again: Build | None
+
+
+def _serve(build: Build, receive: Callable[[], Any], send: Callable[[Any], None]) -> None:
+    """Build a planner and answer requests until None comes."""
+    try:
+        planner = build()
+    except Exception as error:
+        send(f"{type(error).__name__}: {error}" if not isinstance(error, FlowPolicyError) else str(error))
+        return
+    send(_Ready(getattr(planner, "again", None)))
+    while (request := receive()) is not None:
+        started = time.perf_counter()
+        try:
+            actions = np.asarray(planner(request), dtype=np.float32)
+            answer = Answer(request.tick, actions, time.perf_counter() - started)
+        except Exception as error:  # a policy may raise anything; the loop is told and goes on
+            line = f"{type(error).__name__}: {error}".splitlines()[0]
+            answer = Answer(request.tick, None, time.perf_counter() - started, line)
+        send(answer)
+
+
+class PlannerThread:
+    """A planner in a thread of this process. A thread cannot be ended by force."""
+
+    def __init__(self, build: Build) -> None:
+        self.again: Build | None = None
+        self._inbox: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._thread = threading.Thread(
+            target=_serve, args=(build, self._inbox.get, self._outbox.put), daemon=True, name="inference"
+        )
+        self._thread.start()
+
+    @property
+    def pid(self) -> int:
+        """See :class:`Host`."""
+        return multiprocessing.current_process().pid or 0
+
+    def submit(self, request: Request) -> None:
+        """See :class:`Host`."""
+        self._inbox.put(request)
+
+    def poll(self, timeout: float = 0.0) -> Answer | None:
+        """See :class:`Host`."""
+        try:
+            message = self._outbox.get(timeout > 0, timeout)
+        except queue.Empty:
+            return None
+        return message if isinstance(message, Answer) else None
+
+    def built(self, timeout: float) -> bool:
+        """See :class:`Host`."""
+        try:
+            self.again = _again(self._outbox.get(timeout > 0, timeout))
+        except queue.Empty:
+            return False
+        return True
+
+    def alive(self) -> bool:
+        """See :class:`Host`."""
+        return self._thread.is_alive()
+
+    def end(self, now: bool = False) -> None:
+        """See :class:`Host`."""
+        self._inbox.put(None)  # it ends of this when it comes back
+        self._thread.join(0.0 if now else THREAD_END_S)
+
+
+class PlannerProcess:
+    """A planner in a process.
+
+    Args:
+        build: makes the planner, in the process; it is pickled.
+    """
+
+    def __init__(self, build: Build) -> None:
+        self.again: Build | None = None
+        context = process_context()
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(
+            target=_process_main, args=(build, theirs), daemon=True, name="inference"
+        )
+        self._process.start()
+        theirs.close()
+
+    @property
+    def pid(self) -> int:
+        """See :class:`Host`."""
+        return int(self._process.pid)
+
+    def submit(self, request: Request) -> None:
+        """See :class:`Host`."""
+        content = ForkingPickler.dumps(request)
+        if len(content) <= UNBLOCKED_BYTES:
+            self._send(content)
+        else:  # images: a process that is stopped would not take them, and the caller must not wait
+            threading.Thread(
+                target=self._send, args=(content,), daemon=True, name="inference request"
+            ).start()
+
+    def _send(self, content: Any) -> None:
+        try:
+            self._connection.send_bytes(content)
+        except (OSError, TypeError):  # it died, as poll says, or the connection was closed meanwhile
+            return
+
+    def poll(self, timeout: float = 0.0) -> Answer | None:
+        """See :class:`Host`."""
+        try:
+            if not self._connection.poll(timeout):
+                return None
+            message = self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise WorkerDiedError("the inference process ended") from error
+        return message if isinstance(message, Answer) else None
+
+    def built(self, timeout: float) -> bool:
+        """See :class:`Host`."""
+        try:
+            if not self._connection.poll(timeout):
+                return False
+            self.again = _again(self._connection.recv())
+        except (EOFError, OSError) as error:
+            raise WorkerDiedError("The inference process ended before it was ready.") from error
+        return True
+
+    def alive(self) -> bool:
+        """See :class:`Host`."""
+        return bool(self._process.is_alive())
+
+    def end(self, now: bool = False) -> None:
+        """See :class:`Host`."""
+        self._connection.close()  # it ends by itself, unless it hangs
+        if not now:
+            self._process.join(PROCESS_END_S)
+        self._process.kill()
+        self._process.join()
+
+
+def _process_main(build: Build, connection: Connection) -> None:
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the loop's to handle
+
+    def receive() -> Any:
+        try:
+            return connection.recv()
+        except EOFError:  # the loop ended
+            return None
+
+    try:
+        _serve(build, receive, connection.send)
+    except (BrokenPipeError, ConnectionResetError):
+        return
+
+
+def process_context() -> Any:
+    """How control starts processes: from a clean one that has imported torch, where the platform can."""
+    if sys.platform == "win32":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["flowpolicy.acceleration.sampler"])
+    return context
+
+
+def _again(message: Any) -> Build | None:
+    """From what a planner's place says first.
+
+    Raises:
+        WorkerDiedError: the planner could not be built.
+    """
+    if not isinstance(message, _Ready):
+        raise WorkerDiedError(str(message).rstrip(".") + ".")
+    return message.again
