@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,12 +23,18 @@ from flowpolicy.distributed import Processes
 from flowpolicy.errors import ConfigError
 from flowpolicy.evaluation.rollout import check_spaces
 from flowpolicy.finetuning.actor_critic import FlowActorCritic, spaces_of
-from flowpolicy.finetuning.advantages import ReturnScale, RunningMoments, moments_of
+from flowpolicy.finetuning.advantages import (
+    LARGEST_ADVANTAGE,
+    LEAST_ADVANTAGE,
+    ReturnScale,
+    RunningMoments,
+    moments_of,
+    returns_differ,
+)
 from flowpolicy.finetuning.buffer import ChunkBuffer
 from flowpolicy.finetuning.chunk_env import ChunkEnv, ChunkStep, EpisodeRecord, LocalChunks
 from flowpolicy.finetuning.chunk_vec_env import VecEnvChunks
 from flowpolicy.finetuning.chunked_vec_env import ChunkedVecEnv
-from flowpolicy.finetuning.critic import values_of
 from flowpolicy.finetuning.learner import Learner
 from flowpolicy.finetuning.noise import NoiseConfig
 from flowpolicy.finetuning.regularization import Regularizer
@@ -378,14 +385,16 @@ class ReinFlow(OnPolicyAlgorithm):
         for moments in self.processes.gather(*buffer.return_moments(self.scale)):
             self.scale.merge(*moments)
         data = buffer.data(self.actor_critic.values, self._after, self.scale, self.gamma, self.gae_lambda)
-        # Of what the critic said before it has seen these returns.
-        residual = data.returns - values_of(self.actor_critic.values, data.observation)
-        self.logger.record("train/explained_variance", 1 - float(residual.var() / data.returns.var()))
-        data = dataclasses.replace(data, advantage=self._normalized(data.advantage))
+        # Of what the critic said before it has seen these returns: the advantage is what it missed.
+        self.logger.record("train/explained_variance", 1 - float(data.advantage.var() / data.returns.var()))
+        advantage, strength = self._normalized(data.advantage)
+        self.logger.record("train/advantage_strength", strength)
+        data = dataclasses.replace(data, advantage=advantage)
         learner, left = self.learner, self._current_progress_remaining
-        rate = learner.start_iteration(self.lr_schedule(left), self.critic_schedule(left))
+        rate = learner.start_iteration(strength * self.lr_schedule(left), self.critic_schedule(left))
         self.logger.record("train/learning_rate", rate)
-        moving, losses, found = self.iteration >= self.critic_warmup, [], list[dict[str, float]]()
+        moving = self.iteration >= self.critic_warmup and self._returns_differ(buffer)
+        losses, found = [], list[dict[str, float]]()
         # Every chunk once an epoch, in minibatches of nearly one size: a small remnant is a noisy step.
         parts, policy_steps = max(1, round(len(data) * self.processes.count / self.batch_size)), 0
         for _ in range(self.n_epochs):
@@ -410,12 +419,29 @@ class ReinFlow(OnPolicyAlgorithm):
         self._n_updates += policy_steps
         self.seconds["update"] += time.perf_counter() - started
 
-    def _normalized(self, advantage: torch.Tensor) -> torch.Tensor:
-        """Zero mean and unit standard deviation over the iteration's chunks of all processes."""
+    def _returns_differ(self, buffer: ChunkBuffer) -> bool:
+        """Whether this iteration says of any action, on any process, that it was better than another."""
+        lowest, highest, terminated = zip(*self.processes.gather(*buffer.reward_range()), strict=True)
+        return returns_differ(min(lowest), max(highest), is_terminated=any(terminated))
+
+    def _normalized(self, advantage: torch.Tensor) -> tuple[torch.Tensor, float]:
+        """Advantages of zero mean over the iteration's chunks of all processes, and how strong they are.
+
+        The strength, by which the learning rate is multiplied since Adam's steps do not shrink with the
+        gradient, is their root mean square, each counted up to ``LARGEST_ADVANTAGE``: 1, but less where they
+        are below ``LEAST_ADVANTAGE`` of the return scale, or where a few chunks make up their variance.
+        """
+        overall = self._moments(advantage)
+        normalized = (advantage - overall.mean) / max(overall.std, LEAST_ADVANTAGE)
+        counted = self._moments(normalized.abs().clamp(max=LARGEST_ADVANTAGE) ** 2)
+        return normalized, math.sqrt(counted.mean)
+
+    def _moments(self, values: torch.Tensor) -> RunningMoments:
+        """Over all processes."""
         overall = RunningMoments()
-        for moments in self.processes.gather(*moments_of(advantage.double().cpu().numpy())):
+        for moments in self.processes.gather(*moments_of(values.double().cpu().numpy())):
             overall.merge(*moments)
-        return (advantage - overall.mean) / (overall.std + 1e-8)
+        return overall
 
     def _log(self, found: list[dict[str, float]], steps: int, losses: list[float]) -> None:
         for name in found[0] if found else ():

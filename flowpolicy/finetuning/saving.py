@@ -129,7 +129,7 @@ def _content(model: ReinFlow) -> dict[str, Any]:
             "iteration": model.iteration,
             "updates": model._n_updates,
             "rate_factor": model.learner.rate_factor,
-            "return_scale": [model.scale.count, model.scale.mean, model.scale.squares],
+            "return_scale": list(model.scale.state()),
             "seconds": model.seconds,
             "worker_restarts": model.worker_restarts,
         },
