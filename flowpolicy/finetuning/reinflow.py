@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -428,13 +427,13 @@ class ReinFlow(OnPolicyAlgorithm):
         """Advantages of zero mean over the iteration's chunks of all processes, and how strong they are.
 
         The strength, by which the learning rate is multiplied since Adam's steps do not shrink with the
-        gradient, is their root mean square, each counted up to ``LARGEST_ADVANTAGE``: 1, but less where they
-        are below ``LEAST_ADVANTAGE`` of the return scale, or where a few chunks make up their variance.
+        gradient, is their mean square, each counted up to ``LARGEST_ADVANTAGE``: 1, but less where they are
+        below ``LEAST_ADVANTAGE`` of the return scale, or where a few chunks make up their variance.
         """
         overall = self._moments(advantage)
         normalized = (advantage - overall.mean) / max(overall.std, LEAST_ADVANTAGE)
         counted = self._moments(normalized.abs().clamp(max=LARGEST_ADVANTAGE) ** 2)
-        return normalized, math.sqrt(counted.mean)
+        return normalized, counted.mean
 
     def _moments(self, values: torch.Tensor) -> RunningMoments:
         """Over all processes."""

@@ -94,7 +94,7 @@ def test_one_success_after_many_iterations_without_moves_the_policy_once_and_lit
     with torch.no_grad():
         nats = kl_divergence(chain.mean, chain.std, *model.actor_critic.flow(observation, chain.x))
     kl = float(nats.sum((1, 2, 3)).mean())
-    assert 0 < kl < model.learner.target_kl / 10
+    assert 0 < kl < model.learner.target_kl / 30
 
 
 def test_advantages_that_are_small_or_few_are_weak():
@@ -102,13 +102,13 @@ def test_advantages_that_are_small_or_few_are_weak():
     many = torch.randn(2048, generator=torch.Generator().manual_seed(0))
     few = torch.zeros(2048)
     few[:10] = 1.0
-    one_in_200 = 5 * (10 / 2048) ** 0.5
-    cases = ((many, 1.0), (10 * many, 1.0), (1e-4 * many, 0.02), (few, one_in_200))
+    one_in_200 = 25 * 10 / 2048
+    cases = ((many, 1.0), (10 * many, 1.0), (1e-4 * many, 0.02**2), (few, one_in_200))
     for values, expected in cases:
         normalized, strength = model._normalized(values + 3.0)
         assert float(normalized.mean()) == pytest.approx(0.0, abs=1e-4)
         assert float(normalized.std()) == pytest.approx(min(1.0, float(values.std()) / 0.005), rel=0.01)
-        assert strength == pytest.approx(expected, rel=0.03)
+        assert strength == pytest.approx(expected, rel=0.05)
 
 
 @pytest.mark.parametrize(("zeros", "ends"), [(10, True), (1_600_000, True), (1_600_000, False)])
