@@ -40,6 +40,7 @@ from flowpolicy.finetuning.regularization import Regularizer
 from flowpolicy.finetuning.saving import read_model, write_model
 from flowpolicy.finetuning.update import PPO, UpdateRule
 from flowpolicy.policy import FlowPolicy
+from flowpolicy.seeds import derived_seed
 from flowpolicy.settings import require
 
 Schedule = float | Any
@@ -205,13 +206,14 @@ class ReinFlow(OnPolicyAlgorithm):
         self._setup_lr_schedule()
         self.critic_schedule = FloatSchedule(self.critic_learning_rate)
         rank = self.processes.rank
-        self.set_random_seed(None if self.seed is None else self.seed + 10_000 * rank)
+        self.set_random_seed(None if self.seed is None else derived_seed(self.seed, "networks", rank))
         assert isinstance(self.action_space, spaces.Box)
         networks = FlowActorCritic(self.observation_space, self.action_space, **self.policy_kwargs)
         self.actor_critic = networks.to(self.device)
         self.policy = self.actor_critic  # type: ignore[assignment]
         self.processes.share(networks.state_dict().values())
-        self.generator = torch.Generator(self.device).manual_seed((self.seed or 0) + 10_000 * rank)
+        self.generator = torch.Generator(self.device)
+        self.generator.manual_seed(derived_seed(self.seed or 0, "chains", rank))
         self.learner = Learner(
             self.actor_critic, self.update, self.regularizers, target_kl=self.settings["target_kl"],
             max_grad_norm=self.max_grad_norm, processes=self.processes, generator=self.generator,
@@ -340,8 +342,9 @@ class ReinFlow(OnPolicyAlgorithm):
     def _first_histories(self) -> dict[str, NDArray[Any]]:
         if isinstance(self.chunks, VecEnvChunks):  # learn() has reset it, with its seed
             return self.chunks.start_from(self._last_obs)
-        seed = None if self.seed is None else self.seed + 10_000 * self.processes.rank + self.iteration
-        return self.chunks.reset(seed)
+        if self.seed is None:
+            return self.chunks.reset()
+        return self.chunks.reset(derived_seed(self.seed, "episodes", self.processes.rank, self.iteration))
 
     def _record_episodes(self, episodes: list[EpisodeRecord]) -> None:
         assert self.ep_info_buffer is not None
@@ -431,9 +434,9 @@ class ReinFlow(OnPolicyAlgorithm):
         below ``LEAST_ADVANTAGE`` of the return scale, or where a few chunks make up their variance.
         """
         overall = self._moments(advantage)
-        normalized = (advantage - overall.mean) / max(overall.std, LEAST_ADVANTAGE)
+        normalized = (advantage.double() - overall.mean) / max(overall.std, LEAST_ADVANTAGE)
         counted = self._moments(normalized.abs().clamp(max=LARGEST_ADVANTAGE) ** 2)
-        return normalized, counted.mean
+        return normalized.float(), counted.mean
 
     def _moments(self, values: torch.Tensor) -> RunningMoments:
         """Over all processes."""
