@@ -15,6 +15,7 @@ from flowpolicy.data.store import Demonstrations, check_new, write_demonstration
 from flowpolicy.errors import ConfigError, DataError
 from flowpolicy.evaluation.summary import versions
 from flowpolicy.evaluation.task import task_from
+from flowpolicy.seeds import derived_seed
 from flowpolicy.settings import build, require
 from flowpolicy_envs.actor import ExpertActor
 from flowpolicy_envs.rollouts import Episode, join, run_episodes
@@ -115,12 +116,13 @@ def collect(
             raise ConfigError(
                 f"Actor '{name}' was trained on {actor.info.env_id}, not on {env_id}; choose another."
             )
+    start = derived_seed(seed, "collection")
     envs = [gym.make(env_id, **(env_kwargs or {})) for _ in range(num_envs)]
     episodes: list[Episode] = []
     described: list[dict[str, Any]] = []
     try:
         for index, (name, actor) in enumerate(actors.items()):
-            first_seed = seed + len(episodes) + index * num_envs
+            first_seed = start + len(episodes) + index * num_envs
             share = -(-steps // len(actors))
             kept = _collect_share(actor, envs, share, first_seed, [seed, index], deterministic)
             episodes += kept
@@ -228,7 +230,9 @@ def _scripted(env: Mapping[str, Any], episodes: int | None, seed: int, workers: 
     config = build(ScriptedConfig, env["scripted"], "env.scripted")
     if episodes is not None:
         config = replace(config, episodes=episodes)
-    attempts, played = collect_scripted(task_from(env).make, config, seed=seed, workers=workers)
+    attempts, played = collect_scripted(
+        task_from(env).make, config, seed=derived_seed(seed, "collection"), workers=workers
+    )
     returns = np.array([attempt.episode.total for attempt in attempts])
     attributes: dict[str, Any] = {
         "env_id": env["env_id"],

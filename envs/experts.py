@@ -16,6 +16,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from flowpolicy.errors import ConfigError
+from flowpolicy.seeds import derived_seed
 from flowpolicy.settings import choose, require
 from flowpolicy.storage import atomic_file
 from flowpolicy_envs.actor import ActorInfo, actor_from_sb3
@@ -92,7 +93,7 @@ class _Checkpoints(BaseCallback):
             actor,
             self.env_id,
             self.config.eval_episodes,
-            seed=10_000 + self.seed,
+            seed=derived_seed(self.seed, "evaluation"),
             env_kwargs=self.env_kwargs,
         )
         actor.info = ActorInfo(
@@ -167,7 +168,9 @@ def train_expert(
         raise ConfigError(
             f"{run_dir} holds an expert's training already; add resume=true or choose another run_dir."
         )
-    envs: VecEnv = make_vec_env(env_id, n_envs=config.num_envs, seed=seed, env_kwargs=env_kwargs)
+    envs: VecEnv = make_vec_env(
+        env_id, n_envs=config.num_envs, seed=derived_seed(seed, "environments"), env_kwargs=env_kwargs
+    )
     algorithm = ALGORITHMS[config.algorithm]
     if resume and saved.exists():
         if config.normalize:

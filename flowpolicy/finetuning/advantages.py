@@ -9,6 +9,13 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
+LEAST_SCALE = 0.1
+"""Of the largest return seen: the least by which rewards are divided."""
+LEAST_ADVANTAGE = 0.005
+"""Of the return scale: the least by which advantages are divided; what is smaller is the critic's error."""
+LARGEST_ADVANTAGE = 5.0
+"""Up to which a normalised advantage counts as evidence: a few chunks move the policy less than many."""
+
 
 def chunk_rewards(rewards: NDArray[np.floating[Any]], gamma: float) -> Array:
     """Discounted reward inside each chunk, sum_i gamma^i r_i.
@@ -81,18 +88,23 @@ class RunningMoments:
 class ReturnScale(RunningMoments):
     """Standard deviation of the running discounted return, by which rewards are divided.
 
-    The return of each environment runs on across calls and starts anew with each episode.
+    The return of each environment runs on across calls and starts anew with each episode. Where returns are
+    rare, their standard deviation tends to 0 while one of them is as large as ever; so the scale is at least
+    ``LEAST_SCALE`` of the largest return, and no scaled return is beyond ``1 / LEAST_SCALE``.
+
+    Attributes:
+        largest: magnitude of the largest return seen.
     """
 
     def __init__(self, num_envs: int, gamma: float) -> None:
         super().__init__()
-        self.gamma = gamma
+        self.gamma, self.largest = gamma, 0.0
         self.running = np.zeros(num_envs)
 
     def run(
         self, rewards: NDArray[np.floating[Any]], executed: NDArray[np.int64], ended: NDArray[np.bool_]
-    ) -> tuple[float, float, float]:
-        """Moments of the running returns over ``(S, N, T_e)`` rewards of ``(S, N)`` chunks, to be merged."""
+    ) -> tuple[float, float, float, float]:
+        """What :meth:`merge` takes, of ``(S, N, T_e)`` rewards of ``(S, N)`` chunks."""
         seen = []
         for step in range(len(rewards)):
             for i in range(rewards.shape[-1]):
@@ -100,12 +112,31 @@ class ReturnScale(RunningMoments):
                 self.running = np.where(live, self.gamma * self.running + rewards[step, :, i], self.running)
                 seen.append(self.running[live])
             self.running = np.where(ended[step], 0.0, self.running)
-        return moments_of(np.concatenate(seen))
+        returns = np.concatenate(seen)
+        return *moments_of(returns), float(np.abs(returns).max(initial=0.0))
+
+    def merge(self, count: float, mean: float, squares: float, largest: float = 0.0) -> None:
+        """Combine with the moments and the largest magnitude of further returns."""
+        super().merge(count, mean, squares)
+        self.largest = max(self.largest, largest)
+
+    def state(self) -> tuple[float, float, float, float]:
+        """What an empty scale merges to become this one; episodes that run are not in it."""
+        return self.count, self.mean, self.squares, self.largest
 
     @property
     def value(self) -> float:
-        """The standard deviation; 1 before anything was seen."""
-        return self.std + 1e-8 if self.count else 1.0
+        """The scale; 1 where every return was 0."""
+        return max(self.std, LEAST_SCALE * self.largest) or 1.0
+
+
+def returns_differ(lowest: float, highest: float, *, is_terminated: bool) -> bool:
+    """Whether any action can have been better than another, by the rewards of an iteration.
+
+    Where all rewards are one number, returns differ by the length of episodes alone, and that only where the
+    number is not 0 and an episode came to a terminal state: a time limit is bootstrapped.
+    """
+    return highest > lowest or (is_terminated and highest != 0.0)
 
 
 def moments_of(values: Array) -> tuple[float, float, float]:

@@ -82,7 +82,7 @@ class ChunkBuffer:
             rows = np.concatenate([np.full(len(index), step) for step, index, _ in self._finals])
             columns = np.concatenate([index for _, index, _ in self._finals])
             next_values[rows, columns] = values_of(critic, final).double().cpu().numpy()
-        executed = np.stack([step.executed for step in self._steps])
+        executed = self._executed()
         terminated = np.stack([step.terminated for step in self._steps])
         ended = terminated | np.stack([step.truncated for step in self._steps])
         rewards = chunk_rewards(self.rewards() / scale.value, gamma)
@@ -106,8 +106,17 @@ class ChunkBuffer:
         """``(S, N, T_e)`` as the environments gave them."""
         return np.stack([step.rewards for step in self._steps]).astype(np.float64)
 
-    def return_moments(self, scale: ReturnScale) -> tuple[float, float, float]:
-        """Moments of this iteration's running returns, which go on from those of the last one."""
-        executed = np.stack([step.executed for step in self._steps])
+    def return_moments(self, scale: ReturnScale) -> tuple[float, float, float, float]:
+        """What ``scale`` takes of this iteration's running returns, which go on from the last one's."""
         ended = np.stack([step.terminated | step.truncated for step in self._steps])
-        return scale.run(self.rewards(), executed, ended)
+        return scale.run(self.rewards(), self._executed(), ended)
+
+    def reward_range(self) -> tuple[float, float, float]:
+        """Lowest and highest reward of an executed step; 1 where an episode was terminated, else 0."""
+        rewards = self.rewards()
+        given = rewards[np.arange(rewards.shape[-1]) < self._executed()[..., None]]
+        is_terminated = any(step.terminated.any() for step in self._steps)
+        return float(given.min(initial=np.inf)), float(given.max(initial=-np.inf)), float(is_terminated)
+
+    def _executed(self) -> NDArray[np.int64]:
+        return np.stack([step.executed for step in self._steps])

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from flowpolicy.errors import FlowPolicyError
 from flowpolicy.finetuning.chunk_spaces import ChunkSpaces, Histories, check_finite, copied
+from flowpolicy.seeds import derived_seed
 from flowpolicy.settings import require
 
 
@@ -77,7 +78,7 @@ class ChunkEnv(Protocol):
         """Gymnasium space (a Box) of one environment's action."""
 
     def reset(self, seed: int | None = None) -> Histories:
-        """Start an episode everywhere; environment i is seeded with ``seed + i``."""
+        """Start an episode everywhere; resets with different seeds start different ones."""
 
     def step(self, chunks: NDArray[Any]) -> ChunkStep:
         """Execute ``chunks``, ``(N, T_e, A)`` in physical units.
@@ -102,7 +103,7 @@ class LocalChunks:
             ``observation``) or a Dict.
         keys: observation keys to keep.
         obs_horizon: observations in a history, T_o.
-        first_number: what messages call the first environment.
+        first_number: of the first environment among all, in messages and for its seed.
 
     Raises:
         TaskError: the spaces do not fit.
@@ -130,8 +131,9 @@ class LocalChunks:
         self._ready = False
         self._tally.restart()
         self._history = self._spaces.tape(self.num_envs, 0)
+        first = None if seed is None else derived_seed(seed, "environments") + self._first_number
         for row in range(self.num_envs):
-            self._begin(row, self._history, None if seed is None else seed + row)
+            self._begin(row, self._history, None if first is None else first + row)
         self._ready = True
         return copied(self._history)
 

@@ -18,6 +18,7 @@ from flowpolicy.finetuning.chunk_env import (
     require_ready,
 )
 from flowpolicy.finetuning.chunk_spaces import ChunkSpaces, Histories, check_finite, copied
+from flowpolicy.seeds import derived_seed
 
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
@@ -74,7 +75,7 @@ class VecEnvChunks:
         """See :meth:`ChunkEnv.reset`; without a seed, one given to ``venv.seed`` before still counts."""
         require_open(not self._closed)
         if seed is not None:
-            self.venv.seed(seed)
+            self.venv.seed(derived_seed(seed, "environments"))
         return self.start_from(self.venv.reset())
 
     def start_from(self, observation: Any) -> Histories:

@@ -16,6 +16,7 @@ from flowpolicy.errors import FlowPolicyError
 from flowpolicy.finetuning.chunk_env import ChunkStep, EpisodeRecord, require_open, require_ready
 from flowpolicy.finetuning.chunk_spaces import ChunkSpaces, Histories, copied
 from flowpolicy.finetuning.worker_process import Failure, WorkerDiedError, WorkerProcess
+from flowpolicy.seeds import derived_seed
 from flowpolicy.settings import require
 
 MAX_RESTARTS = 10
@@ -91,9 +92,7 @@ class WorkerChunks:
         self._seed = seed
         with self._ending_workers_on_interrupt():
             self._start_missing()
-            answers = self._exchange(
-                "reset", [None if seed is None else seed + worker.first for worker in self._workers]
-            )
+            answers = self._exchange("reset", [seed] * len(self._workers))
             parts = [
                 self._replace(worker) if answer is None else answer
                 for worker, answer in zip(self._workers, answers, strict=True)
@@ -221,7 +220,7 @@ class WorkerChunks:
         """A seed for replaced environments: repeatable, and not the one that led to the crash."""
         if self._seed is None:
             return None
-        return int(np.random.SeedSequence([self._seed, self.restarts]).generate_state(1)[0] >> 1)
+        return derived_seed(self._seed, "restart", self.restarts)
 
 
 def _raise_failures(answers: Sequence[Any]) -> None:

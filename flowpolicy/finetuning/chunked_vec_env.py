@@ -43,9 +43,9 @@ class ChunkedVecEnv(VecEnv):
         return cls(WorkerChunks(make_envs, num_workers, keys, obs_horizon))
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
-        """Seed environment i with ``seed + i`` at the next reset."""
+        """Seed all environments at the next reset; see :meth:`ChunkEnv.reset`."""
         self._seed = seed
-        return [None if seed is None else seed + i for i in range(self.num_envs)]
+        return [seed] * self.num_envs
 
     def reset(self) -> Any:
         """First observations of new episodes."""

@@ -22,18 +22,25 @@ from flowpolicy.distributed import Processes
 from flowpolicy.errors import ConfigError
 from flowpolicy.evaluation.rollout import check_spaces
 from flowpolicy.finetuning.actor_critic import FlowActorCritic, spaces_of
-from flowpolicy.finetuning.advantages import ReturnScale, RunningMoments, moments_of
+from flowpolicy.finetuning.advantages import (
+    LARGEST_ADVANTAGE,
+    LEAST_ADVANTAGE,
+    ReturnScale,
+    RunningMoments,
+    moments_of,
+    returns_differ,
+)
 from flowpolicy.finetuning.buffer import ChunkBuffer
 from flowpolicy.finetuning.chunk_env import ChunkEnv, ChunkStep, EpisodeRecord, LocalChunks
 from flowpolicy.finetuning.chunk_vec_env import VecEnvChunks
 from flowpolicy.finetuning.chunked_vec_env import ChunkedVecEnv
-from flowpolicy.finetuning.critic import values_of
 from flowpolicy.finetuning.learner import Learner
 from flowpolicy.finetuning.noise import NoiseConfig
 from flowpolicy.finetuning.regularization import Regularizer
 from flowpolicy.finetuning.saving import read_model, write_model
 from flowpolicy.finetuning.update import PPO, UpdateRule
 from flowpolicy.policy import FlowPolicy
+from flowpolicy.seeds import derived_seed
 from flowpolicy.settings import require
 
 Schedule = float | Any
@@ -199,13 +206,14 @@ class ReinFlow(OnPolicyAlgorithm):
         self._setup_lr_schedule()
         self.critic_schedule = FloatSchedule(self.critic_learning_rate)
         rank = self.processes.rank
-        self.set_random_seed(None if self.seed is None else self.seed + 10_000 * rank)
+        self.set_random_seed(None if self.seed is None else derived_seed(self.seed, "networks", rank))
         assert isinstance(self.action_space, spaces.Box)
         networks = FlowActorCritic(self.observation_space, self.action_space, **self.policy_kwargs)
         self.actor_critic = networks.to(self.device)
         self.policy = self.actor_critic  # type: ignore[assignment]
         self.processes.share(networks.state_dict().values())
-        self.generator = torch.Generator(self.device).manual_seed((self.seed or 0) + 10_000 * rank)
+        self.generator = torch.Generator(self.device)
+        self.generator.manual_seed(derived_seed(self.seed or 0, "chains", rank))
         self.learner = Learner(
             self.actor_critic, self.update, self.regularizers, target_kl=self.settings["target_kl"],
             max_grad_norm=self.max_grad_norm, processes=self.processes, generator=self.generator,
@@ -329,8 +337,9 @@ class ReinFlow(OnPolicyAlgorithm):
     def _first_histories(self) -> dict[str, NDArray[Any]]:
         if isinstance(self.chunks, VecEnvChunks):  # learn() has reset it, with its seed
             return self.chunks.start_from(self._last_obs)
-        seed = None if self.seed is None else self.seed + 10_000 * self.processes.rank + self.iteration
-        return self.chunks.reset(seed)
+        if self.seed is None:
+            return self.chunks.reset()
+        return self.chunks.reset(derived_seed(self.seed, "episodes", self.processes.rank, self.iteration))
 
     def _record_episodes(self, episodes: list[EpisodeRecord]) -> None:
         assert self.ep_info_buffer is not None
@@ -373,14 +382,16 @@ class ReinFlow(OnPolicyAlgorithm):
         for moments in self.processes.gather(*buffer.return_moments(self.scale)):
             self.scale.merge(*moments)
         data = buffer.data(self.actor_critic.values, self._after, self.scale, self.gamma, self.gae_lambda)
-        # Of what the critic said before it has seen these returns.
-        residual = data.returns - values_of(self.actor_critic.values, data.observation)
-        self.logger.record("train/explained_variance", 1 - float(residual.var() / data.returns.var()))
-        data = dataclasses.replace(data, advantage=self._normalized(data.advantage))
+        # Of what the critic said before it has seen these returns: the advantage is what it missed.
+        self.logger.record("train/explained_variance", 1 - float(data.advantage.var() / data.returns.var()))
+        advantage, strength = self._normalized(data.advantage)
+        self.logger.record("train/advantage_strength", strength)
+        data = dataclasses.replace(data, advantage=advantage)
         learner, left = self.learner, self._current_progress_remaining
-        rate = learner.start_iteration(self.lr_schedule(left), self.critic_schedule(left))
+        rate = learner.start_iteration(strength * self.lr_schedule(left), self.critic_schedule(left))
         self.logger.record("train/learning_rate", rate)
-        moving, losses, found = self.iteration >= self.critic_warmup, [], list[dict[str, float]]()
+        moving = self.iteration >= self.critic_warmup and self._returns_differ(buffer)
+        losses, found = [], list[dict[str, float]]()
         # Every chunk once an epoch, in minibatches of nearly one size: a small remnant is a noisy step.
         parts, policy_steps = max(1, round(len(data) * self.processes.count / self.batch_size)), 0
         for _ in range(self.n_epochs):
@@ -405,12 +416,29 @@ class ReinFlow(OnPolicyAlgorithm):
         self._n_updates += policy_steps
         self.seconds["update"] += time.perf_counter() - started
 
-    def _normalized(self, advantage: torch.Tensor) -> torch.Tensor:
-        """Zero mean and unit standard deviation over the iteration's chunks of all processes."""
+    def _returns_differ(self, buffer: ChunkBuffer) -> bool:
+        """Whether this iteration says of any action, on any process, that it was better than another."""
+        lowest, highest, terminated = zip(*self.processes.gather(*buffer.reward_range()), strict=True)
+        return returns_differ(min(lowest), max(highest), is_terminated=any(terminated))
+
+    def _normalized(self, advantage: torch.Tensor) -> tuple[torch.Tensor, float]:
+        """Advantages of zero mean over the iteration's chunks of all processes, and how strong they are.
+
+        The strength, by which the learning rate is multiplied since Adam's steps do not shrink with the
+        gradient, is their mean square, each counted up to ``LARGEST_ADVANTAGE``: 1, but less where they are
+        below ``LEAST_ADVANTAGE`` of the return scale, or where a few chunks make up their variance.
+        """
+        overall = self._moments(advantage)
+        normalized = (advantage.double() - overall.mean) / max(overall.std, LEAST_ADVANTAGE)
+        counted = self._moments(normalized.abs().clamp(max=LARGEST_ADVANTAGE) ** 2)
+        return normalized.float(), counted.mean
+
+    def _moments(self, values: torch.Tensor) -> RunningMoments:
+        """Over all processes."""
         overall = RunningMoments()
-        for moments in self.processes.gather(*moments_of(advantage.double().cpu().numpy())):
+        for moments in self.processes.gather(*moments_of(values.double().cpu().numpy())):
             overall.merge(*moments)
-        return (advantage - overall.mean) / (overall.std + 1e-8)
+        return overall
 
     def _log(self, found: list[dict[str, float]], steps: int, losses: list[float]) -> None:
         for name in found[0] if found else ():

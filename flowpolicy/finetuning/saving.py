@@ -21,6 +21,7 @@ from flowpolicy.finetuning.noise import NoiseConfig
 from flowpolicy.finetuning.update import UPDATE_RULES, build_update_rule
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.policy_config import PolicyConfig, policy_config
+from flowpolicy.seeds import derived_seed
 from flowpolicy.settings import build
 from flowpolicy.storage import atomic_file, load_optimizer, optimizer_tensors, under
 
@@ -91,8 +92,8 @@ def _restore(model: ReinFlow, progress: dict[str, Any], tensors: dict[str, Tenso
     if model.processes.rank == 0 and len(state) == len(model.generator.get_state()):
         model.generator.set_state(state)
     else:  # another process's stream, or another device's kind of state
-        seed = (model.seed or 0) + 10_000 * model.processes.rank + 100 * int(progress["iteration"])
-        model.generator.manual_seed(seed)
+        purpose = ("chains", model.processes.rank, int(progress["iteration"]))
+        model.generator.manual_seed(derived_seed(model.seed or 0, *purpose))
     model.num_timesteps = int(progress["num_timesteps"])
     model._total_timesteps = int(progress["total_timesteps"])
     model._current_progress_remaining = float(progress["remaining"])
@@ -128,7 +129,7 @@ def _content(model: ReinFlow) -> dict[str, Any]:
             "iteration": model.iteration,
             "updates": model._n_updates,
             "rate_factor": model.learner.rate_factor,
-            "return_scale": [model.scale.count, model.scale.mean, model.scale.squares],
+            "return_scale": list(model.scale.state()),
             "seconds": model.seconds,
             "worker_restarts": model.worker_restarts,
         },

@@ -22,6 +22,7 @@ from flowpolicy.pretraining.config import TrainConfig
 from flowpolicy.pretraining.ema import EMA
 from flowpolicy.pretraining.state import TrainingState
 from flowpolicy.progress import progress_bar
+from flowpolicy.seeds import derived_seed
 
 logger = logging.getLogger(__name__)
 VALIDATION_ROWS = 1024
@@ -130,7 +131,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate(step)
         network.train()
-        torch.manual_seed(_mix(self.seed, step, self.processes.rank + 1))  # dropout
+        torch.manual_seed(derived_seed(self.seed, step, self.processes.rank + 1))  # dropout
         with torch.autocast(self.policy.device.type, self._autocast, enabled=self._autocast is not None):
             loss, metrics = self.objective.loss(network, batch, draws, self.ema.network)
         self.optimizer.zero_grad(set_to_none=True)
@@ -147,7 +148,7 @@ class Trainer:
         config, device = self.config, self.policy.device
         rows = self.processes.rows(config.batch_size)
         index = shuffled_index(step, config.batch_size, len(self.training), self.seed)[rows]
-        generator = torch.Generator(device).manual_seed(_mix(self.seed, step, 0))
+        generator = torch.Generator(device).manual_seed(derived_seed(self.seed, step, 0))
         shape = (config.batch_size, self.policy.action_horizon, self.policy.action_dim)
         draws = self.objective.draw(shape, generator, device)
         return self.training.batch(index.to(device)), draws[rows]
@@ -240,8 +241,3 @@ def _autocast_dtype(precision: str, device: torch.device, width: int) -> torch.d
     else:
         has_bfloat16 = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() and width >= WIDE
     return torch.bfloat16 if has_bfloat16 or precision == "bfloat16" else None
-
-
-def _mix(seed: int, step: int, stream: int) -> int:
-    """A seed for one stream of one step; distinct for all practical (seed, step, stream)."""
-    return (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + stream * 0x94D049BB133111EB) % 2**63

@@ -21,6 +21,7 @@ from flowpolicy.finetuning import chunk_workers
 from flowpolicy.finetuning.chunk_env import LocalChunks
 from flowpolicy.finetuning.chunk_vec_env import VecEnvChunks
 from flowpolicy.finetuning.chunk_workers import WorkerChunks
+from flowpolicy.seeds import derived_seed
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test by its name
 
@@ -192,10 +193,11 @@ def agree(env, makes, chunks, horizon, borders_only=False):
     fields but ``observation``.
     """
     number, ends, inside = len(makes), 0, 0
-    expected = [by_hand(make, 7 + row, chunks[:, row], horizon) for row, make in enumerate(makes)]
+    seed = derived_seed(7, "environments")
+    expected = [by_hand(make, seed + row, chunks[:, row], horizon) for row, make in enumerate(makes)]
     histories = env.reset(seed=7)
     for row, make in enumerate(makes):
-        first = make().reset(seed=7 + row)[0]
+        first = make().reset(seed=seed + row)[0]
         np.testing.assert_array_equal(histories[KEY][row], np.stack([first] * horizon).astype(np.float32))
     compared = set(range(number))
     for call, chunk in enumerate(chunks):
@@ -518,7 +520,7 @@ def test_ctrl_c_ends_the_workers_and_a_reset_starts_them_again(opened, interrupt
 def fails_then_succeeds(env):
     """A seed whose first episode is no success and whose second is one."""
     for seed in range(100):
-        env.reset(seed=seed)
+        env.reset(seed=derived_seed(seed, "environments"))
         first = env.draw
         env.reset()
         if first < 0 < env.draw:
@@ -559,7 +561,7 @@ def test_a_vectorised_episode_that_ends_inside_a_chunk_is_followed_by_what_plan_
 def test_callbacks_see_every_primitive_step_and_can_stop():
     vec = pytest.importorskip("stable_baselines3.common.vec_env")
     env = VecEnvChunks(vec.VecMonitor(dummy_vec_env(counters(3, lengths=[2, 50]))), [KEY], 2, zeros)
-    env.reset(seed=1)
+    env.reset(seed=2)  # of three episodes some last 2 steps, some 50
     monitored, rewarded, calls = [], 0.0, 0
 
     def on_step(rewards, dones, infos):
@@ -605,3 +607,21 @@ def test_a_dead_process_of_a_vectorised_environment_is_one_sentence():
     assert env.step(np.zeros((1, 2, 2))).executed.tolist() == [2]
     with pytest.raises(FlowPolicyError, match=r"process of the vectorised environment died; .*checkpoint"):
         env.step(np.full((1, 2, 2), 2.0))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_environments_of_neighbouring_seeds_start_apart(workers):
+    makes = [Counter] * 16
+    if workers:
+        envs = WorkerChunks(makes, workers, (KEY,), 1)
+    else:
+        envs = LocalChunks([make() for make in makes], (KEY,), 1)
+    try:
+        first, second, again = (
+            {tuple(row.ravel().tolist()) for row in envs.reset(seed)[KEY]} for seed in (0, 1, 0)
+        )
+    finally:
+        envs.close()
+    assert len(first) == len(second) == 16
+    assert not first & second
+    assert again == first

@@ -11,6 +11,7 @@ from toy_practice import Reach, make
 
 from flowpolicy.errors import FlowPolicyError
 from flowpolicy.finetuning.chunked_vec_env import ChunkedVecEnv
+from flowpolicy.seeds import derived_seed
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def processes():
 
 
 def test_single_steps_are_those_of_a_plain_vectorised_environment(processes):
-    plain = make_vec_env(Reach, n_envs=4, seed=3)
+    plain = make_vec_env(Reach, n_envs=4, seed=derived_seed(3, "environments"))
     processes.seed(3)
     np.testing.assert_array_equal(processes.reset(), plain.reset())
     rng = np.random.default_rng(0)
