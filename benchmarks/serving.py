@@ -6,6 +6,7 @@
 `load`: a server in its own process (scripts/serve.py), the published client in another, over loopback: latency of
 every request, and the largest difference from inference in this process under the same x_0. `attack`: hostile
 connections of many kinds while the published client and one that connects anew again and again are served.
+`starved`: the same with floods of a few kinds on servers that may open few files, and the lines that they log.
 `restarts`: servers that are killed and started again while our client asks without a pause.
 """
 
@@ -14,9 +15,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import re
+import resource
 import signal
 import struct
 import subprocess
@@ -25,6 +28,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -53,7 +57,14 @@ CHECKPOINTS = {
     "push-t, flow matching": ("benchmarks/checkpoints/pusht-flow_matching-seed0", 2_000),
 }
 TOKEN = "benchmark-token"
-PARTS = ("load", "attack", "restarts")
+PARTS = ("load", "attack", "starved", "restarts")
+FLOODS = {  # name -> kinds of connections, how many of each at once, files that the server may open
+    "half-open": (("silence", "truncated handshake"), 350, 256),
+    "half-open, few": (("silence", "truncated handshake"), 350, 1024),
+    "connect and reset": (("connect and reset",), 200, 256),
+    "connect and reset, few": (("connect and reset",), 200, 1024),
+    "fragments": (("flood of fragments",), 8, 1024),
+}
 SEED = 0
 
 
@@ -63,7 +74,7 @@ SEED = 0
 class Served:
     """scripts/serve.py in its own process, from the moment that it listens."""
 
-    def __init__(self, checkpoint: str, *options: str) -> None:
+    def __init__(self, checkpoint: str, *options: str, open_files: int = 0) -> None:
         self._folder = tempfile.TemporaryDirectory()
         command = [
             sys.executable, str(ROOT / "scripts" / "serve.py"), f"checkpoint={ROOT / checkpoint}", "port=0",
@@ -72,6 +83,7 @@ class Served:
         self._program = subprocess.Popen(
             command, cwd=self._folder.name, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
             env={**os.environ, "FLOWPOLICY_TOKEN": TOKEN, "OMP_NUM_THREADS": "1"},
+            preexec_fn=functools.partial(_limit_open_files, open_files) if open_files else None,
         )  # fmt: skip
         self.pid, self.said = self._program.pid, []
         assert self._program.stderr is not None
@@ -98,6 +110,10 @@ class Served:
         self._program.kill()
         self._program.wait()
         self._folder.cleanup()
+
+
+def _limit_open_files(count: int) -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count, count))
 
 
 def openpi_client(port: int) -> Any:
@@ -251,6 +267,15 @@ def hostile_kinds() -> dict[str, tuple[bytes, str]]:
     }
 
 
+def floods() -> dict[str, tuple[bytes, str]]:
+    """As :func:`hostile_kinds`: what many connections at once do."""
+    fragments = frame(b"a", fin=False) + 2000 * frame(b"a", 0, False)
+    return {
+        "connect and reset": (b"", "reset"),
+        "flood of fragments": (handshake() + fragments, "repeat"),
+    }
+
+
 async def one_hostile(port: int, first: bytes, then: str, ends: float, seen: Counter[str]) -> None:
     """One place that connects again and again until ``ends``."""
     loop = asyncio.get_running_loop()
@@ -301,12 +326,12 @@ async def _read_all(reader: asyncio.StreamReader) -> None:
             pass
 
 
-def besiege(port: int, places: int, seconds: float, output: Path) -> None:
-    """In a process of its own: ``places`` hostile connections of every kind at once, each renewed as it ends."""
+def besiege(port: int, places: int, seconds: float, output: Path, names: list[str]) -> None:
+    """In a process of its own: ``places`` hostile connections of each kind at once, each renewed as it ends."""
 
     async def main() -> dict[str, Any]:
         loop = asyncio.get_running_loop()
-        kinds = hostile_kinds()
+        kinds = {name: {**hostile_kinds(), **floods()}[name] for name in names or hostile_kinds()}
         seen: dict[str, Counter[str]] = {kind: Counter() for kind in kinds}
         ends = loop.time() + seconds
         await asyncio.gather(
@@ -345,35 +370,53 @@ def knock(port: int, seconds: float, output: Path) -> None:
     np.savez(output, waits=waits, failed=failed)
 
 
-def attack(checkpoint: str, places: int, seconds: float) -> dict[str, Any]:
-    limits = ["handshake_timeout_s=2", "message_timeout_s=3", "write_timeout_s=3"]
-    with tempfile.TemporaryDirectory() as name, Served(checkpoint, *limits) as running:
+def attack(
+    checkpoint: str,
+    places: int,
+    seconds: float,
+    kinds: Sequence[str] = (),
+    calm: float = 10.0,
+    open_files: int = 0,
+) -> dict[str, Any]:
+    """Everything hostile at once or, with ``kinds``, only these; good clients before, during and after."""
+    limits = [] if kinds else ["handshake_timeout_s=2", "message_timeout_s=3", "write_timeout_s=3"]
+    with (
+        tempfile.TemporaryDirectory() as name,
+        Served(checkpoint, *limits, open_files=open_files) as running,
+    ):
         folder, port, pid = Path(name), running.port, running.pid
-        calm = 10.0
         before = _memory_mb(pid)
         good = in_process("drive", port=port, seconds=seconds + 2 * calm + 5, output=folder / "good.npz")
         time.sleep(calm)
-        began = time.time()
-        siege = in_process("besiege", port=port, places=places, seconds=seconds, output=folder / "siege.json")
+        began, lines = time.time(), len(running.said)
+        siege = in_process(
+            "besiege",
+            port=port,
+            places=places,
+            seconds=seconds,
+            output=folder / "siege.json",
+            kinds=",".join(kinds),
+        )
         knocking = in_process("knock", port=port, seconds=seconds, output=folder / "knock.npz")
         most = before
         while siege.poll() is None:
             most = max(most, _memory_mb(pid))
             time.sleep(0.25)
-        ended = time.time()
+        ended, lines = time.time(), len(running.said) - lines
         if any(process.wait(120) != 0 for process in (siege, knocking, good)):
             raise SystemExit("A client of the attack failed.")
         found, knocked = np.load(folder / "good.npz"), np.load(folder / "knock.npz")
-        kinds = json.loads((folder / "siege.json").read_text())
+        by_kind = json.loads((folder / "siege.json").read_text())
         with PolicyClient(port=port, token=TOKEN) as client:  # it still serves
             client.infer(np.zeros(client.metadata["observation_shapes"]["observation"]))
         after = _memory_mb(pid)
         server = running.end()["metrics"]
     during = (found["at"] > began) & (found["at"] < ended)
     return {
-        "checkpoint": checkpoint, "kinds": len(kinds), "at_once": places * len(kinds), "seconds": seconds,
-        "connections": sum(counts.get("connections", 0) for counts in kinds.values()), "by_kind": kinds,
-        "fewest_of_a_kind": min(counts.get("connections", 0) for counts in kinds.values()),
+        "checkpoint": checkpoint, "kinds": len(by_kind), "at_once": places * len(by_kind), "seconds": seconds,
+        "connections": sum(counts.get("connections", 0) for counts in by_kind.values()), "by_kind": by_kind,
+        "fewest_of_a_kind": min(counts.get("connections", 0) for counts in by_kind.values()),
+        "open_files": open_files or None, "log_lines": lines,
         "good_client": {
             "requests_during": int(during.sum()), "failures": int(found["failures"]),
             "calm_ms": percentiles(1e3 * found["times"][~during]),
@@ -507,6 +550,11 @@ def measure(arguments: argparse.Namespace) -> None:
             }
         elif part == "attack":
             found = attack(hopper, arguments.places, arguments.seconds)
+        elif part == "starved":
+            found = {
+                name: attack(hopper, places, arguments.flood_seconds, kinds, calm=3.0, open_files=open_files)
+                for name, (kinds, places, open_files) in FLOODS.items()
+            }
         else:
             found = restarts(hopper, arguments.restarts)
         content[part] = found
@@ -532,17 +580,20 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=0, help="of a load, in place of the usual number")
     parser.add_argument("--places", type=int, default=10, help="hostile connections of each kind at once")
     parser.add_argument("--seconds", type=float, default=90.0, help="of the attack")
+    parser.add_argument("--flood-seconds", type=float, default=10.0, help="of each flood")
     parser.add_argument("--restarts", type=int, default=60)
     parser.add_argument("--output", default="", help="another JSON file, for a trial")
     parser.add_argument("--role", default="measure", help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--kinds", default="", help=argparse.SUPPRESS)
     parser.add_argument("--count", type=int, default=0, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.role == "drive":
         seconds = 0 if arguments.count else arguments.seconds
         drive(arguments.port, arguments.count, seconds, Path(arguments.output))
     elif arguments.role == "besiege":
-        besiege(arguments.port, arguments.places, arguments.seconds, Path(arguments.output))
+        kinds = [kind for kind in arguments.kinds.split(",") if kind]
+        besiege(arguments.port, arguments.places, arguments.seconds, Path(arguments.output), kinds)
     elif arguments.role == "knock":
         knock(arguments.port, arguments.seconds, Path(arguments.output))
     else:

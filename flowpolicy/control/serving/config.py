@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import ipaddress
 import logging
 import os
 import re
-import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,8 +15,6 @@ from flowpolicy.settings import require
 log = logging.getLogger(__name__)
 
 TOKEN_VARIABLE = "FLOWPOLICY_TOKEN"
-BACKLOG = 1024
-"""Connections that the system holds while the server is busy; those beyond would wait for seconds."""
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{8,256}")  # what a header holds without quoting
 
 
@@ -93,38 +89,6 @@ class ServerConfig:
                 f"{TOKEN_VARIABLE}, or allow_anonymous=true on a network you trust."
             )
         return None
-
-
-def listen_on(config: ServerConfig) -> socket.socket:
-    """A socket bound to the config's address, which nobody else can take from then on.
-
-    Raises:
-        ConfigError: the address is taken, not this machine's, or not allowed.
-    """
-    where = f"{config.host}:{config.port}"
-    try:
-        found = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)
-        family, kind, protocol, _, address = min(found, key=lambda each: each[0] != socket.AF_INET)
-        listener = socket.socket(family, kind, protocol)
-        try:
-            if os.name == "posix":  # elsewhere this lets two programs share a port
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-            listener.listen(BACKLOG)
-        except OSError:
-            listener.close()
-            raise
-    except socket.gaierror as error:
-        raise ConfigError(f"host={config.host} is no address of this machine; use 127.0.0.1.") from error
-    except OSError as error:
-        hints = {
-            errno.EADDRINUSE: "another program has it; stop it, or choose another with port=",
-            errno.EACCES: "ports below 1024 need rights; choose another with port=",
-            errno.EADDRNOTAVAIL: "it is no address of this machine; use host=127.0.0.1",
-        }
-        hint = hints.get(error.errno or 0, error.strerror or str(error))
-        raise ConfigError(f"The server cannot listen on {where}: {hint}.") from error
-    return listener
 
 
 def _read_token(file: Path) -> str:

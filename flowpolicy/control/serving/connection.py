@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ipaddress
 import socket
 import time
 from typing import Any, Protocol
@@ -43,6 +45,8 @@ class GuardedConnection(ServerConnection):
         is_served: a handler is at work for it.
         is_busy: a request of it is waiting or at work.
         is_counted: what ended it is in the statistics, or nothing is to be counted.
+        is_gone: its TCP connection is no more.
+        peer: the network that it comes from: an address of IPv4, the first half of one of IPv6.
     """
 
     def __init__(self, *arguments: Any, host: Host, **settings: Any) -> None:
@@ -50,7 +54,8 @@ class GuardedConnection(ServerConnection):
         self.host = host
         self.last_used = time.monotonic()
         self.malformed = 0
-        self.is_proven = self.is_served = self.is_busy = self.is_counted = False
+        self.is_proven = self.is_served = self.is_busy = self.is_counted = self.is_gone = False
+        self.peer = ""
         self._in_fragments = self._has_whole = False
         self._patience: asyncio.TimerHandle | None = None
         self._farewell: asyncio.Future[None] | None = None
@@ -73,8 +78,12 @@ class GuardedConnection(ServerConnection):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by asyncio."""
         super().connection_made(transport)
+        self.peer = _network((self.transport.get_extra_info("peername") or ("",))[0])
         # The system would keep megabytes of answers for a client that takes none.
-        self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        with contextlib.suppress(OSError):  # it is gone already
+            self.transport.get_extra_info("socket").setsockopt(
+                socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER
+            )
         self.host.arrived(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -82,6 +91,7 @@ class GuardedConnection(ServerConnection):
         if self._patience is not None:
             self._patience.cancel()
         super().connection_lost(exc)
+        self.is_gone = True
         self.host.left(self)
 
     def data_received(self, data: bytes) -> None:
@@ -107,3 +117,14 @@ class GuardedConnection(ServerConnection):
             self._in_fragments = not event.fin
         self._has_whole = self._has_whole or not self._in_fragments
         super().process_event(event)
+
+
+def _network(address: str) -> str:
+    """One machine can have any address that shares the first 64 bits of an address of IPv6."""
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if isinstance(found, ipaddress.IPv4Address) or found.ipv4_mapped:
+        return address
+    return str(int(found) >> 64)

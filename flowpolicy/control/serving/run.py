@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import gc
 import logging
-import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from flowpolicy.acceleration.sampler import Sampler
 from flowpolicy.control.planning.plan import SamplerChoice
-from flowpolicy.control.serving.config import TOKEN_VARIABLE, ServerConfig, listen_on
+from flowpolicy.control.serving.config import TOKEN_VARIABLE, ServerConfig
+from flowpolicy.control.serving.listener import Listener, listen_on
 from flowpolicy.control.serving.server import PolicyServer
 from flowpolicy.control.serving.service import PolicyService, describe
 from flowpolicy.control.serving.statistics import ServerStatistics
@@ -69,7 +69,7 @@ def serve_sampler(
     config: ServeConfig,
     run_dir: Path,
     command: str,
-    listener: socket.socket | None = None,
+    listener: Listener | None = None,
 ) -> ServerStatistics:
     """As :func:`serve_checkpoint`, with a sampler that is built already."""
     started = time.time()

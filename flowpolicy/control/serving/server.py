@@ -17,20 +17,29 @@ import contextlib
 import functools
 import logging
 import signal
-import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import cast
+from typing import Any, cast
 
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.protocol import State
 
-from flowpolicy.control.serving.admission import Admission
-from flowpolicy.control.serving.config import BACKLOG, ServerConfig, listen_on
+from flowpolicy.control.serving.admission import MAX_HANDSHAKES, Admission
+from flowpolicy.control.serving.config import ServerConfig
 from flowpolicy.control.serving.connection import GuardedConnection
+from flowpolicy.control.serving.listener import (
+    BACKLOG,
+    SPARE_FILES,
+    Listener,
+    allow_open_files,
+    free_files,
+    is_shortage,
+    listen_on,
+)
 from flowpolicy.control.serving.messages import MessageError, encode
 from flowpolicy.control.serving.service import PolicyService
 from flowpolicy.control.serving.statistics import ServerStatistics
@@ -74,7 +83,7 @@ class PolicyServer:
     """
 
     def __init__(
-        self, service: PolicyService, config: ServerConfig, listener: socket.socket | None = None
+        self, service: PolicyService, config: ServerConfig, listener: Listener | None = None
     ) -> None:
         self.service, self.config = service, config
         self.statistics = ServerStatistics()
@@ -89,7 +98,14 @@ class PolicyServer:
         self._stop: asyncio.Event | None = None
 
     def run(self) -> None:
-        """Serve until SIGINT, SIGTERM or :meth:`stop`; requests under way are answered first."""
+        """Serve until SIGINT, SIGTERM or :meth:`stop`; requests under way are answered first.
+
+        This process' limit of open files is raised as far as it may be, where it is too low for the clients.
+        """
+        # The inference thread asks for the interpreter a few times in each request, and under a flood of
+        # connections waits this long each time.
+        sys.setswitchinterval(0.0005)
+        allow_open_files(self.config.max_connections + MAX_HANDSHAKES + SPARE_FILES)
         asyncio.run(self._main(threading.Event(), with_signals=True))
 
     @contextlib.contextmanager
@@ -131,6 +147,8 @@ class PolicyServer:
         config = self.config
         try:
             await self._loop.run_in_executor(self._worker, self.service.warm_up)
+            self._loop.set_exception_handler(self._failed)
+            self._admission.share(free_files())
             connect = functools.partial(GuardedConnection, host=self._admission)
             server = await serve(
                 self._serve, sock=self._listener, process_request=self._admission.admit, backlog=BACKLOG,
@@ -157,9 +175,23 @@ class PolicyServer:
         while not self._stop.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), LOG_EVERY_S)
+            self._admission.share(free_files())
             if self.statistics.answered != told:
                 told = self.statistics.answered
                 log.info("%s; %d clients", self.statistics.line(), len(self._admission.clients))
+
+    def _failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Called by asyncio where a callback raises, which strangers could otherwise fill the log with."""
+        error = context.get("exception")
+        if is_shortage(error):
+            self.statistics.fail("no file left for a connection")
+            self._admission.share(free_files())
+            loop.call_later(2.0, self._share_again)
+        elif self.statistics.fail("error of the event loop"):
+            log.error("%s", context["message"], exc_info=error)
+
+    def _share_again(self) -> None:
+        self._admission.share(free_files())
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
@@ -236,7 +268,7 @@ class PolicyServer:
             connection.count("error of the server's")
         finally:
             connection.is_served = connection.is_busy = False
-            self._admission.clients.discard(connection)
+            self._admission.dismiss(connection)
 
     async def _answer(self, connection: GuardedConnection, message: bytes | str) -> bytes | str:
         received = time.perf_counter()

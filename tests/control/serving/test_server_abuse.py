@@ -165,6 +165,7 @@ def test_one_that_broke_before_it_was_let_in_is_not():
     class Connection(GuardedConnection):
         def __init__(self):
             self.is_counted = self.is_served = False
+            self.peer = "127.0.0.1"
             self.host = admission
 
         def respond(self, status, text):
