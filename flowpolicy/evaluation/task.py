@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flowpolicy.errors import ConfigError, TaskError
+from flowpolicy.evaluation.allowed import check_choice
 from flowpolicy.settings import build, require
 
 METRICS = ("return", "success", "score")
@@ -107,10 +108,22 @@ def task_of(
 ) -> Task:
     """The task in ``settings``, or where there are none the one that a policy was ``trained_for``.
 
+    A user's settings may name any environment, a checkpoint's only those of
+    :func:`~flowpolicy.evaluation.allowed.check_choice`.
+
     Raises:
-        ConfigError: neither says one; the message names the ``checkpoint``.
+        ConfigError: neither says one, or says it wrongly; the message names the ``checkpoint``.
+        TaskError: the checkpoint chooses an environment that it may not choose.
     """
-    found = settings if settings is not None else trained_for
-    if not found:
+    if settings is not None:
+        return task_from(settings)
+    if not trained_for:
         raise ConfigError(f"{checkpoint} does not say which task it is for; name one, e.g. env=hopper.")
-    return task_from(found)
+    try:
+        task = task_from(trained_for)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{checkpoint} does not describe its task: {str(error).rstrip('.')}; name one, e.g. env=hopper."
+        ) from error
+    check_choice(task.env_id, task.env_kwargs, checkpoint)
+    return task
