@@ -1,7 +1,7 @@
-"""What a checkpoint may choose of the task it is run in: environments known here, and plain settings of them.
+"""What a checkpoint may choose of its task: environments known here, and plain settings of them.
 
-A checkpoint comes from anywhere, and an environment is a program. ``gymnasium.make("module:Name-v0")`` imports
-the module, and a keyword argument may name a module or a file too. What a user names is not judged here.
+A checkpoint comes from anywhere, and an environment is a program: ``gymnasium.make("module:Name-v0")``
+imports the module, and a keyword argument may name a module or a file too. What a user names is not judged.
 """
 
 from __future__ import annotations
