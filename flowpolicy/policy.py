@@ -300,10 +300,14 @@ class FlowPolicy(nn.Module):
         """Take over finite tensors of the right shapes; ``file`` is where they come from.
 
         Raises:
-            CheckpointError: a normaliser's scale is negative, or it maps a normalised value to none.
+            CheckpointError: a normaliser maps numbers to none.
         """
         self.load_state_dict(dict(tensors))
         self.refresh_normalizers()
+        self.check_normalizers(file)
+
+    def check_normalizers(self, file: object) -> None:
+        """Raise a CheckpointError where a normaliser that came from ``file`` maps numbers to none."""
         for name, module in self.named_modules():
             if isinstance(module, Normalizer):
                 reach = module.clip * module.scale + module.center.abs()

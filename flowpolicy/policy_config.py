@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ MOST_KEYS, MOST_NUMBERS, MOST_PIXELS = 100, 100_000, 2048
 """Observation keys of a policy, numbers of one that is no image, pixels a side of one that is."""
 LONGEST = 1_000
 """Steps of a history, actions of a chunk, dimensions of an action."""
+TASK_NAME = re.compile(r"[\w.+\- ]{1,100}")
+"""What a task may be called: in file names, titles and messages."""
 LARGEST_CLIP = 1e6
 """Normalised units beyond which no action is bounded."""
 
@@ -77,6 +80,10 @@ class PolicyConfig:
         clip = self.action_clip
         require(0 < clip <= LARGEST_CLIP, "action_clip", clip, f"above 0 and at most {LARGEST_CLIP:g}")
 
+        name = self.task.get("name", "unnamed")
+        is_name = isinstance(name, str) and TASK_NAME.fullmatch(name) is not None
+        require(is_name, "task.name", name, "1 to 100 letters, digits, spaces and any of . + - _")
+
     def check_sampling(self) -> None:
         """Raise a ConfigError where the objective, or the K and solver that it is tuned for, are none."""
         objective = build_objective(self.objective)
@@ -84,7 +91,8 @@ class PolicyConfig:
 
 
 def _check_shape(key: str, shape: tuple[int, ...]) -> None:
-    require(key != "", "an observation's key", key, "not empty")
+    is_key = 0 < len(key) <= 200 and key.isprintable()
+    require(is_key, "an observation's key", key, "1 to 200 characters that can be printed")
     name = f"observation_shapes.{key[:80]}"
     require(all(side >= 1 for side in shape), name, shape, "of sides of at least 1")
     if is_image(shape):

@@ -6,7 +6,6 @@ tensors says what it holds in its header: that is compared with what is expected
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
@@ -14,11 +13,11 @@ import stat
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, load_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from flowpolicy.errors import CheckpointError
@@ -50,7 +49,7 @@ def open_regular(path: Path | str) -> BinaryIO:
     except (OSError, ValueError) as error:
         if isinstance(error, CheckpointError):
             raise
-        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        reason = getattr(error, "strerror", None) or error
         raise CheckpointError(
             f"{path} cannot be read ({reason}); give a file that is there and readable."
         ) from error
@@ -142,8 +141,8 @@ class StoredTensors:
     _load: Callable[[], dict[str, Tensor]]
 
     def without(self, prefix: str) -> StoredTensors:
-        """The same file without regard to the tensors named ``prefix.<rest>``, for a check of the others."""
-        shapes = {name: shape for name, shape in self.shapes.items() if not name.startswith(f"{prefix}.")}
+        """The same without the tensors called ``prefix`` or ``prefix.<rest>``, for a check of the others."""
+        shapes = {name: shape for name, shape in self.shapes.items() if name.partition(".")[0] != prefix}
         return replace(self, shapes=shapes)
 
     def require_shapes(self, expected: Shapes, declaration: str) -> None:
@@ -170,21 +169,26 @@ class StoredTensors:
                     f"{', '.join(FLOATS)} belong; the file is damaged."
                 )
 
-    def read(self) -> dict[str, Tensor]:
+    def read(self, unbounded: Collection[str] = ()) -> dict[str, Tensor]:
         """The tensors; those of floating point as float32, in which they are used, and finite there.
+
+        Bounds, named in ``unbounded``, may be infinite.
 
         Raises:
             CheckpointError: the file is damaged, or holds NaN, infinity, or what float32 cannot hold.
         """
         try:
             tensors = self._load()
+        except CheckpointError:
+            raise
         except (SafetensorError, OSError, ValueError) as error:
             reason = str(error).partition("\n")[0][:120]
             raise CheckpointError(f"{self.name} is damaged ({reason}); copy it again.") from error
         for name, tensor in tensors.items():
             if tensor.is_floating_point():
                 tensors[name] = tensor.float()
-                if not torch.isfinite(tensors[name]).all():
+                numbers = tensors[name].nan_to_num(torch.nan, 0, 0) if name in unbounded else tensors[name]
+                if not torch.isfinite(numbers).all():
                     raise CheckpointError(
                         f"{self.name}: '{name[:80]}' holds NaN, infinity, or a number beyond float32; the "
                         "file is unusable."
@@ -192,33 +196,29 @@ class StoredTensors:
         return tensors
 
 
-def stored_tensors(source: Path | bytes, name: Path | str | None = None) -> StoredTensors:
-    """Look at a safetensors file, or at the bytes of one, without reading its tensors.
+def stored_tensors(file: Path) -> StoredTensors:
+    """Look at a safetensors file without reading its tensors.
 
     Raises:
         CheckpointError: it cannot be read, or does not hold what its header says.
     """
-    label = str(source if name is None and isinstance(source, Path) else name)
-    if isinstance(source, Path):
-        with open_regular(source) as file:
-            shapes, dtypes = _described(file, os.fstat(file.fileno()).st_size, label)
-        return StoredTensors(label, shapes, dtypes, lambda: dict(load_file(str(source))))
-    shapes, dtypes = _described(io.BytesIO(source), len(source), label)
-    return StoredTensors(label, shapes, dtypes, lambda: dict(load(source)))
+    with open_regular(file) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        return described_tensors(stream, size, str(file), lambda: dict(load_file(str(file))))
 
 
-def shapes_of(make: Callable[[], nn.Module]) -> dict[str, tuple[int, ...]]:
-    """Shapes of the state of the module that ``make`` builds, without the memory for it."""
-    with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in make().state_dict().items()}
+def described_tensors(
+    stream: IO[bytes], size: int, name: str, load: Callable[[], dict[str, Tensor]]
+) -> StoredTensors:
+    """Look at the ``size`` bytes of a safetensors file that ``stream`` begins, and ``load`` reads whole.
 
-
-def _described(file: BinaryIO, size: int, name: str) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
-    """Shapes and types that the header promises; the file is long enough for them."""
-    length = int.from_bytes(file.read(8), "little")
+    Raises:
+        CheckpointError: they do not hold what their header says.
+    """
+    length = int.from_bytes(stream.read(8), "little")
     if not 2 <= length <= min(size - 8, MOST_JSON):
         raise CheckpointError(f"{name} is damaged or holds no tensors; copy it again.")
-    header = parse_json(file.read(length), f"The header of {name}")
+    header = parse_json(stream.read(length), f"The header of {name}")
     header.pop("__metadata__", None)
     shapes, dtypes, total = dict[str, tuple[int, ...]](), dict[str, str](), 0
     for key, entry in header.items():
@@ -232,7 +232,13 @@ def _described(file: BinaryIO, size: int, name: str) -> tuple[dict[str, tuple[in
                 raise CheckpointError(f"{name} does not say what '{key[:80]}' is; copy it again.")
     if total > size - 8 - length:
         raise CheckpointError(f"{name} is shorter than its tensors; it was cut off, so copy it again.")
-    return shapes, dtypes
+    return StoredTensors(name, shapes, dtypes, load)
+
+
+def shapes_of(make: Callable[[], nn.Module]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the state of the module that ``make`` builds, without the memory for it."""
+    with torch.device("meta"):
+        return {name: tuple(tensor.shape) for name, tensor in make().state_dict().items()}
 
 
 def _items_of(item: Any) -> Collection[Any]:
