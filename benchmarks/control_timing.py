@@ -37,7 +37,8 @@ from flowpolicy.control.statistics import run_statistics
 from flowpolicy.evaluation.figure import BLUE, GREEN, GREY, ORANGE, house_figure
 from flowpolicy.evaluation.summary import git_state, machine, versions
 from flowpolicy.evaluation.task import task_from
-from flowpolicy.storage import read_json, write_json
+from flowpolicy.reading import read_json
+from flowpolicy.storage import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINT = "benchmarks/checkpoints/adroit_door-reinflow-seed0"

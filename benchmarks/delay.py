@@ -36,7 +36,8 @@ from flowpolicy.evaluation.rollout import EVALUATION_SEED
 from flowpolicy.evaluation.statistics import mean_interval, paired_difference_interval, wilson_interval
 from flowpolicy.evaluation.summary import git_state, machine, versions
 from flowpolicy.evaluation.task import task_of
-from flowpolicy.storage import read_json, write_json
+from flowpolicy.reading import read_json
+from flowpolicy.storage import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "runs" / "benchmarks" / "delay"

@@ -25,7 +25,8 @@ import numpy as np
 from flowpolicy.evaluation.learning_plots import plot_practice_bands
 from flowpolicy.evaluation.statistics import mean_interval
 from flowpolicy.loggers import read_metrics
-from flowpolicy.storage import read_json, write_json
+from flowpolicy.reading import read_json
+from flowpolicy.storage import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "runs" / "benchmarks" / "finetuning"

@@ -37,7 +37,8 @@ from flowpolicy.evaluation.summary import git_state, machine, versions
 from flowpolicy.evaluation.task import Task
 from flowpolicy.pretraining.ema import EMA
 from flowpolicy.progress import progress
-from flowpolicy.storage import read_json, save_tensors, write_json
+from flowpolicy.reading import read_json
+from flowpolicy.storage import save_tensors, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 CHUNK, OBS_STEPS, EXECUTED, ACTION, OBSERVATION = 16, 2, 8, 2, 20

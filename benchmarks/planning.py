@@ -33,7 +33,8 @@ from flowpolicy.control.planning.plan import DeploymentPlan
 from flowpolicy.evaluation.statistics import wilson_interval
 from flowpolicy.evaluation.summary import git_state, machine, versions
 from flowpolicy.evaluation.task import task_of
-from flowpolicy.storage import read_json, write_json
+from flowpolicy.reading import read_json
+from flowpolicy.storage import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "runs" / "benchmarks" / "planning"

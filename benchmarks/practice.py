@@ -13,7 +13,7 @@ from imitation import ROOT, run_script
 
 from flowpolicy.evaluation.statistics import wilson_interval
 from flowpolicy.loggers import read_metrics
-from flowpolicy.storage import read_json
+from flowpolicy.reading import read_json
 
 
 @dataclass(frozen=True)

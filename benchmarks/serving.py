@@ -48,7 +48,8 @@ from flowpolicy.control.serving.server import PolicyServer
 from flowpolicy.control.serving.service import PolicyService
 from flowpolicy.evaluation.summary import git_state, machine, versions
 from flowpolicy.progress import progress
-from flowpolicy.storage import read_json, write_json
+from flowpolicy.reading import read_json
+from flowpolicy.storage import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT = ROOT / "benchmarks" / "results" / "serving.json"

@@ -13,6 +13,8 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from flowpolicy.errors import CheckpointError
+from flowpolicy.reading import parse_json, stored_tensors
+from flowpolicy.settings import build
 from flowpolicy.storage import atomic_file, save_tensors
 
 LOG_STD_RANGE = (-20.0, 2.0)  # the clamp that stable-baselines3 puts on a SAC actor's log standard deviation
@@ -105,16 +107,14 @@ class ExpertActor:
         Raises:
             CheckpointError: a missing or damaged file, or one that holds no actor.
         """
+        if not Path(path).exists():
+            raise CheckpointError(f"There is no actor file {path}; train one with scripts/train_expert.py.")
         try:
+            tensors = stored_tensors(Path(path)).read(unbounded=("action_low", "action_high"))
             with safe_open(str(path), framework="pt") as file:
-                header = file.metadata()
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-            info = ActorInfo(**json.loads(header["info"]))
-            return cls(tensors, header["activation"], header["squash"], info)
-        except FileNotFoundError as error:
-            raise CheckpointError(
-                f"There is no actor file {path}; train one with scripts/train_expert.py."
-            ) from error
+                header = file.metadata() or {}
+            about = parse_json(header["info"].encode(), "its description")
+            return cls(tensors, header["activation"], header["squash"], build(ActorInfo, about, "actor"))
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"{path} is damaged or holds no actor ({error}); copy it again or train another."

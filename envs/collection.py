@@ -14,7 +14,7 @@ import numpy as np
 from flowpolicy.data.store import Demonstrations, check_new, write_demonstrations
 from flowpolicy.errors import ConfigError, DataError
 from flowpolicy.evaluation.summary import versions
-from flowpolicy.evaluation.task import task_from
+from flowpolicy.evaluation.task import make_environment, task_from
 from flowpolicy.seeds import derived_seed
 from flowpolicy.settings import build, require
 from flowpolicy_envs.actor import ExpertActor
@@ -117,7 +117,7 @@ def collect(
                 f"Actor '{name}' was trained on {actor.info.env_id}, not on {env_id}; choose another."
             )
     start = derived_seed(seed, "collection")
-    envs = [gym.make(env_id, **(env_kwargs or {})) for _ in range(num_envs)]
+    envs = [make_environment(env_id, env_kwargs or {}, "Collection") for _ in range(num_envs)]
     episodes: list[Episode] = []
     described: list[dict[str, Any]] = []
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from flowpolicy.errors import ConfigError
+from flowpolicy.evaluation.task import make_environment
 from flowpolicy.seeds import derived_seed
 from flowpolicy.settings import choose, require
 from flowpolicy.storage import atomic_file
@@ -168,9 +170,8 @@ def train_expert(
         raise ConfigError(
             f"{run_dir} holds an expert's training already; add resume=true or choose another run_dir."
         )
-    envs: VecEnv = make_vec_env(
-        env_id, n_envs=config.num_envs, seed=derived_seed(seed, "environments"), env_kwargs=env_kwargs
-    )
+    make = functools.partial(make_environment, env_id, env_kwargs or {}, "An expert's training")
+    envs: VecEnv = make_vec_env(make, n_envs=config.num_envs, seed=derived_seed(seed, "environments"))
     algorithm = ALGORITHMS[config.algorithm]
     if resume and saved.exists():
         if config.normalize:

@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 
 from flowpolicy.data.store import Demonstrations
+from flowpolicy.evaluation.task import make_environment
 from flowpolicy_envs.actor import ExpertActor
 
 
@@ -137,7 +138,7 @@ def episode_returns(
     env_kwargs: Mapping[str, Any] | None = None,
 ) -> np.ndarray:
     """Undiscounted returns ``(episodes,)`` of an actor, episodes run side by side from seeds ``seed + i``."""
-    envs = [gym.make(env_id, **(env_kwargs or {})) for _ in range(episodes)]
+    envs = [make_environment(env_id, env_kwargs or {}, "A rollout") for _ in range(episodes)]
     try:
         seeds = [seed + index for index in range(episodes)]
         played = run_episodes(actor, envs, seeds, np.random.default_rng(seed), deterministic=deterministic)

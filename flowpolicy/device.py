@@ -17,7 +17,7 @@ def resolve_device(name: str, index: int = 0) -> torch.device:
         return torch.device("cuda", index) if torch.cuda.is_available() else torch.device("cpu")
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).cpu()  # "meta" is a device that holds no numbers
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(
             f"device={name} is not available on this machine; use device=auto or device=cpu."

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from flowpolicy.data.normalization import Normalizer
@@ -22,6 +20,7 @@ from flowpolicy.models.keyed import KeyedModules
 from flowpolicy.models.transformer import VelocityTransformer
 from flowpolicy.observations import is_image
 from flowpolicy.policy_config import FORMAT_VERSION, PolicyConfig, read_config
+from flowpolicy.reading import shapes_of, stored_tensors
 from flowpolicy.storage import atomic_folder, save_tensors
 
 Observations = Mapping[str, Any] | Any  # key -> (B, T_o, *shape), or the single array of key "observation"
@@ -157,7 +156,13 @@ class FlowPolicy(nn.Module):
         normalized = self.normalize_observations(observations)
         noise = self.noise(len(next(iter(normalized.values()))), noise, generator)
         context = self.network.encode(normalized)
-        return self.finish(self.objective.sample(self.network, context, noise, num_steps, solver))
+        chunk = self.finish(self.objective.sample(self.network, context, noise, num_steps, solver))
+        if not torch.isfinite(chunk).all():
+            raise FlowPolicyError(
+                "The policy answered with NaN or infinity to a finite observation; its weights are damaged "
+                "or its training diverged, so use an earlier checkpoint."
+            )
+        return chunk
 
     def noise(self, rows: int, given: Tensor | None, generator: torch.Generator | None) -> Tensor:
         """x_0 ``(rows, T, A)``, float32 on the policy's device: the given one, or drawn from ``generator``.
@@ -294,46 +299,57 @@ class FlowPolicy(nn.Module):
         if (inner / "config.json").is_file() and not (folder / "model.safetensors").exists():
             raise CheckpointError(f"{path} is a run's folder; its policy is {inner}, give that.")
         config = read_config(folder / "config.json")
-        try:
-            policy = cls(config)
-        except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:  # sizes that fit no network
-            reason = str(error).splitlines()[0].rstrip(".")
-            raise CheckpointError(
-                f"{folder / 'config.json'} does not describe a policy: {reason}."
-            ) from error
-        policy._load_weights(folder / "model.safetensors")
+        file = folder / "model.safetensors"
+        if not file.exists():
+            raise CheckpointError(f"{folder} has no model.safetensors; the checkpoint is incomplete.")
+        stored = stored_tensors(file)
+        stored.require_shapes(declared_shapes(config, folder / "config.json"), "config.json")
+        policy = cls(config)
+        policy.load_weights(stored.read(), file)
         return policy.to(device).eval()
 
-    def _load_weights(self, file: Path) -> None:
-        if not file.is_file():
-            raise CheckpointError(f"{file.parent} has no model.safetensors; the checkpoint is incomplete.")
+    def load_weights(self, tensors: Mapping[str, Tensor], file: Path | str) -> None:
+        """Take over finite tensors of the right shapes; ``file`` is where they come from.
+
+        Raises:
+            CheckpointError: a normaliser maps numbers to none.
+        """
         try:
-            tensors = load_file(str(file))
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{file} is damaged ({str(error).splitlines()[0]}); copy it again."
-            ) from error
-        expected = self.state_dict()
-        for name in sorted(expected.keys() | tensors.keys()):
-            found, wanted = tensors.get(name), expected.get(name)
-            if found is None or wanted is None or found.shape != wanted.shape:
-                raise CheckpointError(
-                    f"{file} does not fit its config.json: '{name}' is "
-                    f"{'missing' if found is None else tuple(found.shape)}, expected "
-                    f"{'nothing' if wanted is None else tuple(wanted.shape)}."
-                )
-            if not torch.isfinite(found).all():
-                raise CheckpointError(f"{file}: '{name}' holds NaN or infinity; the checkpoint is unusable.")
-        try:
-            self.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+            self.load_state_dict(dict(tensors))
         except RuntimeError as error:
             reason = str(error).splitlines()[-1].strip().rstrip(".")
             raise CheckpointError(f"{file} does not fit a policy: {reason}.") from error
+        self.check_normalizers(file)
+
+    def check_normalizers(self, file: object) -> None:
+        """Raise a CheckpointError where a normaliser that came from ``file`` maps numbers to none."""
+        for name, module in self.named_modules():
+            if isinstance(module, Normalizer):
+                reach = module.clip * module.scale + module.center.abs()
+                usable = torch.isfinite(module.inverse_scale) & torch.isfinite(reach) & (module.scale >= 0)
+                if not usable.all():
+                    raise CheckpointError(
+                        f"{file}: '{name}' scales by numbers that are negative, or too small or too large "
+                        "for float32; the checkpoint is unusable."
+                    )
 
     def push_to_hub(self, repo_id: str, *, private: bool = True) -> str:
         """Upload the checkpoint to the Hugging Face Hub; returns its address. Needs ``huggingface_hub``."""
         with tempfile.TemporaryDirectory() as temporary:
             return upload(self.save(Path(temporary) / "checkpoint"), repo_id, private=private)
+
+
+def declared_shapes(config: PolicyConfig, source: Path | str) -> dict[str, tuple[int, ...]]:
+    """Shapes of a policy's state, from its config alone and without the memory for it.
+
+    Raises:
+        CheckpointError: the config, which comes from ``source``, describes no policy.
+    """
+    try:
+        return shapes_of(lambda: FlowPolicy(config))
+    except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")[:200]
+        raise CheckpointError(f"{source} does not describe a policy: {reason}.") from error
 
 
 def _tensor(values: Any, is_image: bool, device: torch.device) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Collection, Mapping, Sequence
@@ -12,12 +13,14 @@ from typing import Any, TypeVar
 from flowpolicy.errors import ConfigError
 
 T = TypeVar("T")
+_SHOWN = 80  # characters of a value in a message
 
 
 def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     """Construct the dataclass ``cls`` from ``values``.
 
-    Integers are accepted for floats and lists for tuples; anything else of another type is refused.
+    Integers are accepted for floats and lists for tuples; anything else of another type is refused, and so is
+    a number that is not finite.
 
     Args:
         cls: a dataclass; it checks its own ranges when constructed.
@@ -33,7 +36,7 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         if key not in fields:
             raise ConfigError(unknown_key(f"{prefix}{key}", [f"{prefix}{name}" for name in fields]))
     hints = typing.get_type_hints(cls)
-    arguments = {key: _checked(value, hints[key], f"{prefix}{key}") for key, value in values.items()}
+    arguments = {key: checked(value, hints[key], f"{prefix}{key}") for key, value in values.items()}
     for name, item in fields.items():
         has_default = (
             item.default is not dataclasses.MISSING or item.default_factory is not dataclasses.MISSING
@@ -45,27 +48,34 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
 
 def unknown_key(key: str, valid: Collection[str]) -> str:
     """One sentence that refuses ``key`` and names the nearest valid one."""
-    near = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(key[:_SHOWN], valid, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'?" if near else f"valid keys: {', '.join(sorted(valid))}."
-    return f"Unknown setting '{key}'; {hint}"
+    return f"Unknown setting {shown(key)}; {hint}"
 
 
 def require(condition: bool, name: str, value: object, allowed: str) -> None:
     """Raise a ConfigError unless ``condition`` holds: '<name> is <value>; it must be <allowed>.'"""
     if not condition:
-        raise ConfigError(f"{name} is {value!r}; it must be {allowed}.")
+        raise ConfigError(f"{name} is {shown(value)}; it must be {allowed}.")
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it: its ``repr``, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def choose(options: Mapping[str, T], name: str, where: str) -> T:
     """Look ``name`` up in ``options``, or refuse it with the nearest valid name."""
     if name not in options:
-        near = difflib.get_close_matches(str(name), options, n=1)
+        near = difflib.get_close_matches(str(name)[:_SHOWN], options, n=1)
         hint = f" (did you mean '{near[0]}'?)" if near else ""
-        raise ConfigError(f"{where} is '{name}'{hint}; choose one of {', '.join(sorted(options))}.")
+        raise ConfigError(f"{where} is {shown(name)}{hint}; choose one of {', '.join(sorted(options))}.")
     return options[name]
 
 
-def _checked(value: Any, hint: Any, where: str) -> Any:
+def checked(value: Any, hint: Any, where: str) -> Any:
+    """``value`` as the type ``hint``, or a ConfigError that names ``where``; see :func:`build`."""
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
         options = typing.get_args(hint)
@@ -74,37 +84,47 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
         for option in options:
             if option is not type(None):
                 try:
-                    return _checked(value, option, where)
+                    return checked(value, option, where)
                 except ConfigError:
                     continue
-        raise ConfigError(f"{where} is {value!r}; it must be {hint}.")
+        raise ConfigError(f"{where} is {shown(value)}; it must be {hint}.")
     if hint is Any:
         return value
     if origin is tuple and isinstance(value, (list, tuple)):
         return _checked_tuple(value, typing.get_args(hint), where)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-4 as a string
-        try:
-            return float(value)
-        except ValueError:
-            raise ConfigError(f"{where} is {value!r}; it must be a number.") from None
+    if origin is dict and isinstance(value, Mapping):
+        kind_of_key, kind = typing.get_args(hint)
+        return {
+            checked(key, kind_of_key, f"a key of {where}"): checked(item, kind, f"{where}.{str(key)[:40]}")
+            for key, item in value.items()
+        }
+    if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        return _checked_float(value, where)
     expected = origin or hint
     if expected is int and isinstance(value, bool):
         raise ConfigError(f"{where} is {value!r}; it must be an integer.")
     if isinstance(expected, type) and not isinstance(value, expected):
         if dataclasses.is_dataclass(expected) and isinstance(value, Mapping):
             return build(expected, value, where)
-        raise ConfigError(f"{where} is {value!r}; it must be of type {expected.__name__}.")
+        raise ConfigError(f"{where} is {shown(value)}; it must be of type {expected.__name__}.")
     return value
+
+
+def _checked_float(value: float | str, where: str) -> float:
+    try:
+        number = float(value)  # YAML 1.1 reads 1e-4 as a string
+    except (ValueError, OverflowError):
+        raise ConfigError(f"{where} is {shown(value)}; it must be a number.") from None
+    require(math.isfinite(number), where, value, "a finite number")
+    return number
 
 
 def _checked_tuple(values: Sequence[Any], kinds: tuple[Any, ...], where: str) -> tuple[Any, ...]:
     if kinds[1:] == (Ellipsis,):
         kinds = kinds[:1] * len(values)
     if len(values) != len(kinds):
-        raise ConfigError(f"{where} is {list(values)!r}; it must have {len(kinds)} entries.")
+        raise ConfigError(f"{where} is {shown(list(values))}; it must have {len(kinds)} entries.")
     return tuple(
-        _checked(value, kind, f"{where}[{index}]")
+        checked(value, kind, f"{where}[{index}]")
         for index, (value, kind) in enumerate(zip(values, kinds, strict=True))
     )

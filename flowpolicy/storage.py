@@ -20,10 +20,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
-from flowpolicy.errors import CheckpointError, FlowPolicyError
+from flowpolicy.errors import FlowPolicyError
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+_MOMENTS = {"step", "exp_avg", "exp_avg_sq"}
 
 
 @contextlib.contextmanager
@@ -107,16 +108,30 @@ def optimizer_tensors(optimizer: Optimizer, prefix: str) -> dict[str, Tensor]:
 
 
 def load_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put the moments of :func:`optimizer_tensors`, without their prefix, into an optimiser."""
+    """Put the moments of :func:`optimizer_tensors`, without their prefix, into an optimiser of Adam's kind.
+
+    Raises:
+        ValueError: moments of a parameter that there is not, or that are missing, negative or misshapen.
+    """
     state: dict[int, dict[str, Tensor]] = {}
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    numbers = {str(index): index for index in range(len(parameters))}
     for name, tensor in tensors.items():
-        index, _, moment = name.partition(".")
-        parameter = parameters[int(index)]
-        if tensor.shape == parameter.shape:
+        text, _, moment = name.partition(".")
+        if text not in numbers or moment not in _MOMENTS:
+            raise ValueError(f"no moment of a parameter is called '{name[:80]}'")
+        index = numbers[text]
+        parameter = parameters[index]
+        if tensor.shape != (() if moment == "step" else parameter.shape) or not tensor.is_floating_point():
+            raise ValueError(f"moment '{name}' has another shape or type than its parameter")
+        if moment != "exp_avg" and not (tensor >= 0).all():
+            raise ValueError(f"moment '{name}' is negative")
+        if moment != "step":
             # A fused optimiser walks through memory: a moment has to lie there as its parameter does.
             tensor = torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
-        state.setdefault(int(index), {})[moment] = tensor
+        state.setdefault(index, {})[moment] = tensor
+    if not all(moments.keys() == _MOMENTS for moments in state.values()):
+        raise ValueError("a parameter lacks one of its moments")
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
@@ -126,46 +141,6 @@ def write_json(path: Path | str, content: dict[str, Any]) -> None:
     text = json.dumps(_json_ready(content), indent=2, allow_nan=False) + "\n"
     with atomic_file(path) as temporary:
         temporary.write_text(text)
-
-
-def read_json(path: Path | str) -> dict[str, Any]:
-    """What :func:`write_json` wrote.
-
-    Raises:
-        FlowPolicyError: there is no such file, or it is damaged.
-    """
-    try:
-        content = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise FlowPolicyError(
-            f"{path} cannot be read or is damaged; restore it, or start anew elsewhere."
-        ) from error
-    if not isinstance(content, dict):
-        raise FlowPolicyError(f"{path} holds no settings; restore it, or start anew elsewhere.")
-    return content
-
-
-def read_versioned(path: Path | str, kind: str, version: int, remedy: str) -> dict[str, Any]:
-    """The content of a JSON file with a ``format_version``, without it.
-
-    Args:
-        path: of the file.
-        kind: what it holds, for the message.
-        version: that this package reads.
-        remedy: ends the message: how to come by such a file.
-
-    Raises:
-        CheckpointError: there is no such file, it is damaged, or of another format.
-    """
-    if not Path(path).is_file():
-        raise CheckpointError(f"No {kind} at {path}; {remedy}.")
-    try:
-        content = read_json(path)
-    except FlowPolicyError as error:
-        raise CheckpointError(f"{path} is not readable JSON: the {kind} is damaged; {remedy}.") from error
-    if content.pop("format_version", None) != version:
-        raise CheckpointError(f"{path} is not a {kind} of format {version}; {remedy}.")
-    return content
 
 
 def _json_ready(value: Any) -> Any:

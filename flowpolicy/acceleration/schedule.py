@@ -13,9 +13,11 @@ from typing import Any
 from torch import nn
 
 from flowpolicy.errors import CheckpointError, ConfigError
+from flowpolicy.flow.objective import MOST_STEPS
 from flowpolicy.policy import FlowPolicy
+from flowpolicy.reading import read_versioned
 from flowpolicy.settings import build, require
-from flowpolicy.storage import read_versioned, write_json
+from flowpolicy.storage import write_json
 
 FORMAT_VERSION = 1
 
@@ -41,6 +43,17 @@ class ScheduleKey:
     num_evaluations: int
     blocks: tuple[str, ...]
     chunk_shape: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        steps, evaluations = self.num_steps, self.num_evaluations
+        require(1 <= steps <= MOST_STEPS, "schedule.key.num_steps", steps, f"between 1 and {MOST_STEPS}")
+        require(
+            steps <= evaluations <= 4 * steps, "schedule.key.num_evaluations", evaluations,
+            f"1 to 4 for each of the {steps} steps",
+        )  # fmt: skip
+        require(0 <= self.level <= 32, "schedule.key.level", self.level, "between 0 and 32")
+        require(bool(self.blocks), "schedule.key.blocks", self.blocks, "one name or more")
+        require(min(self.chunk_shape) >= 1, "schedule.key.chunk_shape", self.chunk_shape, "positive")
 
     @classmethod
     def of(cls, policy: FlowPolicy, num_steps: int, solver: str = "euler") -> ScheduleKey:
@@ -130,15 +143,8 @@ class Schedule:
             path, "cache schedule", FORMAT_VERSION, "make one with scripts/calibrate_cache.py"
         )
         try:
-            key = dict(content.pop("key"))
-            key["blocks"], key["chunk_shape"] = tuple(key["blocks"]), tuple(key["chunk_shape"])
-            updates = tuple(tuple(steps) for steps in content.pop("updates"))
-            return build(
-                cls,
-                {**content, "key": build(ScheduleKey, key, "schedule.key"), "updates": updates},
-                "schedule",
-            )
-        except (ConfigError, KeyError, TypeError, ValueError) as error:
+            return build(cls, content, "schedule")
+        except ConfigError as error:
             raise CheckpointError(f"{path} is not a cache schedule: {error}") from error
 
 

@@ -21,6 +21,7 @@ from flowpolicy.observations import dtype_of
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.settings import require
 
+MOST_THREADS = 1024
 _BUILDING = threading.Lock()  # torch's exporter and compiler are not made for two threads at once
 
 
@@ -50,7 +51,8 @@ class SamplerSettings:
     threads: int = 1
 
     def __post_init__(self) -> None:
-        require(self.threads >= 1, "threads", self.threads, "at least 1")
+        allowed = f"at least 1 and at most {MOST_THREADS}"
+        require(1 <= self.threads <= MOST_THREADS, "threads", self.threads, allowed)
 
     def build(self, exports: dict[str, bytes] | None = None) -> Sampler:
         """The sampler, for one chunk at a time.

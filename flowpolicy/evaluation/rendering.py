@@ -42,6 +42,17 @@ def choose_gl_backend() -> str | None:
     return None
 
 
+def refused_gl_choice() -> str | None:
+    """One sentence where MuJoCo could not be imported because of what ``MUJOCO_GL`` says, else None."""
+    chosen = os.environ.get("MUJOCO_GL")
+    if not chosen or "mujoco" in sys.modules or importlib.util.find_spec("mujoco") is None:
+        return None
+    return (
+        f"MUJOCO_GL is {chosen!r}, which MuJoCo does not know or whose library is missing here; unset it, "
+        "set it to egl, or install what it needs (osmesa: libosmesa6)."
+    )
+
+
 def _candidates() -> list[str]:
     chosen = os.environ.get("MUJOCO_GL", "").lower()
     if chosen:

@@ -173,8 +173,14 @@ def evaluate_sweep(
             act_options={"allow_any_steps": True} if config.force else None,
         )
     name = f"{policy.name} (zero noise)" if config.zero_noise else policy.name
-    demo = policy.metadata.get("demo_return_mean")
-    return Evaluation(task, name, main, results, demo, int(policy.metadata.get("steps", 0) or 0))
+    demo = _number(policy.metadata.get("demo_return_mean"))
+    return Evaluation(task, name, main, results, demo, int(_number(policy.metadata.get("steps")) or 0))
+
+
+def _number(noted: Any) -> float | None:
+    """What a checkpoint notes of itself, where that is a number that can be meant."""
+    is_number = isinstance(noted, (int, float)) and not isinstance(noted, bool) and abs(noted) < 1e15
+    return noted if is_number else None
 
 
 def format_table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -7,7 +7,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from flowpolicy.errors import ConfigError, TaskError
+from flowpolicy.errors import ConfigError, FlowPolicyError, TaskError
+from flowpolicy.evaluation.allowed import check_choice
+from flowpolicy.evaluation.rendering import refused_gl_choice
+from flowpolicy.policy_config import LONGEST, TASK_NAME
 from flowpolicy.settings import build, require
 
 METRICS = ("return", "success", "score")
@@ -59,15 +62,20 @@ class Task:
     safe_action: str = ""
 
     def __post_init__(self) -> None:
-        require(self.obs_horizon >= 1, "env.obs_horizon", self.obs_horizon, "at least 1")
-        require(self.action_horizon >= 1, "env.action_horizon", self.action_horizon, "at least 1")
+        is_name = TASK_NAME.fullmatch(self.name) is not None
+        require(is_name, "env.name", self.name, "1 to 100 letters, digits, spaces and any of . + - _")
+        for horizon in ("obs_horizon", "action_horizon"):
+            steps = getattr(self, horizon)
+            allowed = f"at least 1 and at most {LONGEST}"
+            require(1 <= steps <= LONGEST, f"env.{horizon}", steps, allowed)
         require(
             1 <= self.execute_horizon <= self.action_horizon,
             "env.execute_horizon",
             self.execute_horizon,
             f"between 1 and env.action_horizon = {self.action_horizon}",
         )
-        require(self.control_hz > 0, "env.control_hz", self.control_hz, "positive")
+        rate = self.control_hz
+        require(0.01 <= rate <= 10_000, "env.control_hz", rate, "between 0.01 and 10,000 per second")
         require(self.metric in METRICS, "env.metric", self.metric, f"one of {', '.join(METRICS)}")
         safe = self.safe_action
         require(safe in ("", "hold", "zero"), "env.safe_action", safe, "hold or zero")
@@ -76,24 +84,39 @@ class Task:
         """Make the environment (``gymnasium.Env``).
 
         Raises:
-            TaskError: when the simulator is not installed or the id is unknown.
+            TaskError: when the simulator is not installed, the id is unknown, or the simulator refuses.
         """
-        try:
-            import gymnasium
-        except ImportError as error:
-            raise TaskError(
-                f"Task '{self.name}' needs gymnasium; install it with: pip install 'flowpolicy[mujoco]'."
-            ) from error
-        try:
-            return gymnasium.make(self.env_id, **{**self.env_kwargs, **kwargs})
-        except ImportError as error:
+        return make_environment(self.env_id, {**self.env_kwargs, **kwargs}, f"Task '{self.name}'")
+
+
+def make_environment(env_id: str, env_kwargs: Mapping[str, Any], label: str) -> Any:
+    """The environment (``gymnasium.Env``) of an id; ``label`` is what messages call it.
+
+    Raises:
+        TaskError: when the simulator is not installed, the id is unknown, or the simulator refuses.
+    """
+    try:
+        import gymnasium
+    except ImportError as error:
+        raise TaskError(
+            f"{label} needs gymnasium; install it with: pip install 'flowpolicy[mujoco]'."
+        ) from error
+    try:
+        return gymnasium.make(env_id, **env_kwargs)
+    except FlowPolicyError:
+        raise
+    except Exception as error:  # whatever a simulator raises
+        refused = refused_gl_choice()
+        if refused is not None:
+            raise TaskError(f"{label} cannot be made: {refused}") from error
+        if isinstance(error, ImportError):
             extra = EXTRAS.get((error.name or "").partition(".")[0], "mujoco")
             raise TaskError(
-                f"Task '{self.name}' needs '{error.name}', which is not installed; "
+                f"{label} needs '{error.name}', which is not installed; "
                 f"run: pip install 'flowpolicy[{extra}]'."
             ) from error
-        except (gymnasium.error.Error, TypeError) as error:
-            raise TaskError(f"Task '{self.name}': {self.env_id} cannot be made ({error}).") from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")[:200]
+        raise TaskError(f"{label}: {env_id} cannot be made ({reason}).") from error
 
 
 def task_from(settings: Mapping[str, Any]) -> Task:
@@ -107,10 +130,22 @@ def task_of(
 ) -> Task:
     """The task in ``settings``, or where there are none the one that a policy was ``trained_for``.
 
+    A user's settings may name any environment, a checkpoint's only those of
+    :func:`~flowpolicy.evaluation.allowed.check_choice`.
+
     Raises:
-        ConfigError: neither says one; the message names the ``checkpoint``.
+        ConfigError: neither says one, or says it wrongly; the message names the ``checkpoint``.
+        TaskError: the checkpoint chooses an environment that it may not choose.
     """
-    found = settings if settings is not None else trained_for
-    if not found:
+    if settings is not None:
+        return task_from(settings)
+    if not trained_for:
         raise ConfigError(f"{checkpoint} does not say which task it is for; name one, e.g. env=hopper.")
-    return task_from(found)
+    try:
+        task = task_from(trained_for)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{checkpoint} does not describe its task: {str(error).rstrip('.')}; name one, e.g. env=hopper."
+        ) from error
+    check_choice(task.env_id, task.env_kwargs, checkpoint)
+    return task

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from flowpolicy.finetuning.features import ObservationFeatures
 from flowpolicy.settings import require
 
+LARGEST_NOISE = 10.0
+
 
 @dataclass(frozen=True)
 class NoiseConfig:
@@ -34,12 +36,13 @@ class NoiseConfig:
     sees_chunk: bool = False
 
     def __post_init__(self) -> None:
-        require(self.minimum > 0, "noise.minimum", self.minimum, "positive")
+        require(self.minimum >= 1e-6, "noise.minimum", self.minimum, "positive, at least 1e-6")
         for name in ("maximum", "final_maximum"):
             value = getattr(self, name)
             require(value >= self.minimum, f"noise.{name}", value, f"at least noise.minimum = {self.minimum}")
+            require(value <= LARGEST_NOISE, f"noise.{name}", value, f"at most {LARGEST_NOISE}")
         require(0 <= self.decay_from < 1, "noise.decay_from", self.decay_from, "in [0, 1)")
-        require(self.hidden >= 1, "noise.hidden", self.hidden, "at least 1")
+        require(1 <= self.hidden <= 8192, "noise.hidden", self.hidden, "between 1 and 8192")
 
     def bounds(self, progress: float) -> tuple[float, float]:
         """Smallest and largest standard deviation when ``progress`` of training (0 to 1) is done."""

@@ -44,6 +44,8 @@ from flowpolicy.seeds import derived_seed
 from flowpolicy.settings import require
 
 Schedule = float | Any
+MOST = 10_000_000
+"""Chunks of a buffer or a minibatch, passes over it, episodes that are averaged."""
 ENCODING, CRITIC_ENCODING = ("frozen", "trained"), ("shared", "own")
 
 
@@ -126,8 +128,9 @@ class ReinFlow(OnPolicyAlgorithm):
         seed: int | None = None,
         device: torch.device | str = "auto",
     ) -> None:
-        for name, value in (("n_steps", n_steps), ("batch_size", batch_size), ("n_epochs", n_epochs)):
-            require(value >= 1, name, value, "at least 1")
+        counts = {"n_steps": n_steps, "batch_size": batch_size, "n_epochs": n_epochs}
+        for name, value in (counts | {"stats_window_size": stats_window_size}).items():
+            require(1 <= value <= MOST, name, value, f"at least 1 and at most {MOST:,}")
         if not isinstance(policy, FlowPolicy):
             raise ConfigError(
                 f"policy is {policy!r}; it must be a FlowPolicy, as FlowPolicy.load() gives it."
@@ -137,6 +140,11 @@ class ReinFlow(OnPolicyAlgorithm):
         require(target_kl is None or target_kl > 0, "target_kl", target_kl, "positive, or None")
         require(image_encoder in ENCODING, "image_encoder", image_encoder, "frozen or trained")
         require(critic_encoder in CRITIC_ENCODING, "critic_encoder", critic_encoder, "shared or own")
+        require(critic_warmup >= 0, "critic_warmup", critic_warmup, "0 or more")
+        require(max_grad_norm > 0, "max_grad_norm", max_grad_norm, "positive")
+        require(seed is None or 0 <= seed < 2**31, "seed", seed, "between 0 and 2^31, or None")
+        is_net = len(critic_hidden) <= 16 and all(1 <= width <= 8192 for width in critic_hidden)
+        require(is_net, "critic_hidden", critic_hidden, "at most 16 widths between 1 and 8192")
         horizon = policy.execute_horizon if execute_horizon is None else execute_horizon
         require(
             1 <= horizon <= policy.action_horizon,

@@ -40,8 +40,9 @@ from flowpolicy.policy import FlowPolicy
 from flowpolicy.pretraining.config import DataConfig
 from flowpolicy.pretraining.run import make_samplers
 from flowpolicy.pretraining.state import refuse_other_settings
+from flowpolicy.reading import read_json
 from flowpolicy.settings import build
-from flowpolicy.storage import read_json, write_json
+from flowpolicy.storage import write_json
 
 logger = logging.getLogger(__name__)
 BASE, CHECKPOINT = "base", "checkpoint"

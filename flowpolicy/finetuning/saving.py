@@ -4,25 +4,38 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import typing
 import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 from stable_baselines3.common.utils import LinearSchedule
 from torch import Tensor
 
-from flowpolicy.errors import CheckpointError, ConfigError
+from flowpolicy.errors import CheckpointError, ConfigError, FlowPolicyError
+from flowpolicy.finetuning.actor_critic import FlowActorCritic, spaces_of
 from flowpolicy.finetuning.noise import NoiseConfig
 from flowpolicy.finetuning.update import UPDATE_RULES, build_update_rule
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.policy_config import PolicyConfig, policy_config
+from flowpolicy.reading import (
+    MOST_JSON,
+    StoredTensors,
+    described_tensors,
+    open_regular,
+    parse_json,
+    shapes_of,
+)
 from flowpolicy.seeds import derived_seed
-from flowpolicy.settings import build
+from flowpolicy.settings import build, checked, require, unknown_key
 from flowpolicy.storage import atomic_file, load_optimizer, optimizer_tensors, under
 
 if TYPE_CHECKING:
@@ -32,6 +45,9 @@ FORMAT_VERSION = 1
 _CONFIG, _TENSORS = "config.json", "model.safetensors"
 _SCHEDULES = ("learning_rate", "critic_learning_rate")
 _OPTIMIZERS = ("actor_optimizer", "critic_optimizer")
+_BOUNDS = ("action_low", "action_high")
+_MOST_INFLATED = 10  # times its packed size; save() does not pack, and weights hardly shrink
+_MOST_DIRECTORY = 4096  # bytes of an archive's table of contents, which has two entries
 
 
 def write_model(model: ReinFlow, path: str | Path | IO[bytes]) -> None:
@@ -61,22 +77,34 @@ def read_model(
     replaced: dict[str, Any],
 ) -> ReinFlow:
     """The model of a file, with ``replaced`` settings; see :meth:`ReinFlow.load`."""
-    content, tensors = _read(path)
+    with _archive(path) as archive:
+        content = _content_of(archive, path)
+        try:
+            settings = {**_decoded(cls, content.settings, replaced), **replaced}
+            config = policy_config(content.policy)
+        except ConfigError as error:
+            raise CheckpointError(f"{path} does not describe a ReinFlow model: {error}") from error
+        for name in (*_SCHEDULES, "update"):
+            if settings.get(name) is None:
+                raise CheckpointError(
+                    f"{path} was trained with a {name} of its user's own; give load() {name}=... again."
+                )
+        stored = _tensors_of(archive, path)
+        _check_tensors(stored, config, settings, path)
+        tensors = stored.read(unbounded=_BOUNDS)
     try:
-        settings = {**_decoded(content["settings"], replaced), **replaced}
-        config: PolicyConfig = policy_config(dict(content["policy"]))
-    except (ConfigError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path} does not describe a ReinFlow model ({error}).") from error
-    for name in (*_SCHEDULES, "update"):
-        if settings[name] is None:
-            raise CheckpointError(
-                f"{path} was trained with a {name} of its user's own; give load() {name}=... again."
-            )
-    model = cls(FlowPolicy(config), env, device=device, **settings)
+        model = cls(FlowPolicy(config), env, device=device, **settings)
+    except ConfigError as error:
+        if replaced:
+            raise
+        raise CheckpointError(f"{path} does not describe a ReinFlow model: {error}") from error
     given = {term.name for term in model.regularizers}
-    model.lost_regularizers = tuple(name for name in content["regularizers"] if name not in given)
+    model.lost_regularizers = tuple(name for name in content.regularizers if name not in given)
     try:
-        _restore(model, content["progress"], tensors)
+        _restore(model, content.progress, tensors)
+        model.actor_critic.flow_policy.check_normalizers(path)
+    except FlowPolicyError:
+        raise
     except (RuntimeError, KeyError, ValueError, TypeError) as error:
         raise CheckpointError(
             f"{path} holds tensors that do not fit its own config; the file is damaged."
@@ -84,7 +112,42 @@ def read_model(
     return model
 
 
-def _restore(model: ReinFlow, progress: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+@dataclasses.dataclass(frozen=True)
+class _Progress:
+    """How far training had come."""
+
+    num_timesteps: int
+    total_timesteps: int
+    remaining: float
+    iteration: int
+    updates: int
+    rate_factor: float
+    return_scale: tuple[float, ...]
+    seconds: dict[str, float]
+    worker_restarts: int
+
+    def __post_init__(self) -> None:
+        for name in ("num_timesteps", "total_timesteps", "iteration", "updates", "worker_restarts"):
+            require(0 <= getattr(self, name) < 10**15, f"progress.{name}", getattr(self, name), "a count")
+        require(self.remaining <= 1, "progress.remaining", self.remaining, "at most 1")
+        require(0 < self.rate_factor <= 1, "progress.rate_factor", self.rate_factor, "in (0, 1]")
+        is_scale = len(self.return_scale) >= 3 and self.return_scale[0] >= 0 and self.return_scale[2] >= 0
+        allowed = "the moments of returns"
+        require(is_scale, "progress.return_scale", self.return_scale, allowed)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Content:
+    """The content of ``config.json``."""
+
+    policy: dict[str, Any]
+    settings: dict[str, Any]
+    regularizers: tuple[str, ...]
+    progress: _Progress
+    algorithm: str = "ReinFlow"
+
+
+def _restore(model: ReinFlow, progress: _Progress, tensors: dict[str, Tensor]) -> None:
     model.actor_critic.load_state_dict(under(tensors, "networks"))
     for name in _OPTIMIZERS:
         load_optimizer(getattr(model.learner, name), under(tensors, name))
@@ -92,18 +155,18 @@ def _restore(model: ReinFlow, progress: dict[str, Any], tensors: dict[str, Tenso
     if model.processes.rank == 0 and len(state) == len(model.generator.get_state()):
         model.generator.set_state(state)
     else:  # another process's stream, or another device's kind of state
-        purpose = ("chains", model.processes.rank, int(progress["iteration"]))
+        purpose = ("chains", model.processes.rank, progress.iteration)
         model.generator.manual_seed(derived_seed(model.seed or 0, *purpose))
-    model.num_timesteps = int(progress["num_timesteps"])
-    model._total_timesteps = int(progress["total_timesteps"])
-    model._current_progress_remaining = float(progress["remaining"])
-    model.iteration, model._n_updates = int(progress["iteration"]), int(progress["updates"])
-    model.learner.rate_factor = float(progress["rate_factor"])
-    model.scale.merge(*map(float, progress["return_scale"]))
-    model.restarts_before = int(progress["worker_restarts"])
-    model.seconds.update({name: float(value) for name, value in progress["seconds"].items()})
+    model.num_timesteps = progress.num_timesteps
+    model._total_timesteps = progress.total_timesteps
+    model._current_progress_remaining = progress.remaining
+    model.iteration, model._n_updates = progress.iteration, progress.updates
+    model.learner.rate_factor = progress.rate_factor
+    model.scale.merge(*progress.return_scale)
+    model.restarts_before = progress.worker_restarts
+    model.seconds.update({name: progress.seconds.get(name, 0.0) for name in model.seconds})
     if model.env is None:
-        low, high = tensors["action_low"].numpy(), tensors["action_high"].numpy()
+        low, high = (tensors[name].numpy() for name in _BOUNDS)
         space = spaces.Box(low, high, dtype=np.float32)
         model.action_space = model.actor_critic.action_space = space
 
@@ -143,39 +206,137 @@ def _encoded_schedule(schedule: Any) -> Any:
     return None if callable(schedule) else float(schedule)
 
 
-def _decoded(settings: dict[str, Any], replaced: dict[str, Any]) -> dict[str, Any]:
-    decoded = dict(settings)
-    for name in _SCHEDULES:
-        if isinstance(decoded[name], list):
-            decoded[name] = LinearSchedule(*decoded[name])
-    decoded["noise"] = build(NoiseConfig, decoded["noise"], "noise")
-    if decoded["update"] is not None and "update" not in replaced:
-        decoded["update"] = build_update_rule(decoded["update"])
-    decoded["critic_hidden"] = tuple(decoded["critic_hidden"])
+def _decoded(cls: type[ReinFlow], settings: Mapping[str, Any], replaced: dict[str, Any]) -> dict[str, Any]:
+    """The constructor's arguments; where the writer kept its logs says nothing about this machine."""
+    hints = typing.get_type_hints(cls.__init__)
+    decoded: dict[str, Any] = {}
+    for name, value in settings.items():
+        if name in replaced or name == "tensorboard_log":
+            continue
+        if name not in hints:
+            raise ConfigError(unknown_key(name, [*hints]))
+        if name == "noise":
+            decoded[name] = build(NoiseConfig, checked(value, dict[str, Any], name), name)
+        elif name == "update":
+            decoded[name] = None if value is None else build_update_rule(checked(value, dict[str, Any], name))
+        elif name in _SCHEDULES:
+            decoded[name] = _decoded_schedule(value, name)
+        else:
+            decoded[name] = checked(value, hints[name], name)
     return decoded
 
 
-def _read(path: str | Path | IO[bytes]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    source: Any = path
+def _decoded_schedule(value: Any, name: str) -> Any:
+    if value is None:
+        return None
+    numbers = checked(value if isinstance(value, list) else [value], tuple[float, ...], name)
+    is_rate = all(0 <= number <= 1 for number in numbers) and len(numbers) in (1, 3) and numbers[-1] > 0
+    require(is_rate, name, value, "a number in (0, 1], or start, end and the share of training between them")
+    return LinearSchedule(*numbers) if isinstance(value, list) else numbers[0]
+
+
+@contextmanager
+def _archive(path: str | Path | IO[bytes]) -> Iterator[zipfile.ZipFile]:
+    """The file as an archive of the two members that :func:`write_model` wrote, neither a bomb.
+
+    Raises:
+        CheckpointError: it is something else.
+    """
+    stream: Any = path
     if isinstance(path, (str, Path)):
-        source = Path(path) if Path(path).is_file() else _with_suffix(path)
-        if not source.is_file():
+        source = Path(path) if Path(path).exists() else _with_suffix(path)
+        if not source.exists():
             raise CheckpointError(f"There is no model at {source}; give the file that save() wrote.")
+        stream = open_regular(source)
     try:
-        with zipfile.ZipFile(source) as archive:
-            content = json.loads(archive.read(_CONFIG))
-            tensors = load(archive.read(_TENSORS))
-        is_ours, version = content["algorithm"] == "ReinFlow", int(content["format_version"])
-    except (OSError, zipfile.BadZipFile, KeyError, TypeError, ValueError, SafetensorError) as error:
+        _check_directory(stream, path)
+        with zipfile.ZipFile(stream) as archive:
+            members = {info.filename: info for info in archive.infolist()}
+            if len(members) != len(archive.infolist()) or members.keys() != {_CONFIG, _TENSORS}:
+                raise _no_model(path)
+            for info in members.values():
+                if info.flag_bits & 1:
+                    raise CheckpointError(f"{path} is encrypted; unpack it and save it without a password.")
+                is_packed = info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+                if is_packed or info.file_size > _MOST_INFLATED * info.compress_size + MOST_JSON:
+                    raise CheckpointError(
+                        f"{path} unpacks to far more than save() writes, or is packed in another way; give "
+                        "the file that save() wrote."
+                    )
+            yield archive
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        raise _no_model(path) from error
+    finally:
+        if stream is not path:
+            stream.close()
+
+
+def _no_model(path: object) -> CheckpointError:
+    return CheckpointError(f"{path} is no ReinFlow model, or a damaged one; give the file that save() wrote.")
+
+
+def _check_directory(stream: IO[bytes], path: object) -> None:
+    """Refuse an archive with a large table of contents: zipfile reads all of it at once."""
+    end = stream.seek(0, 2)
+    stream.seek(max(0, end - 65_557))  # a comment may follow the table's end
+    tail = stream.read()
+    start = tail.rfind(b"PK\5\6")
+    if start < 0 or int.from_bytes(tail[start + 12 : start + 16], "little") > _MOST_DIRECTORY:
+        raise _no_model(path)
+    stream.seek(0)
+
+
+def _content_of(archive: zipfile.ZipFile, path: object) -> _Content:
+    if archive.getinfo(_CONFIG).file_size > MOST_JSON:
+        raise _no_model(path)
+    content = parse_json(
+        archive.read(_CONFIG), f"{_CONFIG} of {path}", "model", "give the file that save() wrote"
+    )
+    version, algorithm = content.pop("format_version", None), content.get("algorithm")
+    if type(version) is not int:
+        raise _no_model(path)
+    if algorithm != "ReinFlow" or version > FORMAT_VERSION:
         raise CheckpointError(
-            f"{path} is no ReinFlow model, or a damaged one; give the file that save() wrote."
-        ) from error
-    if not is_ours or version > FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path} is of {content['algorithm']} in format {version}, and this flowpolicy reads ReinFlow "
+            f"{path} is of {str(algorithm)[:80]} in format {version}, and this flowpolicy reads ReinFlow "
             f"up to {FORMAT_VERSION}; upgrade with: pip install -U flowpolicy."
         )
-    return content, tensors
+    try:
+        return build(_Content, content, "")
+    except ConfigError as error:
+        raise CheckpointError(f"{path} does not describe a ReinFlow model: {error}") from error
+
+
+def _tensors_of(archive: zipfile.ZipFile, path: object) -> StoredTensors:
+    info = archive.getinfo(_TENSORS)
+    with archive.open(info) as stream:
+        return described_tensors(stream, info.file_size, str(path), lambda: dict(load(archive.read(info))))
+
+
+def _check_tensors(
+    stored: StoredTensors, config: PolicyConfig, settings: Mapping[str, Any], path: object
+) -> None:
+    """Refuse tensors of other shapes than the settings say, before anything of that size is built."""
+
+    def networks() -> FlowActorCritic:
+        policy = FlowPolicy(config)
+        horizon = settings.get("execute_horizon") or policy.execute_horizon
+        names = ("num_steps", "noise", "critic_hidden", "image_encoder", "critic_encoder")
+        chosen = {name: settings[name] for name in names if name in settings}
+        return FlowActorCritic(*spaces_of(policy), flow_policy=policy, execute_horizon=horizon, **chosen)
+
+    try:
+        shapes = {f"networks.{name}": shape for name, shape in shapes_of(networks).items()}
+    except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")[:200]
+        raise CheckpointError(f"{path} does not describe a ReinFlow model: {reason}.") from error
+    shapes |= dict.fromkeys(_BOUNDS, (config.action_dim,))
+    rest = stored
+    for name in _OPTIMIZERS:
+        rest = rest.without(name)
+    has_state = rest.dtypes.get("generator") == "U8" and math.prod(rest.shapes["generator"]) < MOST_JSON
+    if not has_state:
+        raise CheckpointError(f"{path} lacks the state of its random numbers; the file is damaged.")
+    rest.without("generator").require_shapes(shapes, _CONFIG)
 
 
 def _with_suffix(path: str | Path) -> Path:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flowpolicy.data.sampling import Batch
-from flowpolicy.flow.objective import Draws, Metrics, Network, at_time, masked_mean
+from flowpolicy.flow.objective import MOST_STEPS, Draws, Metrics, Network, at_time, masked_mean
 from flowpolicy.flow.path import interpolate, velocity_target
 from flowpolicy.flow.solvers import SOLVERS, integrate
 from flowpolicy.flow.time_sampling import build_time_sampler
@@ -31,7 +31,13 @@ class FlowMatching:
 
     def __post_init__(self) -> None:
         build_time_sampler(self.time_sampling)
-        require(self.default_num_steps >= 1, "policy.default_num_steps", self.default_num_steps, "at least 1")
+        steps = self.default_num_steps
+        require(
+            1 <= steps <= MOST_STEPS,
+            "policy.default_num_steps",
+            steps,
+            f"at least 1 and at most {MOST_STEPS}",
+        )
 
     @property
     def num_levels(self) -> int:
@@ -61,8 +67,8 @@ class FlowMatching:
         return loss, {"loss/flow_matching": loss.detach()}
 
     def check_steps(self, num_steps: int, solver: str) -> None:
-        """Any K >= 1, any solver."""
-        require(num_steps >= 1, "num_steps", num_steps, "at least 1")
+        """Any K from 1 to ``MOST_STEPS``, any solver."""
+        require(1 <= num_steps <= MOST_STEPS, "num_steps", num_steps, f"at least 1 and at most {MOST_STEPS}")
         choose(SOLVERS, solver, "solver")
 
     def nfe(self, num_steps: int, solver: str) -> int:

@@ -13,6 +13,9 @@ from flowpolicy.data.sampling import Batch
 
 Metrics = dict[str, Tensor]
 
+MOST_STEPS = 1024
+"""Integration steps K beyond which no chunk is sampled."""
+
 
 class Network(Protocol):
     """A conditional velocity field: anything with these two calls can be trained and sampled."""

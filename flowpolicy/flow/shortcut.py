@@ -10,11 +10,11 @@ from torch import Tensor
 
 from flowpolicy.data.sampling import Batch
 from flowpolicy.errors import ConfigError
-from flowpolicy.flow.objective import Draws, Metrics, Network, at_time, masked_mean
+from flowpolicy.flow.objective import MOST_STEPS, Draws, Metrics, Network, at_time, masked_mean
 from flowpolicy.flow.path import interpolate, per_sample, velocity_target
 from flowpolicy.flow.solvers import SOLVERS, integrate
 from flowpolicy.flow.time_sampling import build_time_sampler
-from flowpolicy.settings import choose, require
+from flowpolicy.settings import choose, require, shown
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ class Shortcut:
     def __post_init__(self) -> None:
         build_time_sampler(self.time_sampling)
         require(
-            self.max_steps >= 2 and _is_power_of_two(self.max_steps),
+            2 <= self.max_steps <= MOST_STEPS and _is_power_of_two(self.max_steps),
             "policy.max_steps",
             self.max_steps,
-            "a power of two, at least 2",
+            f"a power of two, at least 2 and at most {MOST_STEPS}",
         )
         require(
-            0 < self.bootstrap_fraction <= 0.5
+            1e-4 <= self.bootstrap_fraction <= 0.5
             and abs(self.row_multiple * self.bootstrap_fraction - 1) < 0.01,
             "policy.bootstrap_fraction",
             self.bootstrap_fraction,
@@ -121,9 +121,10 @@ class Shortcut:
     def check_steps(self, num_steps: int, solver: str) -> None:
         """K a power of two; solvers other than Euler only at d = 0, that is for K >= M."""
         choose(SOLVERS, solver, "solver")
-        if num_steps < 1 or not _is_power_of_two(num_steps):
+        if not 1 <= num_steps <= MOST_STEPS or not _is_power_of_two(num_steps):
             raise ConfigError(
-                f"num_steps is {num_steps}; a shortcut policy takes powers of two (1, 2, 4, ...)."
+                f"num_steps is {shown(num_steps)}; a shortcut policy takes powers of two (1, 2, 4, ...), at "
+                f"most {MOST_STEPS}."
             )
         if solver != "euler" and num_steps < self.max_steps:
             raise ConfigError(

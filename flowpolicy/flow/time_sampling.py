@@ -38,7 +38,8 @@ class LogitNormal:
     std: float = 1.0
 
     def __post_init__(self) -> None:
-        require(self.std > 0, "time_sampling.std", self.std, "positive")
+        require(0 < self.std <= 100, "time_sampling.std", self.std, "positive and at most 100")
+        require(abs(self.mean) <= 100, "time_sampling.mean", self.mean, "between -100 and 100")
 
     def __call__(self, count: int, generator: torch.Generator | None, device: torch.device | str) -> Tensor:
         """Times ``(count,)``."""
@@ -53,7 +54,7 @@ class Beta:
     limit: float = 0.999
 
     def __post_init__(self) -> None:
-        require(self.alpha > 0, "time_sampling.alpha", self.alpha, "positive")
+        require(0.01 <= self.alpha <= 100, "time_sampling.alpha", self.alpha, "between 0.01 and 100")
         require(0 < self.limit <= 1, "time_sampling.limit", self.limit, "in (0, 1]")
 
     def __call__(self, count: int, generator: torch.Generator | None, device: torch.device | str) -> Tensor:
@@ -72,7 +73,7 @@ class UShaped:
     a: float = 4.0
 
     def __post_init__(self) -> None:
-        require(self.a > 0, "time_sampling.a", self.a, "positive")
+        require(0 < self.a <= 100, "time_sampling.a", self.a, "positive and at most 100")
 
     def __call__(self, count: int, generator: torch.Generator | None, device: torch.device | str) -> Tensor:
         """Times ``(count,)``."""

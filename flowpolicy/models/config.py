@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from flowpolicy.models.vision.config import VisionConfig
 from flowpolicy.settings import require
 
+LARGEST = {"width": 8192, "depth": 128, "num_heads": 128, "feedforward_ratio": 16, "tokens_per_step": 64}
+"""Sizes beyond which no policy of this kind is built."""
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -31,8 +34,9 @@ class ModelConfig:
     vision: VisionConfig = field(default_factory=VisionConfig)
 
     def __post_init__(self) -> None:
-        for name in ("width", "depth", "num_heads", "feedforward_ratio", "tokens_per_step"):
-            require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "at least 1")
+        for name, most in LARGEST.items():
+            value = getattr(self, name)
+            require(1 <= value <= most, f"model.{name}", value, f"between 1 and {most}")
         require(
             self.width % (2 * self.num_heads) == 0,
             "model.width",

@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from flowpolicy.errors import CheckpointError
+from flowpolicy.errors import CheckpointError, ConfigError
+from flowpolicy.reading import read_json, stored_tensors
+from flowpolicy.settings import build, require, shown
 from flowpolicy.storage import atomic_folder, load_optimizer, optimizer_tensors, save_tensors, under
 
 STATE_FOLDER = "training_state"
+_REMEDY = "start anew in another run_dir"
 
 
 @dataclass
@@ -35,7 +36,7 @@ class TrainingState:
     def save(self, run_dir: Path, settings: Mapping[str, Any]) -> None:
         """Write the state atomically, with the ``settings`` it belongs to."""
         tensors: dict[str, Tensor] = {}
-        for prefix, module in (("network", self.network), ("averaged", self.averaged)):
+        for prefix, module in self._modules.items():
             tensors.update({f"{prefix}.{name}": tensor for name, tensor in module.state_dict().items()})
         tensors.update(optimizer_tensors(self.optimizer, "optimizer"))
         content = {"step": self.step, "settings": settings}
@@ -53,25 +54,52 @@ class TrainingState:
         folder = run_dir / STATE_FOLDER
         if not folder.exists():
             return False
+        files = folder / "state.json", folder / "state.safetensors"
+        for file in files:
+            if not file.exists():
+                raise _damaged(folder, f"{file.name} is missing")
         try:
-            content = json.loads((folder / "state.json").read_text())
-            tensors = load_file(str(folder / "state.safetensors"))
-            saved, step = dict(content["settings"]), int(content["step"])
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise CheckpointError(
-                f"The training state in {folder} is damaged; start anew in another run_dir."
-            ) from error
-        refuse_other_settings(run_dir, saved, settings)
+            saved = build(_Saved, read_json(files[0], "training state", _REMEDY), "")
+        except ConfigError as error:
+            raise _damaged(folder, error) from error
+        refuse_other_settings(run_dir, saved.settings, settings)
+        stored = stored_tensors(files[1])
+        expected = {
+            f"{prefix}.{name}": tuple(tensor.shape)
+            for prefix, module in self._modules.items()
+            for name, tensor in module.state_dict().items()
+        }
+        stored.without("optimizer").require_shapes(expected, "network")
+        tensors = stored.read()
         try:
-            for prefix, module in (("network", self.network), ("averaged", self.averaged)):
-                module.load_state_dict(under(tensors, prefix))
             load_optimizer(self.optimizer, under(tensors, "optimizer"))
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise CheckpointError(
-                f"The training state in {folder} does not fit this network; choose another run_dir."
-            ) from error
-        self.step = step
+        except ValueError as error:
+            raise _damaged(folder, error) from error
+        for prefix, module in self._modules.items():
+            module.load_state_dict(under(tensors, prefix))
+        self.step = saved.step
         return True
+
+    @property
+    def _modules(self) -> dict[str, nn.Module]:
+        return {"network": self.network, "averaged": self.averaged}
+
+
+def _damaged(folder: Path, reason: object) -> CheckpointError:
+    return CheckpointError(
+        f"The training state in {folder} is damaged ({str(reason).rstrip('.')}); {_REMEDY}."
+    )
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """The content of ``state.json``."""
+
+    step: int
+    settings: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        require(0 <= self.step < 10**12, "step", self.step, "0 or more and below 10^12")
 
 
 def refuse_other_settings(run_dir: Path, saved: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
@@ -90,4 +118,4 @@ def _difference(key: str, saved: Any, ours: Any) -> str:
         for inner in sorted(saved.keys() | ours.keys()):
             if saved.get(inner) != ours.get(inner):
                 return _difference(f"{key}.{inner}", saved.get(inner), ours.get(inner))
-    return f"{key}={saved} and not {ours}"
+    return f"{key[:80]}={shown(saved)} and not {shown(ours)}"

@@ -8,15 +8,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flowpolicy.acceleration.sampler import BACKENDS
 from flowpolicy.acceleration.schedule import fingerprint
-from flowpolicy.control.planners import SamplerSettings
+from flowpolicy.control.planners import MOST_THREADS, SamplerSettings
 from flowpolicy.errors import CheckpointError, ConfigError
 from flowpolicy.evaluation.summary import machine
+from flowpolicy.flow.objective import MOST_STEPS
+from flowpolicy.flow.solvers import SOLVERS
 from flowpolicy.policy import FlowPolicy
-from flowpolicy.settings import build
-from flowpolicy.storage import read_versioned, write_json
+from flowpolicy.policy_config import LONGEST
+from flowpolicy.reading import read_versioned
+from flowpolicy.settings import build, choose, require
+from flowpolicy.storage import write_json
 
 FORMAT_VERSION = 1
+_DTYPES = ("float32", "bfloat16", "int8")
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,26 @@ class PlannedSampler:
     action_error_bound: float | None = None
     largest_action_error: float | None = None
     dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        steps = self.num_steps
+        require(1 <= steps <= MOST_STEPS, "plan.sampler.num_steps", steps, f"between 1 and {MOST_STEPS}")
+        choose(SOLVERS, self.solver, "plan.sampler.solver")
+        for name, allowed in (("backend", tuple(BACKENDS)), ("dtype", _DTYPES)):
+            value = getattr(self, name)
+            require(value in allowed, f"plan.sampler.{name}", value, f"one of {', '.join(allowed)}")
+        file = self.schedule
+        is_beside = file is None or (Path(file).name == file and file not in ("", ".", ".."))
+        require(is_beside, "plan.sampler.schedule", file, "the name of a file beside the plan")
+        require(0 < self.share <= 1, "plan.sampler.share", self.share, "above 0 and at most 1")
+        require(1 <= self.nfe <= 4 * MOST_STEPS, "plan.sampler.nfe", self.nfe, "1 or more for each step")
+        times = {f"latency_ms.{key}": value for key, value in self.latency_ms.items()}
+        errors = {
+            key: getattr(self, key) or 0.0
+            for key in ("action_error", "action_error_bound", "largest_action_error")
+        }
+        for key, number in (times | errors).items():
+            require(number >= 0, f"plan.sampler.{key}", number, "0 or more")
 
 
 @dataclass(frozen=True)
@@ -87,6 +113,17 @@ class DeploymentPlan:
     delay_ticks: int = 0
     folder: str = ""
 
+    def __post_init__(self) -> None:
+        require(0 < self.period_ms <= 1e6, "plan.period_ms", self.period_ms, "above 0 and at most 1e6")
+        require(0 < self.quantile <= 1, "plan.quantile", self.quantile, "above 0 and at most 1")
+        error = self.max_action_error
+        require(error >= 0, "plan.max_action_error", error, "0 or more")
+        threads = self.threads
+        require(1 <= threads <= MOST_THREADS, "plan.threads", threads, f"between 1 and {MOST_THREADS}")
+        for name, least in (("execute_horizon", 1), ("delay_ticks", 0)):
+            value = getattr(self, name)
+            require(least <= value <= LONGEST, f"plan.{name}", value, f"between {least} and {LONGEST}")
+
     def check(self, policy: FlowPolicy) -> None:
         """Refuse another checkpoint or another machine.
 
@@ -95,11 +132,17 @@ class DeploymentPlan:
         """
         if self.fingerprint != fingerprint(policy):
             raise CheckpointError("The plan was made for another checkpoint; make one with scripts/plan.py.")
+        if self.execute_horizon > policy.action_horizon:
+            raise CheckpointError(
+                f"The plan executes {self.execute_horizon} actions of a chunk of {policy.action_horizon}; "
+                "make one with scripts/plan.py."
+            )
         here = hardware(self.threads)
         for name in sorted(here.keys() | self.hardware.keys()):
             if here.get(name) != self.hardware.get(name):
+                there = str(self.hardware.get(name))[:80]
                 raise CheckpointError(
-                    f"The plan was made on another machine ({name}: {self.hardware.get(name)} there, "
+                    f"The plan was made on another machine ({name[:80]}: {there} there, "
                     f"{here.get(name)} here); measure this one with scripts/plan.py."
                 )
 
@@ -135,7 +178,7 @@ class DeploymentPlan:
         content = read_versioned(path, "plan", FORMAT_VERSION, "make one with scripts/plan.py")
         try:
             return build(cls, {**content, "folder": str(Path(path).parent)}, "plan")
-        except (ConfigError, TypeError) as error:
+        except ConfigError as error:
             raise CheckpointError(f"{path} is not a plan: {error}") from error
 
 

@@ -35,6 +35,6 @@ class VisionConfig:
             f"one of {', '.join(BACKBONES)}",
         )
         require(0.5 <= self.crop <= 1.0, "model.vision.crop", self.crop, "in [0.5, 1]")
-        is_grouped = self.channels >= 16 and self.channels % 16 == 0
-        require(is_grouped, "model.vision.channels", self.channels, "a multiple of 16")
-        require(self.keypoints >= 0, "model.vision.keypoints", self.keypoints, "0 or more")
+        is_grouped = 16 <= self.channels <= 1024 and self.channels % 16 == 0
+        require(is_grouped, "model.vision.channels", self.channels, "a multiple of 16, at most 1024")
+        require(0 <= self.keypoints <= 1024, "model.vision.keypoints", self.keypoints, "between 0 and 1024")
