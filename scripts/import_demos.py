@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from flowpolicy.cli import command_line, script
-from flowpolicy.data.importers import import_demonstrations
+from flowpolicy.data.importers import import_to_store
 from flowpolicy.data.inspection import inspect_demonstrations, metrics, table
-from flowpolicy.data.store import check_new, write_demonstrations
 from flowpolicy.evaluation.summary import write_summary
 
 
@@ -18,27 +17,27 @@ def main(config: dict[str, Any], run_dir: Path) -> None:
     """Read, bring to the task's keys, check, write, and show what was written."""
     start = time.time()
     env = config.get("env") or {}
-    check_new(config["out"])
-    demos = import_demonstrations(
+    attributes = {"import_command": command_line(), **(config["attributes"] or {})}
+    if env:
+        attributes = {"env_id": env["env_id"], "fps": env["control_hz"], **attributes}
+    out = import_to_store(
         config["source"],
+        config["out"],
         config["format"],
+        attributes=attributes,
+        zarr_format=config["zarr_format"],
+        image_codec=config["image_codec"],
         rename=config["rename"],
         concatenate=config["concatenate"],
+        action=config["action"],
+        kinds=config["kinds"],
         demo_transform=config["demo_transform"] or env.get("demo_transform"),
         keys=config["keys"],
         action_bounds=config["action_bounds"],
         out_of_bounds=config["out_of_bounds"],
+        allow_gaps=config["allow_gaps"],
+        continuous_quaternions=config["continuous_quaternions"],
         options=config["options"],
-    )
-    attributes = {"import_command": command_line(), **(config["attributes"] or {})}
-    if env:
-        attributes = {"env_id": env["env_id"], "fps": env["control_hz"], **attributes}
-    out = write_demonstrations(
-        config["out"],
-        demos,
-        zarr_format=config["zarr_format"],
-        attributes=attributes,
-        image_codec=config["image_codec"],
     )
     inspection = inspect_demonstrations(out)
     print(table(inspection))

@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowpolicy.data.image_codecs import image_codec as codec_for_images
-from flowpolicy.data.zarr_reading import free_memory_bytes, import_zarr, listed, read_unchecked, resolve_path
+from flowpolicy.data.memory import free_memory_bytes
+from flowpolicy.data.store_writing import check_new, store_writer
+from flowpolicy.data.zarr_reading import listed, read_unchecked, resolve_path
 from flowpolicy.errors import DataError
-from flowpolicy.observations import is_image
-from flowpolicy.settings import require
-from flowpolicy.storage import atomic_file
 
-_CHUNK_BYTES = 1 << 20
+__all__ = ["check_new"]
+_BLOCK_BYTES = 1 << 24
+_LONGEST_KEY = 200
 
 
 @dataclass
@@ -127,6 +127,7 @@ def validate(demos: Demonstrations) -> None:
             f"{where} has no key 'action' (it has {listed(demos.arrays)}); name the action array so."
         )
     for key, array in demos.arrays.items():
+        check_key(key, where)
         if array.dtype.kind not in "fiub":
             raise DataError(f"{where}: '{key}' holds {array.dtype}, not numbers; convert or leave it out.")
         if array.ndim == 0:
@@ -215,60 +216,29 @@ def write_demonstrations(
     Nothing half-written stays behind: the store is written under a temporary name and renamed. Images are
     compressed by ``image_codec``, ``zstd`` or ``jpeg2000``; see :mod:`flowpolicy.data.image_codecs`.
     """
-    zarr = import_zarr()
-    codec = codec_for_images(image_codec)
-    require(codec is None or zarr_format == 2, "zarr_format", zarr_format, "2 with another codec than zstd")
-    path = check_new(path)
-    if zarr_format not in (2, 3):
-        raise DataError(f"zarr_format is {zarr_format}; it must be 2 or 3.")
-    with atomic_file(path) as temporary:
-        is_zip = path.suffix == ".zip"
-        store: Any = zarr.storage.ZipStore(str(temporary), mode="w") if is_zip else str(temporary)
-        try:
-            attrs = {**demos.attributes, **(attributes or {})}
-            group = zarr.open_group(store, mode="w", zarr_format=zarr_format, attributes=attrs)
-            data, meta = group.create_group("data"), group.create_group("meta")
-            for key, array in demos.arrays.items():
-                is_frames = array.dtype == np.uint8 and is_image(array.shape[1:])
-                _write_array(data, key, array, zarr_format, codec if is_frames else None)
-            _write_array(meta, "episode_ends", demos.episode_ends, zarr_format)
-        finally:
-            if is_zip:
-                store.close()
-    return path
+    rows = max(1, _BLOCK_BYTES // max(1, sum(array[:1].nbytes for array in demos.arrays.values())))
+    with store_writer(path, demos.num_steps, zarr_format=zarr_format, image_codec=image_codec) as writer:
+        for start in range(0, demos.num_steps, rows):
+            writer.append({key: array[start : start + rows] for key, array in demos.arrays.items()})
+        writer.attributes.update({**demos.attributes, **(attributes or {})})
+        writer.finish(demos.episode_ends)
+    return Path(str(path)).expanduser()
 
 
-def check_new(path: Path | str) -> Path:
-    """``path``, expanded; refused where something stands there already."""
-    path = Path(str(path)).expanduser()
-    if path.exists() or path.is_symlink():
-        raise DataError(f"{path} exists already; remove it or choose another name.")
-    return path
+def check_key(key: Any, where: str, remedy: str = "give it a name without") -> None:
+    """Refuse a key that a store cannot keep under its name.
 
-
-def _write_array(
-    group: Any, key: str, array: NDArray[Any], zarr_format: int, frame_codec: Any | None = None
-) -> None:
-    rows = max(1, min(len(array), _CHUNK_BYTES // max(1, array[:1].nbytes)))
-    if frame_codec is not None:
-        rows, compressors = 1, frame_codec
-    elif zarr_format == 2:
-        import numcodecs
-
-        compressors = numcodecs.Blosc("zstd", clevel=7, shuffle=numcodecs.Blosc.BITSHUFFLE)
-    else:
-        from zarr.codecs import BloscCodec
-
-        compressors = BloscCodec(cname="zstd", clevel=7, shuffle="bitshuffle")
-    created = group.create_array(
-        key,
-        shape=array.shape,
-        dtype=array.dtype,
-        chunks=(rows, *array.shape[1:]),
-        compressors=compressors,
-        config={"write_empty_chunks": True},  # a chunk of zeros is written too: a missing one means damage
-    )
-    # One chunk at a time: zarr writes many side by side, and where one fails (a full disk) the others would
-    # go on after the error and bring a removed temporary store back.
-    for start in range(0, len(array), rows):
-        created[start : start + rows] = array[start : start + rows]
+    Raises:
+        DataError: an empty name, a slash, a dot at its beginning, or what no file may be called.
+    """
+    ill = ""
+    if not isinstance(key, str) or not key or len(key.encode("utf-8", "replace")) > _LONGEST_KEY:
+        raise DataError(f"{where}: a key is {str(key)[:60]!r}; a key is a text of 1 to {_LONGEST_KEY} bytes.")
+    if "/" in key or "\\" in key:
+        ill = "a slash"
+    elif key.startswith(".") or key == "zarr.json":
+        ill = "a dot at its beginning" if key != "zarr.json" else "a meaning of its own in zarr"
+    elif not key.isprintable() or any(0xD800 <= ord(letter) < 0xE000 for letter in key):
+        ill = "characters that cannot be printed"
+    if ill:
+        raise DataError(f"{where}: the key {key!r} has {ill}, which a store cannot keep; {remedy} it.")

@@ -2,35 +2,70 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.resources
 import logging
 import math
 import zipfile
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flowpolicy.data.causes import first_line, reading_error
+from flowpolicy.data.features import Kind, kind_of
 from flowpolicy.data.image_codecs import register_codecs
+from flowpolicy.data.memory import free_memory_bytes
 from flowpolicy.errors import DataError
 from flowpolicy.observations import is_image
 from flowpolicy.storage import atomic_file
 
+__all__ = ["first_line", "free_memory_bytes"]  # for those who knew them here
 logger = logging.getLogger(__name__)
 
 EPISODE_KEYS = ("reward", "terminated", "truncated")
+COMPLETE = "all_chunks_written"
+"""Attribute of arrays that were written with every chunk, so that a missing one is damage."""
+MISSING_CHUNKS = ("refuse", "fill")
 _BOMB_BYTES = 1 << 28
 _BOMB_RATIO = 200
+_MOST_CHUNKS = 1 << 22
+_BLOCK_BYTES = 1 << 24
 
 
-def read_unchecked(
-    path: Path | str, keys: Iterable[str] | None = None, image_memory_bytes: int | None = None
-) -> tuple[dict[str, NDArray[Any]], NDArray[Any], dict[str, Any]]:
-    """The arrays, episode ends and attributes of a store as they stand, for looking at a broken one.
+@dataclass(frozen=True)
+class OpenStore:
+    """A store that is open for reading.
 
-    Images of a key that take more than ``image_memory_bytes`` are mapped from a file; None: none is.
+    Attributes:
+        path: of its folder or zip.
+        arrays: zarr arrays by the path below ``data``, in the order of their names; none has been read.
+        episode_ends: as stored.
+        attributes: of the store.
+    """
+
+    path: Path
+    arrays: dict[str, Any]
+    episode_ends: Any
+    attributes: dict[str, Any]
+
+    def checked(self, key: str, missing_chunks: str = "refuse") -> Any:
+        """The zarr array of ``key``, to be sliced, when its stored chunks have been looked at.
+
+        Raises:
+            DataError: no numbers, or chunks that are damaged or missing.
+        """
+        array = self.arrays[key]
+        _check(array, f"data/{key}", self.path, missing_chunks)
+        return array
+
+
+@contextlib.contextmanager
+def open_store(path: Path | str) -> Iterator[OpenStore]:
+    """Yield a store; what zarr raises inside the block becomes one sentence.
 
     Raises:
         DataError: where the store cannot be read at all; its content is not judged.
@@ -49,17 +84,8 @@ def read_unchecked(
             group = zarr.open_group(store, path=prefix, mode="r")
         else:
             group = zarr.open_group(str(path), mode="r")
-        names = sorted(group["data"].array_keys())
-        wanted = names if keys is None else _wanted(keys, names, path)
-        arrays = {}
-        for name in wanted:
-            array = group[f"data/{name}"]
-            is_large = image_memory_bytes is not None and is_image(array.shape[1:])
-            is_large = is_large and int(np.prod(array.shape)) > (image_memory_bytes or 0)
-            read = _mapped if is_large else _whole
-            arrays[name] = read(array, f"data/{name}", path)
-        ends = _whole(group["meta/episode_ends"], "meta/episode_ends", path)
-        return arrays, ends, dict(group.attrs)
+        ends = group["meta/episode_ends"]
+        yield OpenStore(path, dict(sorted(_arrays(group["data"]))), ends, dict(group.attrs))
     except DataError:
         raise
     except KeyError as error:
@@ -71,21 +97,68 @@ def read_unchecked(
             raise DataError(
                 f"{path} holds images that need imagecodecs; run: pip install 'flowpolicy[images]'."
             ) from error
-        raise DataError(
-            f"{path} is damaged or not a zarr store ({first_line(error)}); copy it again."
-        ) from error
+        raise reading_error(error, path, "is damaged or not a zarr store") from error
     finally:
         if store is not None:
             store.close()
 
 
-def free_memory_bytes() -> int:
-    """What the machine can still give; a great number where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):  # not on every system
-        return 1 << 40
+def _arrays(group: Any, prefix: str = "", depth: int = 8) -> Iterator[tuple[str, Any]]:
+    """Every array below a group by its path, those of nested groups too."""
+    for name, member in group.members():
+        if hasattr(member, "shape"):
+            yield prefix + name, member
+        elif depth:
+            yield from _arrays(member, f"{prefix}{name}/", depth - 1)
+
+
+def read_unchecked(
+    path: Path | str, keys: Iterable[str] | None = None, image_memory_bytes: int | None = None
+) -> tuple[dict[str, NDArray[Any]], NDArray[Any], dict[str, Any]]:
+    """The arrays, episode ends and attributes of a store as they stand, for looking at a broken one.
+
+    Images of a key that take more than ``image_memory_bytes`` are mapped from a file; None: none is.
+
+    Raises:
+        DataError: where the store cannot be read at all; its content is not judged.
+    """
+    with open_store(path) as store:
+        names = list(store.arrays)
+        wanted = names if keys is None else _wanted(keys, names, store.path)
+        arrays = {}
+        for name in wanted:
+            array = store.checked(name)
+            is_large = image_memory_bytes is not None and is_image(array.shape[1:])
+            is_large = is_large and int(np.prod(array.shape)) > (image_memory_bytes or 0)
+            read = _mapped if is_large else _whole
+            arrays[name] = read(array, f"data/{name}", store.path)
+        return arrays, read_ends(store), store.attributes
+
+
+def read_ends(store: OpenStore) -> NDArray[Any]:
+    """The ends of the episodes, as stored."""
+    _check(store.episode_ends, "meta/episode_ends", store.path)
+    return np.asarray(store.episode_ends[...])
+
+
+class StoredImages:
+    """Images that stay on disk: looks like an array ``(steps, height, width, channels)`` of uint8 when sliced."""
+
+    def __init__(self, array: Any, path: Path) -> None:
+        self.shape, self.ndim = tuple(array.shape), len(array.shape)
+        self.dtype, self._array, self._path = np.dtype(np.uint8), array, path
+        self.size = int(np.prod(self.shape))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> NDArray[Any]:
+        try:
+            return np.asarray(self._array[rows])
+        except (IndexError, TypeError):
+            raise
+        except Exception as error:
+            raise reading_error(error, self._path, "has damaged images") from error
 
 
 def import_zarr() -> Any:
@@ -120,7 +193,7 @@ def resolve_path(path: Path | str) -> Path:
 def _whole(array: Any, key: str, path: Path) -> NDArray[Any]:
     """The array's content."""
     _check(array, key, path)
-    if array.dtype.kind == "f" and is_image(array.shape[1:]):
+    if array.dtype.kind == "f" and _are_images(array, key):
         images = np.empty(array.shape, np.uint8)
         if _fill_with_images(images, array):
             return images
@@ -153,8 +226,12 @@ def _mapped(array: Any, key: str, path: Path) -> NDArray[Any]:
     return mapped
 
 
-def _check(array: Any, key: str, path: Path) -> None:
-    """Refuse what is no array of numbers, or has lost a part: zarr would fill a missing chunk with zeros."""
+def _are_images(array: Any, key: str) -> bool:
+    return is_image(array.shape[1:]) and kind_of(key, array.dtype, array.shape[1:]) is Kind.IMAGE
+
+
+def _check(array: Any, key: str, path: Path, missing_chunks: str = "refuse") -> None:
+    """Refuse what is no array of numbers, or has lost a part: zarr would fill a missing chunk in silence."""
     if not hasattr(array, "nchunks"):
         raise DataError(f"{path}: '{key}' is a group where an array is expected.")
     if array.dtype.kind not in "fiub":
@@ -163,19 +240,54 @@ def _check(array: Any, key: str, path: Path) -> None:
         raise DataError(
             f"{path}: '{key}' is stored as pickles, which can run code; store it as plain numbers."
         )
+    _check_chunks(array, key, path, missing_chunks)
+    _check_frames(array, key, path)
+
+
+def _check_chunks(array: Any, key: str, path: Path, missing_chunks: str) -> None:
+    """Tell chunks that were left out, since they hold the fill value alone, from chunks that were lost.
+
+    zarr's default writer leaves the former out, and nothing on disk tells the two apart but their
+    neighbours: a run of rows with the fill value seldom begins and ends where chunks do.
+    """
     # zarr's own count of stored chunks fails in a zip where one key begins another ("pos", "pos_site").
     sizes = array.shards or array.chunks
     counts = [-(-length // size) for length, size in zip(array.shape, sizes, strict=True)]
+    total = math.prod(counts)
     stored = {name for name, _, _ in _chunks(path, key)}
-    missing = math.prod(counts) - len(stored)
-    if missing <= 0:  # else the names need not be listed, which takes for ever for an absurd shape
-        names = {array.metadata.encode_chunk_key(index) for index in np.ndindex(*counts)}
-        missing = len(names - stored)
-    if missing:
-        raise DataError(
-            f"{path}: {missing} of {math.prod(counts)} chunks of '{key}' are missing; copy the store again."
-        )
-    _check_frames(array, key, path)
+    missing = total - len(stored)
+    gaps: set[int] | None = None
+    if total <= _MOST_CHUNKS:  # else the names need not be listed, which takes for ever for an absurd shape
+        places = {array.metadata.encode_chunk_key(index): index for index in np.ndindex(*counts)}
+        lost = places.keys() - stored
+        missing, gaps = len(lost), {places[name][0] for name in lost if places[name]}
+    if missing <= 0:
+        return
+    may_fill = array.fill_value is not None and not array.attrs.get(COMPLETE)
+    if (
+        may_fill
+        and gaps is not None
+        and (missing_chunks == "fill" or _is_left_out(array, key, gaps, counts[0]))
+    ):
+        logger.warning(
+            "%s: %d of %d chunks of '%s' are not stored; they are read as the declared fill value, %s.",
+            path, missing, total, key, array.fill_value,
+        )  # fmt: skip
+        return
+    remedy = "copy the store again"
+    if may_fill and gaps is not None:
+        remedy += ", or, if they held nothing but the fill value, import it with options.missing_chunks=fill"
+    raise DataError(f"{path}: {missing} of {total} chunks of '{key}' are missing; {remedy}.")
+
+
+def _is_left_out(array: Any, key: str, gaps: set[int], count: int) -> bool:
+    """Whether the rows next to the missing chunks hold the fill value too."""
+    if len(gaps) == count:  # nothing is stored: usual for rewards and flags, and for nothing else
+        return Path(key).name in (*EPISODE_KEYS, "done") or array.dtype.kind == "b"
+    size = (array.shards or array.chunks)[0]
+    rows = {gap * size - 1 for gap in gaps if gap and gap - 1 not in gaps}
+    rows |= {(gap + 1) * size for gap in gaps if gap + 1 < count and gap + 1 not in gaps}
+    return all(bool((np.asarray(array[row]) == array.fill_value).all()) for row in sorted(rows))
 
 
 def _check_frames(array: Any, key: str, path: Path) -> None:
@@ -212,7 +324,8 @@ def _is_metadata(name: str) -> bool:
 
 def _fill_with_images(images: NDArray[Any], array: Any) -> bool:
     """Copy images, read a few at a time; False unless every value is a whole number in 0..255."""
-    rows = max(64, int(array.chunks[0]))
+    row = int(np.prod(array.shape[1:])) * array.dtype.itemsize
+    rows = max(1, int(array.chunks[0]), _BLOCK_BYTES // max(1, row))
     for start in range(0, len(images), rows):
         block = np.asarray(array[start : start + rows])
         whole = (block >= 0) & (block <= 255) & (block == np.round(block))
@@ -265,11 +378,3 @@ def _group_in_zip(path: Path) -> str:
 def listed(names: Iterable[str]) -> str:
     """The names in quotes, for a message."""
     return ", ".join(f"'{name}'" for name in names) or "none"
-
-
-def first_line(error: BaseException, limit: int = 160) -> str:
-    """The gist of another library's error, its first sentence, to stand in brackets inside another one."""
-    lines = str(error).strip().splitlines()
-    text = lines[0].strip().partition(". ")[0].rstrip(".:") if lines else ""
-    text = text or type(error).__name__
-    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"

@@ -33,8 +33,8 @@ h5py = pytest.importorskip("h5py")
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
-HDF5 = ("robomimic", "minari", "d4rl")
-EPISODIC = ("robomimic", "minari", "adroit", "lerobot")
+HDF5 = ("robomimic", "minari", "d4rl", "aloha", "maniskill")
+EPISODIC = ("robomimic", "minari", "adroit", "lerobot", "aloha", "maniskill")
 
 
 @dataclass
@@ -54,6 +54,9 @@ class Sample:
             return self.path / "data" / "main_data.hdf5"
         if self.format == "lerobot":
             files = sorted((self.path / "data").rglob("*.parquet"))
+            return files[1] if len(files) > 1 else self.path
+        if self.format == "aloha":
+            files = sorted(self.path.glob("*.hdf5"))
             return files[1] if len(files) > 1 else self.path
         return self.path
 
@@ -231,7 +234,7 @@ def _(s: Sample) -> None:
     _put(s, "action", -np.inf)
 
 
-@case("NaN reward", repeats=2, names="reward")
+@case("NaN reward", *(name for name in FORMATS if name != "aloha"), repeats=2, names="reward")
 def _(s: Sample) -> None:
     _put(s, "reward", np.nan)
 
@@ -309,8 +312,16 @@ def _(s: Sample) -> None:
 
 # --- keys -------------------------------------------------------------------------------------------------
 
-_ACTION = {"d4rl": "actions", "robomimic": "data/demo_1/actions", "minari": "episode_1/actions"}
+_ACTION = {
+    "d4rl": "actions",
+    "robomimic": "data/demo_1/actions",
+    "minari": "episode_1/actions",
+    "aloha": "action",
+    "maniskill": "traj_1/actions",
+}
 _OBSERVATION = {
+    "aloha": "observations/qpos",
+    "maniskill": "traj_1/obs",
     "d4rl": "observations",
     "robomimic": "data/demo_1/obs/observation",
     "minari": "episode_1/observations",
@@ -751,6 +762,8 @@ def test_refused_in_one_sentence(
     mentions = (
         [bad.names] if bad.names else [sample.path.name, sample.file.name if sample.path.exists() else ""]
     )
+    if format == "maniskill" and bad.names == "observation":
+        mentions.append("obs'")  # what that format calls it
     assert_one_sentence(str(refusal.value), *filter(None, mentions))
     assert not out.parent.exists(), "something was written"
     assert not (tmp_path / "hostile").exists(), "the file's code ran"

@@ -93,16 +93,16 @@ def test_existing_path_is_left_alone(tmp_path: Path, demos: Demonstrations):
 
 @pytest.mark.parametrize("name", ["a.zarr", "a.zarr.zip"])
 def test_full_disk_leaves_nothing(tmp_path: Path, demos: Demonstrations, name: str, monkeypatch):
-    import flowpolicy.data.store as module
+    from flowpolicy.data.store_writing import StoreWriter
 
-    written = module._write_array
+    created = StoreWriter._create
 
-    def full(group, key, array, zarr_format, frame_codec=None):
-        if key == "reward":
+    def full(self: StoreWriter, name: str, *arguments: object) -> object:
+        if name == "data/reward":
             raise OSError(errno.ENOSPC, "No space left on device")
-        written(group, key, array, zarr_format)
+        return created(self, name, *arguments)
 
-    monkeypatch.setattr(module, "_write_array", full)
+    monkeypatch.setattr(StoreWriter, "_create", full)
     with pytest.raises(FlowPolicyError, match="disk is full"):
         write_demonstrations(tmp_path / name, demos)
     assert list(tmp_path.iterdir()) == []

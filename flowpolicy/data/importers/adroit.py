@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import logging
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flowpolicy.data.importers.episodes import join_episodes
+from flowpolicy.data.features import kind_of
 from flowpolicy.data.importers.restricted_pickle import load_arrays
-from flowpolicy.data.store import Demonstrations
+from flowpolicy.data.importers.source import Block, Bounds, Feature, Source, read_parts
 from flowpolicy.data.zarr_reading import resolve_path
 from flowpolicy.errors import DataError
 
-logger = logging.getLogger(__name__)
 _KEYS = {"observations": "observation", "actions": "action", "rewards": "reward"}
 
 
-def read_adroit(path: Path | str, clip: bool = True) -> Demonstrations:
-    """Read a pickled list of episodes, dicts with ``observations``, ``actions`` and, if any, ``rewards``.
+@contextlib.contextmanager
+def open_adroit(path: Path | str, clip: bool = True) -> Iterator[Source]:
+    """A pickled list of episodes, dicts with ``observations``, ``actions`` and, if any, ``rewards``.
 
     The file is read without running anything it contains. The hand's actuators take actions in [-1, 1], and
     so does the environment; recorded actions outside are clipped, and their number is logged and kept in the
@@ -38,41 +40,57 @@ def read_adroit(path: Path | str, clip: bool = True) -> Demonstrations:
     where = str(path)
     if not isinstance(content, (list, tuple)):
         raise DataError(f"{where} holds a {type(content).__name__} where a list of episodes is expected.")
-    names = [f"episode {i}" for i in range(len(content))]
-    episodes = [_episode(item, name, where) for item, name in zip(content, names, strict=True)]
-    attributes: dict[str, Any] = {"imported_from": path.name}
-    if clip and episodes:
-        actions = np.concatenate([episode["action"].ravel() for episode in episodes])
-        outside = int((np.abs(actions) > 1).sum())
-        if outside:
-            logger.info(
-                "%s: %d of %d action entries (%.1f%%) lie outside [-1, 1] and are clipped.",
-                where, outside, actions.size, 100 * outside / actions.size,
-            )  # fmt: skip
-            episodes = [{**episode, "action": _clipped(episode["action"])} for episode in episodes]
-        attributes["actions_clipped"] = outside
-        attributes["action_bounds"] = [-1.0, 1.0]
-    return join_episodes(episodes, names, where, attributes)
+    for number, item in enumerate(content):
+        if not isinstance(item, dict):
+            raise DataError(
+                f"{where}: episode {number} is a {type(item).__name__} where a dictionary of arrays is expected."
+            )
+    features: dict[str, Feature] = {}
+    for item in content:
+        for name, value in item.items():
+            if isinstance(name, str) and isinstance(value, np.ndarray) and value.ndim:
+                kind, shape = kind_of(name, value.dtype, value.shape[1:]), value.shape[1:]
+                key = _KEYS.get(name, name)
+                features.setdefault(name, Feature(name, key, kind, shape, default=name in _KEYS))
+            elif name in _KEYS:
+                features.setdefault(name, Feature(name, _KEYS[name]))
+    bounds = Bounds(np.array(-1.0), np.array(1.0)) if clip else None
+    yield _Pickle(
+        where, features, [f"episode {number}" for number in range(len(content))], {"imported_from": path.name},
+        bounds=bounds, clip=clip, content=list(content),
+    )  # fmt: skip
 
 
-def _clipped(action: NDArray[Any]) -> NDArray[Any]:
-    return np.where(np.isfinite(action), np.clip(action, -1.0, 1.0), action)  # inf stays, to be refused
+@dataclass
+class _Pickle(Source):
+    content: list[dict[str, Any]] = field(kw_only=True)
 
+    def lengths(self, action: Sequence[str]) -> NDArray[np.int64]:
+        return np.array([len(self._array(i, action[0])) for i in range(len(self.content))], np.int64)
 
-def _episode(item: Any, name: str, where: str) -> dict[str, NDArray[Any]]:
-    if not isinstance(item, dict):
-        raise DataError(
-            f"{where}: {name} is a {type(item).__name__} where a dictionary of arrays is expected."
-        )
-    for key in ("observations", "actions"):
-        if key not in item:
-            raise DataError(f"{where}: {name} has no key '{key}'; an episode has observations and actions.")
-    episode = {}
-    for key, ours in _KEYS.items():
-        if key in item:
-            if not isinstance(item[key], np.ndarray):
+    def read(self, names: Sequence[str], lengths: NDArray[np.int64]) -> Iterator[Block]:
+        def rows(number: int, name: str) -> NDArray[Any]:
+            array = self._array(number, name)
+            if len(array) != lengths[number]:
                 raise DataError(
-                    f"{where}: '{key}' of {name} is a {type(item[key]).__name__}, not a numpy array."
+                    f"{self.where}: '{name}' has {len(array)} rows in '{self.episodes[number]}' and its actions "
+                    f"have {lengths[number]}; every key needs one row per step."
                 )
-            episode[ours] = item[key]
-    return episode
+            return array
+
+        return read_parts(lengths, names, rows, self.where)
+
+    def _array(self, number: int, name: str) -> NDArray[Any]:
+        item = self.content[number]
+        if name not in item:
+            raise DataError(
+                f"{self.where}: {self.episodes[number]} has no key '{name}'; an episode has observations and "
+                "actions."
+            )
+        if not isinstance(item[name], np.ndarray) or item[name].ndim == 0:
+            raise DataError(
+                f"{self.where}: '{name}' of {self.episodes[number]} is a {type(item[name]).__name__}, not a numpy "
+                "array with one row per step."
+            )
+        array: NDArray[Any] = item[name]
+        return array

@@ -2,70 +2,78 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-import json
-import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flowpolicy.data.importers.episodes import join_episodes
-from flowpolicy.data.store import Demonstrations
-from flowpolicy.data.zarr_reading import first_line, resolve_path
+from flowpolicy.data.features import Kind, channels_first, kind_of
+from flowpolicy.data.importers import parquet
+from flowpolicy.data.importers.source import BLOCK_BYTES, Block, Feature, Source, json_object
+from flowpolicy.data.zarr_reading import resolve_path
 from flowpolicy.errors import DataError
 from flowpolicy.hub import download_dataset
-from flowpolicy.progress import progress
 
-logger = logging.getLogger(__name__)
-_INDEX_COLUMNS = ("episode_index", "frame_index")
-_SKIPPED = {*_INDEX_COLUMNS, "timestamp", "index", "task_index"}
-_RENAMED = {"observation.state": "observation", "next.reward": "reward", "next.done": "done"}
+_EPISODE, _FRAME, _TIME = "episode_index", "frame_index", "timestamp"
+_BOOKKEEPING = {_EPISODE, _FRAME, _TIME, "index", "task_index"}
+_KEYS = {"observation.state": "observation", "next.reward": "reward", "next.done": "done"}
 
 
-def read_lerobot(path: Path | str) -> Demonstrations:
-    """Read a LeRobot dataset: its folder, or the repository id of one on the Hugging Face Hub.
+@contextlib.contextmanager
+def open_lerobot(path: Path | str) -> Iterator[Source]:
+    """A LeRobot dataset: its folder, or the repository id of one on the Hugging Face Hub.
 
     ``observation.state`` becomes ``observation``, ``observation.<key>`` becomes ``<key>``, ``next.reward``
-    becomes ``reward``. Videos and encoded images are not decoded and are left out, with a warning.
+    becomes ``reward``. Kinds and shapes are those that ``meta/info.json`` declares. Videos and encoded images
+    are not decoded and are left out, with a warning. Times are compared with the declared rate.
 
     Args:
         path: folder, or repository id such as ``lerobot/pusht``.
 
     Raises:
-        DataError: a damaged or incomplete dataset, or one without actions or state.
+        DataError: a damaged or incomplete dataset.
     """
     if importlib.util.find_spec("pyarrow") is None:  # known before anything is fetched
         raise DataError(
             f"{path} needs pyarrow to be read; install it with: pip install 'flowpolicy[import]'."
         )
     folder = _find_folder(path)
-    info = _info(folder / "meta" / "info.json")
-    columns = _columns(folder, info)
-    where = str(folder)
-    for key in (*_INDEX_COLUMNS, "action"):
-        if key not in columns:
-            has = ", ".join(f"'{name}'" for name in columns)
+    description = folder / "meta" / "info.json"
+    if not description.is_file():
+        raise DataError(
+            f"There is no {description}; give the LeRobot dataset's folder, the one with meta/info.json."
+        )
+    info = json_object(description)
+    declared = info.get("features", {})
+    if not isinstance(declared, dict):
+        raise DataError(f"{description} must hold a JSON object with 'features'; copy the dataset again.")
+    files = sorted((folder / "data").rglob("*.parquet"))
+    if not files:
+        raise DataError(f"{folder} has no data/**/*.parquet; copy the dataset again.")
+    tables = [parquet.Table(file) for file in files]
+    features = _features(tables, declared)
+    for key in (_EPISODE, _FRAME):
+        if key not in features:
+            has = ", ".join(f"'{name}'" for name in features)
             raise DataError(
-                f"{where}/data has no column '{key}' (it has {has}); layouts 2 and 3 can be read."
+                f"{folder}/data has no column '{key}' (it has {has}); layouts 2 and 3 can be read."
             )
-    episode, frame = (_index(columns.pop(key), key, where) for key in _INDEX_COLUMNS)
-    order = np.lexsort((frame, episode))
-    episode, frame = episode[order], frame[order]
-    _check_whole(episode, frame, info, where)
-    arrays = {
-        _RENAMED.get(key, key.removeprefix("observation.")): values[order] for key, values in columns.items()
-    }
-    cuts = np.flatnonzero(np.diff(episode)) + 1
-    parts = {key: np.split(values, cuts) for key, values in arrays.items()}
-    names = [f"episode {int(rows[0])}" for rows in np.split(episode, cuts)]
-    episodes = [{key: part[i] for key, part in parts.items()} for i in range(len(names))]
     attributes = {"imported_from": str(path), "lerobot_version": str(info.get("codebase_version", "unknown"))}
     for name in ("fps", "robot_type"):
         if info.get(name) is not None:
             attributes[name] = info[name]
-    return join_episodes(episodes, names, where, attributes)
+    order = _Order(tables, info, str(folder))
+    times = features.get(_TIME)
+    yield _Dataset(
+        str(folder), features, order.names, attributes, action="action",
+        timestamps=_TIME if times is not None and not times.problem else None,
+        tables=tables, order=order,
+    )  # fmt: skip
 
 
 def _find_folder(path: Path | str) -> Path:
@@ -81,101 +89,101 @@ def _find_folder(path: Path | str) -> Path:
     return download_dataset(str(path), ["meta/info.json", "data/*"])
 
 
-def _info(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise DataError(
-            f"There is no {path}; give the LeRobot dataset's folder, the one with meta/info.json."
-        )
-    try:
-        info = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} is not JSON ({first_line(error)}); copy the dataset again.") from error
-    if not isinstance(info, dict) or not isinstance(info.get("features", {}), dict):
-        raise DataError(f"{path} must hold a JSON object with 'features'; copy the dataset again.")
-    return info
+def _features(tables: Sequence[parquet.Table], declared: dict[str, Any]) -> dict[str, Feature]:
+    """The columns of all files and the videos beside them, by what is declared of them and how they are stored."""
+    types: dict[str, Any] = {}
+    for table in tables:
+        types = {**table.types, **types}
+    features = {}
+    for name in (*types, *(other for other in declared if other not in types)):
+        spec = declared[name] if isinstance(declared.get(name), dict) else {}
+        key = _KEYS.get(name, name.removeprefix("observation."))
+        default = name not in _BOOKKEEPING
+        if spec.get("dtype") in ("video", "image"):
+            features[name] = Feature(name, key, Kind.ENCODED, default=default)
+        elif name in types:
+            features[name] = _feature(name, key, types[name], spec, default)
+    return features
 
 
-def _columns(folder: Path, info: dict[str, Any]) -> dict[str, NDArray[Any]]:
-    files = sorted((folder / "data").rglob("*.parquet"))
-    if not files:
-        raise DataError(f"{folder} has no data/**/*.parquet; copy the dataset again.")
-    tables = [_table(file) for file in progress(files, "read parquet files")]
-    for file, table in zip(files, tables, strict=True):
-        if table.keys() != tables[0].keys():
-            raise DataError(f"{file} has other columns than {files[0].name}; make the files alike.")
-    columns: dict[str, NDArray[Any]] = {}
-    for key in tables[0]:
-        parts = [table[key] for table in tables]
-        if any(part.shape[1:] != parts[0].shape[1:] for part in parts):
+def _feature(name: str, key: str, stored: Any, spec: dict[str, Any], default: bool) -> Feature:
+    kind, dtype = parquet.kind_of_type(stored)
+    if dtype is None:
+        return Feature(name, key, kind, default=default)
+    shape = spec.get("shape")
+    is_shape = isinstance(shape, (list, tuple)) and all(type(n) is int and n > 0 for n in shape)
+    if not is_shape:  # undeclared: the rows themselves say it when they are read
+        return Feature(name, key, Kind.VECTOR, default=default)
+    declared = tuple(shape or ())
+    kind = kind_of(name, dtype, declared)
+    axes = spec.get("names")
+    first = kind is Kind.IMAGE and len(declared) == 3 and channels_first(declared)
+    if kind is Kind.IMAGE and isinstance(axes, (list, tuple)) and len(axes) == 3:
+        first = str(axes[0]).startswith("channel")
+    return Feature(name, key, kind, declared, default, channels_first=first)
+
+
+class _Order:
+    """Where each step of each episode lies: rows of the files, in the order of episodes and frames."""
+
+    def __init__(self, tables: Sequence[parquet.Table], info: dict[str, Any], where: str) -> None:
+        columns = [table.integers([_EPISODE, _FRAME]) for table in tables]
+        episode = np.concatenate([column[_EPISODE] for column in columns])
+        frame = np.concatenate([column[_FRAME] for column in columns])
+        if len(episode) == 0:
+            raise DataError(f"{where} holds no step; record at least one episode.")
+        order = np.lexsort((frame, episode))
+        episode, frame = episode[order], frame[order]
+        starts = np.flatnonzero(np.diff(episode, prepend=episode[0] - 1))
+        _check_whole(episode, frame, starts, info, where)
+        self.names = [f"episode {int(number)}" for number in episode[starts]]
+        self.lengths: NDArray[np.int64] = np.diff(np.append(starts, len(order)))
+        firsts = np.cumsum([0, *(len(column[_EPISODE]) for column in columns)])
+        self._order, self._firsts = order, firsts
+
+    def runs(self) -> Iterator[tuple[int, int, int]]:
+        """File, first row in it, and rows, of each stretch that lies in a file as it is to be read."""
+        file = np.searchsorted(self._firsts, self._order, side="right") - 1
+        breaks = (np.diff(self._order) != 1) | (np.diff(file) != 0)
+        starts = np.flatnonzero(np.concatenate([[True], breaks]))
+        counts = np.diff(np.append(starts, len(self._order)))
+        for start, count in zip(starts, counts, strict=True):
+            number = int(file[start])
+            yield number, int(self._order[start] - self._firsts[number]), int(count)
+
+
+@dataclass
+class _Dataset(Source):
+    tables: list[parquet.Table] = field(kw_only=True)
+    order: _Order = field(kw_only=True)
+
+    def lengths(self, action: Sequence[str]) -> NDArray[np.int64]:
+        return self.order.lengths
+
+    def read(self, names: Sequence[str], lengths: NDArray[np.int64]) -> Iterator[Block]:
+        start = 0
+        for number, first, count in self.order.runs():
+            for rows in self.tables[number].read(names, first, count, BLOCK_BYTES):
+                block = {name: self._declared(name, values) for name, values in rows.items()}
+                yield Block(start, block)
+                start += len(next(iter(block.values())))
+
+    def _declared(self, name: str, values: NDArray[Any]) -> NDArray[Any]:
+        """The rows in the shape that is declared: stored flat, or as one number where it is [1]."""
+        shape = self.features[name].shape
+        if shape is None or values.shape[1:] == shape:
+            return values
+        if np.prod(values.shape[1:], dtype=np.int64) != np.prod(shape, dtype=np.int64):
             raise DataError(
-                f"{folder}/data: column '{key}' has rows of several shapes; make the files alike."
+                f"{self.where}: column '{name}' has rows of shape {values.shape[1:]} and meta/info.json declares "
+                f"{shape}; mend the one that is wrong."
             )
-        columns[key] = np.concatenate(parts)
-    videos = [
-        name
-        for name, spec in info.get("features", {}).items()
-        if isinstance(spec, dict) and spec.get("dtype") == "video"
-    ]
-    if videos:
-        logger.warning("%s: videos are not decoded; left out: %s.", folder, ", ".join(videos))
-    return columns
+        return values.reshape(len(values), *shape)
 
 
-def _table(path: Path) -> dict[str, NDArray[Any]]:
-    """The numeric columns of one parquet file, ``(rows, ...)`` each."""
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.read_table(path, memory_map=False)
-        columns = {}
-        for key in table.column_names:
-            if key in _SKIPPED and key not in _INDEX_COLUMNS:
-                continue
-            kind = table.schema.field(key).type
-            if (
-                pyarrow.types.is_struct(kind)
-                or pyarrow.types.is_string(kind)
-                or pyarrow.types.is_binary(kind)
-            ):
-                logger.warning("%s: column '%s' holds %s and is left out.", path.name, key, kind)
-                continue
-            columns[key] = _stacked(table.column(key), key, path)
-        return columns
-    except DataError:
-        raise
-    except Exception as error:  # pyarrow raises its own family and OSError
-        raise DataError(
-            f"{path} is cut off, damaged or no parquet file ({first_line(error)}); copy it again."
-        ) from error
-
-
-def _stacked(column: Any, key: str, path: Path) -> NDArray[Any]:
-    if column.null_count:
-        raise DataError(
-            f"{path}: column '{key}' has {column.null_count} missing values; repair or remove those rows."
-        )
-    array = column.to_numpy(zero_copy_only=False)
-    if array.dtype == object:  # lists: one array per row
-        shapes = {np.shape(row) for row in array}
-        if len(shapes) > 1:
-            raise DataError(f"{path}: column '{key}' has rows of different lengths; make them alike.")
-        array = np.stack([np.asarray(row.tolist() if row.dtype == object else row) for row in array])
-    if array.dtype.kind not in "fiub":
-        raise DataError(f"{path}: column '{key}' holds {array.dtype}, not numbers; convert or leave it out.")
-    return np.asarray(array)
-
-
-def _index(values: NDArray[Any], key: str, where: str) -> NDArray[Any]:
-    values = values.reshape(len(values), -1)[:, 0]
-    if values.dtype.kind not in "iu":
-        raise DataError(f"{where}: column '{key}' holds {values.dtype}; it must hold integers.")
-    return values.astype(np.int64)
-
-
-def _check_whole(episode: NDArray[Any], frame: NDArray[Any], info: dict[str, Any], where: str) -> None:
-    if len(episode) == 0:
-        raise DataError(f"{where} holds no step; record at least one episode.")
-    starts = np.flatnonzero(np.diff(episode, prepend=episode[0] - 1))
+def _check_whole(
+    episode: NDArray[Any], frame: NDArray[Any], starts: NDArray[Any], info: dict[str, Any], where: str
+) -> None:
     expected = np.arange(len(frame)) - np.repeat(starts, np.diff(np.append(starts, len(frame))))
     wrong = frame != expected
     if wrong.any():

@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from flowpolicy.data.importers.episodes import join_episodes, natural_order
-from flowpolicy.data.importers.hdf5 import child, dataset, is_group, open_hdf5
-from flowpolicy.data.store import Demonstrations
-from flowpolicy.data.zarr_reading import first_line, resolve_path
+from flowpolicy.data.causes import first_line
+from flowpolicy.data.importers.episodes import natural_order
+from flowpolicy.data.importers.hdf5 import Hdf5Episodes, child, feature_of, list_features, open_hdf5
+from flowpolicy.data.importers.source import Bounds, Feature, Source, json_object
+from flowpolicy.data.zarr_reading import resolve_path
 from flowpolicy.errors import DataError
-from flowpolicy.progress import progress
 
-logger = logging.getLogger(__name__)
 MAIN_FILE = "main_data.hdf5"
+_KEYS = {
+    "actions": "action",
+    "observations": "observation",
+    "rewards": "reward",
+    "terminations": "terminated",
+    "truncations": "truncated",
+}
 
 
-def read_minari(path: Path | str, download: bool = False) -> Demonstrations:
-    """Read a Minari dataset: its folder, its HDF5 file, or the id of one that the minari package knows.
+@contextlib.contextmanager
+def open_minari(path: Path | str, download: bool = False) -> Iterator[Source]:
+    """A Minari dataset: its folder, its HDF5 file, or the id of one that the minari package knows.
 
     Minari keeps one observation more than actions; the last is left out. A dictionary of observations becomes
-    one key each (``desired_goal``, nested ones ``outer.inner``), a plain one becomes ``observation``.
+    one key each (``desired_goal``, nested ones ``outer.inner``), a plain one becomes ``observation``. Where
+    the action is a dictionary, ``action=[actions/arm, actions/gripper]`` says what makes it. The bounds of
+    each action dimension are those of the dataset's action space.
 
     Args:
         path: folder, file, or dataset id such as ``D4RL/door/human-v2``.
@@ -35,27 +44,43 @@ def read_minari(path: Path | str, download: bool = False) -> Demonstrations:
         DataError: a damaged, incomplete or unknown dataset.
     """
     file_path = _find_file(path, download)
-    metadata = _metadata(file_path.parent / "metadata.json")
-    where = str(file_path)
+    beside = file_path.parent / "metadata.json"
+    metadata = json_object(beside) if beside.is_file() else {}
     with open_hdf5(file_path) as file:
         names = natural_order([name for name in file if name.startswith("episode_")])
-        episodes = [
-            _episode(child(file, name, file_path), file_path) for name in progress(names, "read episodes")
-        ]
-    expected = metadata.get("total_episodes")
-    if isinstance(expected, int) and expected != len(episodes):
-        raise DataError(f"{where} holds {len(episodes)} episodes and its metadata {expected}; copy it again.")
-    attributes = {"imported_from": metadata.get("dataset_id", file_path.name)}
+        expected = metadata.get("total_episodes")
+        if isinstance(expected, int) and expected != len(names):
+            raise DataError(
+                f"{file_path} holds {len(names)} episodes and its metadata {expected}; copy it again."
+            )
+        groups = [child(file, name, file_path) for name in names]
+        yield Hdf5Episodes(
+            str(file_path),
+            list_features(groups, file_path, _feature),
+            names,
+            _attributes(metadata, file_path),
+            bounds=_bounds(_parsed(metadata.get("action_space"))),
+            group=lambda number: child(file, names[number], file_path),
+            path=lambda number: file_path,
+            longer=lambda name: name.partition("/")[0] in ("observations", "infos"),
+        )
+
+
+def _feature(name: str, node: Any) -> Feature | None:
+    head, _, rest = name.partition("/")
+    key = _KEYS.get(name) or (rest if head == "observations" else name).replace("/", ".")
+    return feature_of(name, key, node, default=name in _KEYS or head == "observations")
+
+
+def _attributes(metadata: dict[str, Any], path: Path) -> dict[str, Any]:
+    attributes = {"imported_from": metadata.get("dataset_id", path.name)}
     for name, given in (("author", "author"), ("licence", "license"), ("code", "code_permalink")):
         if metadata.get(given):
             attributes[name] = metadata[given]
     env_spec = _parsed(metadata.get("env_spec"))
     if env_spec.get("id"):
         attributes["env_id"] = env_spec["id"]
-    bounds = _bounds(_parsed(metadata.get("action_space")))
-    if bounds is not None:
-        attributes["action_bounds"] = bounds
-    return join_episodes(episodes, names, where, attributes)
+    return attributes
 
 
 def _find_file(path: Path | str, download: bool) -> Path:
@@ -85,66 +110,24 @@ def _find_file(path: Path | str, download: bool) -> Path:
     return stored / MAIN_FILE
 
 
-def _episode(group: Any, path: Path) -> dict[str, NDArray[Any]]:
-    actions = child(group, "actions", path)
-    if is_group(actions):
-        raise DataError(
-            f"{path}: '{group.name}/actions' is a dictionary or tuple; only Box actions can be learned."
-        )
-    action = dataset(group, "actions", path)
-    episode = {"action": action}
-    observations = _leaves(child(group, "observations", path), "", path)
-    if not observations:
-        raise DataError(f"{path}: '{group.name}/observations' holds no numbers; at least one key is needed.")
-    for key, array in observations.items():
-        if array.ndim == 0 or action.ndim == 0 or len(array) != len(action) + 1:
-            raise DataError(
-                f"{path}: '{group.name}/observations' has shape {array.shape} for actions {action.shape}; "
-                "Minari keeps one observation more than actions."
-            )
-        episode[key or "observation"] = array[:-1]
-    names = {"rewards": "reward", "terminations": "terminated", "truncations": "truncated"}
-    return episode | {key: dataset(group, name, path) for name, key in names.items() if name in group}
-
-
-def _leaves(node: Any, key: str, path: Path) -> dict[str, NDArray[Any]]:
-    if is_group(node):
-        found: dict[str, NDArray[Any]] = {}
-        for name in node:
-            found |= _leaves(child(node, name, path), f"{key}.{name}" if key else name, path)
-        return found
-    if node.dtype.kind not in "fiub":
-        logger.warning("%s: '%s' is text or encoded images and is left out.", path, node.name)
-        return {}
-    return {key: dataset(node.parent, node.name.rpartition("/")[2], path)}
-
-
-def _metadata(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} is not JSON ({first_line(error)}); copy the dataset again.") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path} must hold a JSON object; copy the dataset again.")
-    return content
-
-
 def _parsed(text: Any) -> dict[str, Any]:
     try:
         content = json.loads(text) if isinstance(text, str) else text
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 
 
-def _bounds(space: dict[str, Any]) -> list[float] | None:
-    """The widest bounds of a Box, or None where it has none."""
+def _bounds(space: dict[str, Any]) -> Bounds | None:
+    """Of a Box, dimension by dimension; None where no dimension has any, or none make sense."""
     try:
-        low, high = np.asarray(space["low"], np.float64), np.asarray(space["high"], np.float64)
+        low, high = (np.asarray(space[name], np.float64).reshape(-1) for name in ("low", "high"))
     except (KeyError, TypeError, ValueError):
         return None
-    if low.size == 0 or not (np.isfinite(low).all() and np.isfinite(high).all()):
+    low, high = (
+        np.nan_to_num(low, nan=-np.inf, posinf=np.inf, neginf=-np.inf),
+        np.nan_to_num(high, nan=np.inf, posinf=np.inf, neginf=-np.inf),
+    )
+    if low.size == 0 or low.shape != high.shape or (low > high).any():
         return None
-    return [float(low.min()), float(high.max())]
+    return Bounds(low, high) if np.isfinite([low, high]).any() else None

@@ -1,28 +1,40 @@
-"""robomimic's HDF5 (``data/demo_i/{obs/*,actions,...}``), and robosuite's, with simulator states alone."""
+"""robomimic's HDF5 (``data/demo_i/{obs/*,actions,...}``), robosuite's with simulator states alone, and
+Isaac Lab's recorder, whose groups are nested."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
-
-from flowpolicy.data.importers.episodes import join_episodes, natural_order
-from flowpolicy.data.importers.hdf5 import child, dataset, is_group, json_attribute, open_hdf5
-from flowpolicy.data.store import Demonstrations
+from flowpolicy.data.importers.episodes import natural_order
+from flowpolicy.data.importers.hdf5 import (
+    Hdf5Episodes,
+    child,
+    feature_of,
+    is_group,
+    json_attribute,
+    list_features,
+    open_hdf5,
+)
+from flowpolicy.data.importers.source import Feature, Source
+from flowpolicy.data.importers.versions import recorded_version
 from flowpolicy.data.zarr_reading import resolve_path
 from flowpolicy.errors import DataError
-from flowpolicy.progress import progress
 
-_FIELDS = {"rewards": "reward", "dones": "done"}
+_KEYS = {"actions": "action", "rewards": "reward", "dones": "done", "obs": "observation"}
 
 
-def read_robomimic(path: Path | str, filter_key: str | None = None) -> Demonstrations:
-    """Read a robomimic or robosuite file, demonstrations in numeric order (``demo_10`` after ``demo_2``).
+@contextlib.contextmanager
+def open_robomimic(path: Path | str, filter_key: str | None = None) -> Iterator[Source]:
+    """A robomimic, robosuite or Isaac Lab file, demonstrations in numeric order (``demo_10`` after ``demo_2``).
 
-    Each ``obs/<key>`` becomes the key of that name. ``states`` (simulator states) stays ``states``; where the
-    file has no ``obs`` at all, as robosuite's own recordings, it becomes ``observation``. ``dones`` becomes
-    ``done``, since robomimic also sets it at the end of a recording that did not terminate.
+    Each ``obs/<key>`` becomes the key of that name, ``obs/<group>/<key>`` becomes ``<group>.<key>``.
+    ``states`` (simulator states) stays ``states``; where the file has no ``obs`` at all, as robosuite's own
+    recordings, it becomes ``observation``. ``dones`` becomes ``done``, since robomimic also sets it at the
+    end of a recording that did not terminate. Everything else (``actions_abs``, ``next_obs/*``, nested
+    ``states/*``) is read where it is named.
 
     The subsets listed under ``mask/`` are kept in the attribute ``masks``, as numbers of episodes.
 
@@ -31,7 +43,7 @@ def read_robomimic(path: Path | str, filter_key: str | None = None) -> Demonstra
         filter_key: read only a subset listed under ``mask/``, such as ``train``.
 
     Raises:
-        DataError: a damaged file, a missing key or subset, or demonstrations that differ in shape.
+        DataError: a damaged file, a missing subset, or something else where demonstrations are expected.
     """
     path = resolve_path(path)
     with open_hdf5(path) as file:
@@ -39,23 +51,54 @@ def read_robomimic(path: Path | str, filter_key: str | None = None) -> Demonstra
         if not is_group(data):
             raise DataError(f"{path}: 'data' is an array where a group of demonstrations is expected.")
         names = natural_order(_chosen(file, data, filter_key, path))
-        episodes = [
-            _episode(child(data, name, path), path) for name in progress(names, "read demonstrations")
-        ]
-        attributes: dict[str, Any] = {"imported_from": path.name}
-        for name in ("env_args", "env_info"):
-            content = json_attribute(data, name, path)
-            if content is not None:
-                attributes[name] = content
-        if filter_key is None and "mask" in file:
-            attributes["masks"] = _masks(child(file, "mask", path), names, path)
-        env = attributes.get("env_args", attributes.get("env_info"))
-        if isinstance(env, dict) and "env_name" in env:
-            attributes["env_id"] = env["env_name"]
-        for name in ("repository_version", "date"):
-            if isinstance(data.attrs.get(name), str):
-                attributes[f"source_{name}"] = data.attrs[name]
-    return join_episodes(episodes, names, str(path), attributes)
+        groups = [child(data, name, path) for name in names]
+        has_observations = any(is_group(group) and "obs" in group for group in groups)
+
+        def describe(name: str, node: Any) -> Feature | None:
+            return _feature(name, node, has_observations)
+
+        yield Hdf5Episodes(
+            str(path),
+            list_features(groups, path, describe),
+            names,
+            _attributes(file, data, names if filter_key is None else None, path),
+            group=lambda number: child(data, names[number], path),
+            path=lambda number: path,
+        )
+
+
+def _feature(name: str, node: Any, has_observations: bool) -> Feature:
+    head, _, rest = name.partition("/")
+    if name == "states" and not has_observations:
+        return feature_of(name, "observation", node, default=True)
+    if name in _KEYS:
+        return feature_of(name, _KEYS[name], node, default=True)
+    key = (rest or name).replace("/", ".")
+    is_state = head == "states"
+    if is_state and rest:
+        key = name.replace("/", ".")
+    default = head == "obs" or (is_state and (not rest or not has_observations))
+    return feature_of(name, key, node, default=default)
+
+
+def _attributes(file: Any, data: Any, names: list[str] | None, path: Path) -> dict[str, Any]:
+    attributes: dict[str, Any] = {"imported_from": path.name}
+    for name in ("env_args", "env_info"):
+        content = json_attribute(data, name, path)
+        if content is not None:
+            attributes[name] = content
+    if names is not None and "mask" in file:
+        attributes["masks"] = _masks(child(file, "mask", path), names, path)
+    env = attributes.get("env_args", attributes.get("env_info"))
+    if isinstance(env, dict) and "env_name" in env:
+        attributes["env_id"] = env["env_name"]
+    for name in ("repository_version", "date"):
+        if isinstance(data.attrs.get(name), str):
+            attributes[f"source_{name}"] = data.attrs[name]
+    version = recorded_version(attributes.get("env_args"), attributes.get("source_repository_version"))
+    if version is not None:
+        attributes["env_version"] = version
+    return attributes
 
 
 def _chosen(file: Any, data: Any, filter_key: str | None, path: Path) -> list[str]:
@@ -82,21 +125,3 @@ def _masks(masks: Any, names: list[str], path: Path) -> dict[str, list[int]]:
             raise DataError(f"{path}: 'mask/{mask}' names '{unknown[0]}', which is not there; mend the mask.")
         found[str(mask)] = sorted(numbers[name] for name in listed)
     return found
-
-
-def _episode(group: Any, path: Path) -> dict[str, NDArray[Any]]:
-    if not is_group(group):
-        raise DataError(f"{path}: '{group.name}' is an array where a demonstration is expected.")
-    episode = {"action": dataset(group, "actions", path)}
-    if "obs" in group:
-        observations = child(group, "obs", path)
-        if not is_group(observations):
-            raise DataError(
-                f"{path}: '{observations.name}' is an array where a group of observations is expected."
-            )
-        episode |= {key: dataset(observations, key, path) for key in observations}
-        if "states" in group:
-            episode["states"] = dataset(group, "states", path)
-    else:
-        episode["observation"] = dataset(group, "states", path)
-    return episode | {key: dataset(group, name, path) for name, key in _FIELDS.items() if name in group}

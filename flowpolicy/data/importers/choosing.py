@@ -1,0 +1,265 @@
+"""Which of a source's columns make which keys of the store; decided on the declaration alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flowpolicy.data.features import Kind, channels_first
+from flowpolicy.data.importers.source import Feature, Source
+from flowpolicy.data.store import check_key
+from flowpolicy.data.zarr_reading import EPISODE_KEYS, listed
+from flowpolicy.errors import DataError
+from flowpolicy.settings import require
+
+logger = logging.getLogger(__name__)
+_DECLARABLE = {"vector": Kind.VECTOR, "image": Kind.IMAGE}
+_NOT_OBSERVED = ("action", "done", *EPISODE_KEYS)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a user asks of a source. Columns are named by their key or by the source's own, full name.
+
+    Attributes:
+        rename: column -> new key.
+        concatenate: new key -> columns whose flattened rows, side by side, make it, in place of them.
+        keys: what to keep beside ``action``, ``reward`` and the flags of episode ends; None keeps what the
+            format takes by itself.
+        action: the column or columns that make the action; None is the format's own.
+        kinds: column -> ``image`` or ``vector``, where the source does not declare it rightly.
+    """
+
+    rename: Mapping[str, str] = field(default_factory=dict)
+    concatenate: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    keys: Sequence[str] | None = None
+    action: str | Sequence[str] | None = None
+    kinds: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One key of the store and the columns it is made of.
+
+    Attributes:
+        key: in the store.
+        features: one column, or several whose flattened rows stand side by side.
+        flatten: rows become one vector, also those of a single column.
+        optional: nobody asked for it; where it cannot be read it is left out with a word.
+    """
+
+    key: str
+    features: tuple[Feature, ...]
+    flatten: bool = False
+    optional: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The columns' full names."""
+        return tuple(feature.name for feature in self.features)
+
+
+def choose_columns(source: Source, choice: Choice) -> list[Column]:
+    """The keys to be written, ``action`` among them; what is left out is logged.
+
+    Raises:
+        DataError: a name that is not there or means several columns, two columns for one key, a key that a
+            store cannot have, or a chosen column of a kind that cannot be read.
+    """
+    table = _Table(source)
+    for name, kind in choice.kinds.items():
+        table.declare(name, kind)
+    for name, key in choice.rename.items():
+        table.rename(name, key)
+    groups = {key: table.group(key, parts) for key, parts in choice.concatenate.items()}
+    if choice.action is not None:
+        parts = [choice.action] if isinstance(choice.action, str) else list(choice.action)
+        require(bool(parts), "action", parts, "one or more columns")
+        groups["action"] = tuple(table.find(str(part), full_name_first=True) for part in parts)
+        table.drop_default_action(groups["action"])
+    columns = table.columns(groups)
+    if choice.keys is None:
+        chosen = table.readable(columns, groups)
+    else:
+        chosen = table.selected(columns, choice.keys)
+    if "action" not in chosen:
+        raise DataError(
+            f"{source.where} has no key '{source.action}' to be the action (it has "
+            f"{listed(list(source.features)[:12])}); name its column, or several, with action=[...]."
+        )
+    _check(source, chosen, groups)
+    if choice.keys is None and all(key in _NOT_OBSERVED for key in chosen):
+        unread = [feature.name for feature in source.features.values() if feature.default and feature.problem]
+        raise DataError(
+            f"{source.where} has no observation that can be read (of {listed(source.features)} not read: "
+            f"{listed(unread)}); a policy needs at least one."
+        )
+    asked = None if choice.keys is None else {*choice.keys, "action"}
+    return [
+        Column(
+            key,
+            features,
+            flatten=key in groups,
+            optional=asked is not None and key in EPISODE_KEYS and key not in asked,
+        )
+        for key, (features,) in chosen.items()
+    ]
+
+
+_Makers = list[tuple[Feature, ...]]
+
+
+class _Table:
+    """A source's columns under the names they have so far."""
+
+    def __init__(self, source: Source) -> None:
+        self.where = source.where
+        self._source = source
+        self._features = dict(source.features)
+        self._keys = {name: feature.key for name, feature in source.features.items()}
+        self._wanted = {name for name, feature in source.features.items() if feature.default}
+
+    def find(self, name: str, *, full_name_first: bool = False) -> Feature:
+        """The column that is meant: by its full name, its key, or the end of its name."""
+        same_key = [other for other in self._wanted if self._keys[other] == name]
+        if name in self._features and (full_name_first or not same_key):
+            found = [name]
+        elif same_key:
+            found = sorted(same_key)
+        else:
+            found = [
+                other
+                for other, key in self._keys.items()
+                if key == name or other.endswith((f"/{name}", f".{name}"))
+            ]
+        if len(found) > 1:
+            raise DataError(
+                f"{self.where}: '{name}' may be {listed(found)}; give the others names of their own with "
+                f"rename={{'{found[-1]}': NEW}}."
+            )
+        if not found:
+            raise DataError(f"{self.where} has no key '{name}'; it has {listed(self._known())}.")
+        self._wanted.add(found[0])
+        return self._features[found[0]]
+
+    def declare(self, name: str, kind: str) -> None:
+        """Take a column for what the user says it holds."""
+        require(kind in _DECLARABLE, f"kinds.{name}", kind, "'image' or 'vector'")
+        feature = self.find(name, full_name_first=True)
+        shape = feature.shape
+        if kind == "image" and shape is not None and len(shape) not in (2, 3):
+            raise DataError(f"{self.where}: '{feature.name}' has rows of shape {shape}; no image has.")
+        first = kind == "image" and shape is not None and len(shape) == 3 and channels_first(shape)
+        self._features[feature.name] = dataclasses.replace(
+            feature, kind=_DECLARABLE[kind], channels_first=first
+        )
+
+    def rename(self, name: str, key: str) -> None:
+        """Give a column another key."""
+        feature = self.find(name, full_name_first=True)
+        check_key(key, self.where, "rename it to a name without")
+        self._keys[feature.name] = key
+
+    def group(self, key: str, parts: Any) -> tuple[Feature, ...]:
+        """The columns that are to stand side by side."""
+        if isinstance(parts, str) or not parts:
+            raise DataError(f"concatenate.{key} is {parts!r}; it must be a list of keys.")
+        check_key(key, self.where, "choose a name without")
+        return tuple(self.find(str(part)) for part in parts)
+
+    def drop_default_action(self, chosen: Sequence[Feature]) -> None:
+        """Where another action is chosen, leave the format's own out."""
+        default = self._source.action
+        if default in self._wanted and default not in {feature.name for feature in chosen}:
+            if self._keys[default] == "action":
+                self._wanted.discard(default)
+                logger.info("%s: '%s' is left out, as another action is chosen.", self.where, default)
+
+    def columns(self, groups: Mapping[str, tuple[Feature, ...]]) -> dict[str, _Makers]:
+        """Each key, with everything that would make it."""
+        used = {feature.name for features in groups.values() for feature in features}
+        columns: dict[str, _Makers] = {}
+        for name, feature in self._features.items():
+            if name in self._wanted and name not in used:
+                columns.setdefault(self._keys[name], []).append((feature,))
+        for key, features in groups.items():
+            columns.setdefault(key, []).append(tuple(self._features[f.name] for f in features))
+        return columns
+
+    def readable(self, columns: dict[str, _Makers], groups: Mapping[str, Any]) -> dict[str, _Makers]:
+        """Everything but what cannot be read, which is named in the log."""
+        chosen: dict[str, _Makers] = {}
+        left_out: dict[str, list[str]] = {}
+        for key, makers in columns.items():
+            for features in makers:
+                problem = features[0].problem
+                if problem and key not in groups and key != "action":
+                    reason = "" if features[0].note else features[0].kind.value
+                    left_out.setdefault(reason or problem, []).append(features[0].name)
+                else:
+                    chosen.setdefault(key, []).append(features)
+        for reason, names in left_out.items():
+            what = "images and videos are not decoded" if reason == Kind.ENCODED else f"not read ({reason})"
+            logger.warning("%s: %s; left out: %s.", self.where, what, ", ".join(names))
+        return chosen
+
+    def selected(self, columns: dict[str, _Makers], keys: Iterable[str]) -> dict[str, _Makers]:
+        """What the user names, the action, and rewards and ends where there are any."""
+        chosen: dict[str, _Makers] = {}
+        for key in map(str, keys):
+            if key in columns:
+                chosen[key] = columns[key]
+            else:
+                feature = self.find(key)
+                name = self._keys[feature.name]
+                chosen[name] = [
+                    *(other for other in columns.get(name, []) if other != (feature,) and name in chosen),
+                    (feature,),
+                ]
+        for key in ("action", *EPISODE_KEYS):
+            usable = [m for m in columns.get(key, []) if key == "action" or not m[0].problem]
+            if key not in chosen and usable:
+                chosen[key] = usable[:1] if key != "action" else self._own_action(usable)
+        return chosen
+
+    def _own_action(self, makers: _Makers) -> _Makers:
+        """The format's action where a column nobody named goes by the same key; else all that claim it."""
+        own = [m for m in makers if self._source.action in {feature.name for feature in m} or len(m) > 1]
+        return own if len(own) == 1 else makers
+
+    def _known(self) -> list[str]:
+        return sorted({*(self._keys[name] for name in self._wanted)} or set(self._features))[:20]
+
+
+def _check(source: Source, chosen: Mapping[str, _Makers], groups: Mapping[str, Any]) -> None:
+    for key, makers in chosen.items():
+        if len(makers) > 1:
+            names = [feature.name for features in makers for feature in features]
+            other = next((name for name in reversed(names) if name != source.action), names[-1])
+            raise DataError(
+                f"{source.where}: {listed(names)} would all be called '{key}'; rename one with "
+                f"rename={{'{other}': NEW}}, or choose others with keys=[...]."
+            )
+        check_key(
+            key, source.where, f"rename it with rename={{'{makers[0][0].name}': NEW}} to a name without"
+        )
+        for feature in makers[0]:
+            if feature.problem:
+                advice = _advice(key, feature)
+                raise DataError(f"{source.where}: '{feature.name}' {feature.problem}; {advice}.")
+            if feature.kind is Kind.IMAGE and key in groups:
+                raise DataError(
+                    f"{source.where}: '{feature.name}' holds images; they cannot be concatenated into '{key}'."
+                )
+
+
+def _advice(key: str, feature: Feature) -> str:
+    if key == "action":
+        return "name the columns that make the action with action=[...]"
+    if feature.kind is Kind.DEPTH:
+        return f"leave it out, or take it as plain numbers with kinds={{{Path(feature.name).name}: vector}}"
+    return "leave it out"

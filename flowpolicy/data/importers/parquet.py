@@ -1,0 +1,159 @@
+"""Columns of parquet files as arrays: chosen columns alone, one row group at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowpolicy.data.causes import reading_error
+from flowpolicy.data.features import Kind
+from flowpolicy.data.memory import free_memory_bytes
+from flowpolicy.errors import DataError
+
+_MAX_DEPTH = 6
+_NUMPY_NAMES = {"halffloat": "float16", "float": "float32", "double": "float64"}
+_DAMAGED = "is cut off, damaged or no parquet file"
+
+
+class Table:
+    """One file, of which the footer has been read.
+
+    Raises:
+        DataError: no parquet file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with _explained(path):
+            schema = self._open().schema_arrow
+            self.types: dict[str, Any] = {field.name: field.type for field in schema}
+        self._group: tuple[Any, Any] = (None, None)
+
+    def integers(self, names: Sequence[str]) -> dict[str, NDArray[np.int64]]:
+        """Whole columns of one integer a row, ``(rows,)`` each."""
+        with _explained(self.path):
+            rows = self._open().metadata.num_rows
+            if rows * 16 * len(names) > free_memory_bytes():
+                raise DataError(
+                    f"{self.path} declares {rows} rows, more than fit into memory; is it damaged?"
+                )
+            blocks = list(self.read(names, 0, rows, 1 << 24))
+        columns = {}
+        for name in names:
+            values = np.concatenate([block[name] for block in blocks]) if blocks else np.zeros(0, np.int64)
+            values = values.reshape(len(values), -1)[:, 0] if len(values) else values.reshape(0)
+            if values.dtype.kind not in "iu":
+                raise DataError(f"{self.path}: column '{name}' holds {values.dtype}; it must hold integers.")
+            columns[name] = values.astype(np.int64)
+        return columns
+
+    def read(
+        self, names: Sequence[str], first: int, count: int, block_bytes: int
+    ) -> Iterator[dict[str, NDArray[Any]]]:
+        """Rows ``first .. first + count - 1`` of the named columns, in blocks of about ``block_bytes``.
+
+        Raises:
+            DataError: a missing column, missing values, or rows of several lengths.
+        """
+        for name in names:
+            if name not in self.types:
+                raise DataError(
+                    f"{self.path} has no column '{name}', which other files have; make the files alike."
+                )
+        with _explained(self.path):
+            file = self._open()
+            start = 0
+            for number in range(file.num_row_groups):
+                rows = file.metadata.row_group(number).num_rows
+                begin, end = max(first, start), min(first + count, start + rows)
+                if begin < end:
+                    table = self._row_group(file, number, names)
+                    if table.num_rows != rows:
+                        raise DataError(f"{self.path} {_DAMAGED} (rows are missing); copy it again.")
+                    size = max(1, block_bytes * rows // max(1, table.nbytes))
+                    for at in range(begin, end, size):
+                        part = table.slice(at - start, min(size, end - at))
+                        yield {name: self._values(part.column(name), name) for name in names}
+                start += rows
+
+    def _open(self) -> Any:
+        import pyarrow.parquet
+
+        return pyarrow.parquet.ParquetFile(self.path, memory_map=False)
+
+    def _row_group(self, file: Any, number: int, names: Sequence[str]) -> Any:
+        """The columns of a row group; the last one is kept, for rows that do not lie in order."""
+        wanted = (number, tuple(names))
+        if self._group[0] != wanted:
+            self._group = (None, None)
+            needed = file.metadata.row_group(number).total_byte_size
+            if needed > free_memory_bytes():
+                raise DataError(f"{self.path} has a row group of {needed} bytes, more memory than is free.")
+            self._group = (wanted, file.read_row_group(number, columns=list(names), use_threads=False))
+        return self._group[1]
+
+    def _values(self, column: Any, name: str) -> NDArray[Any]:
+        return _array(column.combine_chunks(), name, self.path)
+
+
+def kind_of_type(stored: Any, depth: int = _MAX_DEPTH) -> tuple[Kind, np.dtype[Any] | None]:
+    """What an Arrow type holds, and numpy's type of its elements where they are plain numbers."""
+    import pyarrow.types as kinds
+
+    if kinds.is_boolean(stored) or kinds.is_integer(stored) or kinds.is_floating(stored):
+        name = str(stored)
+        return Kind.VECTOR, np.dtype(_NUMPY_NAMES.get(name, name))
+    if _is_list(stored) and depth:
+        return kind_of_type(stored.value_type, depth - 1)
+    if kinds.is_temporal(stored):
+        return Kind.TIME, None
+    if any(is_kind(stored) for is_kind in (kinds.is_string, kinds.is_large_string, kinds.is_string_view)):
+        return Kind.TEXT, None
+    if kinds.is_dictionary(stored):
+        return kind_of_type(stored.value_type, depth - 1)[0] if depth else Kind.OTHER, None
+    if kinds.is_struct(stored) and {field.name for field in stored} == {"bytes", "path"}:
+        return Kind.ENCODED, None  # an image, as the datasets library stores it
+    return Kind.OTHER, None
+
+
+def _is_list(stored: Any) -> bool:
+    import pyarrow.types as kinds
+
+    views = (getattr(kinds, name, None) for name in ("is_list_view", "is_large_list_view"))
+    tests = (kinds.is_list, kinds.is_large_list, kinds.is_fixed_size_list, *views)
+    return any(test(stored) for test in tests if test is not None)
+
+
+def _array(column: Any, name: str, path: Path) -> NDArray[Any]:
+    """The rows of an Arrow array ``(rows, ...)``."""
+    if column.null_count:
+        raise DataError(
+            f"{path}: column '{name}' has {column.null_count} missing values; repair or remove those rows."
+        )
+    if not _is_list(column.type):
+        return np.asarray(column.to_numpy(zero_copy_only=False))
+    import pyarrow.compute as compute
+
+    lengths = compute.list_value_length(column).to_numpy(zero_copy_only=False)
+    if len(lengths) and (lengths != lengths[0]).any():
+        raise DataError(f"{path}: column '{name}' has rows of different lengths; make them alike.")
+    inner = _array(column.flatten(), name, path)
+    return inner.reshape(len(column), int(lengths[0]) if len(lengths) else 0, *inner.shape[1:])
+
+
+class _explained:
+    """Whatever pyarrow raises inside the block becomes one sentence."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, Exception) and not isinstance(error, DataError):
+            raise reading_error(error, self._path, _DAMAGED) from error

@@ -1,0 +1,213 @@
+"""A store written block by block: it appears under its name when it is whole, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowpolicy.data.image_codecs import image_codec as codec_for_images
+from flowpolicy.data.zarr_reading import COMPLETE, import_zarr
+from flowpolicy.errors import DataError, FlowPolicyError
+from flowpolicy.interrupts import held_interrupts
+from flowpolicy.observations import is_image
+from flowpolicy.settings import require
+from flowpolicy.storage import atomic_file
+
+_CHUNK_BYTES = 1 << 20
+
+
+def check_new(path: Path | str) -> Path:
+    """``path``, expanded; refused where something stands there already."""
+    path = Path(str(path)).expanduser()
+    if path.exists() or path.is_symlink():
+        raise DataError(f"{path} exists already; remove it or choose another name.")
+    return path
+
+
+class StoreWriter:
+    """Takes blocks of rows of several keys and writes them in whole chunks; see :func:`store_writer`."""
+
+    def __init__(
+        self, folder: Path, steps: int, zarr_format: int, codec: Any, check: Callable[[], None]
+    ) -> None:
+        self._zarr, self._folder, self._format = import_zarr(), folder, zarr_format
+        self._steps, self._codec, self._check = steps, codec, check
+        self._columns: dict[str, _Pending] = {}
+        self.attributes: dict[str, Any] = {}
+
+    def append(self, rows: Mapping[str, NDArray[Any]]) -> None:
+        """Take the next rows of each key, ``(rows, ...)``; the first decide each key's shape and type.
+
+        Ctrl-C takes effect here.
+        """
+        self._check()
+        for key, values in rows.items():
+            if key not in self._columns:
+                self._columns[key] = self._create(f"data/{key}", values, self._steps)
+            self._columns[key].append(values)
+
+    def finish(self, episode_ends: NDArray[Any]) -> None:
+        """Write what is pending, the ends of the episodes and the attributes."""
+        for column in self._columns.values():
+            column.flush(whole=False)
+        ends = self._create("meta/episode_ends", episode_ends, len(episode_ends))
+        ends.append(episode_ends)
+        ends.flush(whole=False)
+        group = self._zarr.open_group(str(self._folder), mode="a", zarr_format=self._format)
+        group.attrs.update(self.attributes)
+        self._check()
+
+    def _create(self, name: str, like: NDArray[Any], steps: int) -> _Pending:
+        is_frames = like.dtype == np.uint8 and is_image(like.shape[1:])
+        row = max(1, int(np.prod(like.shape[1:], dtype=np.int64)) * like.dtype.itemsize)
+        rows = max(1, min(steps, _CHUNK_BYTES // row))
+        if self._codec is not None and is_frames:
+            rows, compressors = 1, self._codec
+        elif self._format == 2:
+            import numcodecs
+
+            compressors = numcodecs.Blosc("zstd", clevel=7, shuffle=numcodecs.Blosc.BITSHUFFLE)
+        else:
+            from zarr.codecs import BloscCodec
+
+            compressors = BloscCodec(cname="zstd", clevel=7, shuffle="bitshuffle")
+        array = self._zarr.create_array(
+            str(self._folder),
+            name=name,
+            shape=(steps, *like.shape[1:]),
+            dtype=like.dtype,
+            chunks=(rows, *like.shape[1:]),
+            compressors=compressors,
+            zarr_format=self._format,
+            attributes={COMPLETE: True},
+            config={"write_empty_chunks": True},  # a chunk of zeros is written too: a missing one is damage
+        )
+        return _Pending(array, rows)
+
+
+@dataclass
+class _Pending:
+    """An array on disk and the rows that do not fill its next chunk yet."""
+
+    array: Any
+    chunk: int
+    written: int = 0
+    blocks: list[NDArray[Any]] = field(default_factory=list)
+    rows: int = 0
+
+    def append(self, values: NDArray[Any]) -> None:
+        self.blocks.append(values)
+        self.rows += len(values)
+        if self.rows >= self.chunk:
+            self.flush()
+
+    def flush(self, whole: bool = True) -> None:
+        """Write whole chunks, or all there is, one chunk at a time.
+
+        zarr writes many side by side; where one fails (a full disk) the others would go on after the error
+        and bring a removed temporary store back.
+        """
+        until = self.rows - self.rows % self.chunk if whole else self.rows
+        values = self.blocks[0] if len(self.blocks) == 1 else np.concatenate(self.blocks or [np.empty(0)])
+        for first in range(0, until, self.chunk):
+            last = min(first + self.chunk, until)
+            self.array[self.written + first : self.written + last] = values[first:last]
+        self.written += until
+        rest = values[until:]
+        self.blocks = [rest.copy()] if len(rest) else []  # a view would keep the whole block in memory
+        self.rows = len(rest)
+
+
+@contextlib.contextmanager
+def store_writer(
+    path: Path | str, steps: int, *, zarr_format: int = 2, image_codec: str = "zstd"
+) -> Iterator[StoreWriter]:
+    """Yield a writer; what it was given stands at ``path`` when the block ends without error.
+
+    On an error, or Ctrl-C, nothing stays behind, not even a folder that was made for the store. A second
+    writer of the same path is refused.
+
+    Args:
+        path: the new store; a zip where it ends in ``.zip``.
+        steps: rows that every key will have.
+        zarr_format: 2 or 3.
+        image_codec: ``zstd`` or ``jpeg2000``; see :mod:`flowpolicy.data.image_codecs`.
+
+    Raises:
+        DataError: ``path`` exists, is being written, or zarr is missing.
+        FlowPolicyError: the disk is full or the place not writable.
+    """
+    import_zarr()
+    codec = codec_for_images(image_codec)
+    require(codec is None or zarr_format == 2, "zarr_format", zarr_format, "2 with another codec than zstd")
+    path = check_new(path)
+    if zarr_format not in (2, 3):
+        raise DataError(f"zarr_format is {zarr_format}; it must be 2 or 3.")
+    with (
+        held_interrupts() as check,
+        _only_if_whole(path.parent),
+        _alone(path),
+        atomic_file(path) as temporary,
+    ):
+        folder = temporary.with_name(f"{temporary.name}.parts") if path.suffix == ".zip" else temporary
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            yield StoreWriter(folder, steps, zarr_format, codec, check)
+            if folder != temporary:
+                _pack(folder, temporary, check)
+        finally:
+            if folder != temporary:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _pack(folder: Path, target: Path, check: Callable[[], None]) -> None:
+    """Move the files of a folder into a zip, uncompressed as their chunks are compressed already."""
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+            check()
+            archive.write(file, file.relative_to(folder).as_posix())
+            file.unlink()  # the disk need not hold everything twice
+
+
+@contextlib.contextmanager
+def _only_if_whole(folder: Path) -> Iterator[None]:
+    """Take away the folders that were made for a store which then was not written."""
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        yield
+    except BaseException:
+        for place in missing:
+            with contextlib.suppress(OSError):
+                place.rmdir()
+        raise
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Refuse a path that another program, or thread, is writing to."""
+    from filelock import FileLock, Timeout
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
+        lock.acquire()
+    except Timeout as error:
+        raise DataError(f"Another program is writing {path}; wait for it, or choose another name.") from error
+    except OSError as error:
+        raise FlowPolicyError(
+            f"{path} cannot be written ({error.strerror or error}); choose a writable place."
+        ) from error
+    try:
+        check_new(path)
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
