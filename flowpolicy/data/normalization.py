@@ -78,7 +78,7 @@ class Normalizer(nn.Module):
     @property
     def inverse_scale(self) -> Tensor:
         """1 / scale, and 0 where the dimension is constant."""
-        return torch.where(self.scale > 0, 1.0 / self.scale, 0.0)
+        return torch.nan_to_num(self.scale.reciprocal(), posinf=0.0)
 
     def normalize(self, values: Tensor) -> Tensor:
         """Physical ``(..., *shape)`` to normalised, held within +-``clip``."""

@@ -132,8 +132,8 @@ def spread(modulation: Tensor, ndim: int) -> tuple[Tensor, ...]:
 
 def modulate(x: Tensor, shift: Tensor, factor: Tensor) -> Tensor:
     """Layer norm of the last axis, times ``factor``, plus ``shift``."""
-    if factor.ndim == 1:  # the same for all rows: one kernel does it all, if they are of its input's type
-        return F.layer_norm(x, x.shape[-1:], factor.to(x.dtype), shift.to(x.dtype))
+    if factor.ndim == 1:  # the same for all rows: one kernel does it all
+        return F.layer_norm(x, x.shape[-1:], factor, shift)
     return shift + F.layer_norm(x, x.shape[-1:]) * factor
 
 

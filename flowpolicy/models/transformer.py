@@ -131,7 +131,9 @@ class VelocityTransformer(nn.Module):
         embedding = F.silu(embedding)
         shared = self.modulate(embedding)[:, None] + self.modulate_offset
         blocks = shared.view(len(t), 3 * self.config.depth, 3, self.config.width)
-        return blocks, self.modulate_output(embedding).view(len(t), 2, self.config.width)
+        # Under autocast a product is bfloat16; the layer norm of one row takes its factor in float32 only.
+        last = self.modulate_output(embedding).to(blocks.dtype)
+        return blocks, last.view(len(t), 2, self.config.width)
 
     def enter(self, x: Tensor) -> Tensor:
         """The residual stream ``(B, T, d)`` at the first block for a normalised noisy chunk ``(B, T, A)``."""
