@@ -204,8 +204,30 @@ def _refuse_bad_overrides(config_name: str) -> None:
             overrides = _first_of_sweeps(words) if is_sweep else words
             hydra.compose(config_name, overrides=overrides, return_hydra_config=True)
         except (HydraException, OmegaConfBaseException) as error:
+            unread = next((word for word in words if not _is_override(word)), None)
+            if unread is not None:
+                _fail(_how_to_write(unread))
             base = OmegaConf.to_container(hydra.compose(config_name), resolve=False)
             _fail(_explained(str(error), base))
+
+
+def _is_override(word: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(word)
+    except (HydraException, ValueError):
+        return False
+    return True
+
+
+def _how_to_write(word: str) -> str:
+    """One sentence on a word of the command line that is no override."""
+    key, equals, value = word.partition("=")
+    if not equals or not re.fullmatch(r"\S+", key):
+        return f"'{word}' is no setting; write key=value, such as seed=1."
+    return (
+        f"The value of {word} cannot be read; a list is written {key}=[a,b], and text with brackets or "
+        f'quotes in two pairs of quotes: "{key}={_quoted(value)}"'
+    )
 
 
 def _first_of_sweeps(overrides: list[str]) -> list[str]:

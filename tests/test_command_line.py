@@ -1,10 +1,20 @@
 """Paths on the command line, which Hydra's grammar would take for something else."""
 
+import dataclasses
+from pathlib import Path
+from typing import get_type_hints
+
 import hydra
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from flowpolicy.cli import quoted_path
+from flowpolicy.cli import quoted_path, script
+from flowpolicy.control.run import RunConfig
+from flowpolicy.errors import ConfigError
+from flowpolicy.evaluation.sweep import EvaluationConfig
+from flowpolicy.finetuning.config import FinetuneConfig
+from flowpolicy.pretraining.run import PretrainConfig
+from flowpolicy.settings import build
 
 PATHS = [
     "/tmp/my file (1).hdf5", "/tmp/demo(1).hdf5", "/tmp/a,b.hdf5", "/tmp/lr=0.1/best", "/tmp/[old]/x.zarr",
@@ -24,11 +34,29 @@ def parsed(word):
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("key", ["source", "out", "run_dir"])
-def test_a_path_arrives_as_it_was_typed(base, path, key):
-    word = quoted_path(f"{key}={path}", base)
+def test_a_path_arrives_as_it_was_typed(base, path):
+    for key in ("source", "out", "run_dir"):
+        found = parsed(quoted_path(f"{key}={path}", base))
+        assert getattr(found, "text", found) == path
+
+
+def test_paths_of_all_kinds_survive_the_whole_config(base):
+    overrides = [quoted_path(f"+paths.p{number}={path}", base) for number, path in enumerate(PATHS)]
     with hydra.initialize_config_module("flowpolicy_configs", version_base="1.3"):
-        assert hydra.compose("import_demos", overrides=[word])[key] == path
+        found = hydra.compose("import_demos", overrides=overrides).paths
+    assert list(found.values()) == PATHS
+
+
+@pytest.mark.parametrize(
+    "word", ["source=[/tmp/x", "keys=[a,b", "/tmp/x.hdf5", "sou rce=/tmp/x", "source='/tmp/a"]
+)
+def test_what_cannot_be_read_is_refused_with_the_way_to_write_it(word, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["import_demos.py", "source=a", "out=b", word])
+    with pytest.raises(SystemExit):
+        script("import_demos")(lambda config, run_dir: None)()
+    [sentence] = capsys.readouterr().err.splitlines()
+    assert word in sentence
+    assert "write" in sentence or "two pairs of quotes" in sentence
 
 
 def test_a_file_that_exists_is_meant(base, tmp_path, monkeypatch):
@@ -53,3 +81,19 @@ def test_lists_maps_quotes_and_interpolations_stay(base, word):
 
 def test_a_sweep_over_paths_stays_one(base):
     assert quoted_path("source=/tmp/a,/tmp/b", base, is_sweep=True) == "source=/tmp/a,/tmp/b"
+
+
+@pytest.mark.parametrize("config", [EvaluationConfig, PretrainConfig, FinetuneConfig, RunConfig])
+@pytest.mark.parametrize("value", [False, True, 0, 2])
+def test_video_is_a_switch_or_an_amount_everywhere(config, value):
+    """Settings are checked by their types."""
+    only_video = dataclasses.make_dataclass("Only", [("video", get_type_hints(config)["video"])])
+    assert build(only_video, {"video": value}, "").video == value
+    with pytest.raises(ConfigError, match="video"):
+        build(only_video, {"video": "many"}, "")
+
+
+@pytest.mark.parametrize("name", ["evaluate", "pretrain", "finetune_reinflow", "run_control"])
+def test_every_program_films_unless_told_not_to(name):
+    text = (Path(__file__).parents[1] / "configs" / f"{name}.yaml").read_text()
+    assert "\nvideo: true " in text
