@@ -17,6 +17,7 @@ try:
     from filelock import FileLock, Timeout
     from hydra.core.hydra_config import HydraConfig
     from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import QuotedString
     from hydra.errors import HydraException
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -58,6 +59,7 @@ def script(config_name: str) -> Callable[[Main], Callable[[], None]]:
         def program() -> None:
             logging.basicConfig(level=logging.INFO, format="%(message)s")
             logging.getLogger("OpenGL").setLevel(logging.WARNING)  # it announces an optional module it lacks
+            _quote_paths(config_name)
             _refuse_bad_overrides(config_name)
             hydra.main(version_base="1.3", config_path=f"pkg://{CONFIG_PACKAGE}", config_name=config_name)(
                 job
@@ -144,6 +146,64 @@ def _plain(config: DictConfig) -> dict[str, Any]:
         raise FlowPolicyError(f"'{key}' needs a value; add {key}=... to the command.") from error
 
 
+def _quote_paths(config_name: str) -> None:
+    """Quote the values of the command line that Hydra would not read as the paths that they are."""
+    if not any("=" in word for word in sys.argv[1:]):
+        return
+    is_sweep = any(word in ("--multirun", "-m") for word in sys.argv[1:])
+    with hydra.initialize_config_module(CONFIG_PACKAGE, version_base="1.3"):
+        base = hydra.compose(config_name)
+    sys.argv[1:] = [quoted_path(word, base, is_sweep=is_sweep) for word in sys.argv[1:]]
+
+
+def quoted_path(word: str, base: DictConfig, *, is_sweep: bool = False) -> str:
+    """An override ``key=value``, its value quoted where Hydra's grammar would not read it as one text.
+
+    Parentheses, commas, brackets, spaces and others mean something in that grammar, and a path may hold them.
+    Quoted is what the grammar cannot read, and what it reads as something else though it is a path: a file of
+    that name exists or, outside of a sweep, it has a folder and no brackets around it. What the user quoted,
+    and the values of settings that are lists, numbers or switches, stay as they are.
+
+    Args:
+        word: of the command line.
+        base: the config before overrides.
+        is_sweep: commas separate the values of several runs.
+    """
+    key, equals, value = word.partition("=")
+    if (
+        not equals
+        or not value
+        or not re.fullmatch(r"(\+\+?)?[\w.]+", key)
+        or not _takes_text(base, key.lstrip("+"))
+    ):
+        return word
+    quoted = f"{key}={_quoted(value)}"
+    try:
+        parsed = OverridesParser.create().parse_override(word)
+    except (HydraException, ValueError):  # a '[' that a list does not follow, a '(' without a function
+        return word if value[0] in "'\"[{" and not Path(value).exists() else quoted
+    if isinstance(parsed.value(), str | QuotedString):
+        return word
+    is_path = Path(value).exists() or (parsed.is_sweep_override() and not is_sweep and "/" in value)
+    return quoted if is_path else word
+
+
+def _takes_text(base: DictConfig, key: str) -> bool:
+    """Whether the config has a text at ``key``, or nothing that says what it takes."""
+    try:
+        value = OmegaConf.select(base, key, throw_on_missing=False)
+    except OmegaConfBaseException:
+        return True
+    return value is None or isinstance(value, str)
+
+
+def _quoted(value: str) -> str:
+    """``value`` in Hydra's quotes, where backslashes are doubled only before a quote and at the end."""
+    inside = re.sub(r"(\\*)'", r"\1\1\\'", value)
+    inside += "\\" * (len(inside) - len(inside.rstrip("\\")))
+    return f"'{inside}'"
+
+
 def _refuse_bad_overrides(config_name: str) -> None:
     """Compose once beforehand, so that a misspelt override is one sentence and not Hydra's page."""
     words = [word for word in sys.argv[1:] if word not in ("--multirun", "-m")]
@@ -155,8 +215,30 @@ def _refuse_bad_overrides(config_name: str) -> None:
             overrides = _first_of_sweeps(words) if is_sweep else words
             hydra.compose(config_name, overrides=overrides, return_hydra_config=True)
         except (HydraException, OmegaConfBaseException) as error:
+            unread = next((word for word in words if not _is_override(word)), None)
+            if unread is not None:
+                _fail(_how_to_write(unread))
             base = OmegaConf.to_container(hydra.compose(config_name), resolve=False)
             _fail(_explained(str(error), base))
+
+
+def _is_override(word: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(word)
+    except (HydraException, ValueError):
+        return False
+    return True
+
+
+def _how_to_write(word: str) -> str:
+    """One sentence on a word of the command line that is no override."""
+    key, equals, value = word.partition("=")
+    if not equals or not re.fullmatch(r"\S+", key):
+        return f"'{word}' is no setting; write key=value, such as seed=1."
+    return (
+        f"The value of {word} cannot be read; a list is written {key}=[a,b], and text with brackets or "
+        f'quotes in two pairs of quotes: "{key}={_quoted(value)}"'
+    )
 
 
 def _first_of_sweeps(overrides: list[str]) -> list[str]:

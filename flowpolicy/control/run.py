@@ -32,6 +32,9 @@ from flowpolicy.storage import write_json
 
 log = logging.getLogger(__name__)
 
+FILM_S = 30.0
+"""Seconds of film where none are named."""
+
 ROBOT_SEED = 7_000_000
 """First environment seed of control runs; evaluation, calibration and training use lower ones."""
 
@@ -67,7 +70,7 @@ class RunConfig(SamplerChoice):
         inference: ``process`` or ``thread``, where chunks are planned.
         duration_s: of the run.
         seed: of the noises.
-        video: seconds of film of a simulated robot, made afterwards; 0 makes none.
+        video: seconds of film of a simulated robot, made afterwards; true makes 30 of them, false none.
         rerun: also write the telemetry for the Rerun viewer.
     """
 
@@ -77,13 +80,13 @@ class RunConfig(SamplerChoice):
     inference: str = "process"
     duration_s: float = 30.0
     seed: int = 0
-    video: float = 30.0
+    video: bool | float = True
     rerun: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.duration_s > 0, "duration_s", self.duration_s, "positive")
-        require(self.video >= 0, "video", self.video, "0 or more seconds")
+        require(self.video >= 0, "video", self.video, "0 or more seconds, true or false")
         if self.plan and self.fast_steps is not None:
             raise ConfigError("plan= decides fast_steps too; leave out one of them.")
         if self.inpainting:
@@ -244,7 +247,8 @@ def _write(
     write_json(files[1], events)
     video = None
     if world is not None and config.video > 0:
-        video = film(task, world, run_dir / "run.mp4", config.video)
+        seconds = FILM_S if config.video is True else float(config.video)
+        video = film(task, world, run_dir / "run.mp4", seconds)
     if config.rerun:
         from flowpolicy.control.rerun_log import write_rerun
 

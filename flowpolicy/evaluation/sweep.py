@@ -30,7 +30,7 @@ class EvaluationConfig:
         num_envs: environments side by side in each process.
         workers: processes.
         zero_noise: x_0 = 0 in place of a draw from N(0, I).
-        video: episodes to film at ``num_steps``.
+        video: episodes to film at ``num_steps``; true films one, false none.
         force: evaluate a K that a fine-tuned checkpoint was not tuned for.
         device: of the policy; ``auto`` takes a GPU where there is one.
         threads: CPU threads of torch; None leaves its choice.
@@ -45,7 +45,7 @@ class EvaluationConfig:
     num_envs: int = 20
     workers: int = 1
     zero_noise: bool = False
-    video: int = 0
+    video: bool | int = 0
     force: bool = False
     device: str = "auto"
     threads: int | None = None
@@ -53,7 +53,7 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         for name in ("episodes", "num_envs", "workers"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        require(self.video >= 0, "video", self.video, "0 or more episodes to film")
+        require(self.video >= 0, "video", self.video, "0 or more episodes to film, true or false")
         require(self.seed >= 0, "seed", self.seed, "0 or more")
         for value in (*self.k_sweep, *(() if self.num_steps is None else (self.num_steps,))):
             require(isinstance(value, int) and value >= 1, "num_steps", value, "an integer of at least 1")

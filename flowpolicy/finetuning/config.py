@@ -129,7 +129,7 @@ class FinetuneConfig:
         seed: of everything random.
         device: ``auto`` takes a GPU where there is one.
         resume: continue the run in ``run_dir``.
-        video: film one episode before and after, side by side.
+        video: episodes to film before and after, side by side; true films one, false none.
     """
 
     env: dict[str, Any]
@@ -156,7 +156,7 @@ class FinetuneConfig:
     seed: int = 0
     device: str = "auto"
     resume: bool = False
-    video: bool = True
+    video: bool | int = True
 
     def __post_init__(self) -> None:
         for name in (
@@ -168,7 +168,7 @@ class FinetuneConfig:
             "save_every",
         ):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("evaluate_every", "final_episodes", "seed"):
+        for name in ("evaluate_every", "final_episodes", "seed", "video"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         require(self.threads is None or self.threads >= 1, "threads", self.threads, "at least 1, or null")
         require(self.workers is None or self.workers >= 0, "workers", self.workers, "at least 0, or null")

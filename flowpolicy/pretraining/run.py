@@ -52,7 +52,7 @@ class PretrainConfig:
         seed: of weights, batches, noise and the choice of held-out episodes.
         device: ``auto`` takes a GPU where there is one.
         resume: continue the run in ``run_dir``.
-        video: record one evaluation episode.
+        video: episodes of the final evaluation to film; true films one, false none.
     """
 
     env: dict[str, Any]
@@ -63,10 +63,11 @@ class PretrainConfig:
     seed: int = 0
     device: str = "auto"
     resume: bool = False
-    video: bool = True
+    video: bool | int = True
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, "seed", self.seed, "at least 0")
+        require(self.video >= 0, "video", self.video, "0 or more episodes to film, true or false")
 
 
 def pretrain(settings: Mapping[str, Any], run_dir: Path, *, command: str = "") -> Path | None:
@@ -126,7 +127,7 @@ def _run(config: PretrainConfig, run_dir: Path, command: str, group: Processes) 
             task,
             episodes=episodes,
             num_envs=config.train.num_envs,
-            record=int(video is not None),
+            record=int(config.video),
             video=video,
         )
 

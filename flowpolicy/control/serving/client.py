@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from websockets.exceptions import InvalidStatus, WebSocketException
+from websockets.exceptions import InvalidHandshake, InvalidStatus, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
 from flowpolicy.control.serving.messages import MessageError, decode, encode
@@ -214,7 +214,7 @@ class PolicyClient:
                 f"The server at {self.address} gave no answer in {self.timeout:g} s; "
                 "the next request connects again."
             ) from error
-        except (WebSocketException, OSError, EOFError) as error:
+        except (WebSocketException, OSError, EOFError, AssertionError) as error:
             self._drop()
             raise ServerUnreachableError(
                 f"The server at {self.address} ended the connection ({_line(error)}); the next "
@@ -236,7 +236,14 @@ class PolicyClient:
             except InvalidStatus as error:
                 if error.response.status_code == 401:
                     reason = bytes(error.response.body or b"").decode(errors="replace").strip()
-                    raise ConfigError(f"The server at {self.address} refuses: {reason}") from error
+                    raise ConfigError(f"The server at {self.address} refuses: {_shown(reason)}.") from error
+                if error.response.status_code < 500:
+                    raise self._other_server(error) from error
+                failure = error
+            except InvalidHandshake as error:
+                # One that ended the connection may be about to restart; what else it said will not change.
+                if not isinstance(error.__cause__, (EOFError, OSError)):
+                    raise self._other_server(error.__cause__ or error) from error
                 failure = error
             except (OSError, EOFError, WebSocketException) as error:
                 failure = error
@@ -265,8 +272,15 @@ class PolicyClient:
             )  # fmt: skip
             message = self._connection.recv(seconds)
             if isinstance(message, str):
-                raise EOFError(message)
+                raise self._other_server(f"it says: {message}")
             return decode(message)
+        except MessageError as error:
+            self._drop()
+            raise self._other_server(error) from error
+        except (AssertionError, RuntimeError, ValueError) as error:
+            # The library takes for granted that a server does not speak before it is asked.
+            self._drop()
+            raise self._other_server("it speaks another protocol") from error
         except BaseException:
             self._drop()
             raise
@@ -274,7 +288,7 @@ class PolicyClient:
     def _take(self, metadata: Any) -> None:
         """Keep the metadata; after a reconnection it must describe the same observations and actions."""
         keys = ("observation_shapes", "obs_horizon", "action_horizon", "execute_horizon", "action_dim", "nfe")
-        if not isinstance(metadata, dict) or not all(key in metadata for key in keys):
+        if not _describes_policy(metadata, keys):
             self._drop()
             raise ServerUnreachableError(
                 f"The server at {self.address} does not describe its policy; it is none of flowpolicy's."
@@ -287,6 +301,12 @@ class PolicyClient:
                 "client for it."
             )
         self.metadata = metadata
+
+    def _other_server(self, reason: object) -> ServerUnreachableError:
+        return ServerUnreachableError(
+            f"What listens at {self.address} is no policy server ({_shown(str(reason))}); "
+            "check host and port."
+        )
 
     def _drop(self) -> None:
         """Forget the connection, without waiting for a server that may hang."""
@@ -307,5 +327,24 @@ def _as_array(value: Any) -> Any:
     return np.asarray(value) if isinstance(value, (list, tuple)) else value
 
 
+def _describes_policy(metadata: Any, keys: tuple[str, ...]) -> bool:
+    if not isinstance(metadata, dict) or not all(key in metadata for key in keys):
+        return False
+    shapes = metadata["observation_shapes"]
+    sizes = [metadata[key] for key in keys[1:]]
+    if not isinstance(shapes, dict) or not all(isinstance(key, str) for key in shapes):
+        return False
+    if not all(isinstance(shape, list) for shape in shapes.values()):
+        return False
+    sizes += [size for shape in shapes.values() for size in shape]
+    return all(type(size) is int and size >= 1 for size in sizes)
+
+
 def _line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    return _shown(str(error)) or type(error).__name__
+
+
+def _shown(text: str) -> str:
+    """The first line of what a stranger may have written, short and printable."""
+    line = next((line for line in text.splitlines() if line.strip()), "")
+    return "".join(each if each.isprintable() else "?" for each in line)[:120].rstrip(".")

@@ -18,6 +18,15 @@ from flowpolicy.control.serving.statistics import ServerStatistics
 SEND_BUFFER = 65536
 """Bytes of answers that the system keeps for a client before it counts as not reading."""
 
+FRAGMENTS_AT_ONCE = 256
+FRAGMENTS_PER_S = 100.0
+FRAGMENT_BYTES = 256
+"""Pieces of messages and pings that a client may send: so many at once, so many a second, and one more for so
+many bytes. Each costs the server as much time as a whole message."""
+
+FIRST_BYTES = 2048
+"""Of what has come that are looked at first: enough for a flood of fragments to be noticed."""
+
 
 class Host(Protocol):
     """What a connection needs of its server."""
@@ -57,6 +66,7 @@ class GuardedConnection(ServerConnection):
         self.is_proven = self.is_served = self.is_busy = self.is_counted = self.is_gone = False
         self.peer = ""
         self._in_fragments = self._has_whole = False
+        self._fragments_left, self._counted_at = float(FRAGMENTS_AT_ONCE), time.monotonic()
         self._patience: asyncio.TimerHandle | None = None
         self._farewell: asyncio.Future[None] | None = None
 
@@ -97,7 +107,11 @@ class GuardedConnection(ServerConnection):
     def data_received(self, data: bytes) -> None:
         """Called by asyncio; a message that came in one piece costs no timer."""
         self._has_whole = False
-        super().data_received(data)
+        # The library would take all the fragments apart before the first of them is seen here.
+        start, size = 0, FIRST_BYTES
+        while start < len(data) and not self.transport.is_closing():
+            super().data_received(data[start : start + size])
+            start, size = start + size, 2 * size
         if self._has_whole and self._patience is not None:
             self._patience.cancel()
             self._patience = None
@@ -113,10 +127,24 @@ class GuardedConnection(ServerConnection):
 
     def process_event(self, event: Any) -> None:
         """Called by the library with the request of the handshake, then with every whole frame."""
-        if isinstance(event, Frame) and event.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
-            self._in_fragments = not event.fin
+        if self.transport.is_closing():
+            return
+        if isinstance(event, Frame):
+            is_whole = event.fin and event.opcode in (Opcode.TEXT, Opcode.BINARY)
+            if not is_whole and not self._may_send_fragment(len(event.data)):
+                self.drop("too many fragments or pings")
+                return
+            if event.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
+                self._in_fragments = not event.fin
         self._has_whole = self._has_whole or not self._in_fragments
         super().process_event(event)
+
+    def _may_send_fragment(self, size: int) -> bool:
+        now = time.monotonic()
+        earned = FRAGMENTS_PER_S * (now - self._counted_at) + size / FRAGMENT_BYTES
+        self._counted_at = now
+        self._fragments_left = min(self._fragments_left + earned, float(FRAGMENTS_AT_ONCE)) - 1
+        return self._fragments_left >= 0
 
 
 def _network(address: str) -> str:

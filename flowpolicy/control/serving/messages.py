@@ -1,9 +1,10 @@
 """Messages of the policy server: msgpack that may hold numpy arrays, as openpi's client writes them.
 
 An array is a map with the binary keys ``__ndarray__``, ``data``, ``dtype`` and ``shape``, a numpy scalar one
-with ``__npgeneric__``, ``data`` and ``dtype``. A message comes from anyone who can reach the port, so
-decoding it runs no code of the sender's, refuses what no policy needs, and cannot be made to use much more
-memory than the message has bytes.
+with ``__npgeneric__``, ``data`` and ``dtype``. The layout of the package msgpack-numpy (``nd``, ``type``,
+``kind``, ``shape``, ``data``, as binary or text) is read too. A message comes from anyone who can reach the
+port, so decoding it runs no code of the sender's, refuses what no policy needs, and cannot be made to use
+much more memory than the message has bytes.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ MAX_ELEMENTS = 2**31
 """Of an array, counting an empty dimension as one."""
 
 _ARRAY, _SCALAR = b"__ndarray__", b"__npgeneric__"
+_ELSEWHERE = (b"nd", "nd")  # msgpack-numpy's mark: true of an array, false of a scalar
 _DTYPE = re.compile(
     r"[<>|=]?(b1|[iu][1248]|f[248])"
 )  # no objects, structures, strings, dates, complex numbers
@@ -121,6 +123,8 @@ def _restored(value: Any, depth: int) -> Any:
             return _array(value)
         if _SCALAR in value:
             return _scalar(value)
+        if any(isinstance(value.get(mark), bool) for mark in _ELSEWHERE):
+            return _from_msgpack_numpy(value)
         return {key: _restored(item, depth - 1) for key, item in value.items()}
     if value is None or isinstance(value, (bool, int, float, str, bytes)):
         return value
@@ -144,6 +148,25 @@ def _array(parts: dict[Any, Any]) -> NDArray[Any]:
     if dtype.kind == "b":  # a byte other than 0 and 1 is no boolean
         return np.asarray(np.frombuffer(data, np.uint8).reshape(shape) != 0)
     return np.frombuffer(data, dtype).reshape(shape).astype(dtype.newbyteorder("="), copy=True)
+
+
+def _from_msgpack_numpy(parts: dict[Any, Any]) -> Any:
+    """An array or scalar as the package msgpack-numpy writes it; never its pickled ones."""
+    found = {key.decode("ascii", "replace") if isinstance(key, bytes) else key: parts[key] for key in parts}
+    is_array = found["nd"]
+    if found.keys() - {"kind"} != {"nd", "type", "data"} | ({"shape"} if is_array else set()):
+        raise MessageError(
+            "An array in msgpack-numpy's layout lacks its type, shape or data, or has more than these."
+        )
+    if found.get("kind", b"") not in (b"", "", None):  # structures, and pickled objects
+        raise MessageError(
+            "An array in msgpack-numpy's layout holds objects or structures; send booleans, integers or "
+            "floats."
+        )
+    name = found["type"].decode("ascii", "replace") if isinstance(found["type"], bytes) else found["type"]
+    shape = found["shape"] if is_array else []
+    whole = _array({_ARRAY: True, b"data": found["data"], b"dtype": name, b"shape": shape})
+    return whole if is_array else whole[()]
 
 
 def _scalar(parts: dict[Any, Any]) -> Any:

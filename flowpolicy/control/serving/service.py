@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,11 +18,16 @@ from flowpolicy.control.planners import resting_observation
 from flowpolicy.control.serving.messages import decode, encode
 from flowpolicy.errors import FlowPolicyError
 from flowpolicy.execution import ChunkPolicy
-from flowpolicy.observations import is_image
+from flowpolicy.observations import TASK, is_image
 from flowpolicy.settings import require
+
+log = logging.getLogger(__name__)
 
 NOISE = "noise"
 """Key of a request's x_0."""
+
+PROMPT = "prompt"
+"""Key of a request's instruction, which openpi's clients send."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,10 @@ class PolicyService:
     A request is a map with the policy's observation keys: ``(T_o, *shape)`` each, oldest step first, or
     ``shape`` alone where T_o = 1, in physical units; or ``(B, T_o, *shape)`` for several chunks at once. Who
     asks a policy of T_o > 1 stacks the history: the server keeps none. The optional entry ``noise`` is x_0,
-    ``(T, A)`` with the same batch dimension; else the server draws it. The answer holds ``actions``,
+    ``(T, A)`` with the same batch dimension; else the server draws it. What openpi's example clients send
+    fits too: ``prompt``, which no policy here reads, is left out; a map in the map names its entries by a
+    path, such as ``images/cam_high``; a path whose beginning the policy does not know, such as
+    ``observation/``, stands for its end; an image may have its channels first. The answer holds ``actions``,
     ``(T, A)`` or ``(B, T, A)`` float32 in physical units, and milliseconds in ``server_timing`` and
     ``policy_timing``.
 
@@ -75,6 +84,7 @@ class PolicyService:
         if NOISE in policy.observation_shapes:
             raise FlowPolicyError(f"The policy has an observation '{NOISE}', the protocol's name for x_0.")
         self.policy, self.max_batch, self.rows_per_turn = policy, max_batch, rows_per_turn
+        self._has_told_of_prompt = False
         self._generator = torch.Generator().manual_seed(seed)
         self._chunk_shape = (policy.action_horizon, policy.action_dim)
         self._shapes = {key: (policy.obs_horizon, *shape) for key, shape in policy.observation_shapes.items()}
@@ -152,12 +162,7 @@ class PolicyService:
         content = decode(message)
         if not isinstance(content, dict):
             raise FlowPolicyError("The request is no map; send one from observation keys to arrays.")
-        for key in content:
-            if key not in self._shapes and key != NOISE:
-                raise FlowPolicyError(
-                    f"The request has the unknown entry '{str(key)[:60]}'; the policy takes "
-                    f"{', '.join(self._shapes)}, and {NOISE}."
-                )
+        content = self._named(content)
         observations = {}
         batch: int | None = None  # None: sent without a batch dimension
         for index, (key, shape) in enumerate(self._shapes.items()):
@@ -181,6 +186,48 @@ class PolicyService:
         else:
             noise = torch.randn((rows, *self._chunk_shape), generator=self._generator).numpy()
         return PlanRequest(observations, noise, batch is not None)
+
+    def _named(self, content: Mapping[Any, Any]) -> dict[str, Any]:
+        """The entries of a request by the policy's names."""
+        named: dict[str, Any] = {}
+        sources: dict[str, str] = {}
+        for path, value in _entries(content):
+            key = self._name(path)
+            if key is None and path == PROMPT:
+                self._leave_out_prompt(value)
+                continue
+            if key is None:
+                raise FlowPolicyError(
+                    f"The request has the unknown entry '{path[:60]}'; the policy takes "
+                    f"{', '.join(self._shapes)}, and {NOISE}."
+                )
+            if key in named:
+                raise FlowPolicyError(
+                    f"The request's '{sources[key][:60]}' and '{path[:60]}' both mean '{key}'; send one."
+                )
+            named[key], sources[key] = value, path
+        return named
+
+    def _name(self, path: str) -> str | None:
+        """The policy's own name of an entry: the path, or its longest end that the policy has."""
+        if path == NOISE:
+            return NOISE
+        parts = path.split("/")
+        ends = ("/".join(parts[start:]) for start in range(len(parts)))
+        return next((end for end in ends if end in self._shapes), None)
+
+    def _leave_out_prompt(self, prompt: Any) -> None:
+        texts = prompt if isinstance(prompt, list) else [prompt]
+        if not all(isinstance(text, str) for text in texts):
+            raise FlowPolicyError(f"The request's '{PROMPT}' is no text; send a string, or leave it out.")
+        if not self._has_told_of_prompt:
+            self._has_told_of_prompt = True
+            told = (
+                f"; it reads which task is meant from the one-hot vector '{TASK}'"
+                if TASK in self._shapes
+                else ""
+            )
+            log.info("A client sends '%s', which this policy does not read%s.", PROMPT, told)
 
     def _plan(
         self, observations: Mapping[str, NDArray[Any]], noise: NDArray[np.float32]
@@ -206,6 +253,25 @@ def describe(sampler: Sampler) -> dict[str, Any]:
     }
 
 
+def _entries(content: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The entries of a map of maps, named by their paths."""
+    for key, value in content.items():
+        path = f"{prefix}{key.decode('utf-8', 'replace') if isinstance(key, bytes) else key}"
+        if isinstance(value, dict):
+            yield from _entries(value, f"{path}/")
+        else:
+            yield path, value
+
+
+def _channels_last(value: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any] | None:
+    """``(..., C, H, W)`` as ``(..., H, W, C)``, where that is what ``shape`` is; else None."""
+    if value.ndim < 3:
+        return None
+    moved = np.moveaxis(value, -3, -1)
+    fits = moved.shape in (shape, shape[1:]) or moved.shape[1:] == shape
+    return moved if fits else None
+
+
 def _checked(name: str, value: Any, shape: tuple[int, ...]) -> tuple[NDArray[Any], int | None]:
     """``(B, *shape)`` from an array of that shape, of ``shape``, or, where T_o = 1, of ``shape[1:]``; and B,
     None where it was sent without."""
@@ -219,6 +285,8 @@ def _checked(name: str, value: Any, shape: tuple[int, ...]) -> tuple[NDArray[Any
         rows = value[None]
     elif shape[0] == 1 and given == shape[1:]:
         rows = value[None, None]
+    elif is_image(shape[1:]) and (moved := _channels_last(value, shape)) is not None:
+        return _checked(name, moved, shape)
     else:
         sizes = ", ".join(map(str, shape))
         raise FlowPolicyError(f"{name} has shape {given}; send ({sizes}), or (batch, {sizes}).")

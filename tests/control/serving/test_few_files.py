@@ -23,7 +23,8 @@ FLOOD = """
 import resource, selectors, socket, struct, sys, time
 hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 resource.setrlimit(resource.RLIMIT_NOFILE, (1024 if hard < 0 else min(1024, hard), hard))
-host, port, places, first, then = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4].encode(), sys.argv[5]
+host, port, places, first, then = sys.argv[1:]
+port, places, first = int(port), int(places), first.encode()
 selector, ends, opened = selectors.DefaultSelector(), time.monotonic() + 8, 0
 def connect():
     connection = socket.create_connection((host, port))
