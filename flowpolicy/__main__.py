@@ -1,4 +1,4 @@
-"""The ``flowpolicy`` command, ``python -m flowpolicy`` too: its sub-commands are the scripts, by their names."""
+"""The ``flowpolicy`` command, ``python -m flowpolicy`` too; its sub-commands are the scripts."""
 
 from __future__ import annotations
 

@@ -110,8 +110,8 @@ def test_a_mistake_is_one_sentence_and_exit_status_one(mujoco, repo_root, tmp_pa
 @pytest.mark.slow
 def test_torchrun_trains_with_two_processes(mujoco, repo_root, tmp_path):
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "scripts/pretrain.py",
-        *TINY, "train.final_episodes=0", "video=false", f"run_dir={tmp_path}",
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+        "scripts/pretrain.py", *TINY, "train.final_episodes=0", "video=false", f"run_dir={tmp_path}",
     ]  # fmt: skip
     done = subprocess.run(command, cwd=repo_root, capture_output=True, text=True, check=False, timeout=250)
     assert done.returncode == 0, done.stderr
