@@ -1,8 +1,8 @@
 """The packages of a distribution; everything else about it stands in pyproject.toml.
 
-`envs`, `configs` and `scripts` are installed as `flowpolicy_envs`, `flowpolicy_configs` and `flowpolicy_scripts`,
-so that nothing with a general name lands in anyone's site-packages. Setuptools can find packages or rename them in
-pyproject.toml, but not both.
+`envs`, `configs` and `scripts` are installed as `flowpolicy_envs`, `flowpolicy_configs` and
+`flowpolicy_scripts`, so that nothing with a general name lands in anyone's site-packages. In pyproject.toml
+setuptools can find packages or rename them, but not both.
 """
 
 from setuptools import find_packages, setup

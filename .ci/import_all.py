@@ -1,4 +1,4 @@
-"""Import every module of the installed distribution: only where an extra is needed may something be missing."""
+"""Import every module of the installed distribution; only what an extra brings may be missing."""
 
 from __future__ import annotations
 

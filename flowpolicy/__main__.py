@@ -1,4 +1,4 @@
-"""The ``flowpolicy`` command, ``python -m flowpolicy`` too: its sub-commands are the scripts, by their names."""
+"""The ``flowpolicy`` command, ``python -m flowpolicy`` too; its sub-commands are the scripts."""
 
 from __future__ import annotations
 
@@ -50,9 +50,7 @@ def _overview() -> str:
     (folder,) = importlib.import_module(SCRIPTS).__path__
     names = _scripts()
     width = max(map(len, names))
-    lines = [
-        f"  {_as_typed(name):<{width}}  {_purpose(Path(folder) / f'{name}.py')}" for name in names
-    ]
+    lines = [f"  {_as_typed(name):<{width}}  {_purpose(Path(folder) / f'{name}.py')}" for name in names]
     return "\n".join(
         [
             "Usage: flowpolicy COMMAND [setting=value ...]",

@@ -1,4 +1,4 @@
-"""Choose the sampler that keeps a deadline here: python scripts/plan.py checkpoint=PATH period_ms=20 quantile=0.99."""
+"""Choose the sampler that keeps a deadline here: python scripts/plan.py checkpoint=PATH period_ms=20."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ if [ "${SIZE:-full}" = small ]; then
         train.final_episodes=2 train.validate_every=60)
     practice=(total_steps=1024 num_envs=4 workers=0 reinflow.n_steps=32 reinflow.batch_size=64 reinflow.n_epochs=1
         reinflow.critic_warmup=0 final_episodes=4 evaluation_envs=4)
-    planning=(period_ms=100 quantile=0.9 calls=60 bouts=2 episodes=4 observations=16)
+    planning=(period_ms=100 quantile=0.9 calls=60 bouts=2 pause_s=0.1 episodes=4 observations=16 backends=[onnx,eager])
     driving=(duration_s=4 video=2)
 fi
 

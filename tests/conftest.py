@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+# Small tensors: a second thread helps little, and on a busy machine waiting for it costs a hundredfold.
+# Programs that tests start inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 import torch
 
 from flowpolicy.data.store import Demonstrations
 
-# Small tensors: a second thread helps little, and on a busy machine waiting for it costs a hundredfold.
 torch.set_num_threads(1)
 
 

@@ -56,7 +56,9 @@ def test_the_overview_lists_every_script_with_its_purpose(typed, repo_root: Path
 
 def test_the_overview_waits_for_no_heavy_import() -> None:
     code = "import sys; sys.argv = ['flowpolicy', '--help']\n"
-    code += "from flowpolicy.__main__ import main\ntry:\n    main()\nfinally:\n    print('torch' in sys.modules)"
+    code += (
+        "from flowpolicy.__main__ import main\ntry:\n    main()\nfinally:\n    print('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("False\n")
 
@@ -73,7 +75,9 @@ def test_a_command_is_its_script_in_both_spellings(typed, word: str, program: st
 
 
 def test_an_unknown_command_names_the_nearest(typed) -> None:
-    assert typed("pretrian", "env=hopper")[0] == "There is no sub-command 'pretrian'; did you mean 'pretrain'?"
+    assert (
+        typed("pretrian", "env=hopper")[0] == "There is no sub-command 'pretrian'; did you mean 'pretrain'?"
+    )
 
 
 @pytest.mark.parametrize(

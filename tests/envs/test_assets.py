@@ -11,7 +11,6 @@ import yaml
 pytest.importorskip("gymnasium")
 
 import flowpolicy_configs
-
 from flowpolicy.data.store import read_demonstrations
 from flowpolicy_envs.actor import ExpertActor
 from flowpolicy_envs.collection import ASSETS, MediumConfig, resolve_actors

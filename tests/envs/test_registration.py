@@ -17,7 +17,6 @@ from flowpolicy.settings import build
 gymnasium = pytest.importorskip("gymnasium")
 
 import flowpolicy_configs  # noqa: E402
-
 from flowpolicy_envs import register_environments  # noqa: E402
 from flowpolicy_envs.collection import MediumConfig  # noqa: E402
 from flowpolicy_envs.scripted import ScriptedConfig  # noqa: E402

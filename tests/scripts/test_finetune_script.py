@@ -1,11 +1,9 @@
 """The real fine-tuning script, a few iterations long, on Hopper; without a checkpoint it pretrains first."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
+from script_runs import run_script
 
 from flowpolicy import FlowPolicy
 
@@ -20,13 +18,7 @@ SHORT = [
 
 
 def finetune(folder, repo_root, *options, fails=False):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, str(repo_root / "scripts" / "finetune_reinflow.py"), *map(str, options)],
-        cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=250,
-    )  # fmt: skip
-    assert (done.returncode != 0) == fails, done.stderr
-    return done
+    return run_script(folder, repo_root, "finetune_reinflow.py", *options, fails=fails)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ pytest.importorskip("hydra", reason="hydra is not installed")
 
 SMALL = [
     "calls=60", "bouts=2", "pause_s=0.1", "quantile=0.9", "observations=16", "episodes=2", "backends=[eager]",
-    "search_iterations=4",
+    "search_iterations=2",
 ]  # fmt: skip
 
 

@@ -1,12 +1,12 @@
 """The real scripts, a few steps long, on the shipped Hopper demonstrations."""
 
 import json
-import os
 import subprocess
 import sys
 
 import pytest
 import torch
+from script_runs import run_script
 
 from flowpolicy import FlowPolicy
 
@@ -24,14 +24,9 @@ def mujoco():
     pytest.importorskip("hydra", reason="hydra is not installed")
 
 
-def run(root, *command, fails=False):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
-    done = subprocess.run(
-        [sys.executable, *map(str, command)], cwd=root, env=environment, capture_output=True, text=True,
-        check=False, timeout=250,
-    )  # fmt: skip
-    assert (done.returncode != 0) == fails, done.stderr
-    return done
+@pytest.fixture(autouse=True)
+def nothing_leaves_the_machine(monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
 
 
 def summary_of(done, folder):
@@ -45,9 +40,8 @@ def summary_of(done, folder):
 @pytest.fixture(scope="module")
 def pretrained(mujoco, repo_root, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pretrained")
-    done = run(
-        repo_root, "scripts/pretrain.py", *TINY, "train.final_episodes=2", "seed=3", f"run_dir={folder}"
-    )
+    settings = [*TINY, "train.final_episodes=2", "seed=3", f"run_dir={folder}"]
+    done = run_script(repo_root, repo_root, "pretrain.py", *settings, process=True)
     return done, folder
 
 
@@ -80,8 +74,8 @@ def test_pretrain_leaves_a_summary_a_checkpoint_a_video_and_a_plot(pretrained):
 @pytest.mark.slow
 def test_evaluate_sweeps_the_steps_of_that_checkpoint(pretrained, repo_root, tmp_path):
     checkpoint = pretrained[1] / "checkpoint"
-    done = run(
-        repo_root, "scripts/evaluate.py", f"checkpoint={checkpoint}", "num_steps=2", "k_sweep=[1,4]",
+    done = run_script(
+        repo_root, repo_root, "evaluate.py", f"checkpoint={checkpoint}", "num_steps=2", "k_sweep=[1,4]",
         "episodes=3", "num_envs=3", "video=0", "threads=1", f"run_dir={tmp_path}",
     )  # fmt: skip
     summary = summary_of(done, tmp_path)
@@ -102,7 +96,9 @@ def test_evaluate_sweeps_the_steps_of_that_checkpoint(pretrained, repo_root, tmp
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_status_one(mujoco, repo_root, tmp_path, override, words):
-    done = run(repo_root, "scripts/pretrain.py", override, f"run_dir={tmp_path / 'run'}", fails=True)
+    settings = [override, f"run_dir={tmp_path / 'run'}"]
+    is_first = override.startswith("train.stepz")
+    done = run_script(repo_root, repo_root, "pretrain.py", *settings, fails=True, process=is_first)
     assert done.returncode == 1
     assert done.stdout == ""
     assert len(done.stderr.strip().splitlines()) == 1
@@ -113,10 +109,12 @@ def test_a_mistake_is_one_sentence_and_exit_status_one(mujoco, repo_root, tmp_pa
 
 @pytest.mark.slow
 def test_torchrun_trains_with_two_processes(mujoco, repo_root, tmp_path):
-    done = run(
-        repo_root, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "scripts/pretrain.py",
-        *TINY, "train.final_episodes=0", "video=false", f"run_dir={tmp_path}",
-    )  # fmt: skip
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+        "scripts/pretrain.py", *TINY, "train.final_episodes=0", "video=false", f"run_dir={tmp_path}",
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=repo_root, capture_output=True, text=True, check=False, timeout=250)
+    assert done.returncode == 0, done.stderr
     assert done.stdout.count("summary.json") == 1  # one of the two speaks
     assert json.loads((tmp_path / "summary.json").read_text())["steps"] == 20
     FlowPolicy.load(tmp_path / "checkpoint")
@@ -126,18 +124,18 @@ def test_a_run_folder_in_use_is_refused_and_one_a_killed_run_left_is_not(mujoco,
     filelock = pytest.importorskip("filelock")
     (tmp_path / ".lock").touch()  # what a killed run leaves
     with filelock.FileLock(tmp_path / ".lock"):
-        done = run(repo_root, "scripts/inspect_demos.py", STORE, f"run_dir={tmp_path}", fails=True)
+        done = run_script(repo_root, repo_root, "inspect_demos.py", STORE, f"run_dir={tmp_path}", fails=True)
         assert done.stderr.strip() == (
             f"Another program is writing to {tmp_path}; wait for it, or choose another run_dir."
         )
     (tmp_path / ".lock").touch()
-    run(repo_root, "scripts/inspect_demos.py", STORE, f"run_dir={tmp_path}")
+    run_script(repo_root, repo_root, "inspect_demos.py", STORE, f"run_dir={tmp_path}")
     assert not (tmp_path / ".lock").exists()
 
 
 def test_a_device_this_machine_lacks_is_refused(pretrained, repo_root, tmp_path):
-    done = run(
-        repo_root, "scripts/evaluate.py", f"checkpoint={pretrained[1] / 'checkpoint'}", "device=cuda:77",
+    done = run_script(
+        repo_root, repo_root, "evaluate.py", f"checkpoint={pretrained[1] / 'checkpoint'}", "device=cuda:77",
         f"run_dir={tmp_path / 'run'}", fails=True,
     )  # fmt: skip
     assert done.stderr.strip() == (
