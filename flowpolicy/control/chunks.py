@@ -1,7 +1,8 @@
-"""Chunks stamped with the tick they begin at, and how successive ones become one stream of actions.
+"""Chunks stamped with the step they begin at, and how successive ones become one stream of actions.
 
-Ticks are the control loop's own count. A chunk planned from the observation of tick r holds the actions of
-ticks r, r + 1, ..., r + T - 1; when it arrives at tick r + delay its first ``delay`` actions are in the past
+A step is an executed action: the robot took a valid command. Nothing else counts, no tick in which it held,
+stood still or was late. A chunk planned from the observation after r executed actions holds the actions of
+steps r, r + 1, ..., r + T - 1; when it arrives at step r + delay its first ``delay`` actions are in the past
 and are never executed. The delay is therefore counted in executed actions and never estimated from a clock.
 """
 
@@ -26,8 +27,8 @@ class Chunk:
 
     Attributes:
         actions: ``(T, A)`` in physical units.
-        start: tick of the observation it was planned from, and of its first action.
-        arrived: tick at which it could first be used.
+        start: step of the observation it was planned from, and of its first action.
+        arrived: step at which it could first be used.
     """
 
     actions: Action
@@ -36,17 +37,17 @@ class Chunk:
 
     @property
     def delay(self) -> int:
-        """Ticks that passed between the observation and the first use."""
+        """Actions executed between the observation and the first use."""
         return self.arrived - self.start
 
     @property
     def end(self) -> int:
-        """First tick that it says nothing about."""
+        """First step that it says nothing about."""
         return self.start + len(self.actions)
 
-    def at(self, tick: int) -> Action | None:
-        """The action ``(A,)`` of a tick; None outside the chunk."""
-        return self.actions[tick - self.start] if self.start <= tick < self.end else None
+    def at(self, step: int) -> Action | None:
+        """The action ``(A,)`` of a step; None outside the chunk."""
+        return self.actions[step - self.start] if self.start <= step < self.end else None
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Prefix:
     """What the next chunk should agree with: the actions already committed to, and how strongly.
 
     Attributes:
-        actions: ``(T, A)`` in physical units, of the ticks of the chunk to be planned; 0 where unknown.
+        actions: ``(T, A)`` in physical units, of the steps of the chunk to be planned; 0 where unknown.
         weights: ``(T,)`` in [0, 1]; 1 where the action will have been executed before the chunk arrives.
     """
 
@@ -63,7 +64,7 @@ class Prefix:
 
 
 class Fusion(Protocol):
-    """How chunks that overlap become one action a tick. One object serves one robot."""
+    """How chunks that overlap become one action a step. One object serves one robot."""
 
     name: ClassVar[str]
 
@@ -75,17 +76,17 @@ class Fusion(Protocol):
         """A chunk has arrived."""
         ...
 
-    def action(self, tick: int) -> Action | None:
-        """The action ``(A,)`` of a tick, or None where no chunk covers it."""
+    def action(self, step: int) -> Action | None:
+        """The action ``(A,)`` of a step, or None where no chunk covers it."""
         ...
 
-    def prefix(self, tick: int) -> Prefix | None:
-        """What a chunk requested at ``tick`` should agree with; None where it is planned freely."""
+    def prefix(self, step: int) -> Prefix | None:
+        """What a chunk requested at ``step`` should agree with; None where it is planned freely."""
         ...
 
 
 class Switch:
-    """Naive switching: the newest chunk alone, from the tick of its arrival."""
+    """Naive switching: the newest chunk alone, from the step of its arrival."""
 
     name: ClassVar[str] = "switch"
 
@@ -101,17 +102,17 @@ class Switch:
         if self._newest is None or chunk.start >= self._newest.start:
             self._newest = chunk
 
-    def action(self, tick: int) -> Action | None:
+    def action(self, step: int) -> Action | None:
         """The newest chunk's action."""
-        return None if self._newest is None else self._newest.at(tick)
+        return None if self._newest is None else self._newest.at(step)
 
-    def prefix(self, tick: int) -> Prefix | None:
+    def prefix(self, step: int) -> Prefix | None:
         """Chunks are planned freely."""
         return None
 
 
 class TemporalEnsembling:
-    """The weighted mean of all chunks that cover a tick (Zhao et al. 2023, ACT, section IV-B).
+    """The weighted mean of all chunks that cover a step (Zhao et al. 2023, ACT, section IV-B).
 
     The weight of the i-th oldest chunk is exp(-m i): the oldest counts most.
 
@@ -134,17 +135,17 @@ class TemporalEnsembling:
         """Take the chunk in the order of its observation, whenever it arrives."""
         insort(self._chunks, chunk, key=lambda other: other.start)
 
-    def action(self, tick: int) -> Action | None:
-        """The weighted mean of the chunks that cover the tick."""
-        self._chunks = [chunk for chunk in self._chunks if chunk.end > tick]
-        rows = [action for chunk in self._chunks if (action := chunk.at(tick)) is not None]
+    def action(self, step: int) -> Action | None:
+        """The weighted mean of the chunks that cover the step."""
+        self._chunks = [chunk for chunk in self._chunks if chunk.end > step]
+        rows = [action for chunk in self._chunks if (action := chunk.at(step)) is not None]
         if not rows:
             return None
         weights = np.exp(-self.decay * np.arange(len(rows)))
         mean: Action = np.average(rows, axis=0, weights=weights).astype(np.float32)
         return mean
 
-    def prefix(self, tick: int) -> Prefix | None:
+    def prefix(self, step: int) -> Prefix | None:
         """Chunks are planned freely."""
         return None
 
@@ -176,11 +177,11 @@ class RealTimeChunking(Switch):
         super().add(chunk)
         self._delays.append(chunk.delay)
 
-    def prefix(self, tick: int) -> Prefix | None:
+    def prefix(self, step: int) -> Prefix | None:
         """The rest of the newest chunk, with its weights; None where there is none."""
-        if self._newest is None or tick >= self._newest.end:
+        if self._newest is None or step >= self._newest.end:
             return None
-        known = self._newest.actions[max(tick - self._newest.start, 0) :]
+        known = self._newest.actions[max(step - self._newest.start, 0) :]
         actions = np.zeros((self.horizon, known.shape[1]), dtype=np.float32)
         actions[: len(known)] = known
         return Prefix(actions, prefix_weights(self.horizon, max(self._delays), len(known)))
@@ -190,7 +191,7 @@ def prefix_weights(horizon: int, frozen: int, overlap: int) -> NDArray[np.float3
     """How strongly each action of a new chunk is held to the old one (Black et al. 2025, equation 5).
 
     1 for the ``frozen`` first, then c (e^c - 1) / (e - 1) with c falling linearly, and 0 beyond the
-    ``overlap`` first, which is all that the old chunk reaches: T minus the ticks between the two.
+    ``overlap`` first, which is all that the old chunk reaches: T minus the actions executed between the two.
 
     Returns:
         ``(horizon,)``.
@@ -208,7 +209,7 @@ def build_fusion(name: str, horizon: int, execute_horizon: int, max_delay: int) 
         name: of the strategy.
         horizon: T.
         execute_horizon: T_e.
-        max_delay: most ticks that a chunk may take to arrive.
+        max_delay: most actions executed while a chunk is under way to arrive.
 
     Raises:
         ConfigError: T < T_e + max_delay: a chunk would end before the next one arrives.

@@ -15,12 +15,12 @@ class ControlConfig:
     Attributes:
         rate_hz: ticks a second, 1 to 1000; None takes the robot's own rate.
         fusion: ``switch``, ``ensemble`` or ``rtc``.
-        execute_horizon: T_e, ticks after which the next chunk is asked for; None takes the policy's.
-        max_delay: ticks that a chunk may take to arrive before it counts as late; None: all that the chunk
-            leaves, T - T_e.
+        execute_horizon: T_e, actions executed after which the next chunk is asked for; None takes the policy's.
+        max_delay: actions executed while a chunk is under way after which it counts as late; None: all that
+            the chunk leaves, T - T_e.
         wait_share: share of a period that a tick waits for the chunk it has just asked for, where recent ones
             came that fast: such a chunk has no delay at all. 0 never waits.
-        fast_lead: ticks before the actions run out at which the faster sampler is asked.
+        fast_lead: actions before they run out at which the faster sampler is asked.
         hang_timeout_s: after which a request counts as lost and its worker is replaced.
         start_timeout_s: for the policy to be ready and its first chunk to come.
         telemetry_ticks: rows kept, the newest.

@@ -37,9 +37,11 @@ class Status:
         tick: number of the present period.
         misses: safe actions in a row, for want of a valid command.
         chunks: that have arrived.
-        delay: ticks of the last one.
+        delay: actions executed while the last one was under way.
         inference: seconds of the last one.
+        steps: actions executed: valid commands that the robot took.
         stopped: why the loop ended; empty while it runs.
+        signal: number of the signal that ended it; 0 where none did.
     """
 
     tick: int = 0
@@ -47,7 +49,9 @@ class Status:
     chunks: int = 0
     delay: int = -1
     inference: float = float("nan")
+    steps: int = 0
     stopped: str = ""
+    signal: int = 0
 
 
 class ControlLoop:
@@ -57,7 +61,12 @@ class ControlLoop:
     through the safety gate; ask for the next chunk where it is due; write a row of telemetry. Ticks begin at
     absolute times, so that lateness does not add up; those that did not happen are counted.
 
-    Where no chunk covers a tick the faster sampler's chunk is used, if there is one, and otherwise the
+    Chunks advance by executed actions (``status.steps``), not by ticks: whatever kept the robot from taking a
+    valid command, the next one is the next action. While it holds, a new chunk is asked for every T_e ticks,
+    and at once when observations are fresh again or ticks were missed, so that a plan does not grow old in
+    a pause; until it has come the old one goes on.
+
+    Where no chunk covers a step the faster sampler's chunk is used, if there is one, and otherwise the
     robot's safe action. Too many of those in a row stop the robot.
 
     Args:
@@ -109,7 +118,9 @@ class ControlLoop:
         self._fast = None if fast is None else Pipeline(fast, shape, self.events, timeout, self.clock)
         self._fast_chunk: Chunk | None = None
         self._newest: Chunk | None = None
-        self._due = 0
+        self._asked_step = self._asked_tick = 0  # of the last request
+        self._is_due = True  # whatever the last request says
+        self._holds = True  # the last tick executed nothing
         self._recent: deque[float] = deque(maxlen=16)
         self._last: Action | None = None
         self._last_number = self._late = -1
@@ -163,6 +174,7 @@ class ControlLoop:
                 self.events.add(
                     Event.DEADLINE_MISSED, tick, f"late by {1e3 * (now - deadline):.1f} ms", missed
                 )
+                self._is_due = True
                 tick += missed
                 deadline += missed * self.period
             status.tick = tick
@@ -190,12 +202,15 @@ class ControlLoop:
         fresh = -self.period <= age <= self.config.safety.max_observation_age_s
         if not fresh and math.isfinite(age):
             self.events.add(Event.OBSERVATION_STALE, tick, f"{age:.3f} s old")
+        self._is_due |= not fresh
         arrived, seconds = self._collect(tick, fresh)
         command, source, number, step = self._choose(tick, fresh)
         seam = float("nan")
         if command is not None and number != self._last_number and self._last is not None:
             seam = float(np.sqrt(np.mean(((command - self._last) / self._width) ** 2)))
         sent, valid = self.gate.send(command, tick)
+        self._holds = not valid
+        self.status.steps += valid
         if not valid:
             source = SAFE
         self._last, self._last_number = sent, number
@@ -216,19 +231,21 @@ class ControlLoop:
         if self.history.add(observation, tick, now):
             self.events.add(Event.EPISODE, tick)
             self.fusion.reset()
-            self.gate.reset()
+            self.gate.forget_hold()
             self._newest = self._fast_chunk = None
-            self._due = tick
+            self._is_due = True
             self._main.forget()
             if self._fast is not None:
                 self._fast.forget()
 
     def _collect(self, tick: int, fresh: bool) -> tuple[int, float]:
-        """Take a finished chunk and ask for the next; its delay in ticks (-1: none) and planning seconds."""
+        """Take a finished chunk and ask for the next; its delay in steps (-1: none) and planning seconds."""
         found = self._take(tick, 0.0)
-        if fresh and tick >= self._due and self._main.idle:
-            self._main.submit(tick, self.history.newest(), self.fusion.prefix(tick))
-            self._due = tick + self.execute_horizon
+        step = self.status.steps
+        used = tick - self._asked_tick if self._holds else step - self._asked_step
+        if fresh and (self._is_due or used >= self.execute_horizon) and self._main.idle:
+            self._main.submit(step, self.history.newest(), self.fusion.prefix(step))
+            self._asked_step, self._asked_tick, self._is_due = step, tick, False
             budget = self.config.wait_share * self.period
             if self._recent and statistics.median(self._recent) < budget:
                 found = self._take(tick, budget) or found
@@ -238,10 +255,10 @@ class ControlLoop:
         answer = self._main.take(tick, wait)
         if answer is None:
             if self._main.failed:  # ask again with the newest observation
-                self._due = tick
+                self._is_due = True
             return None
         actions, start, seconds = answer
-        chunk = Chunk(actions, start, tick)
+        chunk = Chunk(actions, start, self.status.steps)
         self.fusion.add(chunk)
         self._newest = chunk
         self._recent.append(seconds)
@@ -253,30 +270,32 @@ class ControlLoop:
         """The tick's command, its source, and the number and step of its chunk."""
         if not fresh:
             return None, SAFE, -1, -1
-        action = self.fusion.action(tick)
+        now = self.status.steps
+        action = self.fusion.action(now)
         if action is not None and self._newest is not None:
-            step = tick - self._newest.start
+            step = now - self._newest.start
             late = step >= self.execute_horizon + self.max_delay
             if late and self._late != self.status.chunks:
                 self._late = self.status.chunks
                 self.events.add(Event.INFERENCE_LATE, tick)
             return action, PREVIOUS if late else CHUNK, self.status.chunks, step
-        if self._fast_chunk is not None and (action := self._fast_chunk.at(tick)) is not None:
+        if self._fast_chunk is not None and (action := self._fast_chunk.at(now)) is not None:
             self.events.add(Event.FAST_SAMPLER, tick)
-            return action, FAST, -2 - self._fast_chunk.start, tick - self._fast_chunk.start
+            return action, FAST, -2 - self._fast_chunk.start, now - self._fast_chunk.start
         return None, SAFE, -1, -1
 
     def _ask_fast(self, tick: int, fresh: bool) -> None:
         """Have the faster sampler plan ahead where the main one may leave a gap."""
         if self._fast is None:
             return
+        step = self.status.steps
         answer = self._fast.take(tick, 0.0)
         if answer is not None:
-            self._fast_chunk = Chunk(answer[0], answer[1], tick)
-        covered = max((c.end for c in (self._newest, self._fast_chunk) if c is not None), default=tick)
-        runs_out = covered - tick <= self.config.fast_lead
+            self._fast_chunk = Chunk(answer[0], answer[1], step)
+        covered = max((c.end for c in (self._newest, self._fast_chunk) if c is not None), default=step)
+        runs_out = covered - step <= self.config.fast_lead
         if fresh and self.status.chunks and runs_out and self._fast.idle:
-            self._fast.submit(tick, self.history.newest(), None)
+            self._fast.submit(step, self.history.newest(), None)
 
     def _watch(self, missed: bool, tick: int) -> None:
         status = self.status
