@@ -141,7 +141,7 @@ class StoppingPlans:
 
 
 def _stop(steps: int) -> tuple[Vector, Vector, Vector]:
-    """Third and first differences and positions ``(n, 3)`` of a stop, from (speed, acceleration, position)."""
+    """Third and first differences and positions ``(n, 3)`` of a stop, of (speed, acceleration, position)."""
     summed = np.tril(np.ones((steps, steps)))
     one, count = np.ones(steps), np.arange(1.0, steps + 1)
     ends = np.stack([summed[-1], (summed @ summed)[-1]])  # of acceleration and speed

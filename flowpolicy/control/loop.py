@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import signal
 import statistics
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +16,16 @@ import numpy as np
 from flowpolicy.control.chunks import Chunk, Fusion, build_fusion
 from flowpolicy.control.clock import Clock, MonotonicClock
 from flowpolicy.control.config import ControlConfig
+from flowpolicy.control.driver_watch import DriverWatch
 from flowpolicy.control.events import Event, EventLog
+from flowpolicy.control.exclusive import exclusive
 from flowpolicy.control.history import ObservationHistory
 from flowpolicy.control.inference import Worker
 from flowpolicy.control.pipeline import Pipeline
 from flowpolicy.control.priority import real_time_priority, without_collection
 from flowpolicy.control.robot import Action, Robot
 from flowpolicy.control.safety import SafetyGate
+from flowpolicy.control.signals import ending_signals
 from flowpolicy.control.telemetry import SOURCES, Telemetry
 from flowpolicy.execution import ChunkPolicy
 
@@ -110,6 +115,9 @@ class ControlLoop:
         self.max_delay = left if config.max_delay is None else config.max_delay
         self.fusion: Fusion = build_fusion(config.fusion, horizon, self.execute_horizon, self.max_delay)
         self.gate = SafetyGate(robot, config.safety, self.events, self.period, dead_man)
+        self._driver = DriverWatch(
+            config.driver_timeout_s, self._driver_hangs, lambda: bool(self.status.stopped)
+        )
         self.telemetry = Telemetry(config.telemetry_ticks, spec.action_dim)
         self.history = ObservationHistory(policy.observation_shapes, policy.obs_horizon, self.events)
         shape = (horizon, spec.action_dim)
@@ -130,23 +138,53 @@ class ControlLoop:
     def run(self, ticks: int | None = None) -> Status:
         """Run for a number of ticks, or until it is stopped; the robot is left with its safe action.
 
+        In the main thread SIGINT, SIGTERM, SIGHUP and SIGQUIT end the loop as :meth:`stop` does, and do not
+        end the program: ``status.signal`` says which came, and the caller closes what it has opened.
+
         Returns:
-            The status; ``stopped`` is ``finished``, ``interrupted`` or the watchdog's sentence.
+            The status; ``stopped`` is ``finished``, ``interrupted`` (by SIGTERM, ...) or the watchdog's
+            sentence.
 
         Raises:
-            FlowPolicyError: the policy was not ready in time.
+            FlowPolicyError: the policy was not ready in time, or another loop drives the robot.
         """
         for pipeline in (self._main, self._fast):
             if pipeline is not None:
                 pipeline.wait_until_ready(self.config.start_timeout_s)
-        with without_collection(), real_time_priority(self.config.priority):
+        with (
+            exclusive(self.robot),
+            without_collection(),
+            real_time_priority(self.config.priority),
+            self._driver.watching(),
+            ending_signals(self._on_signal),
+        ):
             try:
                 self._run(ticks)
             except KeyboardInterrupt:
-                self.status.stopped = "interrupted"
+                self.status.stopped = self.status.stopped or "interrupted"
             finally:
-                self.gate.send_safe(self.status.tick)
+                self._driver.enter("act")
+                with suppress(KeyboardInterrupt):  # it hangs in this too
+                    self.gate.send_safe(self.status.tick)
+                self._driver.enter("")
         return self.status
+
+    def _on_signal(self, number: int) -> None:
+        status = self.status
+        if not status.stopped:
+            by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
+            status.signal, status.stopped = number, f"interrupted{by}"
+        if self._driver.hanging():
+            raise KeyboardInterrupt
+
+    def _driver_hangs(self, call: str, is_first: bool) -> None:
+        """From the watchdog's thread: ``call`` does not return to the loop's."""
+        tick = self.status.tick
+        if is_first:
+            sentence = f"{call} has not returned for {self.config.driver_timeout_s:g} s"
+            self.events.add(Event.DRIVER_HANG, tick, sentence)
+        if call == "observe":  # a driver that is inside act cannot be commanded
+            self.gate.send_safe(tick)
 
     def stop(self, reason: str = "stopped") -> None:
         """End the loop at the next tick."""
@@ -208,7 +246,9 @@ class ControlLoop:
         seam = float("nan")
         if command is not None and number != self._last_number and self._last is not None:
             seam = float(np.sqrt(np.mean(((command - self._last) / self._width) ** 2)))
+        self._driver.enter("act")
         sent, valid = self.gate.send(command, tick)
+        self._driver.enter("")
         self._holds = not valid
         self.status.steps += valid
         if not valid:
@@ -223,11 +263,14 @@ class ControlLoop:
         )  # fmt: skip
 
     def _observe(self, tick: int, now: float) -> None:
+        self._driver.enter("observe")
         try:
             observation = self.robot.observe()
         except Exception as error:  # a driver may raise anything
             self.events.add(Event.ROBOT_ERROR, tick, f"observe: {type(error).__name__}: {error}"[:200])
             return
+        finally:
+            self._driver.enter("")
         if self.history.add(observation, tick, now):
             self.events.add(Event.EPISODE, tick)
             self.fusion.reset()

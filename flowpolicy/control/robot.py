@@ -40,6 +40,8 @@ class RobotSpec:
             (position control), ``zero`` is no torque or no velocity; or a command ``(A,)``.
         origin: time of ``time.monotonic()`` of one of its own control steps, where it has a clock of its
             own; the loop then ticks half a period after them. None: the loop sets the clock.
+        device: name of its hardware on this machine, such as ``/dev/ttyUSB0``: no two programs drive the same
+            one. Empty: only the same object is refused.
     """
 
     name: str
@@ -49,9 +51,10 @@ class RobotSpec:
     rate_hz: float
     safe_action: str | tuple[float, ...]
     origin: float | None = None
+    device: str = ""
 
     def __post_init__(self) -> None:
-        require(self.rate_hz > 0, "robot.rate_hz", self.rate_hz, "positive")
+        require(0 < self.rate_hz < float("inf"), "robot.rate_hz", self.rate_hz, "finite and positive")
         low, high = (np.asarray(bound, dtype=np.float32) for bound in (self.action_low, self.action_high))
         object.__setattr__(self, "action_low", low)
         object.__setattr__(self, "action_high", high)
@@ -59,6 +62,11 @@ class RobotSpec:
             raise ConfigError(
                 f"{self.name}: action_low {low.tolist()} and action_high {high.tolist()} must be vectors of "
                 "one length, each lower bound at most its upper bound."
+            )
+        if not (np.isfinite(low).all() and np.isfinite(high).all()):
+            raise ConfigError(
+                f"{self.name}: action_low {low.tolist()} and action_high {high.tolist()} must be finite; name "
+                "the least and the greatest command that this robot may be sent."
             )
         if isinstance(self.safe_action, str):
             require(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -87,6 +88,7 @@ class SafetyGate:
         self._sent: list[Action] = []  # the last three, newest first; before the first it stood still
         self._in_doubt = False  # whether the robot raised when it was last commanded
         self._last_valid: Action | None = None
+        self._lock = threading.RLock()  # the loop's thread, and its watchdog's when that one hangs
         if spec.safe_action == "hold":
             self._safe = None
         elif spec.safe_action == "zero":
@@ -105,6 +107,10 @@ class SafetyGate:
             What was sent, or None where nothing could be (a robot that holds, before its first command, or
             one that raised), and whether it was the command asked for, within its limits.
         """
+        with self._lock:
+            return self._send(command, tick)
+
+    def _send(self, command: NDArray[np.float32] | None, tick: int) -> tuple[Action | None, bool]:
         if command is not None and not self._is_held(tick):
             command = None
         if command is not None and (command.shape != (self._dim,) or not np.isfinite(command).all()):
@@ -126,6 +132,10 @@ class SafetyGate:
 
     def send_safe(self, tick: int) -> Action | None:
         """Send the safe action; what was sent, or None where nothing could be."""
+        with self._lock:
+            return self._send_safe(tick)
+
+    def _send_safe(self, tick: int) -> Action | None:
         safe = self._last_valid if self._safe is None else self._safe
         if safe is not None:
             safe = np.clip(safe, self._low, self._high)
