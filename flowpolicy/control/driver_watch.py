@@ -14,8 +14,8 @@ class DriverWatch:
 
     Args:
         timeout_s: after which a call counts as hanging.
-        on_hang: called from the watchdog's thread with ``observe`` or ``act`` and whether it is the first time
-            for this call; again every quarter of the timeout.
+        on_hang: called from the watchdog's thread with ``observe`` or ``act``, and whether it is the first
+            time for this call; again every quarter of the timeout.
         wants_out: whether the loop was told to end: a hanging call is then broken off by a signal to the main
             thread, where the loop runs there; the signal's handler must raise.
     """

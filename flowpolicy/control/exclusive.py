@@ -1,4 +1,4 @@
-"""One control loop per robot: two would send their commands, and their safe actions, into each other's motion."""
+"""One control loop per robot: two would send their safe actions into each other's motion."""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -140,6 +142,7 @@ class StoppingPlans:
         return held
 
 
+@cache
 def _stop(steps: int) -> tuple[Vector, Vector, Vector]:
     """Third and first differences and positions ``(n, 3)`` of a stop, of (speed, acceleration, position)."""
     summed = np.tril(np.ones((steps, steps)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import signal
 import statistics
 from collections import deque
@@ -238,7 +237,7 @@ class ControlLoop:
         self._observe(tick, now)
         age = self.history.age(now)
         fresh = -self.period <= age <= self.config.safety.max_observation_age_s
-        if not fresh and math.isfinite(age):
+        if not fresh and not self.history.is_empty:
             self.events.add(Event.OBSERVATION_STALE, tick, f"{age:.3f} s old")
         self._is_due |= not fresh
         arrived, seconds = self._collect(tick, fresh)

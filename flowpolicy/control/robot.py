@@ -65,8 +65,8 @@ class RobotSpec:
             )
         if not (np.isfinite(low).all() and np.isfinite(high).all()):
             raise ConfigError(
-                f"{self.name}: action_low {low.tolist()} and action_high {high.tolist()} must be finite; name "
-                "the least and the greatest command that this robot may be sent."
+                f"{self.name}: action_low {low.tolist()} and action_high {high.tolist()} must be finite; "
+                "name the least and the greatest command that this robot may be sent."
             )
         if isinstance(self.safe_action, str):
             require(

@@ -49,8 +49,8 @@ class SafetyGate:
 
     Bounds, velocity and jerk are those of the sequence of commands that the robot was sent, whatever they
     were and however long ago: a pause, a missed tick or a new episode entitles to no larger step. They never
-    contradict each other (:class:`~flowpolicy.control.limits.JerkLimiter`), and hold on what the robot gets to
-    within the rounding to float32, 4 eps |command|.
+    contradict each other (:class:`~flowpolicy.control.limits.JerkLimiter`), and hold on what the robot gets
+    to within the rounding to float32, 4 eps |command|.
 
     The safe action alone is held within the bounds only: it must not wait. The robot counts as standing still
     where it put it, and whatever follows obeys the limits from there. The first command of all is free.

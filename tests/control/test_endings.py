@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
+import tempfile
 import threading
 import time
 
@@ -109,18 +111,16 @@ def test_a_second_loop_on_one_robot_is_refused(tmp_path):
 
 
 def test_a_device_is_driven_by_one_program(monkeypatch, tmp_path):
-    import dataclasses
-    import tempfile
-
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     one, other, another = (ToyRobot(ToyClock()) for _ in range(3))
     for robot, device in ((one, "/dev/ttyUSB0"), (other, "/dev/ttyUSB0"), (another, "/dev/ttyUSB1")):
         robot.spec = dataclasses.replace(robot.spec, device=device)
-    with exclusive(one), exclusive(another):
-        with (
-            pytest.raises(TaskError, match="toy at /dev/ttyUSB0 is driven by another program"),
-            exclusive(other),
-        ):
-            pass
+    with (
+        exclusive(one),
+        exclusive(another),
+        pytest.raises(TaskError, match="toy at /dev/ttyUSB0 is driven by another program"),
+        exclusive(other),
+    ):
+        pass
     with exclusive(other):
         pass

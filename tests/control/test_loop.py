@@ -133,7 +133,7 @@ def test_a_late_chunk_is_bridged_by_the_previous_one_then_the_fast_one_then_the_
     fast.fault = lambda answer: answer if answer.tick < 15 else None  # and then none of the fast sampler's
     loop.run(40)
     source = loop.telemetry.rows()["source"]
-    # Step k is executed at tick k + 1. The chunk of step 4 ends with 11; the one asked for at 8 was due at 10.
+    # Step k is executed at tick k + 1. That of step 4 ends with 11; the one asked for at 8 was due at 10.
     assert list(source[6:11]) == [CHUNK] * 5
     assert list(source[11:13]) == [PREVIOUS] * 2
     fast_ticks = np.flatnonzero(source == FAST)
@@ -225,6 +225,32 @@ def test_stale_missing_and_broken_observations_stop_the_policy_but_not_the_loop(
         assert loop.events.counts[event] == count
     assert set(source[-15:]) == {CHUNK}
     assert np.isfinite(robot.commands).all()
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        [1, 2, 3], np.zeros(3), "text", 7, {"observation": None}, {"observation": "1 2 3"},
+        {"observation": [[1], [2, 3]]}, {"observation": [10**400, 0, 0]}, {"observation": np.zeros(3, complex)},
+        {"observation": np.array([object()] * 3)}, {"observation": np.full(3, 1e300)},
+        {"observation": np.zeros(3), "timestamp": None}, {"observation": np.zeros(3), "timestamp": "now"},
+        {"observation": np.zeros(3), "timestamp": 10**400}, {"observation": np.zeros(3), "timestamp": [1.0, 2.0]},
+        {"observation": np.zeros(3), "timestamp": float("nan")},
+        {"observation": np.zeros(3), "timestamp": float("-inf")}, {"observation": np.zeros(3), "timestamp": 1e300},
+        {"observation": np.zeros(3), "episode": np.zeros(2)}, {"observation": np.zeros(3), "episode": [1]},
+        {"observation": np.zeros(3), "episode": float("nan")},
+    ],
+)  # fmt: skip
+def test_whatever_a_driver_hands_over_is_an_event_and_no_end(broken):
+    robot = ToyRobot(ToyClock())
+    robot.on_observe = lambda observation: broken if 20 <= loop.status.tick < 60 else observation
+    robot, loop = build(ToyWorker(1), robot=robot, safety=SafetyConfig(max_observation_age_s=0.105))
+    assert loop.run(90).stopped == "finished"
+    counts, source = loop.events.counts, loop.telemetry.rows()["source"]
+    assert counts[Event.OBSERVATION_INVALID] + counts[Event.OBSERVATION_STALE] >= 40
+    assert counts[Event.OBSERVATION_STALE] >= 25
+    assert set(source[35:60]) == {SAFE}
+    assert set(source[-25:]) == {CHUNK}
 
 
 def test_a_robot_that_throws_is_counted_and_a_lost_one_is_stopped():

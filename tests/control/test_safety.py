@@ -1,4 +1,4 @@
-"""The gate: whatever happened before, what the robot gets is within its limits, counted from what it was sent."""
+"""The gate: whatever happened before, what the robot gets is within limits counted from what it was sent."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class WorldReport:
         steps: of the world.
         late_steps: that began more than a period late: the simulator is slower than real time.
         unheard_steps: at which no new command had come since the step before.
-        deserted_steps: of these, at which none had come for the heartbeat's time: the world's own safe action.
+        deserted_steps: of these, at which none had come for the heartbeat's time: the safe action.
         seed: of the first episode; each later one has the next.
         commands: of each episode, ``(steps, A)``, as executed.
     """
@@ -61,8 +61,9 @@ class SimulatedRobot:
     """An environment that advances by itself at its own rate and executes the newest command.
 
     Latency is felt as on a robot: a command that comes late acts late, and where none comes the last one
-    goes on; where none has come for ``heartbeat_s`` (the loop's program was killed, or hangs) the world applies
-    the task's safe action by itself until one comes. Between episodes the world waits for the first command that answers its new observation.
+    goes on. Where none has come for ``heartbeat_s`` (the loop's program was killed, or hangs) the world applies
+    the task's safe action by itself until one comes. Between episodes the world waits for the first command
+    that answers its new observation.
 
     Args:
         task: the environment, its rate and its safe action.
