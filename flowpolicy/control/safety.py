@@ -137,6 +137,8 @@ class SafetyGate:
 
     def _send_safe(self, tick: int) -> Action | None:
         safe = self._last_valid if self._safe is None else self._safe
+        if safe is None and self._in_doubt:  # in a new episode too: what it may have got is made sure of
+            safe = self._sent[0]
         if safe is not None:
             safe = np.clip(safe, self._low, self._high)
             if not self._act(safe, tick):
@@ -144,7 +146,6 @@ class SafetyGate:
             self._sent = [safe]
         else:  # hold, and there is nothing to hold: the robot stays as it is
             self._sent = self._sent[:1]
-            self._in_doubt = False
         if self._jerk is not None:
             self._jerk.reset()
         return safe
@@ -202,6 +203,7 @@ class SafetyGate:
         except Exception as error:  # a driver may raise anything; the loop must not end of it
             self._events.add(Event.ROBOT_ERROR, tick, f"act: {type(error).__name__}: {error}"[:200])
             self._in_doubt = True
+            self._sent = self._sent or [action]
             return False
         self._in_doubt = False
         return True
