@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.control.robot import Action
+from flowpolicy.control.rotations import Rotation
 from flowpolicy.settings import choose, require
 
 
@@ -111,20 +112,31 @@ class Switch:
         return None
 
 
+FAR = 0.25
+"""Share of a dimension's range by which chunks may differ and still be averaged."""
+
+
 class TemporalEnsembling:
     """The weighted mean of all chunks that cover a step (Zhao et al. 2023, ACT, section IV-B).
 
-    The weight of the i-th oldest chunk is exp(-m i): the oldest counts most.
+    The weight of the i-th oldest chunk is exp(-m i): the oldest counts most. Dimensions that are declared as
+    rotations are averaged as such. Where chunks disagree on another one by more than :data:`FAR` of its
+    range, their mean would be near none of them (an undeclared angle, two ways around an obstacle): the newest
+    chunk's value is taken.
 
     Args:
         decay: m; small values take up new observations slowly. ACT's is 0.01.
+        width: ``(A,)`` range of the actions; None: chunks never disagree.
+        rotations: which dimensions are rotations.
     """
 
     name: ClassVar[str] = "ensemble"
 
-    def __init__(self, decay: float = 0.01) -> None:
+    def __init__(
+        self, decay: float = 0.01, width: Action | None = None, rotations: Sequence[Rotation] = ()
+    ) -> None:
         require(decay >= 0, "decay", decay, "0 or more")
-        self.decay = decay
+        self.decay, self.width, self.rotations = decay, width, tuple(rotations)
         self._chunks: list[Chunk] = []
 
     def reset(self) -> None:
@@ -142,8 +154,14 @@ class TemporalEnsembling:
         if not rows:
             return None
         weights = np.exp(-self.decay * np.arange(len(rows)))
-        mean: Action = np.average(rows, axis=0, weights=weights).astype(np.float32)
-        return mean
+        values = np.asarray(rows, dtype=np.float64)
+        mean = weights @ values / weights.sum()
+        if self.width is not None and len(rows) > 1:
+            mean = np.where(np.ptp(values, axis=0) > FAR * self.width, values[-1], mean)
+        for rotation in self.rotations:
+            mean[rotation.dims] = rotation.mean(values[:, rotation.dims], weights)
+        fused: Action = mean.astype(np.float32)
+        return fused
 
     def prefix(self, step: int) -> Prefix | None:
         """Chunks are planned freely."""
@@ -202,7 +220,10 @@ def prefix_weights(horizon: int, frozen: int, overlap: int) -> NDArray[np.float3
     return np.where(index < frozen, 1.0, np.where(index < overlap, soft, 0.0)).astype(np.float32)
 
 
-def build_fusion(name: str, horizon: int, execute_horizon: int, max_delay: int) -> Fusion:
+def build_fusion(
+    name: str, horizon: int, execute_horizon: int, max_delay: int, width: Action | None = None,
+    rotations: Sequence[Rotation] = (),
+) -> Fusion:  # fmt: skip
     """A fusion strategy by its name: ``switch``, ``ensemble`` or ``rtc``.
 
     Args:
@@ -210,6 +231,8 @@ def build_fusion(name: str, horizon: int, execute_horizon: int, max_delay: int) 
         horizon: T.
         execute_horizon: T_e.
         max_delay: most actions executed while a chunk is under way to arrive.
+        width: ``(A,)`` range of the actions, where it is known.
+        rotations: which dimensions of an action are rotations.
 
     Raises:
         ConfigError: T < T_e + max_delay: a chunk would end before the next one arrives.
@@ -220,11 +243,12 @@ def build_fusion(name: str, horizon: int, execute_horizon: int, max_delay: int) 
         horizon >= execute_horizon + max_delay, "execute_horizon + max_delay", execute_horizon + max_delay,
         f"at most the chunk length {horizon}, or a chunk ends before the next one arrives",
     )  # fmt: skip
-    return choose(_STRATEGIES, name, "fusion")(horizon)
+    strategy = choose(_STRATEGIES, name, "fusion")
+    return strategy(horizon, width, rotations)
 
 
-_STRATEGIES: dict[str, Callable[[int], Fusion]] = {
-    "switch": lambda horizon: Switch(),
-    "ensemble": lambda horizon: TemporalEnsembling(),
-    "rtc": RealTimeChunking,
+_STRATEGIES: dict[str, Callable[[int, Action | None, Sequence[Rotation]], Fusion]] = {
+    "switch": lambda horizon, width, rotations: Switch(),
+    "ensemble": lambda horizon, width, rotations: TemporalEnsembling(width=width, rotations=rotations),
+    "rtc": lambda horizon, width, rotations: RealTimeChunking(horizon),
 }

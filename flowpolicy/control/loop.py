@@ -112,7 +112,11 @@ class ControlLoop:
         self.execute_horizon = own if config.execute_horizon is None else config.execute_horizon
         left = max(horizon - self.execute_horizon, 0)
         self.max_delay = left if config.max_delay is None else config.max_delay
-        self.fusion: Fusion = build_fusion(config.fusion, horizon, self.execute_horizon, self.max_delay)
+        width = spec.action_high - spec.action_low
+        self._width = np.where(width > 0, width, 1.0).astype(np.float32)
+        self.fusion: Fusion = build_fusion(
+            config.fusion, horizon, self.execute_horizon, self.max_delay, self._width, spec.rotations
+        )
         self.gate = SafetyGate(robot, config.safety, self.events, self.period, dead_man)
         self._driver = DriverWatch(
             config.driver_timeout_s, self._driver_hangs, lambda: bool(self.status.stopped)
@@ -131,8 +135,6 @@ class ControlLoop:
         self._recent: deque[float] = deque(maxlen=16)
         self._last: Action | None = None
         self._last_number = self._late = -1
-        width = spec.action_high - spec.action_low
-        self._width = np.where(np.isfinite(width) & (width > 0), width, 1.0).astype(np.float32)
 
     def run(self, ticks: int | None = None) -> Status:
         """Run for a number of ticks, or until it is stopped; the robot is left with its safe action.

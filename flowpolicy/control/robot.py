@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from flowpolicy.control.rotations import Rotation
 from flowpolicy.errors import ConfigError, TaskError
 from flowpolicy.execution import ChunkPolicy
 from flowpolicy.settings import require
@@ -42,6 +43,7 @@ class RobotSpec:
             own; the loop then ticks half a period after them. None: the loop sets the clock.
         device: name of its hardware on this machine, such as ``/dev/ttyUSB0``: no two programs drive the same
             one. Empty: only the same object is refused.
+        rotations: which dimensions of a command are absolute rotations, for ensembling.
     """
 
     name: str
@@ -52,6 +54,7 @@ class RobotSpec:
     safe_action: str | tuple[float, ...]
     origin: float | None = None
     device: str = ""
+    rotations: tuple[Rotation, ...] = ()
 
     def __post_init__(self) -> None:
         require(0 < self.rate_hz < float("inf"), "robot.rate_hz", self.rate_hz, "finite and positive")
@@ -68,6 +71,9 @@ class RobotSpec:
                 f"{self.name}: action_low {low.tolist()} and action_high {high.tolist()} must be finite; "
                 "name the least and the greatest command that this robot may be sent."
             )
+        for rotation in self.rotations:
+            ok = rotation.dims.stop <= len(low)
+            require(ok, "rotations", rotation, f"within the {len(low)} dimensions of a command")
         if isinstance(self.safe_action, str):
             require(
                 self.safe_action in ("hold", "zero"), "safe_action", self.safe_action, "hold, zero or numbers"

@@ -1,8 +1,8 @@
 """Random sequences of everything that happens to a control loop, and the properties that must hold of each.
 
-A sequence is a robot with a random safe action and random limits, driven by the gate alone or by the whole loop on a
-clock of its own, while commands, chunks, observations, the dead-man switch, the worker, the clock and the robot
-itself fail at random. What the robot got is judged, and which actions of which chunk it was.
+A sequence is a robot with a random safe action and random limits, driven by the gate alone or by the whole loop
+on a clock of its own, while commands, chunks, observations, the dead-man switch, the worker, the clock and the
+robot itself fail at random. What the robot got is judged, and which actions of which chunk it was.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ ROUNDING = 4 * float(np.finfo(np.float32).eps)
 BROKEN = (
     None, {}, [1, 2], np.zeros(3), "text", {"observation": None}, {"observation": np.full(3, np.nan)},
     {"observation": np.zeros(4)}, {"observation": np.zeros(3), "timestamp": None},
-    {"observation": np.zeros(3), "timestamp": float("nan")}, {"observation": np.zeros(3), "episode": np.ones(2)},
+    {"observation": np.zeros(3), "timestamp": float("nan")},
+    {"observation": np.zeros(3), "episode": np.ones(2)},
 )  # fmt: skip
 
 
@@ -210,7 +211,7 @@ def watch_chunks(loop, robot):
 
 
 def judge_steps(loop, robot, starts, executed):
-    """Every command was the action of its chunk whose number is that of the actions executed since it began."""
+    """Every command was its chunk's action of the number of actions executed since it began."""
     assert loop.status.steps == robot.executed
     for row in loop.telemetry.rows():
         number = int(row["chunk"])
@@ -264,7 +265,7 @@ def run_sequences(first: int, count: int) -> list[str]:
     # A full collection and a thread at the start of every run take longer than the run.
     with (
         mock.patch.object(loop_module, "without_collection", nullcontext),
-        mock.patch.object(DriverWatch, "watching", lambda self: nullcontext()),
+        mock.patch.object(DriverWatch, "watching", return_value=nullcontext()),
     ):
         for seed in range(first, first + count):
             try:

@@ -231,14 +231,12 @@ def test_stale_missing_and_broken_observations_stop_the_policy_but_not_the_loop(
     "broken",
     [
         [1, 2, 3], np.zeros(3), "text", 7, {"observation": None}, {"observation": "1 2 3"},
-        {"observation": [[1], [2, 3]]}, {"observation": [10**400, 0, 0]}, {"observation": np.zeros(3, complex)},
-        {"observation": np.array([object()] * 3)}, {"observation": np.full(3, 1e300)},
-        {"observation": np.zeros(3), "timestamp": None}, {"observation": np.zeros(3), "timestamp": "now"},
-        {"observation": np.zeros(3), "timestamp": 10**400}, {"observation": np.zeros(3), "timestamp": [1.0, 2.0]},
-        {"observation": np.zeros(3), "timestamp": float("nan")},
-        {"observation": np.zeros(3), "timestamp": float("-inf")}, {"observation": np.zeros(3), "timestamp": 1e300},
-        {"observation": np.zeros(3), "episode": np.zeros(2)}, {"observation": np.zeros(3), "episode": [1]},
-        {"observation": np.zeros(3), "episode": float("nan")},
+        {"observation": [[1], [2, 3]]}, {"observation": [10**400, 0, 0]},
+        {"observation": np.zeros(3, complex)}, {"observation": np.array([object()] * 3)},
+        {"observation": np.full(3, 1e300)},
+        *({"observation": np.zeros(3), "timestamp": value} for value in (
+            None, "now", 10**400, [1.0, 2.0], float("nan"), float("-inf"), 1e30)),
+        *({"observation": np.zeros(3), "episode": value} for value in (np.zeros(2), [1], float("nan"))),
     ],
 )  # fmt: skip
 def test_whatever_a_driver_hands_over_is_an_event_and_no_end(broken):

@@ -52,9 +52,9 @@ def test_a_deserted_world_applies_its_safe_action_by_itself():
     robot.close()
     report = robot.report()
     commands = report.commands[0][:, 0]
-    assert (commands[:4] != 0).all()
-    assert (commands[8:] == 0).all()
-    assert 5 <= report.deserted_steps < report.unheard_steps
+    assert commands[0] != 0
+    assert commands[-1] == 0
+    assert (commands == 0).sum() == report.deserted_steps < report.unheard_steps
 
 
 def test_the_same_seed_and_commands_give_the_same_world(robot, tmp_path):

@@ -14,6 +14,7 @@ from flowpolicy.control.clock import MonotonicClock
 from flowpolicy.control.inference import process_context
 from flowpolicy.control.robot import EPISODE, TIMESTAMP, Action, Observation, RobotError, RobotSpec
 from flowpolicy.control.robots.shared import Mailbox
+from flowpolicy.control.rotations import Rotation
 from flowpolicy.control.signals import ENDING
 from flowpolicy.errors import ConfigError, FlowPolicyError, TaskError
 from flowpolicy.evaluation.task import Task
@@ -61,9 +62,9 @@ class SimulatedRobot:
     """An environment that advances by itself at its own rate and executes the newest command.
 
     Latency is felt as on a robot: a command that comes late acts late, and where none comes the last one
-    goes on. Where none has come for ``heartbeat_s`` (the loop's program was killed, or hangs) the world applies
-    the task's safe action by itself until one comes. Between episodes the world waits for the first command
-    that answers its new observation.
+    goes on. Where none has come for ``heartbeat_s`` (the loop's program was killed, or hangs) the world
+    applies the task's safe action by itself until one comes. Between episodes the world waits for the first
+    command that answers its new observation.
 
     Args:
         task: the environment, its rate and its safe action.
@@ -102,7 +103,12 @@ class SimulatedRobot:
         self._report: WorldReport | None = None
         origin = self._receive(START_TIMEOUT_S)
         shapes = {key: shape for key, (shape, _) in fields.items()}
-        self.spec = RobotSpec(task.name, shapes, low, high, rate, task.safe_action, origin)
+        rotations = tuple(
+            Rotation(kind, start) for kind, starts in task.rotations.items() for start in starts
+        )
+        self.spec = RobotSpec(
+            task.name, shapes, low, high, rate, task.safe_action, origin, rotations=rotations
+        )
 
     def observe(self) -> Observation:
         """The newest observation, with its time and episode.
@@ -203,7 +209,7 @@ class _World:
 
     def __init__(
         self, env: Any, seed: int, period: float, observations: Mailbox, commands: Mailbox,
-        safe_action: str, heartbeat_s: float,
+        safe_action: str | tuple[float, ...], heartbeat_s: float,
     ) -> None:  # fmt: skip
         self.env, self.seed, self.period = env, seed, period
         self.observations, self.commands = observations, commands
@@ -248,7 +254,9 @@ class _World:
         if self.clock.now() - self.heard_at <= self.heartbeat_s:
             return action
         self.deserted += 1
-        return action if self.safe_action == "hold" else np.zeros_like(action)
+        if self.safe_action == "hold":
+            return action
+        return np.broadcast_to(0 if self.safe_action == "zero" else self.safe_action, action.shape)
 
     def report(self) -> WorldReport:
         """Everything so far."""
