@@ -20,6 +20,8 @@ def main(config: dict[str, Any], run_dir: Path) -> None:
     for file in run.files:
         print(file)
     print(run_dir / "summary.json")
+    if run.signal:
+        raise SystemExit(128 + run.signal)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Chunks stamped with the tick they begin at, and how successive ones become one stream of actions.
+"""Chunks stamped with the step they begin at, and how successive ones become one stream of actions.
 
-Ticks are the control loop's own count. A chunk planned from the observation of tick r holds the actions of
-ticks r, r + 1, ..., r + T - 1; when it arrives at tick r + delay its first ``delay`` actions are in the past
+A step is an executed action: the robot took a valid command. Nothing else counts, no tick in which it held,
+stood still or was late. A chunk planned from the observation after r executed actions holds the actions of
+steps r, r + 1, ..., r + T - 1; when it arrives at step r + delay its first ``delay`` actions are in the past
 and are never executed. The delay is therefore counted in executed actions and never estimated from a clock.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.control.robot import Action
+from flowpolicy.control.rotations import Rotation
 from flowpolicy.settings import choose, require
 
 
@@ -26,8 +28,8 @@ class Chunk:
 
     Attributes:
         actions: ``(T, A)`` in physical units.
-        start: tick of the observation it was planned from, and of its first action.
-        arrived: tick at which it could first be used.
+        start: step of the observation it was planned from, and of its first action.
+        arrived: step at which it could first be used.
     """
 
     actions: Action
@@ -36,17 +38,17 @@ class Chunk:
 
     @property
     def delay(self) -> int:
-        """Ticks that passed between the observation and the first use."""
+        """Actions executed between the observation and the first use."""
         return self.arrived - self.start
 
     @property
     def end(self) -> int:
-        """First tick that it says nothing about."""
+        """First step that it says nothing about."""
         return self.start + len(self.actions)
 
-    def at(self, tick: int) -> Action | None:
-        """The action ``(A,)`` of a tick; None outside the chunk."""
-        return self.actions[tick - self.start] if self.start <= tick < self.end else None
+    def at(self, step: int) -> Action | None:
+        """The action ``(A,)`` of a step; None outside the chunk."""
+        return self.actions[step - self.start] if self.start <= step < self.end else None
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Prefix:
     """What the next chunk should agree with: the actions already committed to, and how strongly.
 
     Attributes:
-        actions: ``(T, A)`` in physical units, of the ticks of the chunk to be planned; 0 where unknown.
+        actions: ``(T, A)`` in physical units, of the steps of the chunk to be planned; 0 where unknown.
         weights: ``(T,)`` in [0, 1]; 1 where the action will have been executed before the chunk arrives.
     """
 
@@ -63,7 +65,7 @@ class Prefix:
 
 
 class Fusion(Protocol):
-    """How chunks that overlap become one action a tick. One object serves one robot."""
+    """How chunks that overlap become one action a step. One object serves one robot."""
 
     name: ClassVar[str]
 
@@ -75,17 +77,17 @@ class Fusion(Protocol):
         """A chunk has arrived."""
         ...
 
-    def action(self, tick: int) -> Action | None:
-        """The action ``(A,)`` of a tick, or None where no chunk covers it."""
+    def action(self, step: int) -> Action | None:
+        """The action ``(A,)`` of a step, or None where no chunk covers it."""
         ...
 
-    def prefix(self, tick: int) -> Prefix | None:
-        """What a chunk requested at ``tick`` should agree with; None where it is planned freely."""
+    def prefix(self, step: int) -> Prefix | None:
+        """What a chunk requested at ``step`` should agree with; None where it is planned freely."""
         ...
 
 
 class Switch:
-    """Naive switching: the newest chunk alone, from the tick of its arrival."""
+    """Naive switching: the newest chunk alone, from the step of its arrival."""
 
     name: ClassVar[str] = "switch"
 
@@ -101,29 +103,40 @@ class Switch:
         if self._newest is None or chunk.start >= self._newest.start:
             self._newest = chunk
 
-    def action(self, tick: int) -> Action | None:
+    def action(self, step: int) -> Action | None:
         """The newest chunk's action."""
-        return None if self._newest is None else self._newest.at(tick)
+        return None if self._newest is None else self._newest.at(step)
 
-    def prefix(self, tick: int) -> Prefix | None:
+    def prefix(self, step: int) -> Prefix | None:
         """Chunks are planned freely."""
         return None
 
 
-class TemporalEnsembling:
-    """The weighted mean of all chunks that cover a tick (Zhao et al. 2023, ACT, section IV-B).
+FAR = 0.25
+"""Share of a dimension's range by which chunks may differ and still be averaged."""
 
-    The weight of the i-th oldest chunk is exp(-m i): the oldest counts most.
+
+class TemporalEnsembling:
+    """The weighted mean of all chunks that cover a step (Zhao et al. 2023, ACT, section IV-B).
+
+    The weight of the i-th oldest chunk is exp(-m i): the oldest counts most. Dimensions that are declared as
+    rotations are averaged as such. Where chunks disagree on another one by more than :data:`FAR` of its
+    range, their mean would be near none of them (an undeclared angle, two ways around an obstacle): the newest
+    chunk's value is taken.
 
     Args:
         decay: m; small values take up new observations slowly. ACT's is 0.01.
+        width: ``(A,)`` range of the actions; None: chunks never disagree.
+        rotations: which dimensions are rotations.
     """
 
     name: ClassVar[str] = "ensemble"
 
-    def __init__(self, decay: float = 0.01) -> None:
+    def __init__(
+        self, decay: float = 0.01, width: Action | None = None, rotations: Sequence[Rotation] = ()
+    ) -> None:
         require(decay >= 0, "decay", decay, "0 or more")
-        self.decay = decay
+        self.decay, self.width, self.rotations = decay, width, tuple(rotations)
         self._chunks: list[Chunk] = []
 
     def reset(self) -> None:
@@ -134,17 +147,23 @@ class TemporalEnsembling:
         """Take the chunk in the order of its observation, whenever it arrives."""
         insort(self._chunks, chunk, key=lambda other: other.start)
 
-    def action(self, tick: int) -> Action | None:
-        """The weighted mean of the chunks that cover the tick."""
-        self._chunks = [chunk for chunk in self._chunks if chunk.end > tick]
-        rows = [action for chunk in self._chunks if (action := chunk.at(tick)) is not None]
+    def action(self, step: int) -> Action | None:
+        """The weighted mean of the chunks that cover the step."""
+        self._chunks = [chunk for chunk in self._chunks if chunk.end > step]
+        rows = [action for chunk in self._chunks if (action := chunk.at(step)) is not None]
         if not rows:
             return None
         weights = np.exp(-self.decay * np.arange(len(rows)))
-        mean: Action = np.average(rows, axis=0, weights=weights).astype(np.float32)
-        return mean
+        values = np.asarray(rows, dtype=np.float64)
+        mean = weights @ values / weights.sum()
+        if self.width is not None and len(rows) > 1:
+            mean = np.where(np.ptp(values, axis=0) > FAR * self.width, values[-1], mean)
+        for rotation in self.rotations:
+            mean[rotation.dims] = rotation.mean(values[:, rotation.dims], weights)
+        fused: Action = mean.astype(np.float32)
+        return fused
 
-    def prefix(self, tick: int) -> Prefix | None:
+    def prefix(self, step: int) -> Prefix | None:
         """Chunks are planned freely."""
         return None
 
@@ -181,11 +200,11 @@ class RealTimeChunking(Switch):
             self._delays.append(chunk.delay)
         super().add(chunk)
 
-    def prefix(self, tick: int) -> Prefix | None:
+    def prefix(self, step: int) -> Prefix | None:
         """The rest of the newest chunk, with its weights; None where there is none."""
-        if self._newest is None or tick >= self._newest.end:
+        if self._newest is None or step >= self._newest.end:
             return None
-        known = self._newest.actions[max(tick - self._newest.start, 0) :]
+        known = self._newest.actions[max(step - self._newest.start, 0) :]
         actions = np.zeros((self.horizon, known.shape[1]), dtype=np.float32)
         actions[: len(known)] = known
         largest = sorted(self._delays or [self._first])[-2:]
@@ -196,7 +215,7 @@ def prefix_weights(horizon: int, frozen: int, overlap: int) -> NDArray[np.float3
     """How strongly each action of a new chunk is held to the old one (Black et al. 2025, equation 5).
 
     1 for the ``frozen`` first, then c (e^c - 1) / (e - 1) with c falling linearly, and 0 beyond the
-    ``overlap`` first, which is all that the old chunk reaches: T minus the ticks between the two.
+    ``overlap`` first, which is all that the old chunk reaches: T minus the actions executed between the two.
 
     Returns:
         ``(horizon,)``.
@@ -207,14 +226,19 @@ def prefix_weights(horizon: int, frozen: int, overlap: int) -> NDArray[np.float3
     return np.where(index < frozen, 1.0, np.where(index < overlap, soft, 0.0)).astype(np.float32)
 
 
-def build_fusion(name: str, horizon: int, execute_horizon: int, max_delay: int) -> Fusion:
+def build_fusion(
+    name: str, horizon: int, execute_horizon: int, max_delay: int, width: Action | None = None,
+    rotations: Sequence[Rotation] = (),
+) -> Fusion:  # fmt: skip
     """A fusion strategy by its name: ``switch``, ``ensemble`` or ``rtc``.
 
     Args:
         name: of the strategy.
         horizon: T.
         execute_horizon: T_e.
-        max_delay: most ticks that a chunk may take to arrive.
+        max_delay: most actions executed while a chunk is under way to arrive.
+        width: ``(A,)`` range of the actions, where it is known.
+        rotations: which dimensions of an action are rotations.
 
     Raises:
         ConfigError: T < T_e + max_delay: a chunk would end before the next one arrives.
@@ -225,11 +249,12 @@ def build_fusion(name: str, horizon: int, execute_horizon: int, max_delay: int) 
         horizon >= execute_horizon + max_delay, "execute_horizon + max_delay", execute_horizon + max_delay,
         f"at most the chunk length {horizon}, or a chunk ends before the next one arrives",
     )  # fmt: skip
-    return choose(_STRATEGIES, name, "fusion")(horizon)
+    strategy = choose(_STRATEGIES, name, "fusion")
+    return strategy(horizon, width, rotations)
 
 
-_STRATEGIES: dict[str, Callable[[int], Fusion]] = {
-    "switch": lambda horizon: Switch(),
-    "ensemble": lambda horizon: TemporalEnsembling(),
-    "rtc": RealTimeChunking,
+_STRATEGIES: dict[str, Callable[[int, Action | None, Sequence[Rotation]], Fusion]] = {
+    "switch": lambda horizon, width, rotations: Switch(),
+    "ensemble": lambda horizon, width, rotations: TemporalEnsembling(width=width, rotations=rotations),
+    "rtc": lambda horizon, width, rotations: RealTimeChunking(horizon),
 }

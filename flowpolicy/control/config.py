@@ -15,14 +15,15 @@ class ControlConfig:
     Attributes:
         rate_hz: ticks a second, 1 to 1000; None takes the robot's own rate.
         fusion: ``switch``, ``ensemble`` or ``rtc``.
-        execute_horizon: T_e, ticks after which the next chunk is asked for; None takes the policy's.
-        max_delay: ticks that a chunk may take to arrive before it counts as late; None: all that the chunk
-            leaves, T - T_e.
+        execute_horizon: T_e, actions executed after which the next chunk is asked for; None: the policy's.
+        max_delay: actions executed while a chunk is under way after which it counts as late; None: all that
+            the chunk leaves, T - T_e.
         wait_share: share of a period that a tick waits for the chunk it has just asked for, where recent ones
             came that fast: such a chunk has no delay at all. 0 never waits.
-        fast_lead: ticks before the actions run out at which the faster sampler is asked.
+        fast_lead: actions before they run out at which the faster sampler is asked.
         hang_timeout_s: after which a request counts as lost and its worker is replaced; None: half a watchdog
             (``safety.miss_limit``) after the actions have run out.
+        driver_timeout_s: after which a call of the robot that does not return counts as hanging.
         start_timeout_s: for the policy to be ready and its first chunk to come.
         telemetry_ticks: rows kept, the newest.
         priority: ask the system for real-time scheduling of the loop's thread, where it allows that.
@@ -36,6 +37,7 @@ class ControlConfig:
     wait_share: float = 0.3
     fast_lead: int = 2
     hang_timeout_s: float | None = None
+    driver_timeout_s: float = 0.5
     start_timeout_s: float = 60.0
     telemetry_ticks: int = 200_000
     priority: bool = True
@@ -47,9 +49,10 @@ class ControlConfig:
         require(0 <= self.wait_share < 1, "control.wait_share", self.wait_share, "at least 0 and below 1")
         for name in ("fast_lead", "telemetry_ticks"):
             require(getattr(self, name) >= 1, f"control.{name}", getattr(self, name), "at least 1")
-        for name in ("hang_timeout_s", "start_timeout_s"):
+        for name in ("hang_timeout_s", "driver_timeout_s", "start_timeout_s"):
             value = getattr(self, name)
-            require(value is None or value > 0, f"control.{name}", value, "positive")
+            is_time = value is None or 0 < value < float("inf")
+            require(is_time, f"control.{name}", value, "finite and positive")
 
     def hang_timeout(self, period: float, left: int) -> float:
         """Seconds after which a request counts as lost.

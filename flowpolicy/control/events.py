@@ -34,6 +34,7 @@ class Event(IntEnum):
     DEAD_MAN = 16
     WATCHDOG_STOP = 17
     EPISODE = 18
+    DRIVER_HANG = 19
 
 
 EXPLAINED = {
@@ -55,6 +56,7 @@ EXPLAINED = {
     Event.ROBOT_ERROR: "The robot raised an exception when it was observed or commanded.",
     Event.DEAD_MAN: "The dead-man switch was not held.",
     Event.WATCHDOG_STOP: "Too many misses in a row: the robot was stopped.",
+    Event.DRIVER_HANG: "A call of the robot did not return in time; the watchdog beside the loop spoke.",
     Event.EPISODE: "The world was reset: history and chunks were dropped.",
 }
 """What each kind means, for reports."""

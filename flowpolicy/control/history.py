@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -30,27 +32,28 @@ class ObservationHistory:
         self._episode: Any = None
         self._fresh = True
         self.measured = float("-inf")
+        self.is_empty = True  # nothing with a time was seen yet
 
-    def add(self, observation: Mapping[str, Any] | None, tick: int, now: float) -> bool:
+    def add(self, observation: Any, tick: int, now: float) -> bool:
         """Take an observation; True where it begins another episode.
 
-        The first one of an episode fills the whole history.
+        The first one of an episode fills the whole history. Anything else than a mapping with an array of the
+        right shape and type for each key, a number as timestamp and a number or text as episode is counted
+        and dropped. A timestamp that is NaN or infinite makes it stale.
         """
-        if observation is None or any(key not in observation for key in self._rows):
-            missing = "none" if observation is None else ", ".join(self._rows.keys() - observation.keys())
-            self._events.add(Event.OBSERVATION_MISSING, tick, missing)
+        try:
+            arrays, measured, episode = self._read(observation, now)
+        except _UnusableError as error:
+            self._events.add(error.event, tick, str(error))
             return False
-        arrays = {key: self._array(observation[key], rows.dtype) for key, rows in self._rows.items()}
-        for key, rows in self._rows.items():
-            array = arrays[key]
-            if array is None or array.shape != rows.shape[1:] or not np.isfinite(array).all():
-                what = "a wrong shape or type"
-                if array is not None and array.shape == rows.shape[1:]:
-                    what = "NaN or infinity"
-                self._events.add(Event.OBSERVATION_INVALID, tick, f"{key}: {what}")
-                return False
-        episode = observation.get(EPISODE)
-        restarted = not self._fresh and episode != self._episode
+        except Exception as error:  # a driver may hand over anything
+            line = f"{type(error).__name__}: {error}"[:200]
+            self._events.add(Event.OBSERVATION_INVALID, tick, line)
+            return False
+        if not math.isfinite(measured):
+            self.measured, self.is_empty = float("-inf"), False
+            return False
+        restarted = episode is not None and self._episode is not None and episode != self._episode
         fill = self._fresh or restarted
         for key, rows in self._rows.items():
             if fill:
@@ -58,23 +61,60 @@ class ObservationHistory:
             else:
                 rows[:-1] = rows[1:]
                 rows[-1] = arrays[key]
-        self._episode, self._fresh = episode, False
-        self.measured = float(observation.get(TIMESTAMP, now))
+        self._episode = self._episode if episode is None else episode
+        self._fresh = self.is_empty = False
+        self.measured = measured
         return restarted
 
     def age(self, now: float) -> float:
-        """Seconds since the newest observation was measured; infinite before the first."""
+        """Seconds since the newest observation was measured; infinite where that is not known."""
         return now - self.measured
 
     def newest(self) -> dict[str, NDArray[Any]]:
         """A copy, key -> ``(T_o, *shape)``, oldest first."""
         return {key: rows.copy() for key, rows in self._rows.items()}
 
-    @staticmethod
-    def _array(value: Any, dtype: np.dtype[Any]) -> NDArray[Any] | None:
-        """None where it is no array of numbers, or an image that is not uint8."""
-        try:
-            array = np.asarray(value, dtype=np.float32 if dtype == np.float32 else None)
-        except (TypeError, ValueError):
-            return None
-        return array if array.dtype == dtype else None
+    def _read(self, observation: Any, now: float) -> tuple[dict[str, NDArray[Any]], float, Any]:
+        """Arrays, time and episode; None where it does not say.
+
+        Raises:
+            _UnusableError: says why.
+        """
+        if observation is None:
+            raise _UnusableError("none", Event.OBSERVATION_MISSING)
+        if not isinstance(observation, Mapping):
+            raise _UnusableError(f"{type(observation).__name__} in place of a mapping from names to arrays")
+        missing = [key for key in self._rows if key not in observation]
+        if missing:
+            raise _UnusableError(", ".join(missing), Event.OBSERVATION_MISSING)
+        arrays = {key: _array(observation[key], key, rows) for key, rows in self._rows.items()}
+        measured = observation.get(TIMESTAMP, now)
+        if not isinstance(measured, (int, float, np.number)) or isinstance(measured, np.complexfloating):
+            raise _UnusableError(f"{TIMESTAMP} is {measured!r}, not a number of seconds"[:200])
+        episode = observation.get(EPISODE)
+        if not isinstance(episode, (int, float, str, np.number, NoneType)) or episode != episode:
+            raise _UnusableError(f"{EPISODE} is {episode!r}, not a number"[:200])
+        return arrays, float(measured), episode
+
+
+class _UnusableError(Exception):
+    """An observation that cannot be used."""
+
+    def __init__(self, why: str, event: Event = Event.OBSERVATION_INVALID) -> None:
+        super().__init__(why)
+        self.event = event
+
+
+def _array(value: Any, key: str, rows: NDArray[Any]) -> NDArray[Any]:
+    """Of the dtype and shape of one row; images must be uint8 already."""
+    array = np.asarray(value)
+    if array.dtype != rows.dtype:
+        if rows.dtype != np.float32 or array.dtype.kind not in "fiub":
+            raise _UnusableError(f"{key}: a wrong type, {array.dtype}")
+        with np.errstate(over="ignore"):
+            array = array.astype(np.float32)
+    if array.shape != rows.shape[1:]:
+        raise _UnusableError(f"{key}: a wrong shape, {array.shape} in place of {rows.shape[1:]}")
+    if not np.isfinite(array).all():
+        raise _UnusableError(f"{key}: NaN or infinity")
+    return array

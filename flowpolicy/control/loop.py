@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
+import signal
 import statistics
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +15,16 @@ import numpy as np
 from flowpolicy.control.chunks import Chunk, Fusion, build_fusion
 from flowpolicy.control.clock import Clock, MonotonicClock
 from flowpolicy.control.config import ControlConfig
+from flowpolicy.control.driver_watch import DriverWatch
 from flowpolicy.control.events import Event, EventLog
+from flowpolicy.control.exclusive import exclusive
 from flowpolicy.control.history import ObservationHistory
 from flowpolicy.control.inference import Worker
 from flowpolicy.control.pipeline import Pipeline
 from flowpolicy.control.priority import real_time_priority, without_collection
 from flowpolicy.control.robot import Action, Robot
 from flowpolicy.control.safety import SafetyGate
+from flowpolicy.control.signals import ending_signals
 from flowpolicy.control.telemetry import SOURCES, Telemetry
 from flowpolicy.execution import ChunkPolicy
 
@@ -37,9 +41,11 @@ class Status:
         tick: number of the present period.
         misses: safe actions in a row, for want of a valid command.
         chunks: that have arrived.
-        delay: ticks of the last one.
+        delay: actions executed while the last one was under way.
         inference: seconds of the last one.
+        steps: actions executed: valid commands that the robot took.
         stopped: why the loop ended; empty while it runs.
+        signal: number of the signal that ended it; 0 where none did.
     """
 
     tick: int = 0
@@ -47,7 +53,9 @@ class Status:
     chunks: int = 0
     delay: int = -1
     inference: float = float("nan")
+    steps: int = 0
     stopped: str = ""
+    signal: int = 0
 
 
 class ControlLoop:
@@ -57,7 +65,12 @@ class ControlLoop:
     through the safety gate; ask for the next chunk where it is due; write a row of telemetry. Ticks begin at
     absolute times, so that lateness does not add up; those that did not happen are counted.
 
-    Where no chunk covers a tick the faster sampler's chunk is used, if there is one, and otherwise the
+    Chunks advance by executed actions (``status.steps``), not by ticks: whatever kept the robot from taking a
+    valid command, the next one is the next action. While it holds, a new chunk is asked for every T_e ticks,
+    and at once when observations are fresh again or ticks were missed, so that a plan does not grow old in
+    a pause; until it has come the old one goes on.
+
+    Where no chunk covers a step the faster sampler's chunk is used, if there is one, and otherwise the
     robot's safe action. Too many of those in a row stop the robot.
 
     Args:
@@ -99,8 +112,15 @@ class ControlLoop:
         self.execute_horizon = own if config.execute_horizon is None else config.execute_horizon
         left = max(horizon - self.execute_horizon, 0)
         self.max_delay = left if config.max_delay is None else config.max_delay
-        self.fusion: Fusion = build_fusion(config.fusion, horizon, self.execute_horizon, self.max_delay)
+        width = spec.action_high - spec.action_low
+        self._width = np.where(width > 0, width, 1.0).astype(np.float32)
+        self.fusion: Fusion = build_fusion(
+            config.fusion, horizon, self.execute_horizon, self.max_delay, self._width, spec.rotations
+        )
         self.gate = SafetyGate(robot, config.safety, self.events, self.period, dead_man)
+        self._driver = DriverWatch(
+            config.driver_timeout_s, self._driver_hangs, lambda: bool(self.status.stopped)
+        )
         self.telemetry = Telemetry(config.telemetry_ticks, spec.action_dim)
         self.history = ObservationHistory(policy.observation_shapes, policy.obs_horizon, self.events)
         shape = (horizon, spec.action_dim)
@@ -109,33 +129,63 @@ class ControlLoop:
         self._fast = None if fast is None else Pipeline(fast, shape, self.events, timeout, self.clock)
         self._fast_chunk: Chunk | None = None
         self._newest: Chunk | None = None
-        self._due = 0
+        self._asked_step = self._asked_tick = 0  # of the last request
+        self._is_due = True  # whatever the last request says
+        self._holds = True  # the last tick executed nothing
         self._recent: deque[float] = deque(maxlen=16)
         self._last: Action | None = None
         self._last_number = self._late = -1
-        width = spec.action_high - spec.action_low
-        self._width = np.where(np.isfinite(width) & (width > 0), width, 1.0).astype(np.float32)
 
     def run(self, ticks: int | None = None) -> Status:
         """Run for a number of ticks, or until it is stopped; the robot is left with its safe action.
 
+        In the main thread SIGINT, SIGTERM, SIGHUP and SIGQUIT end the loop as :meth:`stop` does, and do not
+        end the program: ``status.signal`` says which came, and the caller closes what it has opened.
+
         Returns:
-            The status; ``stopped`` is ``finished``, ``interrupted`` or the watchdog's sentence.
+            The status; ``stopped`` is ``finished``, ``interrupted`` (by SIGTERM, ...) or the watchdog's
+            sentence.
 
         Raises:
-            FlowPolicyError: the policy was not ready in time.
+            FlowPolicyError: the policy was not ready in time, or another loop drives the robot.
         """
         for pipeline in (self._main, self._fast):
             if pipeline is not None:
                 pipeline.wait_until_ready(self.config.start_timeout_s)
-        with without_collection(), real_time_priority(self.config.priority):
+        with (
+            exclusive(self.robot),
+            without_collection(),
+            real_time_priority(self.config.priority),
+            self._driver.watching(),
+            ending_signals(self._on_signal),
+        ):
             try:
                 self._run(ticks)
             except KeyboardInterrupt:
-                self.status.stopped = "interrupted"
+                self.status.stopped = self.status.stopped or "interrupted"
             finally:
-                self.gate.send_safe(self.status.tick)
+                self._driver.enter("act")
+                with suppress(KeyboardInterrupt):  # it hangs in this too
+                    self.gate.send_safe(self.status.tick)
+                self._driver.enter("")
         return self.status
+
+    def _on_signal(self, number: int) -> None:
+        status = self.status
+        if not status.stopped:
+            by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
+            status.signal, status.stopped = number, f"interrupted{by}"
+        if self._driver.hanging():
+            raise KeyboardInterrupt
+
+    def _driver_hangs(self, call: str, is_first: bool) -> None:
+        """From the watchdog's thread: ``call`` does not return to the loop's."""
+        tick = self.status.tick
+        if is_first:
+            sentence = f"{call} has not returned for {self.config.driver_timeout_s:g} s"
+            self.events.add(Event.DRIVER_HANG, tick, sentence)
+        if call == "observe":  # a driver that is inside act cannot be commanded
+            self.gate.send_safe(tick)
 
     def stop(self, reason: str = "stopped") -> None:
         """End the loop at the next tick."""
@@ -163,6 +213,7 @@ class ControlLoop:
                 self.events.add(
                     Event.DEADLINE_MISSED, tick, f"late by {1e3 * (now - deadline):.1f} ms", missed
                 )
+                self._is_due = True
                 tick += missed
                 deadline += missed * self.period
             status.tick = tick
@@ -188,14 +239,19 @@ class ControlLoop:
         self._observe(tick, now)
         age = self.history.age(now)
         fresh = -self.period <= age <= self.config.safety.max_observation_age_s
-        if not fresh and math.isfinite(age):
+        if not fresh and not self.history.is_empty:
             self.events.add(Event.OBSERVATION_STALE, tick, f"{age:.3f} s old")
+        self._is_due |= not fresh
         arrived, seconds = self._collect(tick, fresh)
         command, source, number, step = self._choose(tick, fresh)
         seam = float("nan")
         if command is not None and number != self._last_number and self._last is not None:
             seam = float(np.sqrt(np.mean(((command - self._last) / self._width) ** 2)))
+        self._driver.enter("act")
         sent, valid = self.gate.send(command, tick)
+        self._driver.enter("")
+        self._holds = not valid
+        self.status.steps += valid
         if not valid:
             source = SAFE
         self._last, self._last_number = sent, number
@@ -208,27 +264,32 @@ class ControlLoop:
         )  # fmt: skip
 
     def _observe(self, tick: int, now: float) -> None:
+        self._driver.enter("observe")
         try:
             observation = self.robot.observe()
         except Exception as error:  # a driver may raise anything
             self.events.add(Event.ROBOT_ERROR, tick, f"observe: {type(error).__name__}: {error}"[:200])
             return
+        finally:
+            self._driver.enter("")
         if self.history.add(observation, tick, now):
             self.events.add(Event.EPISODE, tick)
             self.fusion.reset()
-            self.gate.reset()
+            self.gate.forget_hold()
             self._newest = self._fast_chunk = None
-            self._due = tick
+            self._is_due = True
             self._main.forget()
             if self._fast is not None:
                 self._fast.forget()
 
     def _collect(self, tick: int, fresh: bool) -> tuple[int, float]:
-        """Take a finished chunk and ask for the next; its delay in ticks (-1: none) and planning seconds."""
+        """Take a finished chunk and ask for the next; its delay in steps (-1: none) and planning seconds."""
         found = self._take(tick, 0.0)
-        if fresh and tick >= self._due and self._main.idle:
-            self._main.submit(tick, self.history.newest(), self.fusion.prefix(tick))
-            self._due = tick + self.execute_horizon
+        step = self.status.steps
+        used = tick - self._asked_tick if self._holds else step - self._asked_step
+        if fresh and (self._is_due or used >= self.execute_horizon) and self._main.idle:
+            self._main.submit(step, self.history.newest(), self.fusion.prefix(step))
+            self._asked_step, self._asked_tick, self._is_due = step, tick, False
             budget = self.config.wait_share * self.period
             if self._recent and statistics.median(self._recent) < budget:
                 found = self._take(tick, budget) or found
@@ -238,10 +299,10 @@ class ControlLoop:
         answer = self._main.take(tick, wait)
         if answer is None:
             if self._main.failed:  # ask again with the newest observation
-                self._due = tick
+                self._is_due = True
             return None
         actions, start, seconds = answer
-        chunk = Chunk(actions, start, tick)
+        chunk = Chunk(actions, start, self.status.steps)
         self.fusion.add(chunk)
         self._newest = chunk
         self._recent.append(seconds)
@@ -253,30 +314,32 @@ class ControlLoop:
         """The tick's command, its source, and the number and step of its chunk."""
         if not fresh:
             return None, SAFE, -1, -1
-        action = self.fusion.action(tick)
+        now = self.status.steps
+        action = self.fusion.action(now)
         if action is not None and self._newest is not None:
-            step = tick - self._newest.start
+            step = now - self._newest.start
             late = step >= self.execute_horizon + self.max_delay
             if late and self._late != self.status.chunks:
                 self._late = self.status.chunks
                 self.events.add(Event.INFERENCE_LATE, tick)
             return action, PREVIOUS if late else CHUNK, self.status.chunks, step
-        if self._fast_chunk is not None and (action := self._fast_chunk.at(tick)) is not None:
+        if self._fast_chunk is not None and (action := self._fast_chunk.at(now)) is not None:
             self.events.add(Event.FAST_SAMPLER, tick)
-            return action, FAST, -2 - self._fast_chunk.start, tick - self._fast_chunk.start
+            return action, FAST, -2 - self._fast_chunk.start, now - self._fast_chunk.start
         return None, SAFE, -1, -1
 
     def _ask_fast(self, tick: int, fresh: bool) -> None:
         """Have the faster sampler plan ahead where the main one may leave a gap."""
         if self._fast is None:
             return
+        step = self.status.steps
         answer = self._fast.take(tick, 0.0)
         if answer is not None:
-            self._fast_chunk = Chunk(answer[0], answer[1], tick)
-        covered = max((c.end for c in (self._newest, self._fast_chunk) if c is not None), default=tick)
-        runs_out = covered - tick <= self.config.fast_lead
+            self._fast_chunk = Chunk(answer[0], answer[1], step)
+        covered = max((c.end for c in (self._newest, self._fast_chunk) if c is not None), default=step)
+        runs_out = covered - step <= self.config.fast_lead
         if fresh and self.status.chunks and runs_out and self._fast.idle:
-            self._fast.submit(tick, self.history.newest(), None)
+            self._fast.submit(step, self.history.newest(), None)
 
     def _watch(self, missed: bool, tick: int) -> None:
         status = self.status

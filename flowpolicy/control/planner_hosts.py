@@ -30,7 +30,7 @@ class Request:
     """What a chunk is to be planned from.
 
     Attributes:
-        tick: of the newest observation.
+        tick: actions executed before the newest observation.
         observation: key -> ``(T_o, *shape)``, oldest first, physical units.
         prefix: what the chunk should agree with, or None.
     """

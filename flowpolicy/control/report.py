@@ -88,7 +88,7 @@ def _verdict(statistics: Mapping[str, Any], about: Mapping[str, Any]) -> str:
         why = f" The run ended: {_text(stopped)}." if stopped else ""
         return f'<div class="verdict bad"><b>No tick was run.</b>{why}</div>'
     missed, safe = statistics["missed"], round(statistics["sources"]["safe"] * ticks)
-    ended = stopped in ("finished", "interrupted", "stopped")
+    ended = stopped.startswith(("finished", "interrupted", "stopped"))
     share = (missed + safe) / (ticks + missed)
     grade = "bad" if not ended or share > 0.05 else "fair" if share > 0.005 else "good"
     jitter = statistics["jitter_ms"]

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from flowpolicy.control.rotations import Rotation
 from flowpolicy.errors import ConfigError, TaskError
 from flowpolicy.execution import ChunkPolicy
 from flowpolicy.settings import require
@@ -40,6 +41,9 @@ class RobotSpec:
             (position control), ``zero`` is no torque or no velocity; or a command ``(A,)``.
         origin: time of ``time.monotonic()`` of one of its own control steps, where it has a clock of its
             own; the loop then ticks half a period after them. None: the loop sets the clock.
+        device: name of its hardware on this machine, such as ``/dev/ttyUSB0``: no two programs drive the same
+            one. Empty: only the same object is refused.
+        rotations: which dimensions of a command are absolute rotations, for ensembling.
     """
 
     name: str
@@ -49,9 +53,11 @@ class RobotSpec:
     rate_hz: float
     safe_action: str | tuple[float, ...]
     origin: float | None = None
+    device: str = ""
+    rotations: tuple[Rotation, ...] = ()
 
     def __post_init__(self) -> None:
-        require(self.rate_hz > 0, "robot.rate_hz", self.rate_hz, "positive")
+        require(0 < self.rate_hz < float("inf"), "robot.rate_hz", self.rate_hz, "finite and positive")
         low, high = (np.asarray(bound, dtype=np.float32) for bound in (self.action_low, self.action_high))
         object.__setattr__(self, "action_low", low)
         object.__setattr__(self, "action_high", high)
@@ -60,6 +66,14 @@ class RobotSpec:
                 f"{self.name}: action_low {low.tolist()} and action_high {high.tolist()} must be vectors of "
                 "one length, each lower bound at most its upper bound."
             )
+        if not (np.isfinite(low).all() and np.isfinite(high).all()):
+            raise ConfigError(
+                f"{self.name}: action_low {low.tolist()} and action_high {high.tolist()} must be finite; "
+                "name the least and the greatest command that this robot may be sent."
+            )
+        for rotation in self.rotations:
+            ok = rotation.dims.stop <= len(low)
+            require(ok, "rotations", rotation, f"within the {len(low)} dimensions of a command")
         if isinstance(self.safe_action, str):
             require(
                 self.safe_action in ("hold", "zero"), "safe_action", self.safe_action, "hold, zero or numbers"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +21,7 @@ from flowpolicy.control.report import write_report
 from flowpolicy.control.robot import Robot
 from flowpolicy.control.robots.simulated import SimulatedRobot, WorldReport, film
 from flowpolicy.control.robots.trace import TraceRobot
+from flowpolicy.control.signals import ending_signals
 from flowpolicy.control.statistics import run_statistics
 from flowpolicy.data.store import read_demonstrations
 from flowpolicy.errors import ConfigError
@@ -126,6 +128,7 @@ class ControlRun:
         files: telemetry, events, report and video.
         rate_hz: of the loop.
         task: the task's name.
+        signal: number of the signal that ended it; 0 where none did.
     """
 
     stopped: str
@@ -134,6 +137,7 @@ class ControlRun:
     files: list[Path]
     rate_hz: float
     task: str
+    signal: int = 0
 
     def table(self) -> str:
         """Markdown: the run in a few lines."""
@@ -173,6 +177,7 @@ class ControlRun:
                 "steps": world.steps,
                 "late_steps": world.late_steps,
                 "unheard_steps": world.unheard_steps,
+                "deserted_steps": world.deserted_steps,
             }
         return found
 
@@ -186,9 +191,27 @@ def run_control(
 ) -> ControlRun:
     """Drive a robot for a while and write telemetry, events, a report, a video and ``summary.json``.
 
+    A signal that ends programs (SIGINT, SIGTERM, SIGHUP, SIGQUIT) ends the drive and nothing else: everything
+    is closed and written. Before the drive it ends the program, with what was opened closed.
+
     Raises:
         FlowPolicyError: a setting, the checkpoint, the plan, the robot or the backend is not usable.
     """
+    loops: list[ControlLoop] = []
+
+    def on_signal(number: int) -> None:
+        if not any(loop.status.stopped for loop in loops):
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+    with ending_signals(on_signal):
+        return _run(config, run_dir, command, env, dead_man, loops)
+
+
+def _run(
+    config: RunConfig, run_dir: Path, command: str, env: Mapping[str, Any] | None,
+    dead_man: Callable[[], bool] | None, loops: list[ControlLoop],
+) -> ControlRun:  # fmt: skip
+    """A run; its loop is put into ``loops`` as soon as there is one."""
     started = time.time()
     policy = FlowPolicy.load(config.checkpoint)
     task = task_of(policy.task, env, config.checkpoint)
@@ -205,6 +228,7 @@ def run_control(
         if faster is not None:
             fast = build_worker(config.inference, PlannerBuilder(faster, config.seed + 1), spare=False)
         loop = ControlLoop(robot, policy, worker, control, fast=fast, dead_man=dead_man)
+        loops.append(loop)
         log.info("Driving %s at %g Hz; Ctrl-C stops it.", task.name, 1 / loop.period)
         expected = 1 if plan is None else plan.delay_ticks
         if loop.max_delay < expected:
@@ -257,7 +281,9 @@ def _write(
     if video is not None:
         files.append(video)
     statistics = run_statistics(columns, loop.period) | {"events": events["counts"]}
-    return ControlRun(loop.status.stopped, statistics, world, files, 1 / loop.period, task.name)
+    return ControlRun(
+        loop.status.stopped, statistics, world, files, 1 / loop.period, task.name, loop.status.signal
+    )
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -36,18 +37,26 @@ class SafetyConfig:
     def __post_init__(self) -> None:
         for name in ("velocity_limit", "jerk_limit"):
             value = getattr(self, name)
-            require(value is None or bool(np.all(np.asarray(value) > 0)), name, value, "positive, or null")
+            ok = value is None or bool(np.all(np.isfinite(value)) and np.all(np.asarray(value) > 0))
+            require(ok, name, value, "finite and positive, or null")
         age = self.max_observation_age_s
-        require(age > 0, "max_observation_age_s", age, "positive")
+        require(0 < age < np.inf, "max_observation_age_s", age, "finite and positive")
         require(self.miss_limit >= 1, "miss_limit", self.miss_limit, "at least 1")
 
 
 class SafetyGate:
     """The only holder of a robot's ``act``.
 
-    A command is limited in three ways, and where they contradict each other the later one wins: jerk, then
-    velocity, then bounds. Velocity and jerk are those of the sequence of commands sent. The safe action is
-    held within the bounds only: it must not wait.
+    Bounds, velocity and jerk are those of the sequence of commands that the robot was sent, whatever they
+    were and however long ago: a pause, a missed tick or a new episode entitles to no larger step. They never
+    contradict each other (:class:`~flowpolicy.control.limits.JerkLimiter`), and hold on what the robot gets
+    to within the rounding to float32, 4 eps |command|.
+
+    The safe action alone is held within the bounds only: it must not wait. The robot counts as standing still
+    where it put it, and whatever follows obeys the limits from there. The first command of all is free.
+
+    A command during which the robot raised an exception may have reached it or not. Where there are limits to
+    count, the safe action is then sent until one is taken without an exception, and counted from.
 
     Args:
         robot: whose commands pass.
@@ -74,9 +83,12 @@ class SafetyGate:
         self._dim = spec.action_dim
         self._velocity = _per_step(config.velocity_limit, period, spec.action_dim, "velocity_limit")
         jerk = _per_step(config.jerk_limit, period**3, spec.action_dim, "jerk_limit")
-        self._jerk = None if jerk is None else JerkLimiter(jerk, self._velocity)
-        self._sent: list[Action] = []  # the last three, newest first
+        bounds = self._low.astype(np.float64), self._high.astype(np.float64)
+        self._jerk = None if jerk is None else JerkLimiter(jerk, self._velocity, bounds)
+        self._sent: list[Action] = []  # the last three, newest first; before the first it stood still
+        self._in_doubt = False  # whether the robot raised when it was last commanded
         self._last_valid: Action | None = None
+        self._lock = threading.RLock()  # the loop's thread, and its watchdog's when that one hangs
         if spec.safe_action == "hold":
             self._safe = None
         elif spec.safe_action == "zero":
@@ -95,12 +107,16 @@ class SafetyGate:
             What was sent, or None where nothing could be (a robot that holds, before its first command, or
             one that raised), and whether it was the command asked for, within its limits.
         """
+        with self._lock:
+            return self._send(command, tick)
+
+    def _send(self, command: NDArray[np.float32] | None, tick: int) -> tuple[Action | None, bool]:
         if command is not None and not self._is_held(tick):
             command = None
         if command is not None and (command.shape != (self._dim,) or not np.isfinite(command).all()):
             self._events.add(Event.ACTION_INVALID, tick, f"a command {command!r}"[:200])
             command = None
-        if command is None:
+        if command is None or (self._in_doubt and self._counts):
             self._events.add(Event.SAFE_ACTION, tick)
             return self.send_safe(tick), False
         limited = self._limited(command, tick)
@@ -110,26 +126,34 @@ class SafetyGate:
         self._sent = [limited, *self._sent[:2]]
         return limited, True
 
-    def reset(self) -> None:
-        """Forget what was sent: in a new episode the robot stands elsewhere, and there is nothing to hold."""
-        self._still()
+    def forget_hold(self) -> None:
+        """In a new episode there is nothing to hold before its first command; limits go on counting."""
         self._last_valid = None
 
     def send_safe(self, tick: int) -> Action | None:
         """Send the safe action; what was sent, or None where nothing could be."""
-        self._still()  # what follows a pause is not held to what came before it
-        safe = self._last_valid if self._safe is None else self._safe
-        if safe is None:  # hold, and nothing was sent yet: the robot stays as it is
-            return None
-        safe = np.clip(safe, self._low, self._high)
-        if self._safe is None:
-            self._sent = [safe]
-        return safe if self._act(safe, tick) else None
+        with self._lock:
+            return self._send_safe(tick)
 
-    def _still(self) -> None:
-        self._sent = []
+    def _send_safe(self, tick: int) -> Action | None:
+        safe = self._last_valid if self._safe is None else self._safe
+        if safe is None and self._in_doubt:  # in a new episode too: what it may have got is made sure of
+            safe = self._sent[0]
+        if safe is not None:
+            safe = np.clip(safe, self._low, self._high)
+            if not self._act(safe, tick):
+                return None
+            self._sent = [safe]
+        else:  # hold, and there is nothing to hold: the robot stays as it is
+            self._sent = self._sent[:1]
         if self._jerk is not None:
             self._jerk.reset()
+        return safe
+
+    @property
+    def _counts(self) -> bool:
+        """Whether there are limits that depend on what was sent."""
+        return self._velocity is not None or self._jerk is not None
 
     def _is_held(self, tick: int) -> bool:
         if self._dead_man is None:
@@ -143,18 +167,21 @@ class SafetyGate:
         return held
 
     def _limited(self, command: Action, tick: int) -> Action:
-        result = command
-        if self._jerk is not None and self._sent:
-            first = self._sent[-1]  # before it the robot stood still
+        result = self._within(command, self._low, self._high, Event.LIMIT_BOUNDS, tick)
+        if not self._sent:
+            return result
+        bounded, last = result, self._sent[0]
+        if self._velocity is not None:
+            # Bounds of double precision: a limit below the rounding of the command lets it stand still.
+            low, high = last - self._velocity, last + self._velocity
+            result = self._within(result, low, high, Event.LIMIT_VELOCITY, tick)
+        if self._jerk is not None:
+            first = self._sent[-1]
             a, b, c = (row.astype(np.float64) for row in [*self._sent, first, first][:3])
-            held = self._jerk(command.astype(np.float64), (a, b, c))
-            result = self._counted(command, held, Event.LIMIT_JERK, tick)
-        if self._velocity is not None and self._sent:
-            last = self._sent[0]
-            result = self._within(
-                result, last - self._velocity, last + self._velocity, Event.LIMIT_VELOCITY, tick
+            result = self._counted(
+                result, self._jerk(bounded.astype(np.float64), (a, b, c)), Event.LIMIT_JERK, tick
             )
-        return self._within(result, self._low, self._high, Event.LIMIT_BOUNDS, tick)
+        return np.clip(result, self._low, self._high)  # what rounding to float32 may have carried beyond
 
     def _within(
         self, value: Action, low: NDArray[Any], high: NDArray[Any], event: Event, tick: int
@@ -175,7 +202,10 @@ class SafetyGate:
             self._robot.act(action)
         except Exception as error:  # a driver may raise anything; the loop must not end of it
             self._events.add(Event.ROBOT_ERROR, tick, f"act: {type(error).__name__}: {error}"[:200])
+            self._in_doubt = True
+            self._sent = self._sent or [action]
             return False
+        self._in_doubt = False
         return True
 
 

@@ -23,7 +23,7 @@ _FIELDS = [
     ("finished", np.float64),  # s, when its command had been sent
     ("observation_age", np.float32),  # s, from measurement to the start of the tick; NaN without one
     ("inference", np.float32),  # s, of the chunk that arrived at this tick; NaN where none did
-    ("delay", np.int16),  # ticks from its observation to its arrival; -1 where none arrived
+    ("delay", np.int16),  # actions executed from its observation to its arrival; -1 where none arrived
     ("chunk", np.int32),  # number of the chunk in use; -1 where none
     ("chunk_step", np.int16),  # its action in use
     ("source", np.int8),  # index into SOURCES

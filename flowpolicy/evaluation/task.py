@@ -48,7 +48,10 @@ class Task:
         control_hz: rate of the environment in 1/s.
         metric: what figures and plots show first: ``return``, ``success`` or ``score``.
         safe_action: what a real-time loop sends where it has no valid command: ``hold`` repeats the last one
-            (position control), ``zero`` is no torque or velocity. Empty: undeclared, and no loop will run it.
+            (position control), ``zero`` is no torque or velocity, numbers are a command. Empty: undeclared,
+            and no loop will run it.
+        rotations: dimensions of an action that are absolute rotations, e.g. ``{rotation_vector: [3]}``: kind
+            to the first dimension of each.
     """
 
     name: str
@@ -59,7 +62,8 @@ class Task:
     execute_horizon: int = 4
     control_hz: float = 50.0
     metric: str = "return"
-    safe_action: str = ""
+    safe_action: str | tuple[float, ...] = ""
+    rotations: dict[str, list[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         is_name = TASK_NAME.fullmatch(self.name) is not None
@@ -78,7 +82,8 @@ class Task:
         require(0.01 <= rate <= 10_000, "env.control_hz", rate, "between 0.01 and 10,000 per second")
         require(self.metric in METRICS, "env.metric", self.metric, f"one of {', '.join(METRICS)}")
         safe = self.safe_action
-        require(safe in ("", "hold", "zero"), "env.safe_action", safe, "hold or zero")
+        ok = not isinstance(safe, str) or safe in ("", "hold", "zero")
+        require(ok, "env.safe_action", safe, "hold, zero or numbers")
 
     def make(self, **kwargs: Any) -> Any:
         """Make the environment (``gymnasium.Env``).

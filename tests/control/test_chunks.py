@@ -13,6 +13,7 @@ from flowpolicy.control.chunks import (
     build_fusion,
     prefix_weights,
 )
+from flowpolicy.control.rotations import Rotation
 from flowpolicy.errors import ConfigError
 
 
@@ -66,6 +67,37 @@ def test_ensembling_is_the_mean_in_which_the_oldest_chunk_counts_most(late):
     assert fusion.action(4) == pytest.approx([expected, 4])
     # The first has ended: the second is the oldest now.
     assert fusion.action(6) == pytest.approx([(14 + weights[1] * 103) / (1 + weights[1]), 6])
+
+
+def around(axis, angle):
+    return np.asarray(axis, np.float64) / np.linalg.norm(axis) * angle
+
+
+@pytest.mark.parametrize("axis", [(1, 0, 0), (1, 2, -1)])
+def test_declared_rotations_are_averaged_as_rotations(axis):
+    def mean(kind, *rows):
+        fusion = TemporalEnsembling(0.0, rotations=(Rotation(kind, 0),))
+        for start, row in enumerate(rows):
+            fusion.add(Chunk(np.tile(np.asarray(row, np.float32), (4, 1)), start, start))
+        return fusion.action(len(rows) - 1)
+
+    # Nearly half a turn, either way around: the same rotation but for 0.083 rad.
+    for one, other in ((3.1, -3.1), (-3.1, 3.1)):
+        found = mean("rotation_vector", around(axis, one), around(axis, other))
+        assert found == pytest.approx(around(axis, np.copysign(np.pi, other)), abs=1e-4)
+        assert mean("angle", [one], [other]) == pytest.approx([np.copysign(np.pi, other)], abs=1e-4)
+    near = mean("rotation_vector", around(axis, 0.1), around(axis, 0.3))
+    assert near == pytest.approx(around(axis, 0.2), abs=1e-5)
+    quaternion = np.array([np.cos(0.2), *around(axis, np.sin(0.2))])
+    assert mean("quaternion", quaternion, -quaternion) == pytest.approx(-quaternion, abs=1e-6)
+    assert mean("rotation_vector", np.zeros(3), np.zeros(3)) == pytest.approx(np.zeros(3))
+
+
+def test_without_a_declaration_chunks_that_disagree_are_not_averaged():
+    fusion = build_fusion("ensemble", 6, 2, 3, np.array([6.4, 6.4], np.float32))
+    fusion.add(Chunk(np.tile(np.array([[3.1, 0.1]], np.float32), (6, 1)), 0, 0))
+    fusion.add(Chunk(np.tile(np.array([[-3.1, 0.3]], np.float32), (6, 1)), 1, 1))
+    assert fusion.action(1) == pytest.approx([-3.1, 0.2], abs=1e-3)
 
 
 def test_weights_by_hand():

@@ -42,11 +42,59 @@ def test_actions_are_counted_from_their_observation_whatever_the_delay():
         sent = planned_ticks(robot)[:-1]  # the last is the safe action at the end
         first = delay  # ticks before the first chunk: the safe action
         assert sent[:first] == [(0, 0)] * first
-        assert [tick for tick, _ in sent[first:]] == list(range(first, 40))
-        assert set(rows["delay"][rows["delay"] >= 0]) == {delay}
+        assert [step for step, _ in sent[first:]] == list(range(40 - first))
+        assert rows["delay"][rows["delay"] >= 0].tolist()[0] == 0  # nothing was executed before the first
+        assert set(rows["delay"][rows["delay"] >= 0][1:]) == {delay}
         assert set(rows["source"][first:]) == {CHUNK}
-        # From tick 4 on a chunk is asked for at every fourth tick and used as soon as it is there.
-        assert all(request == 4 * ((tick - delay) // 4) for tick, request in sent[first:])
+        # A chunk is asked for after every fourth action and used as soon as it is there.
+        assert all(request == max(4 * ((step - delay) // 4), 0) for step, request in sent[first:])
+
+
+@pytest.mark.parametrize("pause", ["dead man", "stale", "act raises", "missed ticks", "episode"])
+@pytest.mark.parametrize("delay", [1, 8])
+def test_after_a_pause_the_next_action_is_the_next_one(pause, delay):
+    clock = ToyClock()
+    robot = ToyRobot(clock)
+    frozen = {}
+
+    def observe(observation):
+        if pause == "stale" and 30 <= loop.status.tick < 64:
+            return frozen.setdefault("last", observation)
+        return {**observation, "episode": int(pause == "episode" and loop.status.tick >= 30)}
+
+    def act(action):
+        if pause == "act raises" and 30 <= loop.status.tick < 44:
+            raise OSError("cable")
+        if pause == "missed ticks" and loop.status.tick == 30:
+            clock.time += 0.14
+
+    robot.on_observe, robot.on_act = observe, act
+    dead_man = None if pause != "dead man" else lambda: not 30 <= loop.status.tick < 44
+    config = dataclasses.replace(DEFAULTS, execute_horizon=8, fusion="switch")
+    policy = type("Long", (ToyPolicy,), {"action_horizon": 16})()
+
+    def plan(request):
+        return np.repeat((request.tick + np.arange(16.0))[:, None] / 1000, A, 1).astype(np.float32)
+
+    worker = ToyWorker(delay, plan)
+    robot, loop = build(worker, config, robot=robot, policy=policy, dead_man=dead_man)
+    loop.run(90)
+    rows = loop.telemetry.rows()
+    steps = np.rint(1000 * rows["action"][rows["source"] == CHUNK, 0]).astype(int)
+    assert steps.tolist() == list(range(len(steps)))
+    assert loop.status.steps == len(steps) > 30
+    later = [request.tick for request in worker.requests if request.tick > steps[25]]
+    assert later  # and it is planned anew from what is seen after the pause
+
+
+def test_while_the_robot_holds_its_plan_is_renewed():
+    robot = ToyRobot(ToyClock())
+    worker = ToyWorker(1)
+    robot, loop = build(worker, robot=robot, dead_man=lambda: not 20 <= loop.status.tick < 60)
+    loop.run(62)
+    during = [r.observation["observation"][-1, 0] for r in worker.requests if r.tick == 19]
+    assert len(during) >= 40 // 4 - 1
+    assert max(during) >= robot.clock.time - 0.01 * (4 + 3)  # planned from what is seen at its end
 
 
 def test_a_chunk_that_is_waited_for_has_no_delay():
@@ -54,7 +102,7 @@ def test_a_chunk_that_is_waited_for_has_no_delay():
     _, loop = build(worker, wait_share=0.3)
     loop.run(20)
     delays = loop.telemetry.rows()["delay"]
-    assert list(delays[:6]) == [-1, 1, -1, -1, 0, -1]  # the first one's duration is not known yet
+    assert list(delays[:6]) == [-1, 0, -1, -1, -1, 0]  # the first one's duration is not known yet
 
 
 def test_ticks_keep_an_absolute_schedule_and_every_missed_one_is_counted():
@@ -75,8 +123,7 @@ def test_ticks_keep_an_absolute_schedule_and_every_missed_one_is_counted():
     late = rows["started"] - rows["deadline"]
     assert (late >= -1e-12).all()
     assert (late < 0.01).all()
-    after = [tick for tick, _ in planned_ticks(robot)[:-1]]
-    assert after[-30:] == list(range(30, 60))  # chunks are still aligned
+    assert [step for step, _ in planned_ticks(robot)[1:-1]] == list(range(49))  # nothing is left out
 
 
 def test_a_late_chunk_is_bridged_by_the_previous_one_then_the_fast_one_then_the_safe_action():
@@ -86,15 +133,15 @@ def test_a_late_chunk_is_bridged_by_the_previous_one_then_the_fast_one_then_the_
     fast.fault = lambda answer: answer if answer.tick < 15 else None  # and then none of the fast sampler's
     loop.run(40)
     source = loop.telemetry.rows()["source"]
-    # The chunk of tick 4 holds ticks 4 to 11; the one asked for at 8 was due at 10.
-    assert list(source[5:10]) == [CHUNK] * 5
-    assert list(source[10:12]) == [PREVIOUS] * 2
+    # Step k is executed at tick k + 1. That of step 4 ends with 11; the one asked for at 8 was due at 10.
+    assert list(source[6:11]) == [CHUNK] * 5
+    assert list(source[11:13]) == [PREVIOUS] * 2
     fast_ticks = np.flatnonzero(source == FAST)
-    assert fast_ticks.tolist() == list(range(12, 12 + len(fast_ticks)))
+    assert fast_ticks.tolist() == list(range(13, 13 + len(fast_ticks)))
     assert len(fast_ticks) >= ToyPolicy.action_horizon - 3
-    assert set(source[12 + len(fast_ticks) :]) == {SAFE}
+    assert set(source[13 + len(fast_ticks) :]) == {SAFE}
     assert loop.events.counts[Event.INFERENCE_LATE] == 1
-    assert (np.array(robot.commands[12 + len(fast_ticks) : 40]) == 0).all()
+    assert (np.array(robot.commands[13 + len(fast_ticks) : 40]) == 0).all()
 
 
 @pytest.mark.parametrize(
@@ -111,15 +158,15 @@ def test_a_late_chunk_is_bridged_by_the_previous_one_then_the_fast_one_then_the_
 def test_an_insane_policy_leads_to_the_safe_action_one_tick_after_the_last_valid_one(fault, event):
     worker = ToyWorker(1)
     robot, loop = build(worker, hang_timeout_s=0.055, safety=SafetyConfig(miss_limit=1000))
-    worker.fault = lambda answer: fault(answer) if 8 <= answer.tick < 60 else answer
+    worker.fault = lambda a: fault(a) if a.tick >= 8 and loop.status.tick < 60 else a
     loop.run(120)
     rows = loop.telemetry.rows()
     commands = np.array(robot.commands)
     assert np.isfinite(commands).all()
     assert loop.events.counts[event] >= 1
-    # The last valid chunk, of tick 4, ends with tick 11; the next tick already has the safe action.
+    # The last valid chunk, of step 4, ends with step 11 at tick 12; the next already has the safe action.
     safe = np.flatnonzero(rows["source"] == SAFE)
-    assert rows["tick"][safe[safe > 1][0]] == 12
+    assert rows["tick"][safe[safe > 1][0]] == 13
     assert (commands[safe[safe > 1]] == 0).all()
     assert set(rows["source"][-20:]) == {CHUNK}  # it recovers as soon as the policy does
     mended = event in (Event.INFERENCE_DIED, Event.INFERENCE_HANG)
@@ -132,7 +179,7 @@ def test_the_watchdog_stops_after_the_declared_number_of_misses():
     worker.fault = lambda answer: dataclasses.replace(answer, actions=None) if answer.tick else answer
     status = loop.run(1000)
     assert status.stopped == "watchdog: no valid command in 7 ticks in a row"
-    assert status.tick == 8 + 6  # the first chunk ends with tick 7
+    assert status.tick == 9 + 6  # the first chunk ends with tick 8
     assert loop.events.counts[Event.WATCHDOG_STOP] == 1
     assert (robot.commands[-1] == 0).all()
 
@@ -180,6 +227,30 @@ def test_stale_missing_and_broken_observations_stop_the_policy_but_not_the_loop(
     assert np.isfinite(robot.commands).all()
 
 
+@pytest.mark.parametrize(
+    "broken",
+    [
+        [1, 2, 3], np.zeros(3), "text", 7, {"observation": None}, {"observation": "1 2 3"},
+        {"observation": [[1], [2, 3]]}, {"observation": [10**400, 0, 0]},
+        {"observation": np.zeros(3, complex)}, {"observation": np.array([object()] * 3)},
+        {"observation": np.full(3, 1e300)},
+        *({"observation": np.zeros(3), "timestamp": value} for value in (
+            None, "now", 10**400, [1.0, 2.0], float("nan"), float("-inf"), 1e30)),
+        *({"observation": np.zeros(3), "episode": value} for value in (np.zeros(2), [1], float("nan"))),
+    ],
+)  # fmt: skip
+def test_whatever_a_driver_hands_over_is_an_event_and_no_end(broken):
+    robot = ToyRobot(ToyClock())
+    robot.on_observe = lambda observation: broken if 20 <= loop.status.tick < 60 else observation
+    robot, loop = build(ToyWorker(1), robot=robot, safety=SafetyConfig(max_observation_age_s=0.105))
+    assert loop.run(90).stopped == "finished"
+    counts, source = loop.events.counts, loop.telemetry.rows()["source"]
+    assert counts[Event.OBSERVATION_INVALID] + counts[Event.OBSERVATION_STALE] >= 40
+    assert counts[Event.OBSERVATION_STALE] >= 25
+    assert set(source[35:60]) == {SAFE}
+    assert set(source[-25:]) == {CHUNK}
+
+
 def test_a_robot_that_throws_is_counted_and_a_lost_one_is_stopped():
     clock = ToyClock()
     robot = ToyRobot(clock)
@@ -215,7 +286,7 @@ def test_a_clock_that_steps_neither_silences_the_loop_nor_sends_old_actions(step
     rows = loop.telemetry.rows()
     commands = np.array(robot.commands)[: len(rows)]
     executed = rows["source"] == CHUNK
-    np.testing.assert_allclose(1000 * commands[executed, 0], rows["tick"][executed], atol=1e-3)
+    np.testing.assert_allclose(1000 * commands[executed, 0], np.arange(executed.sum()), atol=1e-3)
     assert set(rows["source"][-50:]) == {CHUNK}
 
 
@@ -256,8 +327,9 @@ def test_a_new_episode_forgets_chunks_history_and_answers_under_way():
     # there is nothing to hold.
     first = int(rows["tick"][(rows["tick"] >= 30) & (rows["source"] == CHUNK)][0])
     assert np.isnan(rows["action"][30:first]).all()
-    assert all(request >= 30 for tick, request in planned_ticks(robot) if tick >= first)
-    after = next(request for request in worker.requests if request.tick >= 30)
+    after = next(request for request in worker.requests if request.tick == 27)  # executed before the episode
+    assert planned_ticks(robot)[27] == (27, 27)
+    assert first >= 33
     began = loop.telemetry.rows()["deadline"][30]  # the toy's observation is the time
     assert (after.observation["observation"] >= began - 1e-4).all()
 

@@ -44,6 +44,19 @@ def test_the_world_waits_for_the_first_command_and_then_for_nobody(robot):
     assert report.returns[0] >= report.lengths[0] - 1 > 10  # 1 a step while the pole stands
 
 
+def test_a_deserted_world_applies_its_safe_action_by_itself():
+    robot = SimulatedRobot(PENDULUM, seed=3, heartbeat_s=0.1)
+    robot.observe()
+    robot.act(np.full(1, 0.02, np.float32))
+    time.sleep(0.4)
+    robot.close()
+    report = robot.report()
+    commands = report.commands[0][:, 0]
+    assert commands[0] != 0
+    assert commands[-1] == 0
+    assert (commands == 0).sum() == report.deserted_steps < report.unheard_steps
+
+
 def test_the_same_seed_and_commands_give_the_same_world(robot, tmp_path):
     env = PENDULUM.make()
     wanted, _ = env.reset(seed=3)

@@ -14,6 +14,8 @@ from flowpolicy.control.clock import MonotonicClock
 from flowpolicy.control.inference import process_context
 from flowpolicy.control.robot import EPISODE, TIMESTAMP, Action, Observation, RobotError, RobotSpec
 from flowpolicy.control.robots.shared import Mailbox
+from flowpolicy.control.rotations import Rotation
+from flowpolicy.control.signals import ENDING
 from flowpolicy.errors import ConfigError, FlowPolicyError, TaskError
 from flowpolicy.evaluation.task import Task
 from flowpolicy.settings import require
@@ -38,6 +40,7 @@ class WorldReport:
         steps: of the world.
         late_steps: that began more than a period late: the simulator is slower than real time.
         unheard_steps: at which no new command had come since the step before.
+        deserted_steps: of these, at which none had come for the heartbeat's time: the safe action.
         seed: of the first episode; each later one has the next.
         commands: of each episode, ``(steps, A)``, as executed.
     """
@@ -50,6 +53,7 @@ class WorldReport:
     steps: int
     late_steps: int
     unheard_steps: int
+    deserted_steps: int
     seed: int
     commands: list[NDArray[np.float32]] = field(repr=False, default_factory=list)
 
@@ -58,19 +62,24 @@ class SimulatedRobot:
     """An environment that advances by itself at its own rate and executes the newest command.
 
     Latency is felt as on a robot: a command that comes late acts late, and where none comes the last one
-    goes on. Between episodes the world waits for the first command that answers its new observation.
+    goes on. Where none has come for ``heartbeat_s`` (the loop's program was killed, or hangs) the world
+    applies the task's safe action by itself until one comes. Between episodes the world waits for the first
+    command that answers its new observation.
 
     Args:
         task: the environment, its rate and its safe action.
         seed: environment seed of the first episode.
         rate_hz: steps per second of wall-clock time; None takes the task's own rate.
+        heartbeat_s: without a command after which the world is deserted; longer than the loop's period.
 
     Raises:
         ConfigError: the task does not declare a safe action.
         TaskError: the environment cannot be made.
     """
 
-    def __init__(self, task: Task, *, seed: int = 0, rate_hz: float | None = None) -> None:
+    def __init__(
+        self, task: Task, *, seed: int = 0, rate_hz: float | None = None, heartbeat_s: float = 0.5
+    ) -> None:
         if not task.safe_action:
             raise ConfigError(
                 f"Task '{task.name}' does not say what its safe action is; name the task with env=..., or "
@@ -78,13 +87,14 @@ class SimulatedRobot:
             )
         rate = task.control_hz if rate_hz is None else rate_hz
         require(rate > 0, "robot.rate_hz", rate, "positive")
+        require(heartbeat_s > 0, "heartbeat_s", heartbeat_s, "positive")
         fields, low, high = _spaces(task)
         self._observations = Mailbox({**fields, TIMESTAMP: ((), np.float64), EPISODE: ((), np.int64)})
         self._commands = Mailbox({"action": (low.shape, np.float32), EPISODE: ((), np.int64)})
         context = process_context()
         self._connection, theirs = context.Pipe()
         self._process = context.Process(
-            target=_world, args=(task, seed, rate, self._observations, self._commands, theirs),
+            target=_world, args=(task, seed, rate, heartbeat_s, self._observations, self._commands, theirs),
             daemon=True, name="world",
         )  # fmt: skip
         self._process.start()
@@ -93,7 +103,12 @@ class SimulatedRobot:
         self._report: WorldReport | None = None
         origin = self._receive(START_TIMEOUT_S)
         shapes = {key: shape for key, (shape, _) in fields.items()}
-        self.spec = RobotSpec(task.name, shapes, low, high, rate, task.safe_action, origin)
+        rotations = tuple(
+            Rotation(kind, start) for kind, starts in task.rotations.items() for start in starts
+        )
+        self.spec = RobotSpec(
+            task.name, shapes, low, high, rate, task.safe_action, origin, rotations=rotations
+        )
 
     def observe(self) -> Observation:
         """The newest observation, with its time and episode.
@@ -165,15 +180,19 @@ def _spaces(task: Task) -> tuple[dict[str, tuple[tuple[int, ...], Any]], Action,
 
 
 def _world(
-    task: Task, seed: int, rate_hz: float, observations: Mailbox, commands: Mailbox, connection: Any
-) -> None:
+    task: Task, seed: int, rate_hz: float, heartbeat_s: float, observations: Mailbox, commands: Mailbox,
+    connection: Any,
+) -> None:  # fmt: skip
     """The process: make the environment, then run it until told to stop."""
     import signal
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the loop's to handle
+    for number in set(ENDING) - {
+        signal.SIGTERM
+    }:  # a terminal sends them to all; they are the loop's to handle
+        signal.signal(number, signal.SIG_IGN)
     try:
         env = task.make()
-        world = _World(env, seed, 1.0 / rate_hz, observations, commands)
+        world = _World(env, seed, 1.0 / rate_hz, observations, commands, task.safe_action, heartbeat_s)
         connection.send(world.origin)
         while not connection.poll():
             world.advance()
@@ -188,11 +207,16 @@ def _world(
 class _World:
     """The environment on its own clock."""
 
-    def __init__(self, env: Any, seed: int, period: float, observations: Mailbox, commands: Mailbox) -> None:
+    def __init__(
+        self, env: Any, seed: int, period: float, observations: Mailbox, commands: Mailbox,
+        safe_action: str | tuple[float, ...], heartbeat_s: float,
+    ) -> None:  # fmt: skip
         self.env, self.seed, self.period = env, seed, period
         self.observations, self.commands = observations, commands
         self.clock = MonotonicClock()
-        self.episode, self.steps, self.late, self.unheard, self.heard = -1, 0, 0, 0, 0
+        self.safe_action, self.heartbeat_s = safe_action, heartbeat_s
+        self.episode, self.steps, self.late, self.unheard, self.deserted, self.heard = -1, 0, 0, 0, 0, 0
+        self.heard_at = self.clock.now()
         self.returns: list[float] = []
         self.lengths: list[int] = []
         self.success: list[bool] = []
@@ -213,9 +237,7 @@ class _World:
         if command is None or int(command[EPISODE]) != self.episode:
             self._publish()  # still waiting at the start of an episode
             return
-        self.unheard += self.commands.count == self.heard
-        self.heard = self.commands.count
-        action = np.array(command["action"], dtype=self.env.action_space.dtype)
+        action = self._heard(np.array(command["action"], dtype=self.env.action_space.dtype))
         self.observation, reward, terminated, truncated, info = self.env.step(action)
         self.steps += 1
         self._judge(action, float(reward), info)
@@ -223,12 +245,25 @@ class _World:
             self._begin()
         self._publish()
 
+    def _heard(self, action: NDArray[Any]) -> NDArray[Any]:
+        """The newest command, or the safe action where it has stood for too long."""
+        if self.commands.count != self.heard:
+            self.heard, self.heard_at = self.commands.count, self.clock.now()
+            return action
+        self.unheard += 1
+        if self.clock.now() - self.heard_at <= self.heartbeat_s:
+            return action
+        self.deserted += 1
+        if self.safe_action == "hold":
+            return action
+        return np.broadcast_to(0 if self.safe_action == "zero" else self.safe_action, action.shape)
+
     def report(self) -> WorldReport:
         """Everything so far."""
         return WorldReport(
             self.returns, self.lengths, len(self.returns) - 1,
             self.success if "success" in self.judged else [], self.score if "score" in self.judged else [],
-            self.steps, self.late, self.unheard, self.seed,
+            self.steps, self.late, self.unheard, self.deserted, self.seed,
             [np.array(rows, dtype=np.float32) for rows in self.executed],
         )  # fmt: skip
 

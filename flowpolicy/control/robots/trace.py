@@ -35,7 +35,7 @@ class TraceRobot:
         episode_ends: NDArray[np.int64],
         actions: NDArray[np.float32],
         rate_hz: float,
-        safe_action: str = "hold",
+        safe_action: str | tuple[float, ...] = "hold",
         *,
         name: str = "trace",
         clock: Clock | None = None,
@@ -52,7 +52,11 @@ class TraceRobot:
 
     @classmethod
     def of(
-        cls, demos: Demonstrations, keys: Mapping[str, Any], rate_hz: float, safe_action: str
+        cls,
+        demos: Demonstrations,
+        keys: Mapping[str, Any],
+        rate_hz: float,
+        safe_action: str | tuple[float, ...],
     ) -> TraceRobot:
         """From demonstrations; ``keys`` are the observations that a policy needs.
 

@@ -1,0 +1,84 @@
+"""Averages of rotations: two that are nearly the same can have numbers that are far apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowpolicy.settings import require
+
+Vector = NDArray[np.float64]
+
+SIZES = {"angle": 1, "rotation_vector": 3, "quaternion": 4}
+"""Numbers of each kind of rotation: an angle in rad; axis times angle in rad; unit length, either order."""
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """Neighbouring dimensions of an action that are one absolute rotation.
+
+    Small differences of rotations, as in ``delta`` poses, need no declaration: near zero they are numbers.
+
+    Attributes:
+        kind: one of :data:`SIZES`.
+        start: the first of its dimensions.
+    """
+
+    kind: str
+    start: int
+
+    def __post_init__(self) -> None:
+        require(self.kind in SIZES, "rotation.kind", self.kind, f"one of {', '.join(SIZES)}")
+        require(self.start >= 0, "rotation.start", self.start, "0 or more")
+
+    @property
+    def dims(self) -> slice:
+        """Its dimensions."""
+        return slice(self.start, self.start + SIZES[self.kind])
+
+    def mean(self, rows: Vector, weights: Vector) -> Vector:
+        """The weighted mean of rotations, in the representation that is nearest to the last row.
+
+        Angles by their unit vectors; the others by their quaternions, of which the mean is the eigenvector of
+        the largest eigenvalue of sum_i w_i q_i q_i^T (Markley et al. 2007, "Averaging Quaternions").
+
+        Args:
+            rows: ``(n, size)``.
+            weights: ``(n,)``, positive.
+        """
+        if self.kind == "angle":
+            mean = np.angle(weights @ np.exp(1j * rows[:, 0]))
+            return np.array([rows[-1, 0] + np.angle(np.exp(1j * (mean - rows[-1, 0])))])
+        if self.kind == "quaternion":
+            mean = _eigenvector(
+                rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12), weights
+            )
+            return mean if mean @ rows[-1] >= 0 else -mean
+        return _vector(_eigenvector(np.stack([_quaternion(row) for row in rows]), weights), rows[-1])
+
+
+def _eigenvector(quaternions: Vector, weights: Vector) -> Vector:
+    largest: Vector = np.linalg.eigh((quaternions.T * weights) @ quaternions)[1][:, -1]
+    return largest
+
+
+def _quaternion(vector: Vector) -> Vector:
+    """(w, x, y, z) of a rotation vector; sinc keeps it exact near zero."""
+    half = float(np.linalg.norm(vector)) / 2
+    return np.concatenate([[np.cos(half)], 0.5 * np.sinc(half / np.pi) * vector])
+
+
+def _vector(quaternion: Vector, near: Vector) -> Vector:
+    """The rotation vector of a quaternion: of those a whole turn apart the one nearest to ``near``."""
+    sine = float(np.linalg.norm(quaternion[1:]))
+    if sine < 1e-12:
+        length = float(np.linalg.norm(near))
+        turns = np.round(length / (2 * np.pi))
+        return near / length * turns * 2 * np.pi if turns else np.zeros(3)
+    axis = quaternion[1:] / sine
+    angle = 2 * np.arctan2(sine, quaternion[0])
+    angle += 2 * np.pi * np.round((near @ axis - angle) / (2 * np.pi))
+    vector: Vector = angle * axis
+    return vector

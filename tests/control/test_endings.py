@@ -1,0 +1,126 @@
+"""However a loop ends, the robot's last command is its safe action; and one loop drives one robot."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import tempfile
+import threading
+import time
+
+import pytest
+from control_toys import A, ToyClock, ToyPolicy, ToyRobot, ToyWorker
+
+from flowpolicy.control.config import ControlConfig
+from flowpolicy.control.events import Event
+from flowpolicy.control.exclusive import exclusive
+from flowpolicy.control.loop import ControlLoop
+from flowpolicy.control.signals import ENDING
+from flowpolicy.errors import TaskError
+
+
+def build(robot=None, **settings):
+    robot = robot or ToyRobot(ToyClock(), safe_action=(0.5,) * A)
+    config = ControlConfig(priority=False, wait_share=0.0, **settings)
+    return robot, ControlLoop(robot, ToyPolicy(), ToyWorker(1), config, clock=robot.clock)
+
+
+@pytest.mark.parametrize("number", ENDING)
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_signal_ends_the_loop_with_the_safe_action(number, times):
+    robot, loop = build()
+    before = {number: signal.getsignal(number) for number in ENDING}
+
+    def act(action):
+        if loop.status.tick >= 20:  # one in the loop, the others while it ends
+            for _ in range(times):
+                signal.raise_signal(number)
+
+    robot.on_act = act
+    status = loop.run(1000)
+    assert status.tick == 20
+    assert status.signal == number
+    assert status.stopped.startswith("interrupted")
+    assert (robot.commands[-1] == 0.5).all()
+    assert before == {number: signal.getsignal(number) for number in ENDING}
+
+
+def test_an_ignored_signal_stays_ignored():
+    robot, loop = build()
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        robot.on_act = lambda action: signal.raise_signal(signal.SIGHUP)
+        assert loop.run(30).stopped == "finished"
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_an_exception_in_the_loop_leaves_the_safe_action():
+    robot, loop = build()
+    loop.telemetry.add = lambda *values: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        loop.run(10)
+    assert (robot.commands[-1] == 0.5).all()
+
+
+@pytest.mark.parametrize("call", ["observe", "act"])
+def test_a_call_that_never_returns_is_an_event_and_the_program_can_be_stopped(call):
+    robot, loop = build(driver_timeout_s=0.05)
+
+    def hang(value):
+        if loop.status.tick == 20 and not loop.status.stopped:
+            time.sleep(60)
+        return value
+
+    setattr(robot, f"on_{call}", hang)
+    began = time.monotonic()
+
+    def end():
+        while not loop.events.counts[Event.DRIVER_HANG]:
+            time.sleep(0.005)
+        while call == "observe" and not (robot.commands[-1] == 0.5).all():
+            time.sleep(0.005)
+        seen.append(len(robot.commands))
+        loop.stop("stopped")
+
+    seen: list[int] = []
+    threading.Thread(target=end, daemon=True).start()
+    status = loop.run(1000)
+    assert time.monotonic() - began < 5
+    assert (status.stopped, status.tick) == ("stopped", 20)
+    assert loop.events.counts[Event.DRIVER_HANG] == 1
+    assert (robot.commands[-1] == 0.5).all()
+    assert len(robot.commands) > seen[0]
+
+
+def test_a_second_loop_on_one_robot_is_refused(tmp_path):
+    robot, loop = build()
+    refused = []
+
+    def act(action):
+        if loop.status.tick == 5:
+            with pytest.raises(TaskError, match="another control loop"):
+                build(robot)[1].run(10)
+            refused.append(len(robot.commands))
+
+    robot.on_act = act
+    loop.run(20)
+    assert refused == [5]
+    robot.on_act = lambda action: None
+    assert build(robot)[1].run(5).stopped == "finished"
+
+
+def test_a_device_is_driven_by_one_program(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    one, other, another = (ToyRobot(ToyClock()) for _ in range(3))
+    for robot, device in ((one, "/dev/ttyUSB0"), (other, "/dev/ttyUSB0"), (another, "/dev/ttyUSB1")):
+        robot.spec = dataclasses.replace(robot.spec, device=device)
+    with (
+        exclusive(one),
+        exclusive(another),
+        pytest.raises(TaskError, match="toy at /dev/ttyUSB0 is driven by another program"),
+        exclusive(other),
+    ):
+        pass
+    with exclusive(other):
+        pass
