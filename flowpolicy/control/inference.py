@@ -107,6 +107,11 @@ class SparedWorker:
             raise WorkerDiedError("No planner is at work.")
         return self._current.pid
 
+    @property
+    def waiting(self) -> int:
+        """Number of spares that are built."""
+        return len(self._stored)
+
     def submit(self, request: Request) -> None:
         """See :class:`Worker`."""
         if self._current is not None:

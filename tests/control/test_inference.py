@@ -129,7 +129,7 @@ def test_a_spare_that_dies_while_it_waits_is_replaced():
     assert worker.ready(30.0)
     spare = worker._stored[0].pid
     os.kill(spare, signal.SIGKILL)
-    wait_for(lambda: len(worker._stored) == 2 and spare not in [host.pid for host in worker._stored])
+    wait_for(lambda: worker.waiting == 2 and spare not in [host.pid for host in worker._stored])
     worker.restart()
     assert worker.ready()
     worker.submit(Request(3, OBSERVATION))
