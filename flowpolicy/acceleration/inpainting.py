@@ -44,8 +44,8 @@ def guided_velocity(
 
     With x1 = x + (1 - t) v(x, t), the chunk that a straight line would reach, and the target's actions Y and
     weights W, it is v + weight * (Y - x1)^T diag(W) dx1/dx: one vector-Jacobian product, about the cost of a
-    second evaluation. With ``step``, the length h of the Euler step, the weight of each row is bounded so that the
-    step does not carry x1 beyond the target: see :func:`_largest_pull`.
+    second evaluation. With ``step``, the length h of the Euler step, the weight of each row is bounded so
+    that the step does not carry x1 beyond the target: see :func:`_largest_pull`.
 
     Source: Black et al. 2025 (arXiv 2506.07339), equations 2 and 3; the guidance is that of Song et al. 2023,
     "Pseudoinverse-Guided Diffusion Models for Inverse Problems", for flows after Pokle et al. 2023,
@@ -184,8 +184,8 @@ class InpaintingSampler:
             return torch.where(worse[:, None, None], free, guided)
 
     def nfe(self, num_steps: int | None = None, solver: str | None = None) -> int:
-        """Network evaluations of a chunk planned freely; a guided one takes twice as many, and as many backward
-        passes as these."""
+        """Network evaluations of a chunk planned freely; a guided one takes twice as many, and ``num_steps``
+        backward passes."""
         return self.num_steps
 
     def _integrate(self, context: Context, noise: Tensor, target: Target | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Inference beside the loop: requests go to a worker, chunks come back; a spare stands by for it."""
+"""Inference beside the loop: requests go to a worker, chunks come back; spares stand by for it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from flowpolicy.control.planner_hosts import (
     WorkerDiedError,
     process_context,
 )
-from flowpolicy.settings import choose
+from flowpolicy.settings import choose, require
 
 __all__ = [
     "Answer", "Planner", "ProcessWorker", "Request", "SparedWorker", "ThreadWorker", "Worker",
@@ -30,10 +30,12 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
+SPARES = 2
+"""Planners that wait beside the one at work: the loss of one, and of the next soon after, is survived."""
 RETRY_S = 0.5
 """Pause after a planner could not be built: one that never can be is not built without end."""
 WATCH_S = 0.5
-"""How often it is looked whether the spare still lives."""
+"""How often it is looked whether the spares still live."""
 CLOSE_S = 10.0
 """Most seconds that closing waits for a planner that is being built."""
 
@@ -54,7 +56,7 @@ class Worker(Protocol):
         ...
 
     def ready(self, timeout: float = 0.0) -> bool:
-        """Whether a planner is built, waiting at most ``timeout`` seconds for it, and for its spare.
+        """Whether a planner is built, waiting at most ``timeout`` seconds for it, and for its spares.
 
         Raises:
             WorkerDiedError: it cannot be built.
@@ -62,7 +64,7 @@ class Worker(Protocol):
         ...
 
     def restart(self) -> None:
-        """Give up the planner and whatever it has under way, and go on with its spare, without waiting."""
+        """Give up the planner and whatever it has under way, and go on with a spare, without waiting."""
         ...
 
     def close(self) -> None:
@@ -71,7 +73,7 @@ class Worker(Protocol):
 
 
 class SparedWorker:
-    """A planner at work, and a second one, built already, that takes its place at once where it fails.
+    """A planner at work, and others, built already, of which one takes its place at once where it fails.
 
     A thread of its own builds planners and ends those that failed, so that nobody who calls the worker waits
     for either. The first planner may say how the next ones are built sooner (``planner.again``). A spare that
@@ -80,13 +82,14 @@ class SparedWorker:
     Args:
         host: starts a planner in a place of its own.
         build: makes the planner there.
-        spare: keep one; without it a planner that fails is built anew while the loop goes on.
+        spares: how many are kept; without any, a planner that fails is built anew while the loop goes on.
     """
 
-    def __init__(self, host: Callable[[Build], Host], build: Build, spare: bool = True) -> None:
-        self._host, self._build, self._spare = host, build, spare
+    def __init__(self, host: Callable[[Build], Host], build: Build, spares: int = SPARES) -> None:
+        require(spares >= 0, "spares", spares, "0 or more")
+        self._host, self._build, self._spares = host, build, spares
         self._current: Host | None = None
-        self._stored: Host | None = None  # built, and waiting for its turn
+        self._stored: deque[Host] = deque()  # built, and waiting for their turn
         self._error = ""  # why none could be built
         self._retired: deque[Host] = deque()
         self._closed = False
@@ -103,6 +106,11 @@ class SparedWorker:
         if self._current is None:
             raise WorkerDiedError("No planner is at work.")
         return self._current.pid
+
+    @property
+    def waiting(self) -> int:
+        """Number of spares that are built."""
+        return len(self._stored)
 
     def submit(self, request: Request) -> None:
         """See :class:`Worker`."""
@@ -122,7 +130,7 @@ class SparedWorker:
                 if left <= 0:
                     return False
                 self._supplied.wait(left)
-            while self._spare and self._stored is None and not self._error:
+            while len(self._stored) < self._spares and not self._error:
                 left = until - time.monotonic()
                 if left <= 0:
                     break
@@ -147,15 +155,15 @@ class SparedWorker:
         atexit.unregister(self.close)
         self._needed.set()
         self._supplier.join(CLOSE_S)
-        for host in (self._current, self._stored):
+        for host in (self._current, *self._stored):
             if host is not None:
                 host.end()
 
     def _take(self) -> bool:
         """Put the stored planner to work where none is; whether one is at work."""
         if self._current is None:
-            if self._stored is not None:
-                self._current, self._stored = self._stored, None
+            if self._stored:
+                self._current = self._stored.popleft()
                 self._needed.set()
             elif self._error:
                 error, self._error = self._error, ""
@@ -167,14 +175,14 @@ class SparedWorker:
             self._needed.clear()
             while self._retired:
                 self._retired.popleft().end(now=True)
-            stored = self._stored
-            ended = stored is not None and not stored.alive()
+            ended = [host for host in list(self._stored) if not host.alive()]
             with self._supplied:
-                if stored is not None and ended and stored is self._stored:
-                    self._stored = None
-                    self._retired.append(stored)
-                wanted = self._stored is None and (self._spare or self._current is None)
-            if not wanted:
+                for host in ended:
+                    if host in self._stored:
+                        self._stored.remove(host)
+                        self._retired.append(host)
+                wanted = self._spares + (self._current is None)
+            if len(self._stored) >= wanted:
                 self._needed.wait(WATCH_S)
             elif not self._build_one():
                 time.sleep(RETRY_S)
@@ -201,7 +209,8 @@ class SparedWorker:
                 self._error = error
             elif host is not None and not self._closed:
                 self._build = host.again or self._build
-                self._stored, self._error = host, ""
+                self._stored.append(host)
+                self._error = ""
             self._supplied.notify_all()
         return not error
 
@@ -212,8 +221,8 @@ class ThreadWorker(SparedWorker):
     A thread cannot be ended from outside: a hanging one is left behind when it is replaced.
     """
 
-    def __init__(self, build: Build, spare: bool = True) -> None:
-        super().__init__(PlannerThread, build, spare)
+    def __init__(self, build: Build, spares: int = SPARES) -> None:
+        super().__init__(PlannerThread, build, spares)
 
 
 class ProcessWorker(SparedWorker):
@@ -222,13 +231,13 @@ class ProcessWorker(SparedWorker):
     ``build`` is pickled.
     """
 
-    def __init__(self, build: Build, spare: bool = True) -> None:
-        super().__init__(PlannerProcess, build, spare)
+    def __init__(self, build: Build, spares: int = SPARES) -> None:
+        super().__init__(PlannerProcess, build, spares)
 
 
-WORKERS: dict[str, Callable[[Build, bool], Worker]] = {"thread": ThreadWorker, "process": ProcessWorker}
+WORKERS: dict[str, Callable[[Build, int], Worker]] = {"thread": ThreadWorker, "process": ProcessWorker}
 
 
-def build_worker(kind: str, build: Build, spare: bool = True) -> Worker:
+def build_worker(kind: str, build: Build, spares: int = SPARES) -> Worker:
     """A worker of a kind: ``thread`` or ``process``; see :class:`SparedWorker`."""
-    return choose(WORKERS, kind, "inference")(build, spare)
+    return choose(WORKERS, kind, "inference")(build, spares)

@@ -262,11 +262,12 @@ def _process_main(build: Build, connection: Connection) -> None:
 
 
 def process_context() -> Any:
-    """How control starts processes: from a clean one that has imported torch, where the platform can."""
+    """How control starts processes: where the platform can, from a clean one that has imported torch."""
     if sys.platform == "win32":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["flowpolicy.acceleration.sampler"])
+    # What is not installed is left out.
+    context.set_forkserver_preload(["flowpolicy.control.planners", "onnx", "onnx.helper", "onnxruntime"])
     return context
 
 

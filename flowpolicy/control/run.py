@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from flowpolicy.control.config import ControlConfig
-from flowpolicy.control.inference import build_worker
+from flowpolicy.control.inference import SPARES, build_worker
 from flowpolicy.control.loop import ControlLoop
 from flowpolicy.control.planners import PlannerBuilder, SamplerSettings
 from flowpolicy.control.planning.plan import DeploymentPlan, SamplerChoice
@@ -70,6 +70,8 @@ class RunConfig(SamplerChoice):
         control: settings of the loop; a plan's T_e takes the place of an ``execute_horizon`` of None.
         fast_steps: K of the faster sampler that fills gaps; None has none, or the plan's.
         inference: ``process`` or ``thread``, where chunks are planned.
+        spares: planners built and waiting, of which one takes over where the one at work fails; each takes
+            the memory of one more policy.
         duration_s: of the run.
         seed: of the noises.
         video: seconds of film of a simulated robot, made afterwards; true makes 30 of them, false none.
@@ -80,6 +82,7 @@ class RunConfig(SamplerChoice):
     control: ControlConfig = field(default_factory=ControlConfig)
     fast_steps: int | None = None
     inference: str = "process"
+    spares: int = SPARES
     duration_s: float = 30.0
     seed: int = 0
     video: bool | float = True
@@ -89,6 +92,7 @@ class RunConfig(SamplerChoice):
         super().__post_init__()
         require(self.duration_s > 0, "duration_s", self.duration_s, "positive")
         require(self.video >= 0, "video", self.video, "0 or more seconds, true or false")
+        require(self.spares >= 0, "spares", self.spares, "0 or more")
         if self.plan and self.fast_steps is not None:
             raise ConfigError("plan= decides fast_steps too; leave out one of them.")
         if self.inpainting:
@@ -224,9 +228,10 @@ def _run(
     worker = fast = None
     try:
         robot.spec.check(policy)
-        worker = build_worker(config.inference, PlannerBuilder(settings, config.seed, config.inpainting))
+        build = PlannerBuilder(settings, config.seed, config.inpainting)
+        worker = build_worker(config.inference, build, config.spares)
         if faster is not None:
-            fast = build_worker(config.inference, PlannerBuilder(faster, config.seed + 1), spare=False)
+            fast = build_worker(config.inference, PlannerBuilder(faster, config.seed + 1), spares=0)
         loop = ControlLoop(robot, policy, worker, control, fast=fast, dead_man=dead_man)
         loops.append(loop)
         log.info("Driving %s at %g Hz; Ctrl-C stops it.", task.name, 1 / loop.period)

@@ -153,7 +153,7 @@ def test_guidance_leaves_no_shipped_policy_farther_from_what_was_committed_to(pa
 
 
 def test_a_step_of_guidance_goes_no_farther_than_its_target():
-    # x1 = 2 x + const: the pull is 2 e, and half a unit of it in x uses e up; in the last step x1 moves itself.
+    # x1 = 2 x: the pull is 2 e, and moving x by half of e uses e up. In the last step x1 itself is moved.
     target = (torch.ones(1, 1, 1), torch.ones(1, 1))
 
     def velocity(x, t):
