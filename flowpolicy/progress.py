@@ -15,7 +15,7 @@ class ProgressBar:
 
     def __init__(self, total: int | None, description: str) -> None:
         self._bar: Any = None
-        if _on_terminal():
+        if total is not None and _on_terminal():
             try:
                 from tqdm import tqdm
             except ImportError:
@@ -49,7 +49,10 @@ class ProgressBar:
 
 
 def progress_bar(total: int | None, description: str) -> ProgressBar:
-    """A bar over ``total`` units: ``with progress_bar(100, "train") as bar: bar.update(1, loss=0.2)``."""
+    """A bar over ``total`` units: ``with progress_bar(100, "train") as bar: bar.update(1, loss=0.2)``.
+
+    Nothing is drawn where ``total`` is None.
+    """
     return ProgressBar(total, description)
 
 

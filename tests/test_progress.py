@@ -29,3 +29,11 @@ def test_a_terminal_sees_the_description_and_the_metrics(monkeypatch):
     with progress_bar(2, "silent") as bar:
         bar.update(1)
     assert "silent" not in terminal.getvalue()
+
+
+def test_without_a_total_nothing_is_drawn_on_a_terminal_either(monkeypatch):
+    pytest.importorskip("tqdm")
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    with progress_bar(None, "practise") as bar:
+        bar.update(3, loss=0.5)
+    assert terminal.getvalue() == ""
