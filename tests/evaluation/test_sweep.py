@@ -10,9 +10,7 @@ from flowpolicy.policy import FlowPolicy
 from flowpolicy.policy_config import PolicyConfig
 
 
-@pytest.mark.parametrize(
-    ("horizon", "name"), [(4, "flow_matching"), (2, "flow_matching (T_e = 2 and not 4)")]
-)
+@pytest.mark.parametrize(("horizon", "label"), [(4, ""), (2, " (T_e = 2 and not 4)")])
 def test_another_execution_horizon_is_named_wherever_there_are_figures(tmp_path, monkeypatch, horizon, label):
     model = ModelConfig(width=16, depth=1, num_heads=2)
     config = PolicyConfig({"name": "flow_matching"}, model, {"observation": (3,)}, 1, 1, 4, 4)
