@@ -157,3 +157,17 @@ def test_what_is_no_environment_is_one_sentence_that_names_what_to_give():
         assert "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match="make_vec_env"):
         make().set_env(vector)
+
+
+def test_the_critic_sees_every_chunk_once_and_once_an_epoch():
+    model = make(n_epochs=2)
+    rows = 0
+
+    def count(module, inputs, values):
+        nonlocal rows
+        rows += len(values)
+
+    model.actor_critic.critic.register_forward_hook(count)
+    model.learn(1)
+    chunks, ends = 4 * 16, 4 * 5
+    assert rows == chunks + 4 + ends + 2 * chunks
