@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from flowpolicy.evaluation.learning_plots import plot_practice_bands
-from flowpolicy.evaluation.statistics import mean_interval
+from flowpolicy.evaluation.statistics import mean_interval_by_seed
 from flowpolicy.loggers import read_metrics
 from flowpolicy.reading import read_json
 from flowpolicy.storage import write_json
@@ -126,7 +126,7 @@ def report(suite: str) -> dict[str, Any]:
 def _row(label: str, runs: list[Run], summaries: list[dict[str, Any]]) -> dict[str, Any]:
     base = [summary["metrics"]["base"] for summary in summaries]
     tuned = [summary["metrics"]["tuned"] for summary in summaries]
-    returns = np.concatenate([_column(run, "after", "return") for run in runs])
+    returns = [_column(run, "after", "return") for run in runs]
     row: dict[str, Any] = {
         "task": runs[0].env,
         "label": label,
@@ -136,10 +136,11 @@ def _row(label: str, runs: list[Run], summaries: list[dict[str, Any]]) -> dict[s
         "steps": [summary["steps"] for summary in summaries],
         "wall_seconds": [summary["wall_seconds"] for summary in summaries],
         "seconds": [summary["metrics"]["seconds"] for summary in summaries],
-        "episodes": len(returns),
+        "episodes": sum(map(len, returns)),
+        "intervals_over": "seeds" if len(runs) > 1 else "episodes",
         "base_return": float(np.mean([row["return_mean"] for row in base])),
-        "return_mean": float(returns.mean()),
-        "return_ci95": list(mean_interval(returns)),
+        "return_mean": float(np.mean([part.mean() for part in returns])),
+        "return_ci95": list(mean_interval_by_seed(returns)),
         "return_by_seed": [row["return_mean"] for row in tuned],
         "return_gain_ci95": [summary["metrics"]["return_gain_ci95"] for summary in summaries],
         "git_commits": [summary["git_commit"] for summary in summaries],
@@ -223,6 +224,7 @@ def overview() -> dict[str, Any]:
                 "base_return",
                 "return_mean",
                 "return_ci95",
+                "intervals_over",
             )
             rows.append({**{key: row[key] for key in kept}, "gain": gain})
             rows[-1] |= {key: row[key] for key in row if "success" in key}

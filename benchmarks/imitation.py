@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from flowpolicy.evaluation.statistics import mean_interval, wilson_interval
+from flowpolicy.evaluation.statistics import mean_interval_by_seed, success_interval_by_seed
 from flowpolicy.storage import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -197,8 +197,9 @@ def _row(env: str, policy: str, steps: int, row: dict[str, Any]) -> dict[str, An
         "ms_per_chunk": row["cost"]["ms_per_chunk"],
         "seeds": row["seeds"],
         "episodes": len(returns),
+        "intervals_over": "seeds" if len(row["seeds"]) > 1 else "episodes",
         "return_mean": returns.mean(),
-        "return_ci95": list(mean_interval(returns)),
+        "return_ci95": list(mean_interval_by_seed(row["returns"])),
         "return_by_seed": [part.mean() for part in row["returns"]],
         "demo_return_mean": demo,
         "return_over_demo": returns.mean() / demo if demo else None,
@@ -213,12 +214,12 @@ def _row(env: str, policy: str, steps: int, row: dict[str, Any]) -> dict[str, An
         success = np.concatenate(row["success"])
         result |= {
             "success_rate": success.mean(),
-            "success_ci95": list(wilson_interval(int(success.sum()), len(success))),
+            "success_ci95": list(success_interval_by_seed(row["success"])),
         }
         result["success_by_seed"] = [part.mean() for part in row["success"]]
     if row["score"]:
         score = np.concatenate(row["score"])
-        result |= {"score_mean": score.mean(), "score_ci95": list(mean_interval(score))}
+        result |= {"score_mean": score.mean(), "score_ci95": list(mean_interval_by_seed(row["score"]))}
     return result
 
 

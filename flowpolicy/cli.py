@@ -27,6 +27,7 @@ except ImportError as missing:
     ) from missing
 
 from flowpolicy.errors import FlowPolicyError
+from flowpolicy.run_folder import claim, refuse_other_kind
 from flowpolicy.settings import unknown_key
 
 CONFIG_PACKAGE = "flowpolicy_configs"
@@ -45,7 +46,9 @@ def script(config_name: str) -> Callable[[Main], Callable[[], None]]:
             run_dir = Path(HydraConfig.get().runtime.output_dir)
             try:
                 with _refusing_company(run_dir):
+                    refuse_other_kind(run_dir, config_name)
                     main(_plain(config), run_dir)
+                    claim(run_dir, config_name)
             except FlowPolicyError as error:
                 _fail(str(error))
             except KeyboardInterrupt:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -66,6 +66,14 @@ class Processes:
     def total(self, value: float) -> float:
         """The sum of ``value`` over the processes."""
         return sum(row[0] for row in self.gather(value))
+
+    def averaged(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """The mean over the processes of each metric; all processes call this with the same names."""
+        rows = self.gather(*metrics.values())
+        return {
+            name: sum(values) / self.count
+            for name, values in zip(metrics, zip(*rows, strict=True), strict=True)
+        }
 
     def wait(self) -> None:
         """Until every process is here."""

@@ -233,6 +233,8 @@ class _Timed:
         solver: str, schedule: Schedule | None,
     ) -> None:  # fmt: skip
         self.policy, self.dtype = policy, dtype
+        if policy.device.type == "cuda":  # of this sampler, not of what ran before
+            torch.cuda.reset_peak_memory_stats(policy.device)
         self.before = _memory(policy.device)
         started = time.perf_counter()
         self.sampler: Sampler = build_sampler(

@@ -10,9 +10,7 @@ import numpy as np
 
 from flowpolicy.errors import ConfigError
 from flowpolicy.evaluation.figure import BLUE, GREEN, GREY, KEYS, LABELS, ORANGE, house_figure
-
-_T95 = {3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
-"""97.5% points of Student's t with n - 1 degrees of freedom."""
+from flowpolicy.evaluation.statistics import seeds_interval
 
 
 def plot_learning_curves(
@@ -160,11 +158,9 @@ def plot_practice_bands(
             values = np.array([seed[f"evaluation/{metric}"][:shortest] for seed in seeds])
             axis.plot(steps, values.mean(axis=0), color=BLUE, label=label_of_mean)
             if len(seeds) > 2:
-                half = _T95[len(seeds)] * values.std(axis=0, ddof=1) / np.sqrt(len(seeds))
-                axis.fill_between(
-                    steps, values.mean(axis=0) - half, values.mean(axis=0) + half, color=BLUE, alpha=0.15,
-                    lw=0, label="95% interval of the mean (t)",
-                )  # fmt: skip
+                low, high = np.transpose([seeds_interval(column) for column in values.T])
+                label_of_band = "95% interval of the mean (t)"
+                axis.fill_between(steps, low, high, color=BLUE, alpha=0.15, lw=0, label=label_of_band)
             axis.axhline(bases[label], color=GREY, ls="--", lw=1.4, label=f"pretrained, {bases[label]:.4g}")
             axis.set_ylim(bottom=0)
             axis.set_title(f"{label}: {LABELS[metric]} as deployed")

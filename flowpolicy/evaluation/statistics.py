@@ -1,8 +1,13 @@
-"""How sure a number is: intervals of a success rate, of a mean, and of a paired difference."""
+"""How sure a number is: intervals of a success rate, a mean, a paired difference, and over training seeds.
+
+Episodes of one policy say how that policy does. What a method does is told by policies of several training
+seeds, and there are as many independent values as seeds, however many episodes each has played.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from statistics import NormalDist
 from typing import Any
 
@@ -118,6 +123,86 @@ def paired_difference_interval(
             f"A paired comparison needs the same episodes on both sides, not {left.size} and {right.size}."
         )
     return mean_interval(left - right, confidence, seed=seed, resamples=resamples)
+
+
+def seeds_interval(means: ArrayLike, confidence: float = 0.95) -> Interval:
+    """Student's t interval of the mean over training seeds: what another seed may be expected to add to.
+
+    Args:
+        means: (n,) one mean per seed, of equally many episodes each.
+        confidence: share of intervals that hold the mean over all seeds.
+
+    Returns:
+        (low, high); (nan, nan) of a single seed, which says nothing of the others.
+
+    Raises:
+        FlowPolicyError: when there are no means or one is not finite.
+    """
+    sample = _finite(means)
+    if sample.size == 1:
+        return math.nan, math.nan
+    half = student_quantile(confidence, sample.size - 1) * float(sample.std(ddof=1)) / math.sqrt(sample.size)
+    return float(sample.mean()) - half, float(sample.mean()) + half
+
+
+def mean_interval_by_seed(values: Sequence[ArrayLike], confidence: float = 0.95) -> Interval:
+    """Of the mean over training seeds, from each seed's episodes; of one seed, over its episodes.
+
+    Means of few seeds are now and then alike by luck: the interval over seeds is never inside that of all
+    episodes together, which says how well these policies are known.
+
+    Args:
+        values: for each seed one number per episode, equally many.
+        confidence: share of intervals that hold the true mean.
+    """
+    parts = [_finite(part) for part in values]
+    episodes = mean_interval(np.concatenate(parts), confidence)
+    if len(parts) == 1:
+        return episodes
+    return _hull(episodes, seeds_interval([part.mean() for part in parts], confidence))
+
+
+def success_interval_by_seed(success: Sequence[ArrayLike], confidence: float = 0.95) -> Interval:
+    """:func:`mean_interval_by_seed` of a success rate, within [0, 1]; over episodes it is Wilson's interval.
+
+    Args:
+        success: for each seed one 0 or 1 per episode, equally many.
+        confidence: share of intervals that hold the true rate.
+    """
+    parts = [_finite(part) for part in success]
+    hits, trials = round(sum(part.sum() for part in parts)), sum(part.size for part in parts)
+    episodes = wilson_interval(hits, trials, confidence)
+    if len(parts) == 1:
+        return episodes
+    low, high = _hull(episodes, seeds_interval([part.mean() for part in parts], confidence))
+    return max(0.0, low), min(1.0, high)
+
+
+def _hull(first: Interval, second: Interval) -> Interval:
+    return min(first[0], second[0]), max(first[1], second[1])
+
+
+def student_quantile(confidence: float, freedom: int) -> float:
+    """Half-width of the central ``confidence`` of Student's t: 2.776 of 0.95 with 4 degrees of freedom."""
+    low, high = 0.0, _normal_quantile(confidence)
+    while _student_share(high, freedom) < confidence:
+        low, high = high, 2 * high
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _student_share(middle, freedom) < confidence else (low, middle)
+    return high
+
+
+def _student_share(t: float, freedom: int) -> float:
+    """P(|T| < t), a finite sum for whole degrees of freedom (Abramowitz and Stegun 1964, 26.7.3, 26.7.4)."""
+    angle = math.atan(t / math.sqrt(freedom))
+    sine, cosine = math.sin(angle), math.cos(angle)
+    term = sine * (cosine if freedom % 2 else 1.0)
+    total = term if freedom > 1 else 0.0
+    for k in range(2 + freedom % 2, freedom - 1, 2):
+        term *= cosine**2 * (k - 1) / k
+        total += term
+    return 2 / math.pi * (angle + total) if freedom % 2 else total
 
 
 def _resampled_means(sample: NDArray[np.float64], seed: int, resamples: int) -> NDArray[np.float64]:

@@ -67,7 +67,7 @@ class Evaluation:
 
     Attributes:
         task: the task that was run.
-        policy: the policy's name, with ``zero noise`` where x_0 was 0.
+        policy: the policy's name, with ``zero noise`` where x_0 was 0, and with T_e where it is not its own.
         num_steps: the K of the main row.
         results: K -> result.
         demo_mean: the demonstrations' mean return, where the checkpoint names one.
@@ -82,8 +82,12 @@ class Evaluation:
     train_steps: int = 0
 
     def rows(self) -> list[dict[str, Any]]:
-        """One mapping per K in rising order: ``num_steps`` and the metrics."""
-        return [{"num_steps": steps, **result.metrics()} for steps, result in sorted(self.results.items())]
+        """One mapping per K in rising order: ``num_steps``, ``execute_horizon`` and the metrics."""
+        horizon = self.task.execute_horizon
+        return [
+            {"num_steps": steps, "execute_horizon": horizon, **result.metrics()}
+            for steps, result in sorted(self.results.items())
+        ]
 
     def metrics(self) -> dict[str, Any]:
         """The main row's figures, ``demo_return_mean``, and the whole sweep under ``k_sweep``."""
@@ -92,7 +96,7 @@ class Evaluation:
         return {**main, "demo_return_mean": self.demo_mean, "k_sweep": rows if len(rows) > 1 else None}
 
     def table(self) -> str:
-        """Text for a terminal: K, NFE, milliseconds, return, success, score; then a line for each task."""
+        """Text for a terminal: K, T_e, NFE, milliseconds, return, success, score; then a line per task."""
         by_task = self.results[self.num_steps].means()["by_task"]
         parts = [format_table(self.rows())]
         if by_task is not None:
@@ -101,7 +105,8 @@ class Evaluation:
 
     def write(self, run_dir: Path) -> list[Path]:
         """Write one CSV of episodes per K, the histogram of returns, and the sweep's plot."""
-        title = f"{self.task.name}, {self.policy}"
+        task_and_policy = f"{self.task.name}, {self.policy}, T_e = {self.task.execute_horizon}"
+        title = f"{task_and_policy}, K = {self.num_steps}"
         written = [
             result.write_csv(run_dir / f"episodes_K{steps}.csv") for steps, result in self.results.items()
         ]
@@ -112,19 +117,21 @@ class Evaluation:
                 run_dir / "returns.png",
                 demo_mean=self.demo_mean,
                 interval=main.metrics()["return_ci95"],
-                title=f"{title}, K = {self.num_steps}: return, mean with 95% interval",
+                title=f"{title}: return, mean with 95% interval",
             )
         )
         by_task = main.means()["by_task"]
         if by_task is not None and main.success is not None:
-            written.append(plot_tasks(by_task, run_dir / "tasks.png", title=f"{title}, K = {self.num_steps}"))
+            written.append(plot_tasks(by_task, run_dir / "tasks.png", title=title))
         if len(self.results) > 1:
             metric = self.task.metric
             available = {"return": True, "success": main.success is not None, "score": main.score is not None}
             shown = metric if available[metric] else "return"
             demo = self.demo_mean if shown == "return" else None
             path = run_dir / "k_sweep.png"
-            written.append(plot_k_sweep(self.rows(), path, title=title, metric=shown, demo_mean=demo))
+            written.append(
+                plot_k_sweep(self.rows(), path, title=task_and_policy, metric=shown, demo_mean=demo)
+            )
         return written
 
 
@@ -172,7 +179,10 @@ def evaluate_sweep(
             video=run_dir / "video.mp4" if filmed else None,
             act_options={"allow_any_steps": True} if config.force else None,
         )
-    name = f"{policy.name} (zero noise)" if config.zero_noise else policy.name
+    other = ["zero noise"] if config.zero_noise else []
+    if task.execute_horizon != policy.execute_horizon:
+        other.append(f"T_e = {task.execute_horizon} and not {policy.execute_horizon}")
+    name = f"{policy.name} ({', '.join(other)})" if other else policy.name
     demo = _number(policy.metadata.get("demo_return_mean"))
     return Evaluation(task, name, main, results, demo, int(_number(policy.metadata.get("steps")) or 0))
 
@@ -185,14 +195,16 @@ def _number(noted: Any) -> float | None:
 
 def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows of metrics as aligned text, one line per K; columns that no row has are left out."""
-    header = ["K", "NFE", "ms/chunk", "return", "95% interval"]
+    has_horizon = any("execute_horizon" in row for row in rows)
+    header = ["K", *(["T_e"] if has_horizon else []), "NFE", "ms/chunk", "return", "95% interval"]
     has_success = any(row["success_rate"] is not None for row in rows)
     has_score = any(row["score_mean"] is not None for row in rows)
     header += ["success", "95% interval"] if has_success else []
     header += ["score", "95% interval"] if has_score else []
     lines = [[*header, "episodes"]]
     for row in rows:
-        line = [str(row["num_steps"]), str(row["nfe"]), f"{row['ms_per_chunk']:.2f}"]
+        line = [str(row["num_steps"]), *([str(row["execute_horizon"])] if has_horizon else [])]
+        line += [str(row["nfe"]), f"{row['ms_per_chunk']:.2f}"]
         line += [f"{row['return_mean']:.1f}", _span(row["return_ci95"], ".1f")]
         if has_success:
             line += [f"{row['success_rate']:.3f}", _span(row["success_ci95"], ".3f")]

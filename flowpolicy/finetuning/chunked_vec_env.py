@@ -5,13 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 
-from flowpolicy.errors import FlowPolicyError
+from flowpolicy.errors import ConfigError, FlowPolicyError
 from flowpolicy.finetuning.chunk_env import ChunkEnv
 from flowpolicy.finetuning.chunk_workers import WorkerChunks
+
+
+def refuse_other_environments(env: Any) -> None:
+    """Raise a ConfigError for what is no environment, no id of one, and no stable-baselines3 ``VecEnv``."""
+    if env is None or isinstance(env, str | gymnasium.Env | VecEnv):
+        return
+    kind = type(env).__name__
+    if isinstance(env, type):
+        kind = f"the class {env.__name__}"
+    elif isinstance(env, gymnasium.vector.VectorEnv):
+        kind = f"Gymnasium's vector environment {kind}"
+    raise ConfigError(
+        f"env is {kind}; it must be a Gymnasium environment, its id, or several as "
+        "stable_baselines3.common.env_util.make_vec_env(id, n_envs=16) makes them."
+    )
 
 
 class ChunkedVecEnv(VecEnv):

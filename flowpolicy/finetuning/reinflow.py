@@ -33,7 +33,7 @@ from flowpolicy.finetuning.advantages import (
 from flowpolicy.finetuning.buffer import ChunkBuffer
 from flowpolicy.finetuning.chunk_env import ChunkEnv, ChunkStep, EpisodeRecord, LocalChunks
 from flowpolicy.finetuning.chunk_vec_env import VecEnvChunks
-from flowpolicy.finetuning.chunked_vec_env import ChunkedVecEnv
+from flowpolicy.finetuning.chunked_vec_env import ChunkedVecEnv, refuse_other_environments
 from flowpolicy.finetuning.learner import Learner
 from flowpolicy.finetuning.noise import NoiseConfig
 from flowpolicy.finetuning.regularization import Regularizer
@@ -135,6 +135,7 @@ class ReinFlow(OnPolicyAlgorithm):
             raise ConfigError(
                 f"policy is {policy!r}; it must be a FlowPolicy, as FlowPolicy.load() gives it."
             )
+        refuse_other_environments(env)
         require(0 < gamma <= 1, "gamma", gamma, "in (0, 1]")
         require(0 <= gae_lambda <= 1, "gae_lambda", gae_lambda, "in [0, 1]")
         require(target_kl is None or target_kl > 0, "target_kl", target_kl, "positive, or None")
@@ -266,6 +267,7 @@ class ReinFlow(OnPolicyAlgorithm):
 
     def set_env(self, env: Any, force_reset: bool = True) -> None:
         """Go on in another environment of the same spaces; a loaded model has none until then."""
+        refuse_other_environments(env)
         if self.env is None:
             env = self._wrap_env(env, self.verbose)
             check_spaces(env, self.actor_critic.flow_policy, "The environment")
@@ -449,12 +451,16 @@ class ReinFlow(OnPolicyAlgorithm):
         return overall
 
     def _log(self, found: list[dict[str, float]], steps: int, losses: list[float]) -> None:
-        for name in found[0] if found else ():
-            self.logger.record(name, float(np.mean([metrics[name] for metrics in found if name in metrics])))
+        means = {
+            name: float(np.mean([metrics[name] for metrics in found if name in metrics]))
+            for name in (found[0] if found else ())
+        }
+        means["train/value_loss"] = float(np.mean(losses))
+        for name, value in self.processes.averaged(means).items():
+            self.logger.record(name, value)
         if found:
             self.logger.record("train/kl_last", found[-1]["train/kl"])
         self.logger.record("train/policy_steps", steps)
-        self.logger.record("train/value_loss", float(np.mean(losses)))
         self.logger.record("train/return_scale", self.scale.value)
 
     @property

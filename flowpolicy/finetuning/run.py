@@ -41,6 +41,7 @@ from flowpolicy.pretraining.config import DataConfig
 from flowpolicy.pretraining.run import make_samplers
 from flowpolicy.pretraining.state import refuse_other_settings
 from flowpolicy.reading import read_json
+from flowpolicy.run_folder import FINETUNING, claim, refuse_other_kind
 from flowpolicy.settings import build
 from flowpolicy.storage import write_json
 
@@ -72,6 +73,7 @@ def _run(config: FinetuneConfig, run_dir: Path, command: str, group: Processes) 
     update, regularizers = build_update_rule(config.update), _regularizers(config, base)
     sinks = _loggers(config, run_dir) if group.is_first else []
     if group.is_first and not is_old:
+        claim(run_dir, FINETUNING)
         base.save(run_dir / BASE)
         write_json(run_dir / "config.json", _settings_of(config))
     group.wait()
@@ -117,7 +119,7 @@ def _run(config: FinetuneConfig, run_dir: Path, command: str, group: Processes) 
     plot_practice(
         read_metrics(run_dir / "metrics.csv"),
         run_dir / "curves.png",
-        title=f"{task.name}, {base.name}, K = {config.num_steps}",
+        title=f"{task.name}, {base.name}, K = {config.num_steps}, T_e = {task.execute_horizon}",
         metric=task.metric,
         before=None if before is None else before.metrics(),
         after=None if after is None else after.metrics(),
@@ -126,7 +128,7 @@ def _run(config: FinetuneConfig, run_dir: Path, command: str, group: Processes) 
         run_dir, task=task.name, policy=base.name, seed=config.seed, steps=model.num_timesteps,
         wall_seconds=time.perf_counter() - started, metrics=metrics, checkpoint=str(run_dir / CHECKPOINT),
         command=command, parameters=base.num_parameters(), base=str(config.checkpoint),
-        num_steps=config.num_steps, processes=group.count,
+        num_steps=config.num_steps, execute_horizon=task.execute_horizon, processes=group.count,
     )  # fmt: skip
 
 
@@ -136,11 +138,13 @@ EVALUATION_ON_THE_WAY = 3_000_000
 
 def _check_folder(config: FinetuneConfig, run_dir: Path) -> bool:
     """Whether there is a run to continue in ``run_dir``; refuses one that must not be overwritten."""
+    refuse_other_kind(run_dir, FINETUNING)
     if not (run_dir / STATE_FILE).exists():
-        if (run_dir / CHECKPOINT).exists() or (
-            (run_dir / "config.json").exists() and not (run_dir / BASE).exists()
-        ):
-            raise ConfigError(f"{run_dir} holds another kind of run; choose another run_dir.")
+        if (run_dir / CHECKPOINT).exists():
+            raise ConfigError(
+                f"{run_dir} holds a tuned checkpoint whose {STATE_FILE} is gone, so it cannot be continued; "
+                "choose another run_dir."
+            )
         return False
     if not config.resume:
         raise ConfigError(

@@ -32,6 +32,7 @@ from flowpolicy.policy_config import PolicyConfig
 from flowpolicy.pretraining.config import DataConfig, TrainConfig
 from flowpolicy.pretraining.state import STATE_FOLDER
 from flowpolicy.pretraining.trainer import CHECKPOINT, Trainer
+from flowpolicy.run_folder import PRETRAINING, claim, refuse_other_kind
 from flowpolicy.settings import build, require
 from flowpolicy.storage import write_json
 
@@ -99,10 +100,8 @@ def _run(config: PretrainConfig, run_dir: Path, command: str, group: Processes) 
     device = resolve_device(config.device, group.local_rank)
     task = task_from(config.env)
     saved_settings = _settings_of(config)
-    if (run_dir / STATE_FOLDER).exists() and not config.resume:
-        raise ConfigError(
-            f"{run_dir} holds a run already; add resume=true to continue it, or choose another run_dir."
-        )
+    refuse_other_kind(run_dir, PRETRAINING)
+    _refuse_overwriting(run_dir, resume=config.resume)
     demos = find_demonstrations(config, task)
     torch.manual_seed(config.seed)
     policy = make_policy(config, task, demos)
@@ -113,6 +112,7 @@ def _run(config: PretrainConfig, run_dir: Path, command: str, group: Processes) 
         environment.close()
     training, validation = make_samplers(policy.to(device), demos, config.data, config.seed)
     if group.is_first:
+        claim(run_dir, PRETRAINING)
         write_json(run_dir / "config.json", saved_settings)
         logger.info(
             "%s on %s: %d episodes, %s steps; %s parameters on %s",
@@ -145,6 +145,8 @@ def _run(config: PretrainConfig, run_dir: Path, command: str, group: Processes) 
     result = trainer.run()
     if not group.is_first:
         return None
+    if not (run_dir / CHECKPOINT).exists():  # lost from a run that was finished: its state has the weights
+        trainer.save()
     metrics: dict[str, Any] = {
         "demo_return_mean": policy.metadata["demo_return_mean"],
         "lost_actions": policy.metadata["lost_actions"],
@@ -163,8 +165,21 @@ def _run(config: PretrainConfig, run_dir: Path, command: str, group: Processes) 
     return write_summary(
         run_dir, task=task.name, policy=policy.name, seed=config.seed, steps=config.train.steps,
         wall_seconds=time.perf_counter() - started, metrics=metrics, checkpoint=str(run_dir / CHECKPOINT),
-        command=command, parameters=policy.num_parameters(),
+        command=command, parameters=policy.num_parameters(), execute_horizon=task.execute_horizon,
     )  # fmt: skip
+
+
+def _refuse_overwriting(run_dir: Path, *, resume: bool) -> None:
+    has_state, is_finished = ((run_dir / name).exists() for name in (STATE_FOLDER, "summary.json"))
+    if not resume and (has_state or is_finished):
+        raise ConfigError(
+            f"{run_dir} holds a run already; add resume=true to continue it, or choose another run_dir."
+        )
+    if resume and is_finished and not has_state:
+        raise ConfigError(
+            f"{run_dir} holds a finished run whose {STATE_FOLDER} is gone, so it cannot be continued; choose "
+            "another run_dir."
+        )
 
 
 def find_demonstrations(config: PretrainConfig, task: Task) -> Demonstrations:

@@ -104,6 +104,7 @@ class Trainer:
                 step, count = self.state.step, count + 1
                 if step % config.log_every == 0 or step == config.steps:
                     shown = {name: float(value) / count for name, value in sums.items()}
+                    shown = self.processes.averaged(shown)  # each has seen its own rows
                     sums, count = {}, 0
                     if not all(math.isfinite(value) for value in shown.values()):
                         raise FlowPolicyError(

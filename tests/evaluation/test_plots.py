@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from flowpolicy.errors import ConfigError
-from flowpolicy.evaluation.learning_plots import plot_learning_curves
+from flowpolicy.evaluation.learning_plots import plot_learning_curves, plot_practice_bands
 from flowpolicy.evaluation.plots import plot_k_sweep, plot_returns
 from flowpolicy.evaluation.sweep import format_table
 
@@ -84,3 +84,9 @@ def test_the_table_has_only_the_columns_that_the_task_has():
     lines = format_table(rows).splitlines()
     assert "[0.400, 0.600]" in lines[2]
     assert len({len(line) for line in lines}) == 1
+
+
+@pytest.mark.parametrize("count", [1, 2, 12])
+def test_a_band_is_drawn_of_any_number_of_seeds(tmp_path, count):
+    seeds = [{"step": [1, 2, 3], "evaluation/return": [1.0, 2.0, 3.0 + i]} for i in range(count)]
+    assert _is_png(plot_practice_bands({"hopper": seeds}, tmp_path / "bands.png", bases={"hopper": 1.0}))

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from flowpolicy.errors import FlowPolicyError
-from flowpolicy.evaluation.statistics import mean_interval, paired_difference_interval, wilson_interval
+from flowpolicy.evaluation.statistics import (
+    mean_interval,
+    mean_interval_by_seed,
+    paired_difference_interval,
+    seeds_interval,
+    student_quantile,
+    success_interval_by_seed,
+    wilson_interval,
+)
 
 
 def test_wilson_equals_its_published_values_and_scipy():
@@ -84,3 +92,44 @@ def test_pairing_removes_what_both_policies_share():
     assert paired_difference_interval(second, first) == pytest.approx((-high, -low), abs=0.03)
     with pytest.raises(FlowPolicyError, match="same episodes"):
         paired_difference_interval(first, second[:-1])
+
+
+def test_the_quantile_is_students():
+    published = {1: 12.706, 2: 4.303, 4: 2.776, 9: 2.262, 10: 2.228, 30: 2.042}
+    for freedom, value in published.items():
+        assert student_quantile(0.95, freedom) == pytest.approx(value, abs=5e-4)
+    stats = pytest.importorskip("scipy.stats")
+    for freedom in (1, 2, 3, 8, 25):
+        assert student_quantile(0.99, freedom) == pytest.approx(stats.t.ppf(0.995, freedom), rel=1e-9)
+
+
+def test_five_seeds_are_five_values_however_many_episodes_each_has():
+    rates = [0.49, 0.55, 0.34, 0.57, 0.42]
+    episodes = [np.repeat([1, 0], [round(100 * rate), 100 - round(100 * rate)]) for rate in rates]
+    for found in (
+        seeds_interval(rates), mean_interval_by_seed(episodes), success_interval_by_seed(episodes),
+        success_interval_by_seed([np.tile(part, 10) for part in episodes]),
+    ):  # fmt: skip
+        assert found == pytest.approx((0.356, 0.592), abs=5e-4)
+    assert mean_interval_by_seed(episodes[:1]) == mean_interval(episodes[0])
+    assert success_interval_by_seed(episodes[:1]) == wilson_interval(49, 100)
+
+
+def test_an_interval_over_seeds_covers_the_mean_over_all_seeds_where_pooled_episodes_do_not():
+    generator = np.random.default_rng(0)
+    over_seeds = pooled = 0
+    for _ in range(200):
+        episodes = [generator.normal(generator.normal(0, 1), 1, size=50) for _ in range(4)]
+        low, high = seeds_interval([part.mean() for part in episodes])
+        over_seeds += low <= 0 <= high
+        low, high = mean_interval(np.concatenate(episodes), resamples=50)
+        pooled += low <= 0 <= high
+    assert 0.92 <= over_seeds / 200 <= 0.98
+    assert pooled / 200 < 0.5
+
+
+def test_rates_that_are_alike_are_not_certain():
+    assert success_interval_by_seed([np.ones(20)] * 3) == wilson_interval(60, 60)
+    low, high = success_interval_by_seed([np.repeat([1, 0], [19, 1]), np.ones(20)])
+    assert 0.0 <= low < wilson_interval(39, 40)[0]
+    assert high == 1.0

@@ -1,5 +1,6 @@
 """ReinFlow as a stable-baselines3 user meets it, on environments of a few microseconds a step."""
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -140,3 +141,33 @@ def test_a_bad_setting_is_one_sentence():
     for settings, message in (({"gamma": 1.5}, "gamma is 1.5"), ({"num_steps": 3}, "powers of two")):
         with pytest.raises(ConfigError, match=message):
             make(**settings)
+
+
+def test_what_is_no_environment_is_one_sentence_that_names_what_to_give():
+    vector = gymnasium.make_vec("toy/Reach-v0", num_envs=2)
+    for env, words in (
+        (vector, "vector environment"),
+        ([Reach()], "list"),
+        (Reach, "class Reach"),
+        (3, "int"),
+    ):
+        with pytest.raises(ConfigError, match=words) as caught:
+            ReinFlow(make_policy(), env)
+        assert "make_vec_env(" in str(caught.value)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match="make_vec_env"):
+        make().set_env(vector)
+
+
+def test_the_critic_sees_every_chunk_once_and_once_an_epoch():
+    model = make(n_epochs=2)
+    rows = 0
+
+    def count(module, inputs, values):
+        nonlocal rows
+        rows += len(values)
+
+    model.actor_critic.critic.register_forward_hook(count)
+    model.learn(1)
+    chunks, ends = 4 * 16, 4 * 5
+    assert rows == chunks + 4 + ends + 2 * chunks

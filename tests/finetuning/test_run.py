@@ -1,6 +1,7 @@
 """Whole fine-tuning runs on small environments: what they leave, what they refuse, what they survive."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from flowpolicy.finetuning.recorder import STATE_FILE
 from flowpolicy.finetuning.reinflow import ReinFlow
 from flowpolicy.finetuning.run import finetune
 from flowpolicy.loggers import read_metrics
+from flowpolicy.pretraining.run import pretrain
+from flowpolicy.run_folder import PRETRAINING, claim
 
 REINFLOW = {"n_steps": 8, "batch_size": 16, "n_epochs": 1, "critic_warmup": 0}
 
@@ -105,6 +108,9 @@ def test_a_run_is_continued_and_not_overwritten(settings, tmp_path):
     before = ReinFlow.load(run_dir / STATE_FILE).num_timesteps
     finetune({**settings, "resume": True}, run_dir)  # nothing is left to do
     assert ReinFlow.load(run_dir / STATE_FILE).num_timesteps == before
+    shutil.rmtree(run_dir / "checkpoint")  # written again, as the state has it
+    summary = finetune({**settings, "resume": True}, run_dir)
+    FlowPolicy.load(json.loads(summary.read_text())["checkpoint"])
     (run_dir / STATE_FILE).write_bytes(b"broken")
     with pytest.raises(CheckpointError, match="damaged"):
         finetune({**settings, "resume": True}, run_dir)
@@ -167,3 +173,21 @@ def test_a_checkpoint_tuned_for_another_k_is_refused(settings, tmp_path):
     with pytest.raises(ConfigError, match="tuned for num_steps=2"):
         finetune({**tuned, "num_steps": 1}, tmp_path / "again")
     finetune({**tuned, "final_episodes": 0}, tmp_path / "again")  # with the same K it may go on
+
+
+def test_a_folder_belongs_to_one_kind_of_run(settings, tmp_path):
+    run_dir = tmp_path / "run"
+    finetune({**settings, "final_episodes": 0, "total_steps": 100}, run_dir)
+    files = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*") if path.is_file()}
+    for resume in (False, True):
+        wanted = {key: {} for key in ("policy", "model", "data", "train")}
+        wanted |= {"env": settings["env"], "resume": resume}
+        with pytest.raises(ConfigError, match="holds a run of 'finetune_reinflow', and this is 'pretrain'"):
+            pretrain(wanted, run_dir)
+    assert {path: path.stat().st_mtime_ns for path in files} == files
+    claim(tmp_path / "other", PRETRAINING)
+    with pytest.raises(ConfigError, match="holds a run of 'pretrain', and this is 'finetune_reinflow'"):
+        finetune(settings, tmp_path / "other")
+    (run_dir / STATE_FILE).unlink()
+    with pytest.raises(ConfigError, match=f"{STATE_FILE} is gone"):
+        finetune({**settings, "resume": True}, run_dir)

@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from flowpolicy.flow import OBJECTIVES
 from flowpolicy.loggers import read_metrics
 from flowpolicy.pretraining.ema import EMA
 from flowpolicy.pretraining.run import pretrain
+from flowpolicy.run_folder import FINETUNING, claim
 
 ALL = sorted(OBJECTIVES)
 
@@ -279,3 +281,61 @@ def test_mistakes_are_refused_before_training(tmp_path, store, change, words):
     with pytest.raises(FlowPolicyError, match=words):
         pretrain({**toy_settings("shortcut", store), **change}, tmp_path / "run")
     assert not (tmp_path / "run" / "training_state").exists()
+
+
+class Pair(Processes):
+    """This process beside one whose numbers are three times as large; it needs no other."""
+
+    def gather(self, *values):
+        return [list(values), [3 * value for value in values]]
+
+    def average_gradients(self, parameters):
+        pass
+
+    def share(self, tensors):
+        pass
+
+    def wait(self):
+        pass
+
+
+def test_what_two_processes_log_is_the_mean_of_both():
+    class Sink:
+        def __init__(self):
+            self.rows = []
+
+        def log(self, step, metrics):
+            self.rows.append(metrics)
+
+    sink = Sink()
+    trainer = toy_trainer("flow_matching", processes=Pair(0, 2), loggers=[sink], steps=1, log_every=1)
+    step, own = trainer.step, []
+    trainer.step = lambda: own.append(step()) or own[-1]
+    trainer.run()
+    assert sink.rows[0]["loss/total"] == pytest.approx(2 * float(own[0]["loss/total"]))
+
+
+def test_a_finished_run_without_its_checkpoint_writes_it_again_and_without_its_state_is_refused(tmp_path):
+    settings = toy_settings(store=write_toy_store(tmp_path / "toy.zarr.zip"), steps=4)
+    summary = pretrain(settings, tmp_path / "run")
+    checkpoint = tmp_path / "run" / "checkpoint"
+    weights = (checkpoint / "model.safetensors").read_bytes()
+    shutil.rmtree(checkpoint)
+    with pytest.raises(ConfigError, match="resume=true"):
+        pretrain(settings, tmp_path / "run")
+    assert pretrain({**settings, "resume": True}, tmp_path / "run") == summary
+    assert (checkpoint / "model.safetensors").read_bytes() == weights
+    shutil.rmtree(tmp_path / "run" / "training_state")
+    for resume, words in ((True, "training_state is gone"), (False, "holds a run already")):
+        with pytest.raises(ConfigError, match=words):
+            pretrain({**settings, "resume": resume}, tmp_path / "run")
+    assert (checkpoint / "model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_the_folder_of_another_kind_of_run_is_refused_and_left_alone(tmp_path, resume):
+    settings = toy_settings(store=write_toy_store(tmp_path / "toy.zarr.zip"), steps=4)
+    claim(tmp_path / "run", FINETUNING)
+    with pytest.raises(ConfigError, match="holds a run of 'finetune_reinflow', and this is 'pretrain'"):
+        pretrain({**settings, "resume": resume}, tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.json"]

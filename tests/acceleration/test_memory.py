@@ -1,0 +1,30 @@
+"""The memory that a sampler takes on a GPU is its own, whatever ran before it."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from flowpolicy.acceleration import latency
+
+
+def test_the_peak_of_an_earlier_sampler_is_forgotten(monkeypatch):
+    held, peak = 100e6, 900e6  # bytes; the peak is of a sampler that is gone
+
+    def reset(device):
+        nonlocal peak
+        peak = held
+
+    def build(*arguments):
+        nonlocal held, peak
+        held += 30e6
+        peak = max(peak, held)
+        return SimpleNamespace(compute=None)
+
+    monkeypatch.setattr("torch.cuda.reset_peak_memory_stats", reset)
+    monkeypatch.setattr("torch.cuda.max_memory_allocated", lambda device: peak)
+    monkeypatch.setattr(latency, "build_sampler", build)
+    policy = SimpleNamespace(device=SimpleNamespace(type="cuda"))
+    config = SimpleNamespace(batch_size=1)
+    timed = latency._Timed(policy, config, "eager", "float32", 1, "euler", None)
+    timed.warm_up([], None, 0)
+    assert timed.memory == pytest.approx(30.0)
