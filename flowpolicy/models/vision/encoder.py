@@ -52,7 +52,7 @@ class ImageEncoder(nn.Module):
         places = (rows + 2 * padding) // size * ((columns + 2 * padding) // size)
         self.tokens_per_image = places + (self.place is not None)
         self.num_tokens = obs_horizon * self.tokens_per_image
-        self.position = nn.Parameter(0.02 * torch.randn(self.num_tokens, width))
+        self.position = nn.Parameter(torch.randn(self.num_tokens, width).mul_(0.02))
         y, x = torch.meshgrid(torch.linspace(-1, 1, rows), torch.linspace(-1, 1, columns), indexing="ij")
         self.register_buffer("grid_x", x.flatten(), persistent=False)
         self.register_buffer("grid_y", y.flatten(), persistent=False)
