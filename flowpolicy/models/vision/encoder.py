@@ -40,8 +40,8 @@ class ImageEncoder(nn.Module):
                 f"seen, is too small; give images of which {SMALLEST} x {SMALLEST} are seen."
             )
         self.backbone = BUILDERS[config.backbone](channels, config)
-        with torch.no_grad(), torch.device("meta"):  # shapes alone: an image may be large
-            grid = BUILDERS[config.backbone](channels, config)(torch.zeros(1, channels, *self.window)).shape
+        with torch.no_grad():
+            grid = self.backbone(torch.zeros(1, channels, *self.window)).shape
         features, rows, columns = int(grid[1]), int(grid[2]), int(grid[3])
         # Where the grid is fine, four places make a token: many tokens cost more than they say.
         size, padding = (2, 1) if rows * columns > MOST_TOKENS else (1, 0)
