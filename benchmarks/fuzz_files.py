@@ -137,7 +137,6 @@ def _one_step(state: TrainingState) -> None:
     for parameter in state.network.parameters():
         parameter.grad = torch.full_like(parameter, 1e-3)
     state.optimizer.step()
-    assert all(torch.isfinite(parameter).all() for parameter in state.network.parameters())
 
 
 def use_state(folder: Path) -> None:
