@@ -69,7 +69,7 @@ def damaged_json(text: str, rng: Rng) -> bytes:
         return text.replace("{", "{" + json.dumps(key) + ": " + json.dumps(content[key]) + ",", 1).encode()
     if kind == 2:
         return _with_text(
-            content, rng, "[" + "[]," * int(pick(rng, [1000, 1_300_000, 4_000_000])) + "1]"
+            content, rng, "[" + "[]," * int(pick(rng, [1000, 660_000, 4_000_000])) + "1]"
         ).encode()
     if kind == 3:
         return json.dumps(pick(rng, [[content], None, 3, "text", True, [], {}])).encode()

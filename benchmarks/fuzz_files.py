@@ -47,15 +47,29 @@ SETTINGS = {"seed": 0, "train": {"steps": 10, "learning_rate": 1e-3}, "data": {"
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of one damaged file: ``outcome`` is refused, loaded or failed."""
+    """What came of one damaged file.
+
+    Attributes:
+        file: which one.
+        damage: its kind.
+        index: of the case.
+        outcome: refused, loaded or failed.
+        sentence: of the refusal, or what failed.
+        seconds: until then, by the clock.
+        cpu_seconds: of them, those that were computed.
+        megabytes: peak of the process, with all that was there before.
+        grown_megabytes: peak above what was there before.
+    """
 
     file: str
     damage: str
-    seed: int
+    index: int
     outcome: str
     sentence: str
-    seconds: float
-    megabytes: float
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    megabytes: float = 0.0
+    grown_megabytes: float = 0.0
 
     @property
     def is_good(self) -> bool:
@@ -123,7 +137,6 @@ def _one_step(state: TrainingState) -> None:
     for parameter in state.network.parameters():
         parameter.grad = torch.full_like(parameter, 1e-3)
     state.optimizer.step()
-    assert all(torch.isfinite(parameter).all() for parameter in state.network.parameters())
 
 
 def use_state(folder: Path) -> None:
@@ -231,12 +244,12 @@ KINDS: dict[str, tuple[str, Damage, Use]] = {
 # One case -----------------------------------------------------------------------------------------------------------
 
 
-def answer_of(folder: Path, name: str, use: Use, damage: str, seed: int) -> Answer:
+def answer_of(folder: Path, name: str, use: Use, damage: str, index: int) -> Answer:
     """Do with the files of ``folder`` what one does with them, and judge the answer."""
     top = folder / name.partition("/")[0]
     _reset_peak()
-    outcome, sentence = "loaded", ""
-    started = time.perf_counter()
+    outcome, sentence, before = "loaded", "", _megabytes("VmRSS")
+    started, computed = time.perf_counter(), time.process_time()
     signal.signal(signal.SIGALRM, _give_up)
     signal.alarm(20)
     try:
@@ -249,7 +262,8 @@ def answer_of(folder: Path, name: str, use: Use, damage: str, seed: int) -> Answ
         outcome, sentence = "failed", f"{type(error).__name__}: {error}"[:600]
     finally:
         signal.alarm(0)
-    return Answer(name, damage, seed, outcome, sentence, time.perf_counter() - started, _peak_mb())
+    taken, peak = (time.perf_counter() - started, time.process_time() - computed), _megabytes("VmHWM")
+    return Answer(name, damage, index, outcome, sentence, *taken, peak, peak - before)
 
 
 def run_case(valid: Path, index: int, seed: int) -> Answer:
@@ -280,21 +294,23 @@ def _reset_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _peak_mb() -> float:
+def _megabytes(entry: str) -> float:
     if not sys.platform.startswith("linux"):
         return 0.0
     lines = dict(
         line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line
     )
-    return int(lines["VmHWM"].split()[0]) / 1024
+    return int(lines[entry].split()[0]) / 1024
 
 
 # All of them --------------------------------------------------------------------------------------------------------
 
 
-def _ready() -> None:
+def use_valid(valid: Path) -> None:
+    """Valid files are usable; and what is imported on the way belongs to no case."""
     torch.set_num_threads(1)
-    np.seterr(all="ignore")
+    for name, (_, _, use) in KINDS.items():
+        use(valid / name.partition("/")[0])
 
 
 def run_cases(valid: Path, count: int, seed: int) -> list[Answer]:
@@ -302,14 +318,14 @@ def run_cases(valid: Path, count: int, seed: int) -> list[Answer]:
     found: list[Answer] = []
     context = multiprocessing.get_context("spawn")
     while len(found) < count:
-        with ProcessPoolExecutor(1, mp_context=context, initializer=_ready) as pool:
+        with ProcessPoolExecutor(1, mp_context=context, initializer=use_valid, initargs=(valid,)) as pool:
             try:
                 for index in range(len(found), count):
                     found.append(pool.submit(run_case, valid, index, seed).result())
             except BrokenProcessPool:
                 index = len(found)
                 name = sorted(KINDS)[index % len(KINDS)]
-                found.append(Answer(name, "", index, "failed", "the process died", 0.0, 0.0))
+                found.append(Answer(name, "", index, "failed", "the process died"))
     return found
 
 
@@ -334,6 +350,7 @@ def main() -> None:
         "command": " ".join(["python", "benchmarks/fuzz_files.py", *sys.argv[1:]]), "seed": arguments.seed,
         "files": len(found), "outcomes": dict(Counter(answer.outcome for answer in found)), "by_file": rows,
         "longest_s": max(answer.seconds for answer in found),
+        "longest_cpu_s": max(answer.cpu_seconds for answer in found),
         "most_megabytes": max(answer.megabytes for answer in found),
         "bad": [asdict(answer) for answer in bad], "machine": machine(), "versions": versions(), "git_commit": git_state()[0],
     }  # fmt: skip

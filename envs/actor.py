@@ -14,7 +14,7 @@ from torch import nn
 
 from flowpolicy.errors import CheckpointError
 from flowpolicy.reading import parse_json, stored_tensors
-from flowpolicy.settings import build
+from flowpolicy.settings import build, require
 from flowpolicy.storage import atomic_file, save_tensors
 
 LOG_STD_RANGE = (-20.0, 2.0)  # the clamp that stable-baselines3 puts on a SAC actor's log standard deviation
@@ -57,6 +57,28 @@ class ExpertActor:
         self._high = self.tensors.get("action_high", torch.full((size,), 1.0))
         self._depth = sum(name.startswith("hidden") and name.endswith("weight") for name in tensors)
 
+    def check(self) -> None:
+        """Raise a ValueError where the tensors are no layers that follow each other, and a KeyError where one
+        is missing.
+        """
+        size = len(self.tensors["obs_mean"])
+        wanted: dict[str, tuple[int, ...]] = {"obs_mean": (size,), "obs_std": (size,)}
+        for layer in range(self._depth):
+            width = len(self.tensors[f"hidden{layer}.bias"])
+            wanted |= {f"hidden{layer}.weight": (width, size), f"hidden{layer}.bias": (width,)}
+            size = width
+        actions = len(self._low)
+        spread = {"log_std.weight": (actions, size), "log_std.bias": (actions,)}
+        if "log_std" in self.tensors:
+            spread = {"log_std": (actions,)}
+        wanted |= {"mean.weight": (actions, size), "mean.bias": (actions,), **spread}
+        bounds = {name: (actions,) for name in ("action_low", "action_high") if name in self.tensors}
+        for name, shape in (wanted | bounds).items():
+            if tuple(self.tensors[name].shape) != shape:
+                raise ValueError(f"'{name}' is {tuple(self.tensors[name].shape)} and not {shape}")
+        if not ((self.tensors["obs_std"] > 0).all() and (self._low <= self._high).all()):
+            raise ValueError("a standard deviation that is not positive, or bounds the wrong way round")
+
     @torch.no_grad()
     def act(
         self, observation: np.ndarray, rng: np.random.Generator, *, deterministic: bool = False
@@ -84,6 +106,8 @@ class ExpertActor:
             action = self._low + 0.5 * (torch.tanh(action) + 1.0) * (self._high - self._low)
         else:
             action = torch.minimum(torch.maximum(action, self._low), self._high)
+        if not torch.isfinite(action).all():
+            raise CheckpointError("The actor answered with NaN or infinity; its weights are damaged.")
         return np.asarray(action.numpy(), dtype=np.float32)
 
     def save(self, path: Path) -> None:
@@ -113,8 +137,11 @@ class ExpertActor:
             tensors = stored_tensors(Path(path)).read(unbounded=("action_low", "action_high"))
             with safe_open(str(path), framework="pt") as file:
                 header = file.metadata() or {}
-            about = parse_json(header["info"].encode(), "its description")
-            return cls(tensors, header["activation"], header["squash"], build(ActorInfo, about, "actor"))
+            about = build(ActorInfo, parse_json(header["info"].encode(), "its description"), "actor")
+            require(header["squash"] in ("tanh", "clip"), "squash", header["squash"], "tanh or clip")
+            actor = cls(tensors, header["activation"], header["squash"], about)
+            actor.check()
+            return actor
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"{path} is damaged or holds no actor ({error}); copy it again or train another."

@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import stat
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -19,37 +21,42 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from flowpolicy.errors import CheckpointError
+from flowpolicy.settings import shown
 
-MOST_JSON = 4_000_000
+MOST_JSON = 2_000_000
 """Bytes of a JSON file of ours, and of the header of a file of tensors."""
+MOST_VALUES = 200_000
+"""Numbers, texts, lists and mappings in a JSON file of ours."""
 DEEPEST = 32
 """Levels that lists and mappings may lie in each other."""
 FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 """Types that weights are kept in, and their bytes."""
 _OTHERS = {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _LARGEST_INTEGER = 2**63
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")  # what a terminal would obey; lines and tabs are text
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def open_regular(path: Path | str) -> BinaryIO:
+@contextmanager
+def open_regular(path: Path | str) -> Iterator[BinaryIO]:
     """Open a file for reading, or a link to one; a pipe or a device is refused and never waited for.
 
     Raises:
-        CheckpointError: there is no such file, or it cannot be read.
+        CheckpointError: there is no such file, or it cannot be read, now or in the block.
     """
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            os.close(descriptor)
-            raise CheckpointError(f"{path} is a folder, a pipe or a device; give a regular file.")
-        return os.fdopen(descriptor, "rb")
-    except (OSError, ValueError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        reason = getattr(error, "strerror", None) or error
+        with os.fdopen(os.open(path, flags), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise CheckpointError(f"{path} is a folder, a pipe or a device; give a regular file.")
+            yield file
+    except OSError as error:
+        is_folder = isinstance(error, IsADirectoryError)
+        reason = "it is a folder" if is_folder else error.strerror or error
         raise CheckpointError(
             f"{path} cannot be read ({reason}); give a file that is there and readable."
         ) from error
@@ -88,6 +95,8 @@ def parse_json(
     """
     problem = f"nests more than {DEEPEST} lists and mappings"
     try:
+        if sum(map(data.count, (b",", b"[", b"{"))) > MOST_VALUES:
+            raise ValueError(f"more than {MOST_VALUES:,} values")
         content = json.loads(data.decode(), object_pairs_hook=_unrepeated, parse_constant=_no_constant)
         if not isinstance(content, dict):
             raise ValueError(f"a {type(content).__name__} in place of settings")
@@ -237,29 +246,46 @@ def described_tensors(
 
 def shapes_of(make: Callable[[], nn.Module]) -> dict[str, tuple[int, ...]]:
     """Shapes of the state of the module that ``make`` builds, without the memory for it."""
-    with torch.device("meta"):
+    with torch.device("meta"), _Unfilled():
         return {name: tuple(tensor.shape) for name, tensor in make().state_dict().items()}
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves out what works in place: it changes no shape, and on the meta device it would import much of
+    PyTorch's compiler, for more than a second.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given, name = kwargs or {}, func.__name__
+        if name.endswith("_") and not name.endswith("__"):
+            return [*args, *given.values()][0]
+        return func(*args, **given)
 
 
 def _items_of(item: Any) -> Collection[Any]:
     """What lies in ``item``; a ValueError where no file of ours holds such a thing."""
     if isinstance(item, dict):
+        for key in item:
+            if "\n" in key or "\t" in key or len(key) > 1000:
+                raise ValueError(f"it holds the name {shown(key)}")
         return [*item, *item.values()]
     if isinstance(item, list):
         return item
     is_bad = False
     if isinstance(item, str):
-        is_bad = "\0" in item or not _is_printable(item)
+        is_bad = _CONTROL.search(item) is not None or not _is_encodable(item)
     elif isinstance(item, int):
         is_bad = abs(item) >= _LARGEST_INTEGER
     elif isinstance(item, float):
         is_bad = not math.isfinite(item)
     if is_bad:
-        raise ValueError(f"it holds {repr(item)[:40]}")
+        raise ValueError(f"it holds {shown(item)}")
     return ()
 
 
-def _is_printable(text: str) -> bool:
+def _is_encodable(text: str) -> bool:
     try:
         text.encode()
     except UnicodeEncodeError:  # half of a surrogate pair

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import reprlib
 import types
 import typing
 from collections.abc import Collection, Mapping, Sequence
@@ -14,6 +15,9 @@ from flowpolicy.errors import ConfigError
 
 T = TypeVar("T")
 _SHOWN = 80  # characters of a value in a message
+_REPR = reprlib.Repr()  # of a large value, no more than is shown
+_REPR.maxstring = _REPR.maxlong = _REPR.maxother = _SHOWN + 1
+_REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = _SHOWN // 3
 
 
 def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
@@ -61,7 +65,7 @@ def require(condition: bool, name: str, value: object, allowed: str) -> None:
 
 def shown(value: object) -> str:
     """A value as a message shows it: its ``repr``, cut where it is long."""
-    text = repr(value)
+    text = _REPR.repr(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from flowpolicy.errors import TaskError
+from flowpolicy.settings import shown
 
 MODULES = ("flowpolicy_envs",)
 """Modules that register environments and come with this package; any other is named by the user."""
@@ -36,18 +37,18 @@ def check_choice(env_id: str, env_kwargs: Mapping[str, Any], checkpoint: Path | 
     module, colon, name = env_id.rpartition(":")
     if colon and module not in MODULES and not (module in sys.modules and _is_registered(name)):
         raise TaskError(
-            f"{checkpoint} asks for the environment {_shown(env_id)}, and a checkpoint alone has no module "
+            f"{checkpoint} asks for the environment {shown(env_id)}, and a checkpoint alone has no module "
             f"imported; if you trust it, {remedy}, or import that module before."
         )
     if not all(map(_is_plain, name.split("/"))):
         raise TaskError(
-            f"{checkpoint} asks for the environment {_shown(env_id)}, which is no Gymnasium id; {remedy}."
+            f"{checkpoint} asks for the environment {shown(env_id)}, which is no Gymnasium id; {remedy}."
         )
     for key, value in _leaves("env_kwargs", env_kwargs):
         is_number = isinstance(value, (int, float)) and abs(value) <= LARGEST
         if not (value is None or is_number or (isinstance(value, str) and _is_plain(value))):
             raise TaskError(
-                f"{checkpoint} sets {_shown(key)} to {_shown(value)}, and a checkpoint alone may set plain "
+                f"{checkpoint} sets {shown(key)} to {shown(value)}, and a checkpoint alone may set plain "
                 f"names and numbers up to {LARGEST:,}, no path and no module; if you trust it, {remedy}."
             )
     if env_kwargs.get("render_mode") not in _RENDERING:
@@ -74,8 +75,3 @@ def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
             yield from _leaves(key, item)
     else:
         yield key, value
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:76]}...'"

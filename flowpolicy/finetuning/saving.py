@@ -7,9 +7,7 @@ import json
 import math
 import typing
 import zipfile
-import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -22,6 +20,7 @@ from torch import Tensor
 
 from flowpolicy.errors import CheckpointError, ConfigError, FlowPolicyError
 from flowpolicy.finetuning.actor_critic import FlowActorCritic, spaces_of
+from flowpolicy.finetuning.archive import archive_of, no_model
 from flowpolicy.finetuning.noise import NoiseConfig
 from flowpolicy.finetuning.update import UPDATE_RULES, build_update_rule
 from flowpolicy.policy import FlowPolicy
@@ -30,12 +29,11 @@ from flowpolicy.reading import (
     MOST_JSON,
     StoredTensors,
     described_tensors,
-    open_regular,
     parse_json,
     shapes_of,
 )
 from flowpolicy.seeds import derived_seed
-from flowpolicy.settings import build, checked, require, unknown_key
+from flowpolicy.settings import build, checked, require, shown, unknown_key
 from flowpolicy.storage import atomic_file, load_optimizer, optimizer_tensors, under
 
 if TYPE_CHECKING:
@@ -46,8 +44,6 @@ _CONFIG, _TENSORS = "config.json", "model.safetensors"
 _SCHEDULES = ("learning_rate", "critic_learning_rate")
 _OPTIMIZERS = ("actor_optimizer", "critic_optimizer")
 _BOUNDS = ("action_low", "action_high")
-_MOST_INFLATED = 10  # times its packed size; save() does not pack, and weights hardly shrink
-_MOST_DIRECTORY = 4096  # bytes of an archive's table of contents, which has two entries
 
 
 def write_model(model: ReinFlow, path: str | Path | IO[bytes]) -> None:
@@ -77,7 +73,12 @@ def read_model(
     replaced: dict[str, Any],
 ) -> ReinFlow:
     """The model of a file, with ``replaced`` settings; see :meth:`ReinFlow.load`."""
-    with _archive(path) as archive:
+    source: Any = path
+    if isinstance(path, (str, Path)):
+        source = Path(path) if Path(path).exists() else _with_suffix(path)
+        if not source.exists():
+            raise CheckpointError(f"There is no model at {source}; give the file that save() wrote.")
+    with archive_of(source, {_CONFIG, _TENSORS}) as archive:
         content = _content_of(archive, path)
         try:
             settings = {**_decoded(cls, content.settings, replaced), **replaced}
@@ -145,6 +146,11 @@ class _Content:
     regularizers: tuple[str, ...]
     progress: _Progress
     algorithm: str = "ReinFlow"
+
+    def __post_init__(self) -> None:
+        for name in self.regularizers:
+            is_name = 0 < len(name) <= 100 and name.isprintable()
+            require(is_name, "a regularizer's name", name, "1 to 100 characters that can be printed")
 
 
 def _restore(model: ReinFlow, progress: _Progress, tensors: dict[str, Tensor]) -> None:
@@ -235,69 +241,18 @@ def _decoded_schedule(value: Any, name: str) -> Any:
     return LinearSchedule(*numbers) if isinstance(value, list) else numbers[0]
 
 
-@contextmanager
-def _archive(path: str | Path | IO[bytes]) -> Iterator[zipfile.ZipFile]:
-    """The file as an archive of the two members that :func:`write_model` wrote, neither a bomb.
-
-    Raises:
-        CheckpointError: it is something else.
-    """
-    stream: Any = path
-    if isinstance(path, (str, Path)):
-        source = Path(path) if Path(path).exists() else _with_suffix(path)
-        if not source.exists():
-            raise CheckpointError(f"There is no model at {source}; give the file that save() wrote.")
-        stream = open_regular(source)
-    try:
-        _check_directory(stream, path)
-        with zipfile.ZipFile(stream) as archive:
-            members = {info.filename: info for info in archive.infolist()}
-            if len(members) != len(archive.infolist()) or members.keys() != {_CONFIG, _TENSORS}:
-                raise _no_model(path)
-            for info in members.values():
-                if info.flag_bits & 1:
-                    raise CheckpointError(f"{path} is encrypted; unpack it and save it without a password.")
-                is_packed = info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-                if is_packed or info.file_size > _MOST_INFLATED * info.compress_size + MOST_JSON:
-                    raise CheckpointError(
-                        f"{path} unpacks to far more than save() writes, or is packed in another way; give "
-                        "the file that save() wrote."
-                    )
-            yield archive
-    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        raise _no_model(path) from error
-    finally:
-        if stream is not path:
-            stream.close()
-
-
-def _no_model(path: object) -> CheckpointError:
-    return CheckpointError(f"{path} is no ReinFlow model, or a damaged one; give the file that save() wrote.")
-
-
-def _check_directory(stream: IO[bytes], path: object) -> None:
-    """Refuse an archive with a large table of contents: zipfile reads all of it at once."""
-    end = stream.seek(0, 2)
-    stream.seek(max(0, end - 65_557))  # a comment may follow the table's end
-    tail = stream.read()
-    start = tail.rfind(b"PK\5\6")
-    if start < 0 or int.from_bytes(tail[start + 12 : start + 16], "little") > _MOST_DIRECTORY:
-        raise _no_model(path)
-    stream.seek(0)
-
-
 def _content_of(archive: zipfile.ZipFile, path: object) -> _Content:
     if archive.getinfo(_CONFIG).file_size > MOST_JSON:
-        raise _no_model(path)
+        raise no_model(path)
     content = parse_json(
         archive.read(_CONFIG), f"{_CONFIG} of {path}", "model", "give the file that save() wrote"
     )
     version, algorithm = content.pop("format_version", None), content.get("algorithm")
     if type(version) is not int:
-        raise _no_model(path)
+        raise no_model(path)
     if algorithm != "ReinFlow" or version > FORMAT_VERSION:
         raise CheckpointError(
-            f"{path} is of {str(algorithm)[:80]} in format {version}, and this flowpolicy reads ReinFlow "
+            f"{path} is of {shown(algorithm)} in format {version}, and this flowpolicy reads ReinFlow "
             f"up to {FORMAT_VERSION}; upgrade with: pip install -U flowpolicy."
         )
     try:

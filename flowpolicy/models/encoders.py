@@ -39,7 +39,7 @@ class StateEncoder(nn.Module):
         self.mlp = nn.Sequential(
             nn.Linear(size, 2 * width), nn.SiLU(), nn.Linear(2 * width, config.tokens_per_step * width)
         )
-        self.position = nn.Parameter(0.02 * torch.randn(obs_horizon * config.tokens_per_step, width))
+        self.position = nn.Parameter(torch.randn(obs_horizon * config.tokens_per_step, width).mul_(0.02))
         self.norm = nn.LayerNorm(width)
 
     def forward(self, observation: Mapping[str, Tensor]) -> Tensor:

@@ -73,7 +73,7 @@ class VelocityTransformer(nn.Module):
         self.config = config
         self.encoder = build_encoder(observation_shapes, obs_horizon, config)
         self.embed_action = nn.Linear(action_dim, width)
-        self.position = nn.Parameter(0.02 * torch.randn(action_horizon, width))
+        self.position = nn.Parameter(torch.randn(action_horizon, width).mul_(0.02))
         self.embed_time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.embed_level = nn.Embedding(num_levels, width)
         self.modulate = nn.Linear(width, 9 * width)
@@ -84,7 +84,7 @@ class VelocityTransformer(nn.Module):
         self.feed_forward = nn.ModuleList(FeedForward(config) for _ in range(config.depth))
         self.output = nn.Linear(width, action_dim)
         half = width // 2
-        frequencies = torch.exp(torch.linspace(math.log(1.0), math.log(100.0), half))
+        frequencies = torch.linspace(math.log(1.0), math.log(100.0), half).exp_()
         self.register_buffer("frequencies", frequencies, persistent=False)
         self._initialise()
 

@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
+from flowpolicy.errors import TaskError
 from flowpolicy.evaluation import rendering
+from flowpolicy.evaluation.task import Task
 
 pytest.importorskip("mujoco")
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="chosen on Linux only")
@@ -71,3 +76,33 @@ def test_glfw_is_for_machines_with_a_display(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_probe_refuses_a_backend_that_does_not_exist() -> None:
     assert not rendering._works("no-such-backend")
+
+
+@pytest.mark.parametrize("value", ["x", "osmesa"])
+def test_a_choice_with_which_mujoco_cannot_be_imported_is_named(
+    value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gymnasium = pytest.importorskip("gymnasium")
+
+    def imports_mujoco(**_: Any) -> None:
+        raise RuntimeError("'NoneType' object has no attribute 'glGetError'")
+
+    gymnasium.register("Drawn-v0", entry_point=imports_mujoco)
+    monkeypatch.setitem(sys.modules, "mujoco", ModuleType("mujoco"))
+    try:
+        monkeypatch.setenv("MUJOCO_GL", value)
+        with pytest.raises(TaskError, match="glGetError"):  # MuJoCo is there: that is something else
+            Task("drawn", "Drawn-v0").make()
+        monkeypatch.delitem(sys.modules, "mujoco")
+        with pytest.raises(TaskError, match=rf"MUJOCO_GL is '{value}'.*set it to egl") as refused:
+            Task("drawn", "Drawn-v0").make()
+        assert "\n" not in str(refused.value)
+    finally:
+        gymnasium.registry.pop("Drawn-v0")
+
+
+def test_a_model_that_is_none_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "model.xml").write_text("no\nmodel")
+    with pytest.raises(TaskError, match="cannot be made") as refused:
+        Task("hopper", "Hopper-v5", {"xml_file": str(tmp_path / "model.xml")}).make()
+    assert "\n" not in str(refused.value)

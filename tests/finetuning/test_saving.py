@@ -10,6 +10,7 @@ import torch
 
 pytest.importorskip("stable_baselines3", reason="stable-baselines3 is not installed")
 
+from safetensors.torch import load, save
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.utils import LinearSchedule
 from toy_practice import Reach, make
@@ -168,3 +169,115 @@ def test_a_full_disk_leaves_the_last_file(saved, monkeypatch):
 def test_what_would_need_pickle_is_refused(saved, tmp_path):
     with pytest.raises(ConfigError, match="exclude"):
         saved[0].save(tmp_path / "x", exclude=["policy"])
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A model that never learnt, as the members of its file."""
+    folder = tmp_path_factory.mktemp("plain")
+    make().save(folder / "model")
+    with zipfile.ZipFile(folder / "model.zip") as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def packed(path, members, method=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+def refused(path):
+    with pytest.raises(CheckpointError) as caught:
+        ReinFlow.load(path, device="cpu")
+    assert str(caught.value).startswith((str(path), f"config.json of {path}"))
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 600
+    return str(caught.value)
+
+
+def config_of(members, **changes):
+    content = json.loads(members["config.json"])
+    for dotted, value in changes.items():
+        *groups, key = dotted.split("__")
+        node = content
+        for group in groups:
+            node = node[group]
+        node[key] = value
+    return {**members, "config.json": json.dumps(content)}
+
+
+WRONG = ("text", {}, [[1]], -1, float("nan"), 1.5, ["x"] * 99)
+FITTING = {  # of those, by setting
+    "noise": [{}], "update": [{}], "target_kl": [1.5], "max_grad_norm": [1.5],
+    "verbose": [-1], "tensorboard_log": WRONG,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("value", WRONG, ids=range(len(WRONG)))
+def test_settings_of_a_wrong_type_or_range_are_one_sentence(plain, tmp_path, value):
+    for name in json.loads(plain["config.json"])["settings"]:
+        if not any(value is fitting or value == fitting for fitting in FITTING.get(name, ())):
+            refused(packed(tmp_path / "model.zip", config_of(plain, **{f"settings__{name}": value})))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"settings": 3},
+        {"policy": []},
+        {"progress": None},
+        {"progress__num_timesteps": {}},
+        {"progress__iteration": -1},
+        {"progress__return_scale": ["a", 1, 2]},
+        {"progress__return_scale": [1.0, 0.0, -5.0]},
+        {"progress__rate_factor": 1e9},
+        {"regularizers": ["\x1b[31m"]},
+        {"regularizers": 3},
+        {"format_version": "1"},
+        {"format_version": True},
+        {"algorithm": ["ReinFlow"]},
+        {"settings__noise": {"hidden": 10**9}},
+        {"settings__critic_hidden": [8192, 8192, 8192]},
+        {"settings__update": {"name": "ppo", "clip_range": "wide"}},
+        {"settings__learning_rate": [1, 2]},
+        {"settings__unknown": 1},
+        {"policy__model__width": 8192, "policy__model__depth": 128},
+    ],
+    ids=str,
+)
+def test_a_file_that_describes_no_model_is_one_sentence(plain, tmp_path, changes):
+    refused(packed(tmp_path / "model.zip", config_of(plain, **changes)))
+
+
+def test_bombs_and_archives_of_other_kinds_are_not_unpacked(plain, tmp_path):
+    path = tmp_path / "model.zip"
+    bomb = {**plain, "model.safetensors": plain["model.safetensors"] + bytes(30_000_000)}
+    assert "unpacks to far more" in refused(packed(path, bomb, zipfile.ZIP_DEFLATED))
+    assert path.stat().st_size < 1_000_000
+    assert "packed in another way" in refused(packed(path, plain, zipfile.ZIP_LZMA))
+    for other in ({"../../evil": b"x"}, {str(number): b"" for number in range(5000)}):
+        refused(packed(path, {**plain, **other}))
+    data = packed(path, plain).read_bytes()
+    for mark, offset in ((b"PK\3\4", 6), (b"PK\1\2", 8)):  # the flag of an encrypted member, in both places
+        at = data.find(mark) + offset
+        data = data[:at] + bytes([data[at] | 1]) + data[at + 1 :]
+    path.write_bytes(data)
+    assert "encrypted" in refused(path)
+    packed(path, plain, zipfile.ZIP_DEFLATED)  # as someone may who packs it again
+    assert ReinFlow.load(path, device="cpu").num_timesteps == 0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(plain, tmp_path, value):
+    tensors = load(plain["model.safetensors"])
+    name = next(name for name in tensors if name.endswith("output.weight"))
+    members = {**plain, "model.safetensors": save({**tensors, name: torch.full_like(tensors[name], value)})}
+    assert "NaN, infinity" in refused(packed(tmp_path / "model.zip", members))
+
+
+def test_where_the_writer_logged_is_not_where_the_reader_logs(plain, tmp_path):
+    changed = config_of(plain, settings__tensorboard_log=str(tmp_path / "stranger"))
+    path = packed(tmp_path / "model.zip", changed)
+    assert ReinFlow.load(path, device="cpu").tensorboard_log is None
+    assert ReinFlow.load(path, device="cpu", tensorboard_log="mine").tensorboard_log == "mine"

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from toy_training import toy_settings, toy_trainer, write_toy_store
 
 from flowpolicy import CheckpointError, ConfigError, FlowPolicy, FlowPolicyError
@@ -339,3 +340,36 @@ def test_the_folder_of_another_kind_of_run_is_refused_and_left_alone(tmp_path, r
     with pytest.raises(ConfigError, match="holds a run of 'finetune_reinflow', and this is 'pretrain'"):
         pretrain({**settings, "resume": resume}, tmp_path / "run")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.json"]
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("optimizer.0.exp_avg_sq", lambda tensor: -torch.ones_like(tensor)),
+        ("optimizer.0.step", lambda tensor: torch.tensor([1.0, 2.0])),
+        ("optimizer.0.exp_avg", lambda tensor: None),
+        ("optimizer.-1.exp_avg", lambda tensor: torch.zeros(1)),
+        ("optimizer.99999.exp_avg", lambda tensor: torch.zeros(1)),
+        ("optimizer.0.momentum", lambda tensor: torch.zeros(1)),
+        ("network.output.bias", lambda tensor: tensor.double() + 1e300),
+        ("network.output.bias", lambda tensor: tensor.int()),
+        ("averaged.output.bias", lambda tensor: tensor[:1]),
+        ("averaged.extra", lambda tensor: torch.zeros(1)),
+    ],
+)
+def test_a_training_state_of_other_tensors_is_refused_and_changes_nothing(tmp_path, name, change):
+    trainer = toy_trainer("regression", tmp_path)
+    trainer.step()
+    trainer.save()
+    file = tmp_path / "training_state" / "state.safetensors"
+    tensors = {key: tensor.clone() for key, tensor in load_file(file).items()}
+    changed = change(tensors.pop(name, torch.zeros(1)))
+    save_file(tensors if changed is None else {**tensors, name: changed}, file)
+    fresh = toy_trainer("regression", tmp_path)
+    before = [parameter.clone() for parameter in fresh.policy.network.parameters()]
+    with pytest.raises(CheckpointError, match=str(tmp_path)) as refused:
+        fresh.resume()
+    assert str(refused.value).isprintable()
+    assert all(
+        torch.equal(old, new) for old, new in zip(before, fresh.policy.network.parameters(), strict=True)
+    )

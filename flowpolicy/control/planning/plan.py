@@ -140,7 +140,7 @@ class DeploymentPlan:
         here = hardware(self.threads)
         for name in sorted(here.keys() | self.hardware.keys()):
             if here.get(name) != self.hardware.get(name):
-                there = str(self.hardware.get(name))[:80]
+                there = " ".join(str(self.hardware.get(name)).split())[:80]
                 raise CheckpointError(
                     f"The plan was made on another machine ({name[:80]}: {there} there, "
                     f"{here.get(name)} here); measure this one with scripts/plan.py."

@@ -40,8 +40,8 @@ class ImageEncoder(nn.Module):
                 f"seen, is too small; give images of which {SMALLEST} x {SMALLEST} are seen."
             )
         self.backbone = BUILDERS[config.backbone](channels, config)
-        with torch.no_grad(), torch.device("meta"):  # shapes alone: an image may be large
-            grid = BUILDERS[config.backbone](channels, config)(torch.zeros(1, channels, *self.window)).shape
+        with torch.no_grad():
+            grid = self.backbone(torch.zeros(1, channels, *self.window)).shape
         features, rows, columns = int(grid[1]), int(grid[2]), int(grid[3])
         # Where the grid is fine, four places make a token: many tokens cost more than they say.
         size, padding = (2, 1) if rows * columns > MOST_TOKENS else (1, 0)
@@ -52,7 +52,7 @@ class ImageEncoder(nn.Module):
         places = (rows + 2 * padding) // size * ((columns + 2 * padding) // size)
         self.tokens_per_image = places + (self.place is not None)
         self.num_tokens = obs_horizon * self.tokens_per_image
-        self.position = nn.Parameter(0.02 * torch.randn(self.num_tokens, width))
+        self.position = nn.Parameter(torch.randn(self.num_tokens, width).mul_(0.02))
         y, x = torch.meshgrid(torch.linspace(-1, 1, rows), torch.linspace(-1, 1, columns), indexing="ij")
         self.register_buffer("grid_x", x.flatten(), persistent=False)
         self.register_buffer("grid_y", y.flatten(), persistent=False)
