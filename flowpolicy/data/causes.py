@@ -42,7 +42,8 @@ def reading_error(
         return DataError(f"{path} cannot be opened, since too many files are; raise the limit (ulimit -n).")
     if code in (errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.EREMOTEIO):
         return DataError(
-            f"{path} cannot be read: the disk or the network behind it fails ({first_line(error)}); try again."
+            f"{path} cannot be read: the disk or the network behind it fails ({first_line(error)}); "
+            "try again."
         )
     damage = what or "is damaged or of another format"
     return DataError(f"{path} {damage} ({first_line(error)}); {remedy}.")

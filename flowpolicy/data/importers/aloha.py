@@ -21,9 +21,9 @@ _PATTERN = "episode_*.hdf5"
 def open_aloha(path: Path | str) -> Iterator[Source]:
     """Files with ``/action`` and ``/observations/{qpos, qvel, effort, images/<camera>}``.
 
-    ``observations/qpos`` becomes ``qpos``, ``observations/images/<camera>`` becomes ``<camera>``. Other arrays
-    at the top (``base_action``) are read where they are named. Images that were compressed while recording
-    (the attribute ``compress``) are not decoded and are left out, with a word.
+    ``observations/qpos`` becomes ``qpos``, ``observations/images/<camera>`` becomes the name of the camera.
+    Other arrays at the top (``base_action``) are read where they are named. Images that were compressed
+    while recording (the attribute ``compress``) are not decoded and are left out, with a word.
 
     Args:
         path: the folder, or one of its files.

@@ -23,7 +23,7 @@ _MAX_CHUNK = 1 << 28  # bytes of one chunk, unpacked: no recording has larger on
 _MAX_ATTRIBUTE = 1 << 24
 
 Describe = Callable[[str, Any], Feature | None]
-"""From a column's path inside its episode, and its dataset (None: broken), to how it is listed; None: it is not."""
+"""From a column's path inside its episode, and its dataset (None: broken), to how it is listed; None: not."""
 
 
 @contextlib.contextmanager
@@ -227,8 +227,8 @@ class Hdf5Episodes(Source):
             if len(node) != lengths[number] + extra:
                 rule = "one row more than actions" if extra else "one row per step"
                 raise DataError(
-                    f"{self.path(number)}: '{name}' has {len(node)} rows in '{self.episodes[number]}' and its "
-                    f"actions have {lengths[number]}; every such key needs {rule}."
+                    f"{self.path(number)}: '{name}' has {len(node)} rows in '{self.episodes[number]}' and "
+                    f"its actions have {lengths[number]}; every such key needs {rule}."
                 )
             return node
 
