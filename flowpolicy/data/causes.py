@@ -27,8 +27,7 @@ def reading_error(
     text = str(error).lower()
     if isinstance(error, MemoryError) or code == errno.ENOMEM or _is_allocation(error, text):
         return DataError(
-            f"{path}: there is not enough memory to read{f' {what}' if what else ''}; choose fewer keys, "
-            "or use a machine with more."
+            f"{path} needs more memory than there is; choose fewer keys, or use a machine with more."
         )
     if any(sign in text for sign in _LOCKED) or code in (errno.EAGAIN, errno.EDEADLK):
         return DataError(

@@ -91,9 +91,11 @@ def test_an_observation_never_takes_anothers_place(tmp_path: Path, name: str):
 def test_lerobots_own_names_collide_only_with_a_word(tmp_path: Path):
     garbage = list(np.full((STEPS, 2), 9.0, np.float32))
     path = lerobot(tmp_path, {"observation.action": garbage, "observation": garbage})
-    with pytest.raises(DataError, match=r"'observation', 'observation.state'|'action', 'observation.action'"):
+    with pytest.raises(
+        DataError, match=r"'observation', 'observation\.state'|'action', 'observation\.action'"
+    ):
         import_demonstrations(path)
-    with pytest.raises(DataError, match="'observation', 'observation.state'"):
+    with pytest.raises(DataError, match=r"'observation', 'observation\.state'"):
         import_demonstrations(path, keys=["observation"])
     demos = import_demonstrations(path, rename={"observation.action": "echo", "observation": "goal"})
     assert demos.arrays["action"].max() < 9
