@@ -1,4 +1,4 @@
-"""What a recording says about itself is read: its clock, its simulator's version, its bounds, its rotations."""
+"""What a recording says of itself is read: its clock, its simulator, its bounds, its rotations."""
 
 from __future__ import annotations
 

@@ -42,11 +42,18 @@ def open_hdf5(path: Path) -> Iterator[Any]:
         ) from error
     if path.is_dir():
         raise DataError(f"{path} is a folder where an HDF5 file is expected; give the file itself.")
-    try:
+    with hdf5_explained(path):
         if not path.exists():
             raise DataError(f"There is no file {path}; check the path.")
         with h5py.File(path, "r") as file:
             yield file
+
+
+@contextlib.contextmanager
+def hdf5_explained(path: Path) -> Iterator[None]:
+    """Whatever h5py raises inside the block becomes one sentence."""
+    try:
+        yield
     except DataError:
         raise
     except Exception as error:  # h5py raises OSError, KeyError, RuntimeError, ... for damaged files
