@@ -27,8 +27,7 @@ def reading_error(
     text = str(error).lower()
     if isinstance(error, MemoryError) or code == errno.ENOMEM or _is_allocation(error, text):
         return DataError(
-            f"{path}: there is not enough memory to read{f' {what}' if what else ''}; choose fewer keys, "
-            "or use a machine with more."
+            f"{path} needs more memory than there is; choose fewer keys, or use a machine with more."
         )
     if any(sign in text for sign in _LOCKED) or code in (errno.EAGAIN, errno.EDEADLK):
         return DataError(
@@ -42,7 +41,8 @@ def reading_error(
         return DataError(f"{path} cannot be opened, since too many files are; raise the limit (ulimit -n).")
     if code in (errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.EREMOTEIO):
         return DataError(
-            f"{path} cannot be read: the disk or the network behind it fails ({first_line(error)}); try again."
+            f"{path} cannot be read: the disk or the network behind it fails ({first_line(error)}); "
+            "try again."
         )
     damage = what or "is damaged or of another format"
     return DataError(f"{path} {damage} ({first_line(error)}); {remedy}.")

@@ -11,13 +11,16 @@ import torch
 from numpy.typing import NDArray
 
 from flowpolicy.data.importers import detect_format, import_demonstrations
+from flowpolicy.data.importers.versions import version_warning
 from flowpolicy.data.normalization import lost_shares
 from flowpolicy.data.rounding import collapses_in_float32
 from flowpolicy.data.store import Demonstrations, episode_ends_problem
-from flowpolicy.data.zarr_reading import read_unchecked, resolve_path
+from flowpolicy.data.zarr_reading import EPISODE_KEYS, read_unchecked, resolve_path
 from flowpolicy.errors import DataError
 
-_BLOCK_BYTES = 1 << 26
+_BLOCK_BYTES = 1 << 24
+_IMAGES = 4  # dimensions of an array of images
+_NOT_OBSERVED = ("action", "done", *EPISODE_KEYS)
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ def inspect_demonstrations(path: Path | str, format: str = "auto") -> Inspection
     """
     name = detect_format(path) if format == "auto" else format
     if name == "diffusion_policy":
-        arrays, ends, attributes = read_unchecked(path)
+        arrays, ends, attributes = read_unchecked(path, leave_images=True)
         source = str(resolve_path(path))
     else:
         demos = import_demonstrations(path, name)
@@ -101,6 +104,8 @@ def inspect_demonstrations(path: Path | str, format: str = "auto") -> Inspection
         Demonstrations(arrays, ends, attributes, source)
     except DataError as error:
         problem = str(error)
+    if problem is None and all(key in _NOT_OBSERVED for key in arrays):
+        problem = f"{source} holds no observation, and a policy needs at least one; import it with more keys."
     steps = max((len(array) for array in arrays.values() if array.ndim), default=0)
     lengths = None
     if steps and episode_ends_problem(ends, steps) is None:
@@ -123,14 +128,15 @@ def inspect_demonstrations(path: Path | str, format: str = "auto") -> Inspection
 
 def summarise(key: str, array: NDArray[Any]) -> KeySummary:
     """Range, moments, constant dimensions and broken entries of ``array`` ``(steps, ...)``."""
-    rows = array.reshape(len(array), -1) if array.size else np.empty((0, 1), array.dtype)
-    width = rows.shape[1]
+    if array.dtype == np.uint8 and array.ndim == _IMAGES:
+        return _summarise_images(key, array)
+    width = max(1, int(np.prod(array.shape[1:])))
     low, high = np.full(width, np.inf), np.full(width, -np.inf)
     count, total, nans, infinite = 0, 0.0, 0, 0
     size = max(1, _BLOCK_BYTES // (8 * width))
-    blocks = [slice(start, start + size) for start in range(0, len(rows), size)]
+    blocks = [slice(start, start + size) for start in range(0, len(array) if array.size else 0, size)]
     for block in blocks:
-        values = rows[block].astype(np.float64)
+        values = array[block].reshape(-1, width).astype(np.float64)
         finite = np.isfinite(values)
         nans += int(np.isnan(values).sum())
         infinite += int(np.isinf(values).sum())
@@ -141,9 +147,8 @@ def summarise(key: str, array: NDArray[Any]) -> KeySummary:
     mean = total / count if count else np.nan
     squares = 0.0
     for block in blocks:  # a second pass: the difference of large sums would lose the digits
-        values = rows[block].astype(np.float64)
+        values = array[block].reshape(-1, width).astype(np.float64)
         squares += float(((values - mean) ** 2)[np.isfinite(values)].sum())
-    is_image = array.ndim == 4
     return KeySummary(
         key=key,
         shape=tuple(array.shape[1:]),
@@ -152,9 +157,32 @@ def summarise(key: str, array: NDArray[Any]) -> KeySummary:
         high=float(high.max()) if count else np.nan,
         mean=float(mean),
         std=float(np.sqrt(squares / count)) if count else np.nan,
-        constant=() if is_image else tuple(int(i) for i in np.flatnonzero(low == high)),
+        constant=() if array.ndim == _IMAGES else tuple(int(i) for i in np.flatnonzero(low == high)),
         nans=nans,
         infinite=infinite,
+    )
+
+
+def _summarise_images(key: str, array: NDArray[Any]) -> KeySummary:
+    """The same from one pass over the images, which may lie on disk: from how often each value occurs."""
+    counts = np.zeros(256, np.int64)
+    size = max(1, _BLOCK_BYTES // (8 * max(1, int(np.prod(array.shape[1:])))))
+    for start in range(0, len(array), size):
+        counts += np.bincount(array[start : start + size].reshape(-1), minlength=256)
+    total = int(counts.sum())
+    seen, levels = np.flatnonzero(counts), np.arange(256.0)
+    mean = float(counts @ levels) / total if total else np.nan
+    return KeySummary(
+        key=key,
+        shape=tuple(array.shape[1:]),
+        dtype=array.dtype.name,
+        low=float(seen[0]) if total else np.nan,
+        high=float(seen[-1]) if total else np.nan,
+        mean=mean,
+        std=float(np.sqrt(counts @ (levels - mean) ** 2 / total)) if total else np.nan,
+        constant=(),
+        nans=0,
+        infinite=0,
     )
 
 
@@ -175,9 +203,12 @@ def table(inspection: Inspection) -> str:
     if inspection.lost_actions:
         shares = (f"{1 - share:.4g} under {mode}" for mode, share in inspection.lost_actions.items())
         lines.append(f"actions    share that comes back from normalisation: {', '.join(shares)}")
-    for name in ("env_id", "source", "imported_from", "licence", "fps"):
+    for name in ("env_id", "env_version", "source", "imported_from", "licence", "fps"):
         if name in inspection.attributes:
             lines.append(f"{name:<10} {str(inspection.attributes[name])[:100]}")
+    warning = version_warning(inspection.attributes)
+    if warning is not None:
+        lines.append(f"warning    {warning}")
     lines += ["", *_key_lines(inspection.keys), ""]
     if inspection.problem:
         lines.append(f"REFUSED: {inspection.problem}")

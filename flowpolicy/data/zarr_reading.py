@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,11 +113,16 @@ def _arrays(group: Any, prefix: str = "", depth: int = 8) -> Iterator[tuple[str,
 
 
 def read_unchecked(
-    path: Path | str, keys: Iterable[str] | None = None, image_memory_bytes: int | None = None
+    path: Path | str,
+    keys: Iterable[str] | None = None,
+    image_memory_bytes: int | None = None,
+    *,
+    leave_images: bool = False,
 ) -> tuple[dict[str, NDArray[Any]], NDArray[Any], dict[str, Any]]:
     """The arrays, episode ends and attributes of a store as they stand, for looking at a broken one.
 
-    Images of a key that take more than ``image_memory_bytes`` are mapped from a file; None: none is.
+    Images of a key that take more than ``image_memory_bytes`` are mapped from a file; None: none is. With
+    ``leave_images`` those of uint8 stay on disk and are read where they are sliced.
 
     Raises:
         DataError: where the store cannot be read at all; its content is not judged.
@@ -128,6 +133,9 @@ def read_unchecked(
         arrays = {}
         for name in wanted:
             array = store.checked(name)
+            if leave_images and array.dtype == np.uint8 and is_image(array.shape[1:]):
+                arrays[name] = cast("NDArray[Any]", StoredImages(array, store.path))
+                continue
             is_large = image_memory_bytes is not None and is_image(array.shape[1:])
             is_large = is_large and int(np.prod(array.shape)) > (image_memory_bytes or 0)
             read = _mapped if is_large else _whole
@@ -142,21 +150,25 @@ def read_ends(store: OpenStore) -> NDArray[Any]:
 
 
 class StoredImages:
-    """Images that stay on disk: looks like an array ``(steps, height, width, channels)`` of uint8 when sliced."""
+    """uint8 images ``(steps, height, width, channels)`` that stay on disk; sliced like an array."""
 
     def __init__(self, array: Any, path: Path) -> None:
         self.shape, self.ndim = tuple(array.shape), len(array.shape)
-        self.dtype, self._array, self._path = np.dtype(np.uint8), array, path
-        self.size = int(np.prod(self.shape))
+        self.dtype, self.size = np.dtype(np.uint8), math.prod(self.shape)
+        self._inside, self._path = array.path, path
+        self._array: Any = None
 
     def __len__(self) -> int:
-        return self.shape[0]
+        return int(self.shape[0])
 
     def __getitem__(self, rows: Any) -> NDArray[Any]:
         try:
+            if self._array is None:  # the store that it was listed in may be closed by now
+                zarr = import_zarr()
+                is_zip = self._path.is_file()
+                store = zarr.storage.ZipStore(str(self._path), mode="r") if is_zip else str(self._path)
+                self._array = zarr.open_array(store, path=self._inside, mode="r")
             return np.asarray(self._array[rows])
-        except (IndexError, TypeError):
-            raise
         except Exception as error:
             raise reading_error(error, self._path, "has damaged images") from error
 

@@ -43,7 +43,8 @@ def open_adroit(path: Path | str, clip: bool = True) -> Iterator[Source]:
     for number, item in enumerate(content):
         if not isinstance(item, dict):
             raise DataError(
-                f"{where}: episode {number} is a {type(item).__name__} where a dictionary of arrays is expected."
+                f"{where}: episode {number} is a {type(item).__name__} where a dictionary of arrays is "
+                "expected."
             )
     features: dict[str, Feature] = {}
     for item in content:
@@ -55,10 +56,9 @@ def open_adroit(path: Path | str, clip: bool = True) -> Iterator[Source]:
             elif name in _KEYS:
                 features.setdefault(name, Feature(name, _KEYS[name]))
     bounds = Bounds(np.array(-1.0), np.array(1.0)) if clip else None
-    yield _Pickle(
-        where, features, [f"episode {number}" for number in range(len(content))], {"imported_from": path.name},
-        bounds=bounds, clip=clip, content=list(content),
-    )  # fmt: skip
+    names = [f"episode {number}" for number in range(len(content))]
+    about = {"imported_from": path.name}
+    yield _Pickle(where, features, names, about, bounds=bounds, clip=clip, content=list(content))
 
 
 @dataclass
@@ -73,8 +73,8 @@ class _Pickle(Source):
             array = self._array(number, name)
             if len(array) != lengths[number]:
                 raise DataError(
-                    f"{self.where}: '{name}' has {len(array)} rows in '{self.episodes[number]}' and its actions "
-                    f"have {lengths[number]}; every key needs one row per step."
+                    f"{self.where}: '{name}' has {len(array)} rows in '{self.episodes[number]}' and its "
+                    f"actions have {lengths[number]}; every key needs one row per step."
                 )
             return array
 
@@ -89,8 +89,8 @@ class _Pickle(Source):
             )
         if not isinstance(item[name], np.ndarray) or item[name].ndim == 0:
             raise DataError(
-                f"{self.where}: '{name}' of {self.episodes[number]} is a {type(item[name]).__name__}, not a numpy "
-                "array with one row per step."
+                f"{self.where}: '{name}' of {self.episodes[number]} is a {type(item[name]).__name__}, not a "
+                "numpy array with one row per step."
             )
         array: NDArray[Any] = item[name]
         return array

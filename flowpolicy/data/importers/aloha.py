@@ -9,7 +9,13 @@ from typing import Any
 
 from flowpolicy.data.features import Kind
 from flowpolicy.data.importers.episodes import natural_order
-from flowpolicy.data.importers.hdf5 import Hdf5Episodes, feature_of, list_features, open_hdf5
+from flowpolicy.data.importers.hdf5 import (
+    Hdf5Episodes,
+    feature_of,
+    hdf5_explained,
+    list_features,
+    open_hdf5,
+)
 from flowpolicy.data.importers.source import Feature, Source
 from flowpolicy.data.zarr_reading import resolve_path
 from flowpolicy.errors import DataError
@@ -21,9 +27,9 @@ _PATTERN = "episode_*.hdf5"
 def open_aloha(path: Path | str) -> Iterator[Source]:
     """Files with ``/action`` and ``/observations/{qpos, qvel, effort, images/<camera>}``.
 
-    ``observations/qpos`` becomes ``qpos``, ``observations/images/<camera>`` becomes ``<camera>``. Other arrays
-    at the top (``base_action``) are read where they are named. Images that were compressed while recording
-    (the attribute ``compress``) are not decoded and are left out, with a word.
+    ``observations/qpos`` becomes ``qpos``, ``observations/images/<camera>`` becomes the name of the camera.
+    Other arrays at the top (``base_action``) are read where they are named. Images that were compressed
+    while recording (the attribute ``compress``) are not decoded and are left out, with a word.
 
     Args:
         path: the folder, or one of its files.
@@ -37,7 +43,7 @@ def open_aloha(path: Path | str) -> Iterator[Source]:
     if not names:
         raise DataError(f"{path} has no {_PATTERN}; give the folder of the recordings.")
     files = [folder / name for name in names]
-    with _Files(files) as opened:
+    with hdf5_explained(path), _Files(files) as opened:
         features: dict[str, Feature] = {}
         for number, file in enumerate(files):
             found = list_features([opened.open(number)], file, _describer(opened.open(number)))

@@ -82,10 +82,8 @@ def choose_columns(source: Source, choice: Choice) -> list[Column]:
         groups["action"] = tuple(table.find(str(part), full_name_first=True) for part in parts)
         table.drop_default_action(groups["action"])
     columns = table.columns(groups)
-    if choice.keys is None:
-        chosen = table.readable(columns, groups)
-    else:
-        chosen = table.selected(columns, choice.keys)
+    is_all = choice.keys is None
+    chosen = table.readable(columns, groups) if is_all else table.selected(columns, choice.keys or ())
     if "action" not in chosen:
         raise DataError(
             f"{source.where} has no key '{source.action}' to be the action (it has "
@@ -174,10 +172,10 @@ class _Table:
     def drop_default_action(self, chosen: Sequence[Feature]) -> None:
         """Where another action is chosen, leave the format's own out."""
         default = self._source.action
-        if default in self._wanted and default not in {feature.name for feature in chosen}:
-            if self._keys[default] == "action":
-                self._wanted.discard(default)
-                logger.info("%s: '%s' is left out, as another action is chosen.", self.where, default)
+        is_other = default in self._wanted and default not in {feature.name for feature in chosen}
+        if is_other and self._keys[default] == "action":
+            self._wanted.discard(default)
+            logger.info("%s: '%s' is left out, as another action is chosen.", self.where, default)
 
     def columns(self, groups: Mapping[str, tuple[Feature, ...]]) -> dict[str, _Makers]:
         """Each key, with everything that would make it."""
@@ -238,7 +236,7 @@ class _Table:
 def _check(source: Source, chosen: Mapping[str, _Makers], groups: Mapping[str, Any]) -> None:
     for key, makers in chosen.items():
         if len(makers) > 1:
-            names = [feature.name for features in makers for feature in features]
+            names = sorted(feature.name for features in makers for feature in features)
             other = next((name for name in reversed(names) if name != source.action), names[-1])
             raise DataError(
                 f"{source.where}: {listed(names)} would all be called '{key}'; rename one with "
@@ -253,7 +251,8 @@ def _check(source: Source, chosen: Mapping[str, _Makers], groups: Mapping[str, A
                 raise DataError(f"{source.where}: '{feature.name}' {feature.problem}; {advice}.")
             if feature.kind is Kind.IMAGE and key in groups:
                 raise DataError(
-                    f"{source.where}: '{feature.name}' holds images; they cannot be concatenated into '{key}'."
+                    f"{source.where}: '{feature.name}' holds images; they cannot be concatenated into "
+                    f"'{key}'."
                 )
 
 

@@ -153,8 +153,9 @@ def _pixels(values: NDArray[Any], feature: Feature, where: str) -> NDArray[np.ui
         whole = (values >= 0) & (values <= 255) & (values == np.round(values))
         if not whole.all():
             raise DataError(
-                f"{where}: '{feature.name}' holds images of {values.dtype} that are no whole numbers from 0 to "
-                f"255; store them as uint8, or take them as numbers with kinds={{'{feature.name}': vector}}."
+                f"{where}: '{feature.name}' holds images of {values.dtype} that are no whole numbers from 0 "
+                f"to 255; store them as uint8, or take them as numbers with "
+                f"kinds={{'{feature.name}': vector}}."
             )
     return np.ascontiguousarray(values, np.uint8)
 
@@ -189,7 +190,7 @@ class Quaternions:
             sign = np.where(first, 1.0, np.where(flip, -1.0, 1.0) * sign)
             signs[row] = sign
         self._sign = sign
-        return values * signs[..., None]
+        return np.asarray(values * signs[..., None])
 
     def report(self) -> None:
         """Say what was found."""
@@ -218,7 +219,7 @@ class BoundsCheck:
         """The actions ``(rows, A)`` within the bounds."""
         if self._low.size not in (1, action.shape[1]):
             logger.warning(
-                "%s: there are bounds for %d action dimensions and the actions have %d; the widest are taken.",
+                "%s: there are bounds for %d action dimensions and the actions have %d; the widest are used.",
                 self._where, self._low.size, action.shape[1],
             )  # fmt: skip
             self._low, self._high, self._slack = self._low.min(), self._high.max(), self._slack.max()
@@ -283,8 +284,8 @@ class TimeCheck:
             return
         row = int(bad.argmax())
         sentence = (
-            f"{self._where}: '{self._episodes.name(start + row)}' has a step {waits[row]:.3g} s after the one "
-            f"before, at {times[row]:.3f} s, where its rate says {self._period:.3g} s"
+            f"{self._where}: '{self._episodes.name(start + row)}' has a step {waits[row]:.3g} s after the "
+            f"one before, at {times[row]:.3f} s, where its rate says {self._period:.3g} s"
         )
         if not self._allow:
             raise DataError(f"{sentence}; mend or remove that episode, or accept it with allow_gaps=true.")
@@ -292,4 +293,4 @@ class TimeCheck:
         self._allow_quietly()
 
     def _allow_quietly(self) -> None:
-        self.rows = lambda times, start: None  # type: ignore[method-assign,assignment]
+        self.rows = lambda times, start: None  # type: ignore[method-assign]

@@ -104,7 +104,8 @@ class _FlatFile(Source):
         node = open_rows(self.file, name, self.path)
         if node.size != steps:
             raise DataError(
-                f"{self.where}: '{name}' has {node.size} values and the actions {steps} rows; they must agree."
+                f"{self.where}: '{name}' has {node.size} values and the actions {steps} rows; they must "
+                "agree."
             )
         flag = dataset(self.file, name, self.path).reshape(steps)
         if not np.isin(flag, (0, 1)).all():

@@ -23,7 +23,7 @@ _MAX_CHUNK = 1 << 28  # bytes of one chunk, unpacked: no recording has larger on
 _MAX_ATTRIBUTE = 1 << 24
 
 Describe = Callable[[str, Any], Feature | None]
-"""From a column's path inside its episode, and its dataset (None: broken), to how it is listed; None: it is not."""
+"""From a column's path inside its episode, and its dataset (None: broken), to how it is listed; None: not."""
 
 
 @contextlib.contextmanager
@@ -42,11 +42,18 @@ def open_hdf5(path: Path) -> Iterator[Any]:
         ) from error
     if path.is_dir():
         raise DataError(f"{path} is a folder where an HDF5 file is expected; give the file itself.")
-    try:
+    with hdf5_explained(path):
         if not path.exists():
             raise DataError(f"There is no file {path}; check the path.")
         with h5py.File(path, "r") as file:
             yield file
+
+
+@contextlib.contextmanager
+def hdf5_explained(path: Path) -> Iterator[None]:
+    """Whatever h5py raises inside the block becomes one sentence."""
+    try:
+        yield
     except DataError:
         raise
     except Exception as error:  # h5py raises OSError, KeyError, RuntimeError, ... for damaged files
@@ -227,8 +234,8 @@ class Hdf5Episodes(Source):
             if len(node) != lengths[number] + extra:
                 rule = "one row more than actions" if extra else "one row per step"
                 raise DataError(
-                    f"{self.path(number)}: '{name}' has {len(node)} rows in '{self.episodes[number]}' and its "
-                    f"actions have {lengths[number]}; every such key needs {rule}."
+                    f"{self.path(number)}: '{name}' has {len(node)} rows in '{self.episodes[number]}' and "
+                    f"its actions have {lengths[number]}; every such key needs {rule}."
                 )
             return node
 

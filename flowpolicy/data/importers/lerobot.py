@@ -90,7 +90,7 @@ def _find_folder(path: Path | str) -> Path:
 
 
 def _features(tables: Sequence[parquet.Table], declared: dict[str, Any]) -> dict[str, Feature]:
-    """The columns of all files and the videos beside them, by what is declared of them and how they are stored."""
+    """The columns of all files and the videos beside them, by what is declared and how they are stored."""
     types: dict[str, Any] = {}
     for table in tables:
         types = {**table.types, **types}
@@ -175,8 +175,8 @@ class _Dataset(Source):
             return values
         if np.prod(values.shape[1:], dtype=np.int64) != np.prod(shape, dtype=np.int64):
             raise DataError(
-                f"{self.where}: column '{name}' has rows of shape {values.shape[1:]} and meta/info.json declares "
-                f"{shape}; mend the one that is wrong."
+                f"{self.where}: column '{name}' has rows of shape {values.shape[1:]} and meta/info.json "
+                f"declares {shape}; mend the one that is wrong."
             )
         return values.reshape(len(values), *shape)
 

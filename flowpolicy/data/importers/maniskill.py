@@ -33,10 +33,10 @@ _LONGER = ("obs", "env_states", "env_init_state")
 def open_maniskill(path: Path | str) -> Iterator[Source]:
     """A ManiSkill file: ``traj_i/{obs, actions, terminated, truncated, rewards, success, env_states}``.
 
-    ``obs`` as one array becomes ``observation``; nested, ``obs/agent/qpos`` becomes ``agent.qpos``. It has one
-    row more than there are actions, which is left out. ``env_states`` is taken by itself only where the file
-    holds no ``obs`` (ManiSkill's own demonstrations, before they are replayed). The JSON file beside it says
-    which environment it is.
+    ``obs`` as one array becomes ``observation``; nested, ``obs/agent/qpos`` becomes ``agent.qpos``.
+    It has one row more than there are actions, which is left out. ``env_states`` is taken by itself only
+    where the file holds no ``obs`` (ManiSkill's own demonstrations, before they are replayed). The JSON file
+    beside it says which environment it is.
 
     Args:
         path: the ``.h5`` file.

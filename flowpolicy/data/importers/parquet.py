@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -145,15 +146,12 @@ def _array(column: Any, name: str, path: Path) -> NDArray[Any]:
     return inner.reshape(len(column), int(lengths[0]) if len(lengths) else 0, *inner.shape[1:])
 
 
-class _explained:
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
     """Whatever pyarrow raises inside the block becomes one sentence."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, Exception) and not isinstance(error, DataError):
-            raise reading_error(error, self._path, _DAMAGED) from error
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:  # pyarrow raises its own family and OSError
+        raise reading_error(error, path, _DAMAGED) from error

@@ -176,8 +176,9 @@ class Import:
         free = free_memory_bytes()
         if needed > free:
             raise DataError(
-                f"{self._source.where}: the chosen keys take {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB of "
-                "memory are free; choose fewer with keys=[...], or import into a store, which needs little."
+                f"{self._source.where}: the chosen keys take {needed / 1e9:.1f} GB of memory and "
+                f"{free / 1e9:.1f} GB are free; choose fewer with keys=[...], or import into a store, which "
+                "needs little."
             )
 
 

@@ -17,10 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowpolicy.data.zarr_reading import first_line
+from flowpolicy.data.causes import reading_error
+from flowpolicy.data.memory import free_memory_bytes
 from flowpolicy.errors import DataError
 
 _MAX_DEPTH = 20
+_COPIES = 3  # the file, what it unpickles to, and the arrays built from that
 
 
 def load_arrays(path: Path) -> Any:
@@ -29,21 +31,22 @@ def load_arrays(path: Path) -> Any:
     Raises:
         DataError: a missing, cut-off or damaged file, or one that asks for anything else.
     """
-    if not path.exists():
-        raise DataError(f"There is no file {path}; check the path.")
     if path.is_dir():
         raise DataError(f"{path} is a folder where a pickle file is expected; give the file itself.")
     try:
+        size = path.stat().st_size
+        if _COPIES * size > free_memory_bytes():
+            raise DataError(f"{path} takes {_COPIES} times its {size} bytes of memory, more than is free.")
         content = path.read_bytes()
         return _Builder().build(_Unpickler(io.BytesIO(content), encoding="latin1").load())
+    except DataError:
+        raise
     except _RefusedError as error:
         raise DataError(
             f"{path} asks for {error}, which is not allowed; only arrays and plain containers are."
         ) from error
     except Exception as error:  # a damaged pickle can raise nearly anything
-        raise DataError(
-            f"{path} is cut off, damaged or no pickle ({first_line(error, 80)}); copy it again."
-        ) from error
+        raise reading_error(error, path, "is cut off, damaged or no pickle") from error
 
 
 class _RefusedError(Exception):

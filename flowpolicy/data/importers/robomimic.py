@@ -28,7 +28,7 @@ _KEYS = {"actions": "action", "rewards": "reward", "dones": "done", "obs": "obse
 
 @contextlib.contextmanager
 def open_robomimic(path: Path | str, filter_key: str | None = None) -> Iterator[Source]:
-    """A robomimic, robosuite or Isaac Lab file, demonstrations in numeric order (``demo_10`` after ``demo_2``).
+    """A robomimic, robosuite or Isaac Lab file, in numeric order (``demo_10`` after ``demo_2``).
 
     Each ``obs/<key>`` becomes the key of that name, ``obs/<group>/<key>`` becomes ``<group>.<key>``.
     ``states`` (simulator states) stays ``states``; where the file has no ``obs`` at all, as robosuite's own

@@ -1,4 +1,4 @@
-"""What a format's reader says of a file: the columns it declares, its episodes, and blocks of chosen columns."""
+"""What a format's reader says of a file: the columns it declares, its episodes, blocks of chosen columns."""
 
 from __future__ import annotations
 
