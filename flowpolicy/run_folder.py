@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from flowpolicy.errors import ConfigError
-from flowpolicy.storage import read_json, write_json
+from flowpolicy.reading import read_json
+from flowpolicy.storage import write_json
 
 PRETRAINING, FINETUNING = "pretrain", "finetune_reinflow"
 _FILE = "run.json"

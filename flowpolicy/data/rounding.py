@@ -14,20 +14,40 @@ NOISE = 1e-3
 _BLOCK_ROWS = 1 << 16
 
 
-def collapses_in_float32(array: NDArray[Any]) -> bool:
-    """Whether float32 cannot tell the numbers of some dimension of ``array`` ``(steps, ...)`` apart.
+class RoundingCheck:
+    """Watches the rows of a key for numbers that float32 cannot tell apart.
 
-    Rounding moves them by more than :data:`SHARE` of its range and by more than :data:`NOISE`, as it does
-    with positions in UTM metres or seconds since 1970.
+    Rounding moves those of some dimension by more than :data:`SHARE` of its range and by more than
+    :data:`NOISE`, as it does with positions in UTM metres or seconds since 1970.
     """
-    if array.size == 0 or array.dtype.kind not in "fiu" or np.can_cast(array.dtype, np.float32):
-        return False
-    rows = array.reshape(len(array), -1)
-    spread = rows.max(axis=0).astype(np.float64) - rows.min(axis=0).astype(np.float64)
-    for start in range(0, len(rows), _BLOCK_ROWS):
-        block = rows[start : start + _BLOCK_ROWS].astype(np.float64)
+
+    def __init__(self) -> None:
+        self._low: Any = np.inf
+        self._high: Any = -np.inf
+        self._error: Any = 0.0
+
+    def rows(self, values: NDArray[Any]) -> None:
+        """See further rows ``(rows, ...)``."""
+        if values.size == 0 or values.dtype.kind not in "fiu" or np.can_cast(values.dtype, np.float32):
+            return
+        wide = values.reshape(len(values), -1).astype(np.float64)
+        self._low = np.minimum(self._low, wide.min(axis=0))
+        self._high = np.maximum(self._high, wide.max(axis=0))
         with np.errstate(over="ignore", invalid="ignore"):
-            error = np.abs(block - block.astype(np.float32)).max(axis=0)
-        if ((error > SHARE * spread) & (error > NOISE) & (spread > 0)).any():
-            return True
-    return False
+            self._error = np.maximum(self._error, np.abs(wide - wide.astype(np.float32)).max(axis=0))
+
+    @property
+    def collapses(self) -> bool:
+        """Whether float32 cannot tell the numbers seen so far apart."""
+        with np.errstate(invalid="ignore"):
+            spread = self._high - self._low
+            lost = (self._error > SHARE * spread) & (self._error > NOISE) & (spread > 0)
+        return bool(np.any(lost))
+
+
+def collapses_in_float32(array: NDArray[Any]) -> bool:
+    """Whether float32 cannot tell the numbers of ``array`` ``(steps, ...)`` apart; see :class:`RoundingCheck`."""
+    check = RoundingCheck()
+    for start in range(0, len(array) if array.ndim else 0, _BLOCK_ROWS):
+        check.rows(array[start : start + _BLOCK_ROWS])
+    return check.collapses

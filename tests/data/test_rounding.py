@@ -1,10 +1,13 @@
+import sys
+import types
+
 import numpy as np
 import pytest
 
-from flowpolicy.data.importers.episodes import numeric
+from flowpolicy.data.importers import import_demonstrations, import_to_store
 from flowpolicy.data.rounding import collapses_in_float32
 from flowpolicy.data.sampling import as_tensors
-from flowpolicy.data.store import Demonstrations, read_demonstrations, write_demonstrations
+from flowpolicy.data.store import read_demonstrations
 from flowpolicy.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -37,13 +40,33 @@ def test_what_float32_holds_is_left_alone(name):
     assert not collapses_in_float32(SOUND[name])
 
 
-def test_a_store_keeps_it_and_training_on_it_names_the_key_and_the_fix(tmp_path):
-    arrays = {"action": UNIFORM, "position": COLLAPSING["UTM metres"], "speed": UNIFORM}
-    arrays = {key: numeric(array, key, "a recording") for key, array in arrays.items()}
-    assert arrays["speed"].dtype == np.float32
-    path = write_demonstrations(tmp_path / "store.zarr", Demonstrations(arrays, np.array([500])))
-    demos = read_demonstrations(path)
+@pytest.fixture
+def recording(tmp_path):
+    """Flat HDF5 of 500 steps, among them a position in UTM metres."""
+    h5py = pytest.importorskip("h5py", reason="h5py is not installed")
+    with h5py.File(tmp_path / "recording.hdf5", "w") as file:
+        file["actions"], file["observations"], file["speed"] = UNIFORM, COLLAPSING["UTM metres"], UNIFORM
+        file["rewards"], file["terminals"] = np.zeros(500), np.arange(500) == 499
+    return tmp_path / "recording.hdf5"
+
+
+def test_a_store_keeps_it_and_training_on_it_names_the_key_and_the_fix(recording, tmp_path):
+    options = {"keys": ["position", "speed"], "rename": {"observations": "position"}}
+    demos = read_demonstrations(import_to_store(recording, tmp_path / "store.zarr", "d4rl", **options))
+    assert demos.arrays["speed"].dtype == demos.arrays["action"].dtype == np.float32
     assert np.array_equal(demos.arrays["position"], COLLAPSING["UTM metres"])
+    assert np.array_equal(
+        import_demonstrations(recording, "d4rl", **options).arrays["position"], demos.arrays["position"]
+    )
     as_tensors(demos, ["speed", "action"], "cpu")  # nobody asks for the position
     with pytest.raises(DataError, match=r"'position' .* subtract a constant"):
         as_tensors(demos, ["position"], "cpu")
+
+
+def test_a_transform_is_given_it_whole_and_may_subtract_a_constant(recording, monkeypatch):
+    module = types.ModuleType("toy_centring")
+    module.centred = lambda arrays: {**arrays, "observation": arrays["observation"] - 5e6}
+    monkeypatch.setitem(sys.modules, "toy_centring", module)
+    demos = import_demonstrations(recording, "d4rl", demo_transform="toy_centring:centred")
+    assert demos.arrays["observation"].dtype == np.float32
+    np.testing.assert_allclose(demos.arrays["observation"], UNIFORM, atol=1e-6)

@@ -28,7 +28,7 @@ from flowpolicy.data.importers.hdf5 import is_group, open_hdf5
 from flowpolicy.data.importers.lerobot import open_lerobot
 from flowpolicy.data.importers.maniskill import open_maniskill
 from flowpolicy.data.importers.minari import open_minari
-from flowpolicy.data.importers.pipeline import Checks, Import, transformed
+from flowpolicy.data.importers.pipeline import Checks, Import, import_whole, transformed
 from flowpolicy.data.importers.robomimic import open_robomimic
 from flowpolicy.data.importers.source import Source
 from flowpolicy.data.store import Demonstrations, write_demonstrations
@@ -121,12 +121,12 @@ def import_demonstrations(
     choice, checks = _choice(request), _checks(request)
     with _opened(source, format, options) as opened:
         if demo_transform is None:
-            return Import(opened, choice, checks).in_memory()
+            return import_whole(opened, choice, checks, Import.in_memory)
         if not opened.clip:
             opened.bounds = None  # they are those of the action before the transform
         everything = dataclasses.replace(choice, keys=None)
         unbounded = dataclasses.replace(checks, action_bounds=None, out_of_bounds="refuse")
-        demos = Import(opened, everything, unbounded).in_memory()
+        demos = import_whole(opened, everything, unbounded, Import.in_memory)
     return transformed(demos, demo_transform, choice.keys, checks)
 
 
@@ -177,13 +177,16 @@ def import_to_store(
     if request.get("demo_transform") is not None:
         demos = import_demonstrations(source, format, **request)
         return write_demonstrations(path, demos, attributes=attributes, **writing)
-    with _opened(source, format, request.get("options")) as opened:
-        chosen = Import(opened, _choice(request), _checks(request))
+
+    def write(chosen: Import) -> None:
         with store_writer(path, chosen.num_steps, **writing) as writer:
             for rows in chosen.blocks():
                 writer.append(rows)
             writer.attributes.update({**chosen.attributes, **(attributes or {})})
             writer.finish(chosen.episode_ends)
+
+    with _opened(source, format, request.get("options")) as opened:
+        import_whole(opened, _choice(request), _checks(request), write)
     return path
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from flowpolicy.data.features import Kind, is_quaternion
 from flowpolicy.data.importers.choosing import Column
 from flowpolicy.data.importers.source import Block, Bounds, Feature
+from flowpolicy.data.rounding import RoundingCheck
 from flowpolicy.data.zarr_reading import EPISODE_KEYS
 from flowpolicy.errors import DataError
 from flowpolicy.observations import is_image
@@ -41,11 +42,28 @@ class Episodes:
         return flags
 
 
-class ColumnReader:
-    """One key of the store, block by block."""
+class WideNumbersError(Exception):
+    """Columns that were read as float32 hold numbers that it cannot tell apart.
 
-    def __init__(self, column: Column, where: str, episodes: Episodes, continuous: bool) -> None:
-        self.column, self._where, self._episodes = column, where, episodes
+    Args:
+        keys: of the columns.
+    """
+
+    def __init__(self, keys: Collection[str]) -> None:
+        super().__init__(", ".join(keys))
+        self.keys = keys
+
+
+class ColumnReader:
+    """One key of the store, block by block; wide floats stay as they are where ``is_wide``, and become float32
+    elsewhere.
+    """
+
+    def __init__(
+        self, column: Column, where: str, episodes: Episodes, *, continuous: bool, is_wide: bool
+    ) -> None:
+        self.column, self._where, self._episodes, self._is_wide = column, where, episodes, is_wide
+        self._rounding: dict[str, RoundingCheck] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._quaternions = {
             feature.name: Quaternions(feature.name, where, episodes, continuous)
@@ -61,9 +79,15 @@ class ColumnReader:
         """
         parts = [self._part(feature, block) for feature in self.column.features]
         if self.column.flatten:
-            parts = [part.reshape(len(part), -1).astype(np.float32) for part in parts]
+            dtype = np.float64 if self._is_wide else np.float32
+            parts = [part.reshape(len(part), -1).astype(dtype) for part in parts]
         rows = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
         return self._shaped(rows)
+
+    @property
+    def collapses(self) -> bool:
+        """Whether the rows so far were wide floats, became float32, and float32 cannot tell them apart."""
+        return not self._is_wide and any(check.collapses for check in self._rounding.values())
 
     def report(self) -> None:
         """Say what was found on the way."""
@@ -75,7 +99,8 @@ class ColumnReader:
         self._check_shape(feature.name, values.shape[1:], block.start)
         if feature.kind is Kind.IMAGE:
             return _pixels(values, feature, self._where)
-        values = numeric(values, self.column.key, self._where)
+        self._rounding.setdefault(feature.name, RoundingCheck()).rows(values)
+        values = numeric(values, self.column.key, self._where, is_wide=self._is_wide)
         if values.dtype.kind == "f":
             self._check_finite(feature.name, values, block.start)
         if feature.name in self._quaternions:
@@ -118,8 +143,9 @@ class ColumnReader:
         return rows
 
 
-def numeric(array: NDArray[Any], key: str, source: str) -> NDArray[Any]:
-    """``array`` in the store's types: wide floats and integer actions as float32, the rest as it is.
+def numeric(array: NDArray[Any], key: str, source: str, *, is_wide: bool = False) -> NDArray[Any]:
+    """``array`` in the store's types: integer actions as float32, wide floats too unless ``is_wide``, the rest as
+    it is.
 
     Raises:
         DataError: what is not a number, or a value float32 cannot hold.
@@ -135,7 +161,7 @@ def numeric(array: NDArray[Any], key: str, source: str) -> NDArray[Any]:
         raise DataError(
             f"{source}: '{key}' reaches {np.abs(array).max():.3g}, beyond float32; rescale or repair it."
         )
-    return narrow
+    return array if wide and is_wide else narrow
 
 
 def _pixels(values: NDArray[Any], feature: Feature, where: str) -> NDArray[np.uint8]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,17 +18,20 @@ from flowpolicy.data.importers.columns import (
     ColumnReader,
     Episodes,
     TimeCheck,
+    WideNumbersError,
     numeric,
 )
 from flowpolicy.data.importers.source import Bounds, Source
 from flowpolicy.data.importers.versions import version_warning
 from flowpolicy.data.memory import free_memory_bytes
+from flowpolicy.data.rounding import collapses_in_float32
 from flowpolicy.data.store import Demonstrations, episode_ends_problem
 from flowpolicy.data.zarr_reading import EPISODE_KEYS
 from flowpolicy.errors import ConfigError, DataError
 from flowpolicy.settings import require
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -58,16 +61,36 @@ class Checks:
             _pair(self.action_bounds)
 
 
+def import_whole(source: Source, choice: Choice, checks: Checks, take: Callable[[Import], T]) -> T:
+    """What ``take`` makes of the import of the chosen columns.
+
+    Whether float32 can hold a column is known when all of it was seen. In the rare case that it cannot, ``take``
+    is called again with that column as wide as it is.
+    """
+    wide: set[str] = set()
+    while True:
+        try:
+            return take(Import(source, choice, checks, wide))
+        except WideNumbersError as error:
+            wide.update(error.keys)
+
+
 class Import:
     """The chosen columns of a source, checked, as blocks of a store's keys.
+
+    Args:
+        source: opened.
+        choice: of its columns.
+        checks: of their values.
+        wide: keys whose floats stay as wide as they are; the others become float32.
 
     Attributes:
         episode_ends: ``(episodes,)``.
         attributes: where the data come from; whole when all blocks have been read.
     """
 
-    def __init__(self, source: Source, choice: Choice, checks: Checks) -> None:
-        self._source, self._checks = source, checks
+    def __init__(self, source: Source, choice: Choice, checks: Checks, wide: Collection[str] = ()) -> None:
+        self._source, self._checks, self._wide = source, checks, wide
         if not source.episodes:
             raise DataError(f"{source.where} holds no episode; record at least one.")
         columns = choose_columns(source, choice)
@@ -103,6 +126,7 @@ class Import:
 
         Raises:
             DataError: whatever is wrong with the values, in one sentence.
+            WideNumbersError: after all rows, columns that lost what they said by becoming float32.
         """
         readers = [self._reader(column) for column in self._columns]
         names = dict.fromkeys(name for column in self._columns for name in column.names)
@@ -118,6 +142,9 @@ class Import:
             if self._bounds is not None:
                 rows["action"] = self._bounds.rows(rows["action"], block.start)
             yield rows
+        collapsed = [reader.column.key for reader in readers if reader.collapses]
+        if collapsed:
+            raise WideNumbersError(collapsed)
         for reader in readers:
             reader.report()
         if self._bounds is not None:
@@ -148,7 +175,10 @@ class Import:
 
     def _reader(self, column: Column) -> ColumnReader:
         continuous = self._checks.continuous_quaternions
-        return ColumnReader(column, self._source.where, self._episodes, continuous)
+        is_wide = column.key in self._wide
+        return ColumnReader(
+            column, self._source.where, self._episodes, continuous=continuous, is_wide=is_wide
+        )
 
     def _is_sound(self, column: Column) -> bool:
         """Whether a column that nobody asked for can be read; it is small, so that this is no second pass."""
@@ -198,7 +228,10 @@ def transformed(
         DataError: a function that fails on these data or does not return arrays, or a missing key.
     """
     arrays = _called(demos, dotted)
-    arrays = {key: numeric(array, key, demos.source) for key, array in arrays.items()}
+    arrays = {
+        key: numeric(array, key, demos.source, is_wide=collapses_in_float32(array))
+        for key, array in arrays.items()
+    }
     if keys is not None:
         kept = dict.fromkeys([*keys, "action", *(key for key in EPISODE_KEYS if key in arrays)])
         for key in kept:
