@@ -44,15 +44,5 @@ def build_sooner():
     return BuiltAgain(first=False)
 
 
-class Steady:
-    """Chunks for the toy loop, from a planner that takes longer to build than its watchdog waits."""
-
-    def __init__(self):
-        time.sleep(0.4)
-
-    def __call__(self, request):
-        return np.full((8, 2), 0.5, np.float32)
-
-
 def build_nothing():
     raise ValueError("no such checkpoint")

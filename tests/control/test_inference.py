@@ -9,13 +9,20 @@ import time
 
 import numpy as np
 import pytest
-from control_toys import ToyPolicy, ToyRobot
-from counting_planners import BuiltAgain, Steady, build_counting, build_nothing
+from control_toys import ToyClock, ToyPolicy, ToyRobot, encoded
+from counting_planners import BuiltAgain, build_counting, build_nothing
 
 from flowpolicy.control.clock import MonotonicClock
 from flowpolicy.control.config import ControlConfig
 from flowpolicy.control.events import Event, EventLog
-from flowpolicy.control.inference import ProcessWorker, Request, SparedWorker, WorkerDiedError, build_worker
+from flowpolicy.control.inference import (
+    Answer,
+    ProcessWorker,
+    Request,
+    SparedWorker,
+    WorkerDiedError,
+    build_worker,
+)
 from flowpolicy.control.loop import ControlLoop
 from flowpolicy.control.pipeline import Pipeline
 from flowpolicy.errors import ConfigError, FlowPolicyError
@@ -173,28 +180,54 @@ def test_closing_leaves_no_thread_that_could_be_inside_torch_when_the_program_en
     assert set(threading.enumerate()) <= before
 
 
-@pytest.mark.parametrize(
-    ("number", "ticks"), [(signal.SIGKILL, [100, 104]), (signal.SIGSTOP, [100])], ids=["killed", "stopped"]
-)
-def test_a_loop_outlives_the_loss_of_its_process_with_default_settings(number, ticks):
-    worker = ProcessWorker(Steady)
-    clock = MonotonicClock()
-    robot = ToyRobot(clock, rate_hz=400.0)
+class LosableHost:
+    """Answers at once until it is lost: a killed one says so, a stopped one says nothing."""
+
+    again, pid = None, 0
+
+    def __init__(self, build):
+        self.lost, self.request = "", None
+
+    def submit(self, request):
+        self.request = request
+
+    def poll(self, timeout=0.0):
+        if self.lost == "killed":
+            raise WorkerDiedError("the inference process ended")
+        if self.lost or self.request is None:
+            return None
+        request, self.request = self.request, None
+        return Answer(request.tick, encoded(request), 0.001)
+
+    def built(self, timeout):
+        time.sleep(0.01)  # a hundred ticks of the toy clock take less
+        return True
+
+    def alive(self):
+        return True
+
+    def end(self, now=False):
+        pass
+
+
+@pytest.mark.parametrize(("how", "ticks"), [("killed", [100]), ("killed", [100, 106]), ("stopped", [100])])
+def test_a_loop_outlives_the_loss_of_its_planner_with_default_settings(how, ticks):
+    worker, clock = SparedWorker(LosableHost, build_counting), ToyClock()
+    assert worker.ready(5.0)
+    robot = ToyRobot(clock)
     loop = ControlLoop(robot, ToyPolicy(), worker, ControlConfig(), clock=clock)
-    lost = []
 
-    def lose():
+    def lose(action):
         if len(robot.commands) in ticks:
-            lost.append(worker.pid)
-            os.kill(worker.pid, number)
+            worker._current.lost = how
 
-    robot.on_act = lambda action: lose()
-    status = loop.run(400)
-    assert status.stopped == "finished"
-    assert worker.pid not in lost
-    event = Event.INFERENCE_DIED if number == signal.SIGKILL else Event.INFERENCE_HANG
+    robot.on_act = lose
+    assert loop.run(300).stopped == "finished"
+    event = Event.INFERENCE_DIED if how == "killed" else Event.INFERENCE_HANG
     assert loop.events.counts[event] == len(ticks)
-    assert robot.commands[-2] == pytest.approx([0.5, 0.5])  # the last one is the safe action
+    # Killed, its spare answers in the next tick; stopped, it is waited for until half a watchdog has passed.
+    allowed = 2 * len(ticks) if how == "killed" else 60
+    assert loop.events.counts[Event.SAFE_ACTION] <= 2 + allowed
     worker.close()
 
 
