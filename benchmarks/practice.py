@@ -85,6 +85,7 @@ def report(suite: str, runs: list[Run], command: str) -> dict[str, Any]:
         "complete": not missing,
         "missing": missing,
         "command": command,
+        "intervals_over": "episodes",
         **meta,
         "rows": rows,
     }

@@ -48,7 +48,8 @@ def script(config_name: str) -> Callable[[Main], Callable[[], None]]:
                 with _refusing_company(run_dir):
                     refuse_other_kind(run_dir, config_name)
                     main(_plain(config), run_dir)
-                    claim(run_dir, config_name)
+                    if _is_first():  # a later process of torchrun may have a folder of its own
+                        claim(run_dir, config_name)
             except FlowPolicyError as error:
                 _fail(str(error))
             except KeyboardInterrupt:
@@ -90,7 +91,7 @@ def chosen(group: str) -> str:
 @contextlib.contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """Wait until no other program is in this block with the same folder."""
-    if os.environ.get("RANK", "0") != "0":  # of one torchrun, only the first process asks
+    if not _is_first():  # of one torchrun, only the first process asks
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -98,10 +99,15 @@ def alone_in(folder: Path) -> Iterator[None]:
         yield
 
 
+def _is_first() -> bool:
+    """Whether this is the first process of a torchrun, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextlib.contextmanager
 def _refusing_company(run_dir: Path) -> Iterator[None]:
     """Refuse a folder that another program is writing to; the processes of one torchrun share it."""
-    if os.environ.get("RANK", "0") != "0":
+    if not _is_first():
         yield
         return
     lock = FileLock(run_dir / ".lock", timeout=0)
