@@ -552,7 +552,7 @@ def measure(arguments: argparse.Namespace) -> None:
             found = attack(hopper, arguments.places, arguments.seconds)
         elif part == "starved":
             found = {
-                name: attack(hopper, places, arguments.flood_seconds, kinds, calm=3.0, open_files=open_files)
+                name: attack(hopper, places, arguments.flood_seconds, kinds, calm=8.0, open_files=open_files)
                 for name, (kinds, places, open_files) in FLOODS.items()
             }
         else:
