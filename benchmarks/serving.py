@@ -60,11 +60,9 @@ CHECKPOINTS = {
 TOKEN = "benchmark-token"
 PARTS = ("load", "attack", "starved", "restarts")
 FLOODS = {  # name -> kinds of connections, how many of each at once, files that the server may open
-    "half-open": (("silence", "truncated handshake"), 350, 256),
-    "half-open, few": (("silence", "truncated handshake"), 350, 1024),
-    "connect and reset": (("connect and reset",), 200, 256),
-    "connect and reset, few": (("connect and reset",), 200, 1024),
-    "fragments": (("flood of fragments",), 8, 1024),
+    "half-open, 256 files": (("silence", "truncated handshake"), 350, 256),
+    "connect and reset, 1,024 files": (("connect and reset",), 200, 1024),
+    "fragments, 1,024 files": (("flood of fragments",), 8, 1024),
 }
 SEED = 0
 
@@ -154,6 +152,8 @@ def drive(port: int, count: int, seconds: float, output: Path) -> None:
             failures += 1
             continue
         times.append(time.perf_counter() - started)
+        if not index:
+            output.with_suffix(".ready").touch()
         started_at.append(time.time())
         infer.append(answer["policy_timing"]["infer_ms"])
         if count:
@@ -388,6 +388,8 @@ def attack(
         folder, port, pid = Path(name), running.port, running.pid
         before = _memory_mb(pid)
         good = in_process("drive", port=port, seconds=seconds + 2 * calm + 5, output=folder / "good.npz")
+        while not (folder / "good.ready").exists() and good.poll() is None:
+            time.sleep(0.1)
         time.sleep(calm)
         began, lines = time.time(), len(running.said)
         siege = in_process(
@@ -527,6 +529,17 @@ def table(content: dict[str, Any]) -> str:
         ):
             figures = " | ".join(f"{times[at]:.1f}" for at in ("p50", "p99", "max"))
             lines.append(f"| {label} | {served_count} | {failures} | {figures} |")
+    if "starved" in content:
+        lines += [
+            "",
+            "| flood | connections | log lines | served p50 ms | p99 ms | new client p99 ms |",
+            "|" + " --- |" * 6,
+        ]
+        for name, row in content["starved"].items():
+            good, new = row["good_client"]["during_ms"], row["new_clients"]["wait_ms"]
+            lines.append(
+                f"| {name} | {row['connections']} | {row['log_lines']} | {good['p50']:.1f} | {good['p99']:.1f} | {new['p99']:.1f} |"
+            )
     if "restarts" in content:
         row = content["restarts"]
         lines.append(
