@@ -74,7 +74,7 @@ MISSING = [
     ("pyarrow", "import_demos source=toy/sample format=lerobot out=x.zarr.zip", "import"),
     ("huggingface_hub", "import_demos source=toy/sample format=lerobot out=x.zarr.zip", "hub"),
 ]
-# A process that has imported what all scripts share, and runs each of them in a child that cannot import the module.
+# A process that has imported what all scripts share, and runs each in a child that cannot import the module.
 FORKING = """
 import os, runpy, sys
 import gymnasium, hydra, torch, zarr

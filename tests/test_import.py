@@ -1,4 +1,4 @@
-"""``from flowpolicy import FlowPolicy`` needs torch, numpy and safetensors, and nearly no time besides theirs."""
+"""``from flowpolicy import FlowPolicy`` needs torch, numpy and safetensors, and nearly no time of its own."""
 
 import json
 import subprocess

@@ -12,8 +12,9 @@ pytest.importorskip("hydra", reason="hydra is not installed")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
 SMALL = [
-    "num_steps=12", "updates=4", "observations=64", "noise_seeds=1", "test_observations=8", "episodes=2",
-    "search_iterations=2", "search_observations=8", "threads=1",
+    "num_steps=12", "updates=4", "observations=64", "noise_seeds=1", "test_observations=8", "episodes=3",
+    "search_iterations=2", "search_observations=8", "threads=1", "env=pusht",
+    "+env.env_kwargs.max_episode_steps=150",
 ]  # fmt: skip
 TIMED = ["calls=6", "warm_up=1", "round_calls=3", "observations=8", "threads=1"]
 
