@@ -121,8 +121,8 @@ class TemporalEnsembling:
 
     The weight of the i-th oldest chunk is exp(-m i): the oldest counts most. Dimensions that are declared as
     rotations are averaged as such. Where chunks disagree on another one by more than :data:`FAR` of its
-    range, their mean would be near none of them (an undeclared angle, two ways around an obstacle): the newest
-    chunk's value is taken.
+    range, their mean would be near none of them (an undeclared angle, two ways around an obstacle): the
+    newest chunk's value is taken.
 
     Args:
         decay: m; small values take up new observations slowly. ACT's is 0.01.

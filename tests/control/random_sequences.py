@@ -1,8 +1,8 @@
 """Random sequences of everything that happens to a control loop, and the properties that must hold of each.
 
-A sequence is a robot with a random safe action and random limits, driven by the gate alone or by the whole loop
-on a clock of its own, while commands, chunks, observations, the dead-man switch, the worker, the clock and the
-robot itself fail at random. What the robot got is judged, and which actions of which chunk it was.
+A sequence is a robot with a random safe action and random limits, driven by the gate alone or by the whole
+loop on a clock of its own, while commands, chunks, observations, the dead-man switch, the worker, the clock
+and the robot itself fail at random. What the robot got is judged, and which actions of which chunk it was.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from flowpolicy.control.config import ControlConfig
 from flowpolicy.control.events import Event
 from flowpolicy.control.exclusive import exclusive
 from flowpolicy.control.loop import ControlLoop
+from flowpolicy.control.run import RobotConfig, RunConfig, run_control
 from flowpolicy.control.signals import ENDING
 from flowpolicy.errors import TaskError
 
@@ -43,6 +44,27 @@ def test_a_signal_ends_the_loop_with_the_safe_action(number, times):
     assert status.stopped.startswith("interrupted")
     assert (robot.commands[-1] == 0.5).all()
     assert before == {number: signal.getsignal(number) for number in ENDING}
+
+
+def test_a_run_that_is_told_to_end_writes_everything(tmp_path, repo_root):
+    calls = []
+
+    def dead_man():
+        calls.append(0)
+        if len(calls) == 30:
+            signal.raise_signal(signal.SIGTERM)
+        return True
+
+    config = RunConfig(
+        checkpoint=str(repo_root / "benchmarks/checkpoints/hopper-shortcut-seed0"), num_steps=1,
+        backend="eager",
+        robot=RobotConfig("trace", path="pkg://flowpolicy_envs/assets/hopper-medium.zarr.zip"),
+        inference="thread", duration_s=60.0, video=0.0, control=ControlConfig(priority=False),
+    )  # fmt: skip
+    run = run_control(config, tmp_path, "", dead_man=dead_man)
+    assert (run.signal, run.stopped) == (signal.SIGTERM, "interrupted by SIGTERM")
+    assert len(calls) == 30
+    assert {"events.json", "report.html", "summary.json"} <= {file.name for file in tmp_path.iterdir()}
 
 
 def test_an_ignored_signal_stays_ignored():

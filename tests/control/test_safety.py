@@ -69,6 +69,14 @@ def test_the_limits_never_contradict_each_other():
         assert np.ptp(path) > 0.1
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_robot_without_finite_bounds_or_rate_is_refused(value):
+    with pytest.raises(ConfigError, match=r"finite|lower bound"):
+        ToyRobot(ToyClock(), bound=value)
+    with pytest.raises(ConfigError, match="rate_hz"):
+        ToyRobot(ToyClock(), rate_hz=value)
+
+
 @pytest.mark.parametrize("name", ["velocity_limit", "jerk_limit", "max_observation_age_s"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0, -1.0])
 def test_a_limit_that_is_none_is_refused(name, value):

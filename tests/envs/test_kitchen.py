@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 gymnasium = pytest.importorskip("gymnasium")
 pytest.importorskip("gymnasium_robotics")
@@ -48,6 +49,21 @@ def episodes(env: Any) -> list[dict[str, Any]]:
 def _raw(env: Any) -> np.ndarray:
     data = env.unwrapped.data
     return np.concatenate([data.qpos[:9], data.qvel[:9], data.qpos[9:], data.qvel[9:]])
+
+
+def test_the_declared_safe_action_holds_the_arm_where_zero_lets_it_sag(env, repo_root):
+    declared = yaml.safe_load((repo_root / "configs" / "env" / "franka_kitchen.yaml").read_text())[
+        "safe_action"
+    ]
+    moved = {}
+    for name, action in (("declared", np.array(declared, np.float32)), ("zero", np.zeros(9, np.float32))):
+        env.reset(seed=0)
+        env.step(action)
+        before = _raw(env)[:7]
+        for _ in range(25):  # two seconds
+            env.step(action)
+        moved[name] = float(np.abs(_raw(env)[:7] - before).max())
+    assert moved["declared"] < 0.06 < 0.25 < moved["zero"]
 
 
 def _minari(path: Path, episodes: list[dict[str, Any]]) -> Path:

@@ -73,7 +73,9 @@ class LeRobotRobot:
             )
         if self._scalars:
             shapes[STATE] = (len(self._scalars),)
-        self.spec = RobotSpec(name, shapes, low, high, rate_hz, safe_action)
+        port = getattr(getattr(robot, "config", None), "port", None)
+        device = port if isinstance(port, str) else ""
+        self.spec = RobotSpec(name, shapes, low, high, rate_hz, safe_action, device=device)
         act_timeout = 1 / rate_hz if act_timeout_s is None else act_timeout_s
         timeouts = {"start": start_timeout_s, "act": act_timeout, "close": close_timeout_s}
         for key, value in timeouts.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,11 @@ class SimulatedRobot:
         require(rate > 0, "robot.rate_hz", rate, "positive")
         require(heartbeat_s > 0, "heartbeat_s", heartbeat_s, "positive")
         fields, low, high = _spaces(task)
+        shapes = {key: shape for key, (shape, _) in fields.items()}
+        rotations = tuple(
+            Rotation(kind, start) for kind, starts in task.rotations.items() for start in starts
+        )
+        spec = RobotSpec(task.name, shapes, low, high, rate, task.safe_action, rotations=rotations)
         self._observations = Mailbox({**fields, TIMESTAMP: ((), np.float64), EPISODE: ((), np.int64)})
         self._commands = Mailbox({"action": (low.shape, np.float32), EPISODE: ((), np.int64)})
         context = process_context()
@@ -102,13 +107,7 @@ class SimulatedRobot:
         self._episode = 0
         self._report: WorldReport | None = None
         origin = self._receive(START_TIMEOUT_S)
-        shapes = {key: shape for key, (shape, _) in fields.items()}
-        rotations = tuple(
-            Rotation(kind, start) for kind, starts in task.rotations.items() for start in starts
-        )
-        self.spec = RobotSpec(
-            task.name, shapes, low, high, rate, task.safe_action, origin, rotations=rotations
-        )
+        self.spec = replace(spec, origin=origin)
 
     def observe(self) -> Observation:
         """The newest observation, with its time and episode.
