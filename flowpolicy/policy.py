@@ -324,11 +324,7 @@ class FlowPolicy(nn.Module):
                 )
             if not torch.isfinite(found).all():
                 raise CheckpointError(f"{file}: '{name}' holds NaN or infinity; the checkpoint is unusable.")
-        try:
-            self.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-        except RuntimeError as error:
-            reason = str(error).splitlines()[-1].strip().rstrip(".")
-            raise CheckpointError(f"{file} does not fit a policy: {reason}.") from error
+        self.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
 
     def push_to_hub(self, repo_id: str, *, private: bool = True) -> str:
         """Upload the checkpoint to the Hugging Face Hub; returns its address. Needs ``huggingface_hub``."""

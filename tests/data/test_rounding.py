@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from flowpolicy.data.importers.episodes import numeric
+from flowpolicy.data.importers import import_demonstrations
 from flowpolicy.data.rounding import collapses_in_float32
 from flowpolicy.data.sampling import as_tensors
 from flowpolicy.data.store import Demonstrations, read_demonstrations, write_demonstrations
@@ -37,10 +37,18 @@ def test_what_float32_holds_is_left_alone(name):
     assert not collapses_in_float32(SOUND[name])
 
 
+def test_an_import_keeps_it(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "d4rl.hdf5", "w") as file:
+        file["observations"], file["actions"] = COLLAPSING["UTM metres"], UNIFORM
+        file["terminals"] = np.arange(500) == 499
+    arrays = import_demonstrations(tmp_path / "d4rl.hdf5").arrays
+    assert np.array_equal(arrays["observation"], COLLAPSING["UTM metres"])
+    assert arrays["action"].dtype == np.float32
+
+
 def test_a_store_keeps_it_and_training_on_it_names_the_key_and_the_fix(tmp_path):
     arrays = {"action": UNIFORM, "position": COLLAPSING["UTM metres"], "speed": UNIFORM}
-    arrays = {key: numeric(array, key, "a recording") for key, array in arrays.items()}
-    assert arrays["speed"].dtype == np.float32
     path = write_demonstrations(tmp_path / "store.zarr", Demonstrations(arrays, np.array([500])))
     demos = read_demonstrations(path)
     assert np.array_equal(demos.arrays["position"], COLLAPSING["UTM metres"])
