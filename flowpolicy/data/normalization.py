@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -112,18 +111,6 @@ class Normalizer(nn.Module):
     def extra_repr(self) -> str:
         """Shown by ``print``."""
         return f"shape={tuple(self.center.shape)}, mode={self.mode}, clip={self.clip}"
-
-    def _load_from_state_dict(
-        self, state_dict: Mapping[str, Any], prefix: str, local_metadata: Any, strict: bool,
-        missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
-    ) -> None:  # fmt: skip
-        scale = state_dict.get(f"{prefix}scale")
-        if isinstance(scale, Tensor) and not (scale >= 0).all():
-            error_msgs.append(f"'{prefix}scale' is negative or NaN, which no size of a unit is")
-            return
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
 
 
 def lost_shares(action: Tensor) -> dict[str, float]:
