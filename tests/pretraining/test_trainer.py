@@ -272,7 +272,7 @@ def test_mistakes_are_refused_before_training(tmp_path, store, change, words):
         ("optimizer.0.momentum", lambda tensor: torch.zeros(1)),
         ("network.output.bias", lambda tensor: tensor.double() + 1e300),
         ("network.output.bias", lambda tensor: tensor.int()),
-        ("averaged.output.bias", lambda tensor: tensor[:1]),
+        ("averaged.output.bias", lambda tensor: tensor[None]),
         ("averaged.extra", lambda tensor: torch.zeros(1)),
     ],
 )
