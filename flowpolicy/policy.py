@@ -302,7 +302,11 @@ class FlowPolicy(nn.Module):
         Raises:
             CheckpointError: a normaliser maps numbers to none.
         """
-        self.load_state_dict(dict(tensors))
+        try:
+            self.load_state_dict(dict(tensors))
+        except RuntimeError as error:
+            reason = str(error).splitlines()[-1].strip().rstrip(".")
+            raise CheckpointError(f"{file} does not fit a policy: {reason}.") from error
         self.refresh_normalizers()
         self.check_normalizers(file)
 
