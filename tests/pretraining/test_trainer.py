@@ -353,7 +353,7 @@ def test_the_folder_of_another_kind_of_run_is_refused_and_left_alone(tmp_path, r
         ("optimizer.0.momentum", lambda tensor: torch.zeros(1)),
         ("network.output.bias", lambda tensor: tensor.double() + 1e300),
         ("network.output.bias", lambda tensor: tensor.int()),
-        ("averaged.output.bias", lambda tensor: tensor[:1]),
+        ("averaged.output.bias", lambda tensor: tensor[None]),
         ("averaged.extra", lambda tensor: torch.zeros(1)),
     ],
 )
