@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.data.image_codecs import image_codec as codec_for_images
-from flowpolicy.data.zarr_reading import COMPLETE, import_zarr
+from flowpolicy.data.zarr_checks import COMPLETE
+from flowpolicy.data.zarr_reading import import_zarr
 from flowpolicy.errors import DataError, FlowPolicyError
 from flowpolicy.interrupts import held_interrupts
 from flowpolicy.observations import is_image

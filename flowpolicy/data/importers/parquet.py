@@ -17,6 +17,7 @@ from flowpolicy.errors import DataError
 
 _MAX_DEPTH = 6
 _NUMPY_NAMES = {"halffloat": "float16", "float": "float32", "double": "float64"}
+_INDEX_BYTES = 80  # a row's episode and frame, their copies in order, and the order
 _DAMAGED = "is cut off, damaged or no parquet file"
 
 
@@ -38,7 +39,7 @@ class Table:
         """Whole columns of one integer a row, ``(rows,)`` each."""
         with _explained(self.path):
             rows = self._open().metadata.num_rows
-            if rows * 16 * len(names) > free_memory_bytes():
+            if rows * _INDEX_BYTES > free_memory_bytes():
                 raise DataError(
                     f"{self.path} declares {rows} rows, more than fit into memory; is it damaged?"
                 )
@@ -91,7 +92,8 @@ class Table:
         wanted = (number, tuple(names))
         if self._group[0] != wanted:
             self._group = (None, None)
-            needed = file.metadata.row_group(number).total_byte_size
+            declared = file.metadata.row_group(number)
+            needed = max(declared.total_byte_size, 8 * declared.num_rows * len(names))
             if needed > free_memory_bytes():
                 raise DataError(f"{self.path} has a row group of {needed} bytes, more memory than is free.")
             self._group = (wanted, file.read_row_group(number, columns=list(names), use_threads=False))

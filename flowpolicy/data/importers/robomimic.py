@@ -19,7 +19,7 @@ from flowpolicy.data.importers.hdf5 import (
     open_hdf5,
 )
 from flowpolicy.data.importers.source import Feature, Source
-from flowpolicy.data.importers.versions import recorded_version
+from flowpolicy.data.versions import recorded_version
 from flowpolicy.data.zarr_reading import resolve_path
 from flowpolicy.errors import DataError
 
