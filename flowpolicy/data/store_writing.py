@@ -159,7 +159,10 @@ def store_writer(
         atomic_file(path) as temporary,
     ):
         folder = temporary.with_name(f"{temporary.name}.parts") if path.suffix == ".zip" else temporary
-        shutil.rmtree(folder, ignore_errors=True)
+        for stale in path.parent.glob(
+            f".{path.stem}.tmp-*{path.suffix}.parts"
+        ):  # of a writer that was killed
+            shutil.rmtree(stale, ignore_errors=True)
         try:
             yield StoreWriter(folder, steps, zarr_format, codec, check)
             if folder != temporary:
