@@ -11,7 +11,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from flowpolicy.data.store import Demonstrations, check_new, write_demonstrations
+from flowpolicy.data.store import Demonstrations, write_demonstrations
+from flowpolicy.data.store_writing import check_new
 from flowpolicy.errors import ConfigError, DataError
 from flowpolicy.evaluation.summary import versions
 from flowpolicy.evaluation.task import make_environment, task_from

@@ -9,7 +9,7 @@ from typing import Any
 from flowpolicy.cli import command_line, script
 from flowpolicy.data.importers import import_demonstrations
 from flowpolicy.data.robomimic_writing import write_robomimic
-from flowpolicy.data.store import check_new
+from flowpolicy.data.store_writing import check_new
 from flowpolicy.evaluation.summary import write_summary
 
 

@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from flowpolicy.data.importers import detect_format, import_demonstrations
-from flowpolicy.data.importers.versions import version_warning
 from flowpolicy.data.normalization import lost_shares
 from flowpolicy.data.rounding import collapses_in_float32
 from flowpolicy.data.store import Demonstrations, episode_ends_problem
+from flowpolicy.data.versions import version_warning
 from flowpolicy.data.zarr_reading import EPISODE_KEYS, read_unchecked, resolve_path
 from flowpolicy.errors import DataError
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowpolicy.data.store import Demonstrations, check_new
+from flowpolicy.data.store import Demonstrations
+from flowpolicy.data.store_writing import check_new
 from flowpolicy.data.zarr_reading import EPISODE_KEYS
 from flowpolicy.errors import DataError
 from flowpolicy.progress import progress

@@ -16,11 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.data.memory import free_memory_bytes
-from flowpolicy.data.store_writing import check_new, store_writer
+from flowpolicy.data.store_writing import store_writer
 from flowpolicy.data.zarr_reading import listed, read_unchecked, resolve_path
 from flowpolicy.errors import DataError
 
-__all__ = ["check_new"]
 _BLOCK_BYTES = 1 << 24
 _LONGEST_KEY = 200
 

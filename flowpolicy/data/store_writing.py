@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.data.image_codecs import image_codec as codec_for_images
-from flowpolicy.data.zarr_reading import COMPLETE, import_zarr
+from flowpolicy.data.zarr_checks import COMPLETE
+from flowpolicy.data.zarr_reading import import_zarr
 from flowpolicy.errors import DataError, FlowPolicyError
 from flowpolicy.interrupts import held_interrupts
 from flowpolicy.observations import is_image
@@ -158,7 +159,10 @@ def store_writer(
         atomic_file(path) as temporary,
     ):
         folder = temporary.with_name(f"{temporary.name}.parts") if path.suffix == ".zip" else temporary
-        shutil.rmtree(folder, ignore_errors=True)
+        for stale in path.parent.glob(
+            f".{path.stem}.tmp-*{path.suffix}.parts"
+        ):  # of a writer that was killed
+            shutil.rmtree(stale, ignore_errors=True)
         try:
             yield StoreWriter(folder, steps, zarr_format, codec, check)
             if folder != temporary:

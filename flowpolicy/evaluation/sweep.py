@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flowpolicy.data.versions import version_warning
 from flowpolicy.evaluation.parallel import evaluate_checkpoint, load_policy
 from flowpolicy.evaluation.plots import plot_k_sweep, plot_returns, plot_tasks
 from flowpolicy.evaluation.result import EvaluationResult
 from flowpolicy.evaluation.rollout import EVALUATION_SEED
 from flowpolicy.evaluation.task import Task, task_of
 from flowpolicy.settings import require
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -156,6 +160,9 @@ def evaluate_sweep(
         torch.set_num_threads(config.threads)
     policy: Any = load_policy(config.checkpoint, config.device)
     task = task_of(policy.task, env, config.checkpoint)
+    warning = version_warning(policy.metadata)
+    if warning is not None:
+        logger.warning("%s: %s", config.checkpoint, warning)
     main = config.num_steps or policy.default_num_steps
     steps = sorted({main, *config.k_sweep})
     for value in steps:  # before any rollout: a sweep must not end in a refusal after an hour

@@ -222,6 +222,8 @@ def make_policy(config: PretrainConfig, task: Task, demos: Demonstrations) -> Fl
         "steps": config.train.steps,
         "seed": config.seed,
     }
+    if "env_version" in demos.attributes:  # evaluation says where another one is installed
+        metadata["env_version"] = demos.attributes["env_version"]
     build_objective(config.policy)  # refuses bad settings before any work
     policy = FlowPolicy(
         PolicyConfig(

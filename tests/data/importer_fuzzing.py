@@ -171,8 +171,9 @@ def _swap_column(content: bytes, rng: np.random.Generator) -> bytes:
     columns = [
         pa.array(["x"] * rows), pa.nulls(rows), pa.array([[1.0] * (i % 3) for i in range(rows)]),
         pa.array([[[1.0]]] * rows), pa.array([{"a": 1}] * rows), pa.array([float("nan")] * rows),
-        pa.array([2**63 - 1] * rows), pa.array([-1] * rows), pa.array([1e308] * rows), pa.array([True] * rows),
-        pa.array([[]] * rows, pa.list_(pa.float32())), pa.array([1] * rows, pa.timestamp("us")),
+        pa.array([2**63 - 1] * rows), pa.array([-1] * rows), pa.array([1e308] * rows),
+        pa.array([True] * rows), pa.array([[]] * rows, pa.list_(pa.float32())),
+        pa.array([1] * rows, pa.timestamp("us")),
         pa.array([b"x"] * rows),
     ]  # fmt: skip
     at = int(rng.integers(table.num_columns))

@@ -25,7 +25,8 @@ import numpy as np
 import pytest
 
 from flowpolicy.data.importers import FORMATS, import_demonstrations
-from flowpolicy.data.store import Demonstrations, check_new, read_demonstrations, write_demonstrations
+from flowpolicy.data.store import Demonstrations, read_demonstrations, write_demonstrations
+from flowpolicy.data.store_writing import check_new
 from flowpolicy.errors import DataError, FlowPolicyError
 
 zarr = pytest.importorskip("zarr")

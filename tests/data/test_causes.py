@@ -132,6 +132,14 @@ def test_ctrl_c_leaves_a_whole_store_or_nothing(tmp_path: Path, name: str):
     assert ends["nothing"] > 0
 
 
+def test_what_a_killed_writer_left_is_cleared(tmp_path: Path, demos: Demonstrations):
+    for name in (".a.zarr.tmp-1.zip.parts", ".a.zarr.tmp-1.zip"):
+        (tmp_path / name / "data").mkdir(parents=True)
+    (tmp_path / ".a.zarr.zip.lock").touch()
+    write_demonstrations(tmp_path / "a.zarr.zip", demos)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.zarr.zip"]
+
+
 def test_a_second_writer_is_refused_and_breaks_nothing(tmp_path: Path, demos: Demonstrations):
     path = tmp_path / "a.zarr"
     refused: list[Exception] = []

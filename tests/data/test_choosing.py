@@ -81,11 +81,18 @@ def test_an_observation_never_takes_anothers_place(tmp_path: Path, name: str):
         with pytest.raises(DataError, match=rf"'obs/{name}'.*'{name}'.*rename=") as refused:
             import_demonstrations(path)
         assert f"'{twin}'" in str(refused.value)
+    elif name != "states":
+        with pytest.raises(DataError, match=rf"'obs/{name}' is an observation and would be called '{name}'"):
+            import_demonstrations(path)
     demos = import_demonstrations(path, rename={f"obs/{name}": "other"})
     np.testing.assert_array_equal(demos.arrays["other"], np.ones((STEPS, 2)))
     assert demos.arrays["action"][0, 0] == 0
     chosen = import_demonstrations(path, keys=["eef"])
     assert chosen.arrays["action"][-1, 0] == 2
+    assert chosen.arrays.keys() <= {"action", "eef", "reward"}
+    alone = robomimic(tmp_path / "b.hdf5", {f"obs/{name}": ones(2)}, drop=("actions",))
+    with pytest.raises(DataError, match=r"action=\[\.\.\.\]|rename="):  # an observation is no action
+        import_demonstrations(alone)
 
 
 def test_lerobots_own_names_collide_only_with_a_word(tmp_path: Path):

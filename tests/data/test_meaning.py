@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from test_choosing import LENGTHS, STEPS, lerobot, robomimic
 
-from flowpolicy.data.importers import import_demonstrations, import_to_store, versions
+from flowpolicy.data import versions
+from flowpolicy.data.importers import import_demonstrations, import_to_store
 from flowpolicy.data.inspection import inspect_demonstrations, table
 from flowpolicy.errors import DataError
 

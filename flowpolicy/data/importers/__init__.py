@@ -212,6 +212,9 @@ def _checks(request: Request) -> Checks:
 
 @contextlib.contextmanager
 def _opened(source: Path | str, format: str, options: Mapping[str, Any] | None) -> Iterator[Source]:
+    path = resolve_path(source)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise DataError(f"{path} is no ordinary file; give a file or a folder.")
     name = detect_format(source) if format == "auto" else format
     importer = choose(FORMATS, name, "format")
     for option in options or {}:
@@ -260,8 +263,6 @@ def _folder_format(path: Path) -> str | None:
 
 
 def _file_format(path: Path) -> str | None:
-    if not path.is_file():
-        raise DataError(f"{path} is no ordinary file; give a file or a folder.")
     try:
         with path.open("rb") as file:
             head = file.read(8)

@@ -66,7 +66,7 @@ def open_aloha(path: Path | str) -> Iterator[Source]:
 def _describer(file: Any) -> Any:
     compressed = bool(file.attrs.get("compress", False)) or "compress_len" in file
 
-    def describe(name: str, node: Any) -> Feature | None:
+    def describe(name: str, node: Any) -> Feature:
         head, _, rest = name.partition("/")
         default = name == "action" or (head == "observations" and bool(rest))
         key = (rest if head == "observations" else name).removeprefix("images/").replace("/", ".")

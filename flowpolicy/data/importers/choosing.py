@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from flowpolicy.settings import require
 logger = logging.getLogger(__name__)
 _DECLARABLE = {"vector": Kind.VECTOR, "image": Kind.IMAGE}
 _NOT_OBSERVED = ("action", "done", *EPISODE_KEYS)
+_OBSERVED = re.compile(r"(obs|observations?)[/.]")
 
 
 @dataclass(frozen=True)
@@ -219,7 +221,11 @@ class _Table:
                     (feature,),
                 ]
         for key in ("action", *EPISODE_KEYS):
-            usable = [m for m in columns.get(key, []) if key == "action" or not m[0].problem]
+            usable = [
+                makers
+                for makers in columns.get(key, [])
+                if key == "action" or not (makers[0].problem or _poses_as(key, makers))
+            ]
             if key not in chosen and usable:
                 chosen[key] = usable[:1] if key != "action" else self._own_action(usable)
         return chosen
@@ -242,6 +248,12 @@ def _check(source: Source, chosen: Mapping[str, _Makers], groups: Mapping[str, A
                 f"{source.where}: {listed(names)} would all be called '{key}'; rename one with "
                 f"rename={{'{other}': NEW}}, or choose others with keys=[...]."
             )
+        if key not in groups and _poses_as(key, makers[0]):
+            name = makers[0][0].name
+            raise DataError(
+                f"{source.where}: '{name}' is an observation and would be called '{key}', which is none in a "
+                f"store; rename it with rename={{'{name}': NEW}}, or leave it out with keys=[...]."
+            )
         check_key(
             key, source.where, f"rename it with rename={{'{makers[0][0].name}': NEW}} to a name without"
         )
@@ -254,6 +266,13 @@ def _check(source: Source, chosen: Mapping[str, _Makers], groups: Mapping[str, A
                     f"{source.where}: '{feature.name}' holds images; they cannot be concatenated into "
                     f"'{key}'."
                 )
+
+
+def _poses_as(key: str, features: Sequence[Feature]) -> bool:
+    """Whether an observation goes by one of a store's own keys, only since that is what it is called."""
+    feature = features[0]
+    is_own = key in _NOT_OBSERVED and feature.key == key
+    return is_own and len(features) == 1 and _OBSERVED.match(feature.name) is not None
 
 
 def _advice(key: str, feature: Feature) -> str:

@@ -51,7 +51,7 @@ def open_d4rl(path: Path | str, episode_length: int | None = None) -> Iterator[S
         )  # fmt: skip
 
 
-def _feature(name: str, node: Any) -> Feature | None:
+def _feature(name: str, node: Any) -> Feature:
     key = _KEYS.get(name) or name.removeprefix("observations/").replace("/", ".")
     return feature_of(name, key, node, default=name in _KEYS or name.startswith("observations/"))
 

@@ -14,14 +14,8 @@ from numpy.typing import NDArray
 from flowpolicy.data.features import Kind, channels_first, kind_of
 from flowpolicy.data.importers.source import Block, Feature, Source, read_parts
 from flowpolicy.data.store import episode_ends_problem
-from flowpolicy.data.zarr_reading import (
-    MISSING_CHUNKS,
-    OpenStore,
-    listed,
-    open_store,
-    read_ends,
-    resolve_path,
-)
+from flowpolicy.data.zarr_checks import MISSING_CHUNKS
+from flowpolicy.data.zarr_reading import OpenStore, listed, open_store, read_ends, resolve_path
 from flowpolicy.errors import DataError
 from flowpolicy.settings import require
 

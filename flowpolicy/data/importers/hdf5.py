@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,8 +23,8 @@ _MAX_LEAVES = 2000
 _MAX_CHUNK = 1 << 28  # bytes of one chunk, unpacked: no recording has larger ones
 _MAX_ATTRIBUTE = 1 << 24
 
-Describe = Callable[[str, Any], Feature | None]
-"""From a column's path inside its episode, and its dataset (None: broken), to how it is listed; None: not."""
+Describe = Callable[[str, Any], Feature]
+"""From a column's path inside its episode, and its dataset (None: broken), to how it is listed."""
 
 
 @contextlib.contextmanager
@@ -61,40 +62,48 @@ def hdf5_explained(path: Path) -> Iterator[None]:
         raise reading_error(error, path, "cannot be read as HDF5", remedy) from error
 
 
-def leaves(group: Any, path: Path) -> dict[str, str]:
-    """The datasets below ``group`` by their path inside it: empty text, or why one cannot be opened.
+class _Leaves:
+    """The datasets below groups of one layout by their path inside each: empty text, or why not to open one.
 
-    Links to other files are not followed. Nothing is opened.
+    Links to other files are not followed, nothing is opened, and what one group has shown of a name is not
+    looked up in the next: files have thousands of episodes.
     """
-    found: dict[str, str] = {}
-    _collect(group, "", found, _MAX_DEPTH, path)
-    return found
 
+    def __init__(self, path: Path) -> None:
+        self.found: dict[str, str] = {}
+        self._groups: set[str] = set()
+        self._path = path
 
-def _collect(group: Any, prefix: str, found: dict[str, str], depth: int, path: Path) -> None:
-    import h5py
+    def add(self, group: Any, prefix: str = "", depth: int = _MAX_DEPTH) -> None:
+        """Collect what is below ``group``."""
+        import h5py
 
-    for name in group:
-        full = f"{prefix}{name}"
-        link = group.get(name, getlink=True)
-        if isinstance(link, h5py.ExternalLink):
-            found[full] = "is a link to another file"
-            continue
-        try:
-            kind = group.get(name, getclass=True)
-        except Exception:  # a link to nowhere, or a damaged header
-            kind = None
-        if kind is h5py.Group:
-            if depth == 0:
-                found[full] = "is nested too deeply"
+        for name in group:
+            full = f"{prefix}{name}"
+            if full in self.found:
+                continue
+            link = group.get(name, getlink=True)
+            if isinstance(link, h5py.ExternalLink):
+                self.found[full] = "is a link to another file"
+            elif full in self._groups or _class_of(group, name) is h5py.Group:
+                if depth == 0:
+                    self.found[full] = "is nested too deeply"
+                else:
+                    self._groups.add(full)
+                    self.add(group[name], f"{full}/", depth - 1)
             else:
-                _collect(group[name], f"{full}/", found, depth - 1, path)
-        else:
-            found[full] = "" if kind is h5py.Dataset else "cannot be opened"
-        if len(found) > _MAX_LEAVES:
-            raise DataError(
-                f"{path}: '{group.name}' holds more than {_MAX_LEAVES} arrays; is it one episode?"
-            )
+                self.found[full] = "" if _class_of(group, name) is h5py.Dataset else "cannot be opened"
+            if len(self.found) > _MAX_LEAVES:
+                raise DataError(
+                    f"{self._path}: '{group.name}' holds more than {_MAX_LEAVES} arrays; is it one episode?"
+                )
+
+
+def _class_of(group: Any, name: str) -> Any:
+    try:
+        return group.get(name, getclass=True)
+    except Exception:  # a link to nowhere, or a damaged header
+        return None
 
 
 def feature_of(name: str, key: str, node: Any, *, default: bool, note: str = "") -> Feature:
@@ -245,19 +254,23 @@ class Hdf5Episodes(Source):
 def list_features(groups: Sequence[Any], path: Path, describe: Describe) -> dict[str, Feature]:
     """The columns of episodes that are HDF5 groups, each as it is where it first occurs; nothing is read."""
     features: dict[str, Feature] = {}
+    known = _Leaves(path)
     for group in groups:
         if not is_group(group):
             raise DataError(f"{path}: '{group.name}' is an array where a demonstration is expected.")
-        for name, note in leaves(group, path).items():
-            if name in features:
-                continue
-            node = None
-            with contextlib.suppress(Exception):  # then it is listed as one that cannot be opened
-                node = None if note else group[name]
-                if node is not None and node.dtype is None:
-                    node = None
-            feature = describe(name, node)
-            if feature is not None:
-                note = feature.note or note
-                features[name] = Feature(**{**feature.__dict__, "note": note})
+        known.add(group)
+        for name in list(known.found)[len(features) :]:
+            feature = describe(name, _node(group, name, known.found[name]))
+            features[name] = dataclasses.replace(feature, note=feature.note or known.found[name])
     return features
+
+
+def _node(group: Any, name: str, note: str) -> Any:
+    """A dataset, or None where it cannot be opened or holds nothing."""
+    if note:
+        return None
+    try:
+        node = group[name]
+        return None if node.dtype is None else node
+    except Exception:  # it is listed as one that cannot be opened
+        return None

@@ -52,7 +52,7 @@ def open_lerobot(path: Path | str) -> Iterator[Source]:
     declared = info.get("features", {})
     if not isinstance(declared, dict):
         raise DataError(f"{description} must hold a JSON object with 'features'; copy the dataset again.")
-    files = sorted((folder / "data").rglob("*.parquet"))
+    files = sorted(file for file in (folder / "data").rglob("*.parquet") if file.is_file())
     if not files:
         raise DataError(f"{folder} has no data/**/*.parquet; copy the dataset again.")
     tables = [parquet.Table(file) for file in files]

@@ -50,7 +50,7 @@ def open_maniskill(path: Path | str) -> Iterator[Source]:
         groups = [child(file, name, path) for name in names]
         has_observations = any(is_group(group) and _holds_arrays(group.get("obs")) for group in groups)
 
-        def describe(name: str, node: Any) -> Feature | None:
+        def describe(name: str, node: Any) -> Feature:
             head, _, rest = name.partition("/")
             default = name in _KEYS or head == "obs" or (head == "env_states" and not has_observations)
             key = _KEYS.get(name) or (rest if head == "obs" else name).replace("/", ".")
@@ -61,7 +61,7 @@ def open_maniskill(path: Path | str) -> Iterator[Source]:
             list_features(groups, path, describe),
             names,
             _attributes(path),
-            group=lambda number: child(file, names[number], path),
+            group=lambda number: groups[number],
             path=lambda number: path,
             longer=lambda name: name.partition("/")[0] in _LONGER,
         )

@@ -60,13 +60,13 @@ def open_minari(path: Path | str, download: bool = False) -> Iterator[Source]:
             names,
             _attributes(metadata, file_path),
             bounds=_bounds(_parsed(metadata.get("action_space"))),
-            group=lambda number: child(file, names[number], file_path),
+            group=lambda number: groups[number],
             path=lambda number: file_path,
             longer=lambda name: name.partition("/")[0] in ("observations", "infos"),
         )
 
 
-def _feature(name: str, node: Any) -> Feature | None:
+def _feature(name: str, node: Any) -> Feature:
     head, _, rest = name.partition("/")
     key = _KEYS.get(name) or (rest if head == "observations" else name).replace("/", ".")
     return feature_of(name, key, node, default=name in _KEYS or head == "observations")

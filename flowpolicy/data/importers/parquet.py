@@ -17,6 +17,8 @@ from flowpolicy.errors import DataError
 
 _MAX_DEPTH = 6
 _NUMPY_NAMES = {"halffloat": "float16", "float": "float32", "double": "float64"}
+_BUFFER_BYTES = 1 << 20
+_INDEX_BYTES = 80  # a row's episode and frame, their copies in order, and the order
 _DAMAGED = "is cut off, damaged or no parquet file"
 
 
@@ -38,7 +40,7 @@ class Table:
         """Whole columns of one integer a row, ``(rows,)`` each."""
         with _explained(self.path):
             rows = self._open().metadata.num_rows
-            if rows * 16 * len(names) > free_memory_bytes():
+            if rows * _INDEX_BYTES > free_memory_bytes():
                 raise DataError(
                     f"{self.path} declares {rows} rows, more than fit into memory; is it damaged?"
                 )
@@ -71,34 +73,58 @@ class Table:
             for number in range(file.num_row_groups):
                 rows = file.metadata.row_group(number).num_rows
                 begin, end = max(first, start), min(first + count, start + rows)
+                is_whole = (begin, end) == (start, start + rows)
                 if begin < end:
-                    table = self._row_group(file, number, names)
-                    if table.num_rows != rows:
-                        raise DataError(f"{self.path} {_DAMAGED} (rows are missing); copy it again.")
-                    size = max(1, block_bytes * rows // max(1, table.nbytes))
-                    for at in range(begin, end, size):
-                        part = table.slice(at - start, min(size, end - at))
+                    parts = (
+                        self._streamed(file, number, names, block_bytes)
+                        if is_whole
+                        else self._sliced(file, number, names, begin - start, end - start, block_bytes)
+                    )
+                    read = 0
+                    for part in parts:
+                        read += part.num_rows
                         yield {name: self._values(part.column(name), name) for name in names}
+                    if read != end - begin:
+                        raise DataError(f"{self.path} {_DAMAGED} (rows are missing); copy it again.")
                 start += rows
 
     def _open(self) -> Any:
         import pyarrow.parquet
 
-        return pyarrow.parquet.ParquetFile(self.path, memory_map=False)
+        return pyarrow.parquet.ParquetFile(self.path, memory_map=False, buffer_size=_BUFFER_BYTES)
 
-    def _row_group(self, file: Any, number: int, names: Sequence[str]) -> Any:
-        """The columns of a row group; the last one is kept, for rows that do not lie in order."""
+    def _streamed(self, file: Any, number: int, names: Sequence[str], block_bytes: int) -> Iterator[Any]:
+        """A whole row group, decoded a block at a time."""
+        declared = file.metadata.row_group(number)
+        size = max(1, block_bytes * declared.num_rows // max(1, declared.total_byte_size))
+        yield from file.iter_batches(
+            batch_size=min(size, declared.num_rows),
+            row_groups=[number],
+            columns=list(names),
+            use_threads=False,
+        )
+
+    def _sliced(
+        self, file: Any, number: int, names: Sequence[str], begin: int, end: int, block_bytes: int
+    ) -> Iterator[Any]:
+        """Some rows of a row group, of which the last is kept: episodes that do not lie in order share it."""
         wanted = (number, tuple(names))
         if self._group[0] != wanted:
             self._group = (None, None)
-            needed = file.metadata.row_group(number).total_byte_size
+            declared = file.metadata.row_group(number)
+            needed = max(declared.total_byte_size, 8 * declared.num_rows * len(names))
             if needed > free_memory_bytes():
                 raise DataError(f"{self.path} has a row group of {needed} bytes, more memory than is free.")
-            self._group = (wanted, file.read_row_group(number, columns=list(names), use_threads=False))
-        return self._group[1]
+            table = file.read_row_group(number, columns=list(names), use_threads=False)
+            self._group = (wanted, table.combine_chunks())
+        table = self._group[1]
+        size = max(1, block_bytes * table.num_rows // max(1, table.nbytes))
+        for at in range(begin, end, size):
+            yield table.slice(at, min(size, end - at))
 
     def _values(self, column: Any, name: str) -> NDArray[Any]:
-        return _array(column.combine_chunks(), name, self.path)
+        chunks = getattr(column, "combine_chunks", None)
+        return _array(column if chunks is None else chunks(), name, self.path)
 
 
 def kind_of_type(stored: Any, depth: int = _MAX_DEPTH) -> tuple[Kind, np.dtype[Any] | None]:

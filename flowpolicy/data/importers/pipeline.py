@@ -22,10 +22,10 @@ from flowpolicy.data.importers.columns import (
     numeric,
 )
 from flowpolicy.data.importers.source import Bounds, Source
-from flowpolicy.data.importers.versions import version_warning
 from flowpolicy.data.memory import free_memory_bytes
 from flowpolicy.data.rounding import collapses_in_float32
 from flowpolicy.data.store import Demonstrations, episode_ends_problem
+from flowpolicy.data.versions import version_warning
 from flowpolicy.data.zarr_reading import EPISODE_KEYS
 from flowpolicy.errors import ConfigError, DataError
 from flowpolicy.settings import require

@@ -19,7 +19,7 @@ from flowpolicy.data.importers.hdf5 import (
     open_hdf5,
 )
 from flowpolicy.data.importers.source import Feature, Source
-from flowpolicy.data.importers.versions import recorded_version
+from flowpolicy.data.versions import recorded_version
 from flowpolicy.data.zarr_reading import resolve_path
 from flowpolicy.errors import DataError
 
@@ -54,7 +54,7 @@ def open_robomimic(path: Path | str, filter_key: str | None = None) -> Iterator[
         groups = [child(data, name, path) for name in names]
         has_observations = any(is_group(group) and "obs" in group for group in groups)
 
-        def describe(name: str, node: Any) -> Feature | None:
+        def describe(name: str, node: Any) -> Feature:
             return _feature(name, node, has_observations)
 
         yield Hdf5Episodes(
@@ -62,7 +62,7 @@ def open_robomimic(path: Path | str, filter_key: str | None = None) -> Iterator[
             list_features(groups, path, describe),
             names,
             _attributes(file, data, names if filter_key is None else None, path),
-            group=lambda number: child(data, names[number], path),
+            group=lambda number: groups[number],
             path=lambda number: path,
         )
 

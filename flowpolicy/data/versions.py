@@ -10,21 +10,24 @@ _ROBOSUITE_TYPE = 1  # robomimic's number for robosuite's environments
 
 
 def recorded_version(env_args: Any, repository_version: Any = None) -> str | None:
-    """The version of robosuite that a robomimic or robosuite file says it was recorded under."""
-    version = env_args.get("env_version") if isinstance(env_args, Mapping) else None
-    found = version if version is not None else repository_version
+    """The version of robosuite that a robomimic or robosuite file says it was recorded under, if any."""
+    if isinstance(env_args, Mapping):
+        found = env_args.get("env_version") if env_args.get("type") == _ROBOSUITE_TYPE else None
+    else:
+        found = repository_version
     return found if isinstance(found, str) and found else None
 
 
 def version_warning(attributes: Mapping[str, Any]) -> str | None:
-    """One sentence where robosuite here differs from the recording's in its first two numbers; else None.
+    """One sentence where robosuite here differs from ``env_version`` in its first two numbers; else None.
 
     Controllers, cameras and models changed between them: the same action then moves the arm otherwise.
+
+    Args:
+        attributes: of demonstrations, or the metadata of a policy that was trained on them.
     """
     recorded = attributes.get("env_version")
-    env_args = attributes.get("env_args")
-    is_robosuite = not isinstance(env_args, Mapping) or env_args.get("type") == _ROBOSUITE_TYPE
-    if not isinstance(recorded, str) or not is_robosuite:
+    if not isinstance(recorded, str):
         return None
     try:
         installed = importlib.metadata.version("robosuite")
@@ -34,5 +37,5 @@ def version_warning(attributes: Mapping[str, Any]) -> str | None:
         return None
     return (
         f"these demonstrations were recorded under robosuite {recorded} and {installed} is installed here; "
-        "a controller may answer the same actions otherwise, so replay a few before training."
+        "a controller may answer the same actions otherwise, so replay a few before you trust them."
     )
