@@ -16,6 +16,12 @@ def policy():
 
 
 @pytest.fixture(scope="session")
+def exports():
+    """What ONNX samplers of ``policy`` for ``observations`` have exported so far."""
+    return {}
+
+
+@pytest.fixture(scope="session")
 def observations():
     return random_observations(5)
 

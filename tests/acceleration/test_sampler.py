@@ -76,11 +76,11 @@ def test_caching_is_a_loop_that_adds_the_last_output_of_each_block(solver, polic
     (4, True, "midpoint"),
 ])  # fmt: skip
 def test_every_backend_computes_what_eager_does(
-    backend, num_steps, cached, solver, policy, observations, noise
+    backend, num_steps, cached, solver, policy, observations, noise, exports
 ):
     schedule = some_schedule(policy, num_steps, solver=solver) if cached else None
     expected = build_sampler(policy, 5, num_steps, solver, schedule)(observations, noise)
-    sampler = build_sampler(policy, 5, num_steps, solver, schedule, backend)
+    sampler = build_sampler(policy, 5, num_steps, solver, schedule, backend, exports=exports)
     for _ in range(2):  # nothing is left over from the first call
         found = sampler(observations, noise)
         error = (normalized(policy, found) - normalized(policy, expected)).abs().max()
@@ -103,9 +103,10 @@ def test_any_number_of_rows_passes_in_parts(backend, policy, observations, noise
 
 
 @pytest.mark.parametrize(("backend", "dtype"), [("eager", "bfloat16"), ("onnx", "int8")])
-def test_reduced_precision_is_near(backend, dtype, policy, observations, noise):
+def test_reduced_precision_is_near(backend, dtype, policy, observations, noise, exports):
     expected = normalized(policy, policy.act(observations, num_steps=4, noise=noise))
-    found = normalized(policy, build_sampler(policy, 5, 4, backend=backend, dtype=dtype)(observations, noise))
+    sampler = build_sampler(policy, 5, 4, backend=backend, dtype=dtype, exports=exports)
+    found = normalized(policy, sampler(observations, noise))
     error = (found - expected).abs()
     assert error.max() > 1e-5
     assert error.mean() < 0.1
@@ -209,9 +210,10 @@ def test_saved_schedules_come_back(policy, tmp_path):
             Schedule(key, updates, "broken")
 
 
-def test_the_fewest_updates_still_give_a_chunk(policy, observations, noise):
+def test_the_fewest_updates_still_give_a_chunk(policy, observations, noise, exports):
     key = ScheduleKey.of(policy, 30)
     schedule = Schedule(key, (uniform(30, 1),) * len(key.blocks), "uniform")
     for backend in ("eager", "onnx"):
-        chunk = build_sampler(policy, 5, 30, schedule=schedule, backend=backend)(observations, noise)
+        sampler = build_sampler(policy, 5, 30, schedule=schedule, backend=backend, exports=exports)
+        chunk = sampler(observations, noise)
         assert torch.isfinite(chunk).all()

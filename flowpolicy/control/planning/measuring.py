@@ -123,6 +123,7 @@ def _tried_shortly(
 ) -> list[tuple[Measured, Sampler]]:
     """Samplers that may be in time, in each backend from little work to much; other rows get a verdict."""
     found: list[tuple[Measured, Sampler]] = []
+    exports: dict[str, bytes] = {}  # the candidates differ in their steps, not in the network
     for backend in config.backends:
         rate = 0.0  # ms for one evaluation's work, from the last one that was built
         for row in progress([r for r in rows if r.backend == backend and not r.verdict], backend):
@@ -132,7 +133,7 @@ def _tried_shortly(
                 row.verdict = "too slow (not built)"
                 continue
             try:
-                sampler = _build(policy, row)
+                sampler = _build(policy, row, exports)
             except BackendError as error:
                 for other in rows:
                     if other.backend == backend:
@@ -175,9 +176,9 @@ def _quantile(milliseconds: NDArray[np.float64], quantile: float) -> float:
     return float(np.quantile(milliseconds, quantile, method="higher"))
 
 
-def _build(policy: FlowPolicy, row: Measured) -> Sampler:
+def _build(policy: FlowPolicy, row: Measured, exports: dict[str, bytes]) -> Sampler:
     item = row.candidate
-    return build_sampler(policy, 1, item.num_steps, item.solver, item.schedule, row.backend)
+    return build_sampler(policy, 1, item.num_steps, item.solver, item.schedule, row.backend, exports=exports)
 
 
 def _timed(
