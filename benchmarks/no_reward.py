@@ -29,7 +29,8 @@ from flowpolicy.evaluation.summary import git_state, machine, versions
 from flowpolicy.evaluation.task import Task
 from flowpolicy.finetuning.chain import kl_divergence
 from flowpolicy.finetuning.reinflow import ReinFlow
-from flowpolicy.storage import read_json, write_json
+from flowpolicy.reading import read_json
+from flowpolicy.storage import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "runs" / "benchmarks" / "no_reward"

@@ -132,7 +132,7 @@ class ExpertActor:
             CheckpointError: a missing or damaged file, or one that holds no actor.
         """
         if not Path(path).exists():
-            raise CheckpointError(f"There is no actor file {path}; train one with scripts/train_expert.py.")
+            raise CheckpointError(f"There is no actor file {path}; train one with flowpolicy train-expert.")
         try:
             tensors = stored_tensors(Path(path)).read(unbounded=("action_low", "action_high"))
             with safe_open(str(path), framework="pt") as file:

@@ -83,7 +83,7 @@ def _actor_path(task_name: str, name: str, actors_dir: Path | str | None) -> Pat
     listed = f"shipped: {', '.join(here)}" if here else "none is shipped"
     raise ConfigError(
         f"There is no actor '{name}' for {task_name} ({listed}); "
-        f"train one with scripts/train_expert.py env={task_name} and give its folder as actors_dir=..."
+        f"train one with flowpolicy train-expert env={task_name} and give its folder as actors_dir=..."
     )
 
 

@@ -140,7 +140,7 @@ class Schedule:
             CheckpointError: no such file, or no schedule in it.
         """
         content = read_versioned(
-            path, "cache schedule", FORMAT_VERSION, "make one with scripts/calibrate_cache.py"
+            path, "cache schedule", FORMAT_VERSION, "make one with flowpolicy calibrate-cache"
         )
         try:
             return build(cls, content, "schedule")
@@ -150,7 +150,7 @@ class Schedule:
 
 def _made_for_another(what: str) -> ConfigError:
     return ConfigError(
-        f"The cache schedule was made for another {what}; make one with scripts/calibrate_cache.py."
+        f"The cache schedule was made for another {what}; make one with flowpolicy calibrate-cache."
     )
 
 

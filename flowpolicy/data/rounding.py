@@ -46,7 +46,10 @@ class RoundingCheck:
 
 
 def collapses_in_float32(array: NDArray[Any]) -> bool:
-    """Whether float32 cannot tell the numbers of ``array`` ``(steps, ...)`` apart; see :class:`RoundingCheck`."""
+    """Whether float32 cannot tell the numbers of ``array`` ``(steps, ...)`` apart.
+
+    See :class:`RoundingCheck`.
+    """
     check = RoundingCheck()
     for start in range(0, len(array) if array.ndim else 0, _BLOCK_ROWS):
         check.rows(array[start : start + _BLOCK_ROWS])

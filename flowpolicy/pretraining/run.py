@@ -190,7 +190,7 @@ def find_demonstrations(config: PretrainConfig, task: Task) -> Demonstrations:
     if not config.data.path and not resolve_path(path).exists():
         raise DataError(
             f"The demonstrations of '{task.name}' are not at {path} yet; with this command's env settings, "
-            "make them by scripts/collect_demos.py, or import a recording by scripts/import_demos.py "
+            "make them by flowpolicy collect-demos, or import a recording by flowpolicy import-demos "
             f"source=FILE out={path}."
         )
     limit = config.data.image_memory_gb

@@ -170,7 +170,7 @@ def test_a_schedule_for_something_else_is_refused(change, policy):
         schedule = dataclasses.replace(schedule, key=dataclasses.replace(schedule.key, level=2))
     else:
         schedule = dataclasses.replace(schedule, key=dataclasses.replace(schedule.key, chunk_shape=(8, 2)))
-    with pytest.raises(ConfigError, match=r"was made for another .*calibrate_cache"):
+    with pytest.raises(ConfigError, match=r"was made for another .*calibrate-cache"):
         build_sampler(other, 1, steps, solver, schedule)
 
 

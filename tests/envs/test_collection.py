@@ -137,7 +137,7 @@ def test_actors_are_found_or_refused_by_name(actors_dir: Path) -> None:
     assert list(resolve_actors("toy", ["100", "step_00000200"], actors_dir)) == ["100", "step_00000200"]
     with pytest.raises(ConfigError, match="it has step_00000100, step_00000200"):
         resolve_actors("toy", ["300"], actors_dir)
-    with pytest.raises(ConfigError, match=r"train one with scripts/train_expert\.py env=toy"):
+    with pytest.raises(ConfigError, match=r"train one with flowpolicy train-expert env=toy"):
         resolve_actors("toy", ["medium-a"])
     with pytest.raises(ConfigError, match="No actor is named"):
         resolve_actors("toy", [])

@@ -131,11 +131,11 @@ class DeploymentPlan:
             CheckpointError: names what differs.
         """
         if self.fingerprint != fingerprint(policy):
-            raise CheckpointError("The plan was made for another checkpoint; make one with scripts/plan.py.")
+            raise CheckpointError("The plan was made for another checkpoint; make one with flowpolicy plan.")
         if self.execute_horizon > policy.action_horizon:
             raise CheckpointError(
                 f"The plan executes {self.execute_horizon} actions of a chunk of {policy.action_horizon}; "
-                "make one with scripts/plan.py."
+                "make one with flowpolicy plan."
             )
         here = hardware(self.threads)
         for name in sorted(here.keys() | self.hardware.keys()):
@@ -143,7 +143,7 @@ class DeploymentPlan:
                 there = " ".join(str(self.hardware.get(name)).split())[:80]
                 raise CheckpointError(
                     f"The plan was made on another machine ({name[:80]}: {there} there, "
-                    f"{here.get(name)} here); measure this one with scripts/plan.py."
+                    f"{here.get(name)} here); measure this one with flowpolicy plan."
                 )
 
     def sampler_settings(self, checkpoint: str) -> SamplerSettings:
@@ -175,7 +175,7 @@ class DeploymentPlan:
         Raises:
             CheckpointError: no such file, or no plan in it.
         """
-        content = read_versioned(path, "plan", FORMAT_VERSION, "make one with scripts/plan.py")
+        content = read_versioned(path, "plan", FORMAT_VERSION, "make one with flowpolicy plan")
         try:
             return build(cls, {**content, "folder": str(Path(path).parent)}, "plan")
         except ConfigError as error:

@@ -250,7 +250,7 @@ class PolicyClient:
             if time.monotonic() + pause >= deadline:
                 raise ServerUnreachableError(
                     f"No policy server at {self.address} within {self.connect_timeout:g} s "
-                    f"({_line(failure)}); start one with scripts/serve.py."
+                    f"({_line(failure)}); start one with flowpolicy serve."
                 ) from failure
             time.sleep(pause)
             pause = min(2 * pause, 0.5)

@@ -55,9 +55,7 @@ class WideNumbersError(Exception):
 
 
 class ColumnReader:
-    """One key of the store, block by block; wide floats stay as they are where ``is_wide``, and become float32
-    elsewhere.
-    """
+    """One key of the store, block by block; where ``is_wide``, wide floats do not become float32."""
 
     def __init__(
         self, column: Column, where: str, episodes: Episodes, *, continuous: bool, is_wide: bool
@@ -144,8 +142,7 @@ class ColumnReader:
 
 
 def numeric(array: NDArray[Any], key: str, source: str, *, is_wide: bool = False) -> NDArray[Any]:
-    """``array`` in the store's types: integer actions as float32, wide floats too unless ``is_wide``, the rest as
-    it is.
+    """``array`` in the store's types: integer actions as float32, wide floats too unless ``is_wide``.
 
     Raises:
         DataError: what is not a number, or a value float32 cannot hold.

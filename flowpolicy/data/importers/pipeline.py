@@ -64,8 +64,8 @@ class Checks:
 def import_whole(source: Source, choice: Choice, checks: Checks, take: Callable[[Import], T]) -> T:
     """What ``take`` makes of the import of the chosen columns.
 
-    Whether float32 can hold a column is known when all of it was seen. In the rare case that it cannot, ``take``
-    is called again with that column as wide as it is.
+    Whether float32 can hold a column is known when all of it was seen. In the rare case that it cannot,
+    ``take`` is called again with that column as wide as it is.
     """
     wide: set[str] = set()
     while True:
