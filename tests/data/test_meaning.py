@@ -97,6 +97,21 @@ def test_antipodal_quaternions_are_said_and_undone_when_asked(tmp_path: Path, ca
     np.testing.assert_array_equal(demos.arrays["wxyz"], recorded)  # nothing says what it is
 
 
+@pytest.mark.parametrize(
+    ("offset", "span", "said"),
+    [(4.5e6, 1.0, True), (1.7e9, 600.0, True), (100.0, 1.0, False), (0.0, 1e-6, False)],
+)
+def test_digits_that_float32_cannot_keep_are_said(
+    tmp_path: Path, offset: float, span: float, said: bool, caplog
+):
+    def positions(steps: int) -> np.ndarray:
+        return offset + span * np.random.default_rng(steps).uniform(size=(steps, 2))
+
+    demos = import_demonstrations(robomimic(tmp_path / "a.hdf5", {"obs/utm": positions}))
+    assert len(np.unique(demos.arrays["utm"])) < 2 * STEPS if said else True
+    assert ("float32 rounds it" in caplog.text) == said
+
+
 def bounded(write_sample: Callable[..., Path], low: Any, high: Any, second: float) -> Path:
     path = write_sample("minari")
     about = path / "data" / "metadata.json"

@@ -12,14 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.data.causes import first_line
+from flowpolicy.data.importers.checks import BoundsCheck, Episodes, TimeCheck
 from flowpolicy.data.importers.choosing import Choice, Column, choose_columns
-from flowpolicy.data.importers.columns import (
-    BoundsCheck,
-    ColumnReader,
-    Episodes,
-    TimeCheck,
-    numeric,
-)
+from flowpolicy.data.importers.columns import ColumnReader, numeric
 from flowpolicy.data.importers.source import Bounds, Source
 from flowpolicy.data.memory import free_memory_bytes
 from flowpolicy.data.store import Demonstrations, episode_ends_problem
