@@ -99,7 +99,7 @@ def test_antipodal_quaternions_are_said_and_undone_when_asked(tmp_path: Path, ca
 
 @pytest.mark.parametrize(
     ("offset", "span", "said"),
-    [(4.5e6, 1.0, True), (1.7e9, 600.0, True), (100.0, 1.0, False), (0.0, 1e-6, False)],
+    [(4.5e6, 1.0, True), (1.7e9, 600.0, True), (100.0, 1.0, False), (0.0, 1e-6, False), (0.1, 0.0, False)],
 )
 def test_digits_that_float32_cannot_keep_are_said(
     tmp_path: Path, offset: float, span: float, said: bool, caplog

@@ -200,7 +200,7 @@ class Precision:
             at = int(lost.argmax())
             error, low, high = (np.atleast_1d(v)[at] for v in (self._error, self._low, self._high))
             logger.warning(
-                "%s: '%s' lies in [%.9g, %.9g] in dimension %d, and float32 rounds it by up to %.2g; subtract "
-                "an origin first, as with demo_transform.",
+                "%s: '%s' lies in [%.9g, %.9g] in dimension %d, and float32 rounds it by up to %.2g; "
+                "subtract an origin first, as with demo_transform.",
                 self._where, self._name, low, high, at, error,
             )  # fmt: skip
