@@ -83,7 +83,7 @@ class Import:
         self._bounds = self._bounds_check(source.bounds if own else None)
         self.attributes = dict(source.attributes)
         if source.bounds is not None and own:
-            self.attributes["action_bounds"] = [bound.tolist() for bound in source.bounds]
+            self.attributes["action_bounds"] = [_plain(bound) for bound in source.bounds]
         warning = version_warning(self.attributes)
         if warning:
             logger.warning("%s: %s", source.where, warning)
@@ -234,6 +234,12 @@ def _called(demos: Demonstrations, dotted: str) -> Mapping[str, NDArray[Any]]:
     if not isinstance(arrays, Mapping) or not all(isinstance(array, np.ndarray) for array in arrays.values()):
         raise DataError(f"demo_transform '{dotted}' must return a dict of numpy arrays.")
     return arrays
+
+
+def _plain(bound: NDArray[np.float64]) -> Any:
+    """A bound as JSON has it: None where there is none."""
+    finite = np.where(np.isfinite(bound), bound, None)
+    return finite.tolist()
 
 
 def _pair(bounds: Sequence[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
