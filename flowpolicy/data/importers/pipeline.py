@@ -238,8 +238,8 @@ def _called(demos: Demonstrations, dotted: str) -> Mapping[str, NDArray[Any]]:
 
 def _plain(bound: NDArray[np.float64]) -> Any:
     """A bound as JSON has it: None where there is none."""
-    finite = np.where(np.isfinite(bound), bound, None)
-    return finite.tolist()
+    plain = [value if np.isfinite(value) else None for value in bound.reshape(-1).tolist()]
+    return plain if bound.ndim else plain[0]
 
 
 def _pair(bounds: Sequence[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
