@@ -119,4 +119,6 @@ def test_minaris_bounds_hold_dimension_by_dimension(write_sample: Callable[..., 
 
 def test_a_dimension_without_bounds_is_free(write_sample: Callable[..., Path]):
     free = bounded(write_sample, [-1.0, float("-inf")], [1.0, float("inf")], 7.0)
-    assert import_demonstrations(free).arrays["action"][9, 1] == 7
+    demos = import_demonstrations(free)
+    assert demos.arrays["action"][9, 1] == 7
+    assert demos.attributes["action_bounds"] == [[-1.0, None], [1.0, None]]

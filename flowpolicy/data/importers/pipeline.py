@@ -12,15 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.data.causes import first_line
+from flowpolicy.data.importers.checks import BoundsCheck, Episodes, TimeCheck
 from flowpolicy.data.importers.choosing import Choice, Column, choose_columns
-from flowpolicy.data.importers.columns import (
-    BoundsCheck,
-    ColumnReader,
-    Episodes,
-    TimeCheck,
-    WideNumbersError,
-    numeric,
-)
+from flowpolicy.data.importers.columns import ColumnReader, WideNumbersError, numeric
 from flowpolicy.data.importers.source import Bounds, Source
 from flowpolicy.data.memory import free_memory_bytes
 from flowpolicy.data.rounding import collapses_in_float32
@@ -111,7 +105,7 @@ class Import:
         self._bounds = self._bounds_check(source.bounds if own else None)
         self.attributes = dict(source.attributes)
         if source.bounds is not None and own:
-            self.attributes["action_bounds"] = [bound.tolist() for bound in source.bounds]
+            self.attributes["action_bounds"] = [_plain(bound) for bound in source.bounds]
         warning = version_warning(self.attributes)
         if warning:
             logger.warning("%s: %s", source.where, warning)
@@ -272,6 +266,12 @@ def _called(demos: Demonstrations, dotted: str) -> Mapping[str, NDArray[Any]]:
     if not isinstance(arrays, Mapping) or not all(isinstance(array, np.ndarray) for array in arrays.values()):
         raise DataError(f"demo_transform '{dotted}' must return a dict of numpy arrays.")
     return arrays
+
+
+def _plain(bound: NDArray[np.float64]) -> Any:
+    """A bound as JSON has it: None where there is none."""
+    plain = [value if np.isfinite(value) else None for value in bound.reshape(-1).tolist()]
+    return plain if bound.ndim else plain[0]
 
 
 def _pair(bounds: Sequence[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
