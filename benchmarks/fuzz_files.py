@@ -40,7 +40,7 @@ from flowpolicy.pretraining.state import TrainingState, refuse_other_settings
 from flowpolicy.reading import read_json
 from flowpolicy.storage import write_json
 
-LONGEST_S, MOST_MB = 2.0, 600.0
+LONGEST_S, MOST_MB, LIBRARIES_MB = 2.0, 600.0, 250.0
 """Within which a file must be answered, and memory of the process that does it, the packages included."""
 SETTINGS = {"seed": 0, "train": {"steps": 10, "learning_rate": 1e-3}, "data": {"keys": ["observation"]}}
 
@@ -73,7 +73,8 @@ class Answer:
 
     @property
     def is_good(self) -> bool:
-        return self.outcome != "failed" and self.seconds < LONGEST_S and self.megabytes < MOST_MB
+        is_small = self.grown_megabytes < MOST_MB - LIBRARIES_MB
+        return self.outcome != "failed" and self.cpu_seconds < LONGEST_S and is_small
 
 
 # Valid files, and what is done with them ----------------------------------------------------------------------------

@@ -322,10 +322,10 @@ class FlowPolicy(nn.Module):
         for name, module in self.named_modules():
             if isinstance(module, Normalizer):
                 reach = module.clip * module.scale + module.center.abs()
-                usable = torch.isfinite(module.inverse_scale) & torch.isfinite(reach) & (module.scale >= 0)
+                usable = torch.isfinite(reach) & (module.scale >= 0)
                 if not usable.all():
                     raise CheckpointError(
-                        f"{file}: '{name}' scales by numbers that are negative, or too small or too large "
+                        f"{file}: '{name}' scales by numbers that are negative, or too large "
                         "for float32; the checkpoint is unusable."
                     )
 

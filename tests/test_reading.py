@@ -223,12 +223,12 @@ OBSERVATION = "observation_normalizers.observation"
         (_set(SCALE, -1), "negative"),
         (_set(f"{OBSERVATION}.scale", 3e38), "too large"),
         (_set("action_normalizer.center", 3.4e38), None),
-        (_set(f"{OBSERVATION}.scale", 1e-42), "too small"),
+        (_set(f"{OBSERVATION}.scale", 1e-42), None),  # too small to divide by: constant
     ],
 )
 def test_tensors_that_cannot_be_used_are_refused(folder: Path, change: Any, words: str | None):
     rewrite(folder, change)
-    if words is None:  # large, but the largest action is a number still
+    if words is None:  # odd, but every action is a number still
         assert torch.isfinite(FlowPolicy.load(folder).act(torch.zeros(1, 1, 3))).all()
     else:
         assert words in refusal(lambda: FlowPolicy.load(folder))

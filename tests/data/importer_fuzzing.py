@@ -34,7 +34,8 @@ from flowpolicy.data.importers import FORMATS, import_demonstrations
 from flowpolicy.errors import FlowPolicyError
 
 Mutation = Callable[[bytes, np.random.Generator], bytes]
-SECONDS, MEGABYTES = 2.0, 600
+SECONDS, MEGABYTES = 2.0, 350
+"""Of one file: CPU time, and memory beyond the libraries, which take 200 MB."""
 _HANG_SECONDS = 20.0
 _HDF5, _PARQUET = b"\x89HDF", b"PAR1"
 
@@ -282,7 +283,7 @@ def _import(source: Path, format: str, pipe: Any) -> None:
     except BaseException as error:  # every other end is what this looks for
         answer, fault = repr(error)[:300], f"ends in {type(error).__name__}"
     seconds = time.process_time() - start
-    megabytes = (max(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)) / 1024
+    megabytes = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     pipe.send((answer, fault, seconds, megabytes))
 
 

@@ -23,6 +23,7 @@ from flowpolicy_envs.scripted import ScriptedConfig  # noqa: E402
 
 CONFIGS = sorted((Path(flowpolicy_configs.__file__).parent / "env").glob("*.yaml"))
 BEYOND_TASK = {"demonstrations", "demo_transform", "expert", "medium"}
+RARE = {"rotations"}  # of a task, where it has any
 OPTIONAL = {"pretrain", "finetune", "observation_keys", "scripted"}
 NEEDS = {
     "pusht": "gym_pusht",
@@ -37,7 +38,7 @@ NEEDS |= dict.fromkeys(("lift", "can", "square", "transport", "tool"), "robomimi
 def _read(path: Path) -> tuple[Task, dict[str, Any]]:
     with initialize_config_module("flowpolicy_configs", version_base="1.3"):  # a task may build on another
         values: Any = OmegaConf.to_container(compose("pretrain", [f"env={path.stem}"]).env, resolve=True)
-    task = {item.name: values.pop(item.name) for item in fields(Task)}
+    task = {item.name: values.pop(item.name) for item in fields(Task) if item.name not in RARE - {*values}}
     return build(Task, task, "env"), values
 
 
