@@ -26,9 +26,9 @@ import numpy as np
 
 from flowpolicy import FlowPolicy
 from flowpolicy.control.config import ControlConfig
-from flowpolicy.control.inference import Planner, build_worker, process_context
+from flowpolicy.control.inference import Planner, build_worker
 from flowpolicy.control.loop import ControlLoop
-from flowpolicy.control.planner_hosts import Build
+from flowpolicy.control.planner_hosts import Build, process_context
 from flowpolicy.control.planners import PlannerBuilder, SamplerSettings
 from flowpolicy.control.robot import RobotSpec
 from flowpolicy.control.run import RunConfig

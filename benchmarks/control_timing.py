@@ -78,7 +78,7 @@ class NoInference:
 
     def poll(self, timeout: float = 0.0) -> Answer | None:
         request, self.request = self.request, None
-        return None if request is None else Answer(request.tick, self.actions, 0.0)
+        return None if request is None else Answer(request.step, self.actions, 0.0)
 
     def ready(self, timeout: float = 0.0) -> bool:
         return True

@@ -40,7 +40,7 @@ import torch
 from flowpolicy import FlowPolicy
 from flowpolicy.acceleration.latency import percentiles
 from flowpolicy.acceleration.sampler import build_sampler, fastest_backend
-from flowpolicy.control.inference import process_context
+from flowpolicy.control.planner_hosts import process_context
 from flowpolicy.control.serving.client import PolicyClient, ServerUnreachableError
 from flowpolicy.control.serving.config import ServerConfig
 from flowpolicy.control.serving.messages import encode

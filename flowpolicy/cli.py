@@ -47,9 +47,12 @@ def script(config_name: str) -> Callable[[Main], Callable[[], None]]:
             try:
                 with _refusing_company(run_dir):
                     refuse_other_kind(run_dir, config_name)
-                    main(_plain(config), run_dir)
-                    if _is_first():  # a later process of torchrun may have a folder of its own
-                        claim(run_dir, config_name)
+                    try:
+                        main(_plain(config), run_dir)
+                    except SystemExit:  # it has ended by itself, with a status of its own
+                        _claim(run_dir, config_name)
+                        raise
+                    _claim(run_dir, config_name)
             except FlowPolicyError as error:
                 _fail(str(error))
             except KeyboardInterrupt:
@@ -72,6 +75,11 @@ def script(config_name: str) -> Callable[[Main], Callable[[], None]]:
         return program
 
     return decorate
+
+
+def _claim(run_dir: Path, config_name: str) -> None:
+    if _is_first():  # a later process of torchrun may have a folder of its own
+        claim(run_dir, config_name)
 
 
 def composed(config_name: str, overrides: list[str]) -> dict[str, Any]:

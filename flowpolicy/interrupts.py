@@ -13,9 +13,10 @@ def held_interrupts() -> Iterator[Callable[[], None]]:
     """Hold Ctrl-C back inside the block; the function that is yielded raises it, where one has come.
 
     One that comes after the last call is raised when the block has ended. Outside the main thread, which
-    alone receives signals, nothing changes.
+    alone receives signals, and where the program ignores Ctrl-C (``nohup``), nothing changes.
     """
-    if threading.current_thread() is not threading.main_thread():
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):
         yield lambda: None
         return
     came = threading.Event()

@@ -190,7 +190,7 @@ class StoredTensors:
             tensors = self._load()
         except CheckpointError:
             raise
-        except (SafetensorError, OSError, ValueError) as error:
+        except (SafetensorError, OSError, ValueError, KeyError) as error:  # KeyError: a type that torch lacks
             reason = str(error).partition("\n")[0][:120]
             raise CheckpointError(f"{self.name} is damaged ({reason}); copy it again.") from error
         for name, tensor in tensors.items():

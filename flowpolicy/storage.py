@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import glob
 import json
 import os
 import shutil
@@ -42,7 +43,7 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for stale in path.parent.glob(f".{path.name}.tmp-*"):  # left by a writer that was killed
+        for stale in path.parent.glob(f".{glob.escape(path.name)}.tmp-*"):  # left by a writer that was killed
             shutil.rmtree(stale, ignore_errors=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.tmp-", dir=path.parent))
         temporary.chmod(0o755)
@@ -67,7 +68,7 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}.tmp-{os.getpid()}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for stale in path.parent.glob(f".{path.stem}.tmp-*{path.suffix}"):
+        for stale in path.parent.glob(f".{glob.escape(path.stem)}.tmp-*{glob.escape(path.suffix)}"):
             if stale.is_dir():
                 shutil.rmtree(stale, ignore_errors=True)
             else:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 from flowpolicy.control.planner_hosts import (
@@ -19,13 +20,12 @@ from flowpolicy.control.planner_hosts import (
     PlannerThread,
     Request,
     WorkerDiedError,
-    process_context,
 )
 from flowpolicy.settings import choose, require
 
 __all__ = [
     "Answer", "Planner", "ProcessWorker", "Request", "SparedWorker", "ThreadWorker", "Worker",
-    "WorkerDiedError", "build_worker", "process_context",
+    "WorkerDiedError", "build_worker",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -155,6 +155,7 @@ class SparedWorker:
         atexit.unregister(self.close)
         self._needed.set()
         self._supplier.join(CLOSE_S)
+        self._end_retired()
         for host in (self._current, *self._stored):
             if host is not None:
                 host.end()
@@ -170,11 +171,15 @@ class SparedWorker:
                 raise WorkerDiedError(error)
         return self._current is not None
 
+    def _end_retired(self) -> None:
+        with suppress(IndexError):
+            while True:
+                self._retired.popleft().end(now=True)
+
     def _supply(self) -> None:
         while not self._closed:
             self._needed.clear()
-            while self._retired:
-                self._retired.popleft().end(now=True)
+            self._end_retired()
             ended = [host for host in list(self._stored) if not host.alive()]
             with self._supplied:
                 for host in ended:
@@ -193,12 +198,11 @@ class SparedWorker:
         try:
             host = self._host(self._build)
             while not self._closed and not host.built(0.1):
-                pass
+                self._end_retired()
         except WorkerDiedError as died:
             error = str(died)
-        except (
-            Exception
-        ) as raised:  # the place could not be had: no process, or nothing that can be sent to one
+        # The place could not be had: no process, or nothing that can be sent to one.
+        except Exception as raised:
             error = f"{type(raised).__name__}: {raised}"
         if host is not None and (error or self._closed):
             host.end(now=not self._closed)

@@ -27,6 +27,7 @@ from flowpolicy.control.safety import SafetyGate
 from flowpolicy.control.signals import ending_signals
 from flowpolicy.control.telemetry import SOURCES, Telemetry
 from flowpolicy.execution import ChunkPolicy
+from flowpolicy.settings import require
 
 CHUNK, PREVIOUS, FAST, SAFE = range(len(SOURCES))
 CLOCK_STEP_S = 1.0
@@ -107,6 +108,12 @@ class ControlLoop:
         self.events = events or EventLog()
         self.status = Status()
         self.period = 1.0 / (config.rate_hz or spec.rate_hz)
+        if spec.heartbeat_s is not None:
+            require(
+                2 * self.period <= spec.heartbeat_s, "control.rate_hz", 1 / self.period,
+                f"at least {2 / spec.heartbeat_s:g}, as the robot takes its safe action by itself after "
+                f"{spec.heartbeat_s:g} s without a command",
+            )  # fmt: skip
         horizon = policy.action_horizon
         own = int(getattr(policy, "execute_horizon", horizon))
         self.execute_horizon = own if config.execute_horizon is None else config.execute_horizon
@@ -117,7 +124,9 @@ class ControlLoop:
         self.fusion: Fusion = build_fusion(
             config.fusion, horizon, self.execute_horizon, self.max_delay, self._width, spec.rotations
         )
-        self.gate = SafetyGate(robot, config.safety, self.events, self.period, dead_man)
+        self._dead_man = dead_man
+        asked = None if dead_man is None else self._ask_dead_man
+        self.gate = SafetyGate(robot, config.safety, self.events, self.period, asked)
         self._driver = DriverWatch(
             config.driver_timeout_s, self._driver_hangs, lambda: bool(self.status.stopped)
         )
@@ -178,13 +187,22 @@ class ControlLoop:
         if self._driver.hanging():
             raise KeyboardInterrupt
 
+    def _ask_dead_man(self) -> bool:
+        """From the gate, before it commands the robot: a switch that hangs is no robot that hangs."""
+        assert self._dead_man is not None
+        self._driver.enter("dead_man")
+        try:
+            return self._dead_man()
+        finally:
+            self._driver.enter("act")
+
     def _driver_hangs(self, call: str, is_first: bool) -> None:
         """From the watchdog's thread: ``call`` does not return to the loop's."""
         tick = self.status.tick
         if is_first:
             sentence = f"{call} has not returned for {self.config.driver_timeout_s:g} s"
             self.events.add(Event.DRIVER_HANG, tick, sentence)
-        if call == "observe":  # a driver that is inside act cannot be commanded
+        if call != "act":  # a driver that is inside act cannot be commanded
             self.gate.send_safe(tick)
 
     def stop(self, reason: str = "stopped") -> None:

@@ -63,10 +63,10 @@ class Pipeline:
         """Whether it can be asked: nothing is under way, and the worker lives."""
         return self._asked is None and not self._dead and not self._building
 
-    def submit(self, tick: int, observation: dict[str, NDArray[Any]], prefix: Prefix | None) -> None:
+    def submit(self, step: int, observation: dict[str, NDArray[Any]], prefix: Prefix | None) -> None:
         """Ask an idle worker for a chunk."""
-        self._asked, self._asked_at = tick, self.clock.now()
-        self.worker.submit(Request(tick, observation, prefix))
+        self._asked, self._asked_at = step, self.clock.now()
+        self.worker.submit(Request(step, observation, prefix))
 
     def forget(self) -> None:
         """The answer under way is no longer wanted: it was asked for in another episode."""
@@ -77,7 +77,7 @@ class Pipeline:
         self._asked_at += seconds
 
     def take(self, tick: int, wait: float) -> tuple[NDArray[np.float32], int, float] | None:
-        """A finished chunk ``(T, A)``, the tick it was asked at and its planning seconds; None where there is
+        """A finished chunk ``(T, A)``, the step it was asked at and its planning seconds; None where there is
         none yet, or where the request failed."""
         self.failed = False
         if self._dead or self._building:
@@ -108,7 +108,7 @@ class Pipeline:
             what = "NaN or infinity" if shape == self.shape else f"shape {shape} in place of {self.shape}"
             self.events.add(Event.ACTION_INVALID, tick, f"a chunk with {what}")
             return None
-        return answer.actions, answer.tick, answer.seconds
+        return answer.actions, answer.step, answer.seconds
 
     def _fail(self, event: Event, tick: int, detail: str) -> None:
         self.events.add(event, tick, detail)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.control.chunks import Prefix
+from flowpolicy.control.signals import leave_to_the_loop
 from flowpolicy.errors import FlowPolicyError
 
 THREAD_END_S, PROCESS_END_S = 5.0, 1.0
@@ -30,12 +31,12 @@ class Request:
     """What a chunk is to be planned from.
 
     Attributes:
-        tick: actions executed before the newest observation.
+        step: actions executed before the newest observation.
         observation: key -> ``(T_o, *shape)``, oldest first, physical units.
         prefix: what the chunk should agree with, or None.
     """
 
-    tick: int
+    step: int
     observation: dict[str, NDArray[Any]]
     prefix: Prefix | None = None
 
@@ -45,13 +46,13 @@ class Answer:
     """What came of a request.
 
     Attributes:
-        tick: of the request.
+        step: of the request.
         actions: the chunk ``(T, A)`` in physical units, unchecked; None where the policy raised.
         seconds: that planning took.
         error: the exception in one line.
     """
 
-    tick: int
+    step: int
     actions: NDArray[np.float32] | None
     seconds: float
     error: str = ""
@@ -119,10 +120,10 @@ def _serve(build: Build, receive: Callable[[], Any], send: Callable[[Any], None]
         started = time.perf_counter()
         try:
             actions = np.asarray(planner(request), dtype=np.float32)
-            answer = Answer(request.tick, actions, time.perf_counter() - started)
+            answer = Answer(request.step, actions, time.perf_counter() - started)
         except Exception as error:  # a policy may raise anything; the loop is told and goes on
             line = f"{type(error).__name__}: {error}".splitlines()[0]
-            answer = Answer(request.tick, None, time.perf_counter() - started, line)
+            answer = Answer(request.step, None, time.perf_counter() - started, line)
         send(answer)
 
 
@@ -245,9 +246,7 @@ class PlannerProcess:
 
 
 def _process_main(build: Build, connection: Connection) -> None:
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the loop's to handle
+    leave_to_the_loop()
 
     def receive() -> Any:
         try:

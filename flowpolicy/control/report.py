@@ -134,7 +134,7 @@ def _figures(statistics: Mapping[str, Any]) -> str:
         "commands from": ", ".join(
             f"{name} {share:.1%}" for name, share in statistics["sources"].items() if share
         ),
-        "delay of a chunk": ", ".join(f"{ticks} ticks {count:,}x" for ticks, count in delays.items())
+        "delay of a chunk": ", ".join(f"{actions} actions {count:,}x" for actions, count in delays.items())
         or "no chunk arrived",
     }
     changes = [

@@ -61,7 +61,7 @@ def plot_inference(columns: Columns, period: float, path: Path) -> None:
         _series(planning, seconds[arrived], 1e3 * columns["inference"][arrived], BLUE, marker=".")
         planning.set(xlabel="seconds", ylabel="ms", title="Planning a chunk", ylim=(0, None))
         _series(delay, seconds[arrived], columns["delay"][arrived], BLUE, marker=".")
-        delay.set(xlabel="seconds", ylabel="ticks", title="Delay: from observation to first use")
+        delay.set(xlabel="seconds", ylabel="actions", title="Delay: from observation to first use")
         delay.set_ylim(-0.3, max(columns["delay"].max(), 1) + 0.3)
         delay.locator_params(axis="y", integer=True)
         known = np.isfinite(columns["observation_age"])

@@ -40,7 +40,7 @@ def write_rerun(path: Path, columns: Columns, events: Mapping[str, Any]) -> Path
             "timing/work_ms": 1e3 * (columns["finished"] - columns["started"]),
             "timing/observation_age_ms": 1e3 * columns["observation_age"],
             "inference/ms": 1e3 * columns["inference"],
-            "inference/delay_ticks": np.where(columns["delay"] >= 0, columns["delay"], np.nan),
+            "inference/delay": np.where(columns["delay"] >= 0, columns["delay"], np.nan),
             "inference/chunk": np.where(columns["chunk"] >= 0, columns["chunk"], np.nan),
             "inference/chunk_step": np.where(columns["chunk_step"] >= 0, columns["chunk_step"], np.nan),
             "inference/seam": columns["seam"],

@@ -43,6 +43,7 @@ class RobotSpec:
             own; the loop then ticks half a period after them. None: the loop sets the clock.
         device: name of its hardware on this machine, such as ``/dev/ttyUSB0``: no two programs drive the same
             one. Empty: only the same object is refused.
+        heartbeat_s: without a command after which it takes its safe action by itself; None where it does not.
         rotations: which dimensions of a command are absolute rotations, for ensembling.
     """
 
@@ -54,6 +55,7 @@ class RobotSpec:
     safe_action: str | tuple[float, ...]
     origin: float | None = None
     device: str = ""
+    heartbeat_s: float | None = None
     rotations: tuple[Rotation, ...] = ()
 
     def __post_init__(self) -> None:

@@ -159,7 +159,7 @@ class ControlRun:
             if values is not None:
                 cells = " | ".join(f"{values[name]:.3f}" for name in ("p50", "p99", "p99_9", "max"))
                 lines.append(f"| {label} | {cells} |")
-        delays = ", ".join(f"{ticks} ticks {count}x" for ticks, count in found["delays"].items())
+        delays = ", ".join(f"{actions} actions {count}x" for actions, count in found["delays"].items())
         lines += ["", f"delays: {delays or 'none'}"]
         lines.append("events: " + (", ".join(f"{name} {count}" for name, count in events.items()) or "none"))
         if self.world is not None:
@@ -238,8 +238,8 @@ def _run(
         expected = 1 if plan is None else plan.delay_ticks
         if loop.max_delay < expected:
             log.info(
-                "A chunk of %d leaves room for a delay of %d ticks: one that comes later leaves a gap, which "
-                "a smaller control.execute_horizon would not.", policy.action_horizon, loop.max_delay,
+                "A chunk of %d leaves room for a delay of %d actions: one that comes later leaves a gap, "
+                "which a smaller control.execute_horizon would not.", policy.action_horizon, loop.max_delay,
             )  # fmt: skip
         with _live(loop, round(config.duration_s / loop.period)) as ticks:
             loop.run(ticks)
@@ -275,7 +275,8 @@ def _write(
     files = [loop.telemetry.write(run_dir), run_dir / "events.json"]
     write_json(files[1], events)
     video = None
-    if world is not None and config.video > 0:
+    if world is not None and config.video > 0 and loop.status.signal in (0, signal.SIGINT):
+        # What sent any other signal does not wait long.
         seconds = FILM_S if config.video is True else float(config.video)
         video = film(task, world, run_dir / "run.mp4", seconds)
     if config.rerun:

@@ -107,12 +107,13 @@ class SafetyGate:
             What was sent, or None where nothing could be (a robot that holds, before its first command, or
             one that raised), and whether it was the command asked for, within its limits.
         """
+        # Outside the lock: it is the user's function and may take its time.
+        if command is not None and not self._is_held(tick):
+            command = None
         with self._lock:
             return self._send(command, tick)
 
     def _send(self, command: NDArray[np.float32] | None, tick: int) -> tuple[Action | None, bool]:
-        if command is not None and not self._is_held(tick):
-            command = None
         if command is not None and (command.shape != (self._dim,) or not np.isfinite(command).all()):
             self._events.add(Event.ACTION_INVALID, tick, f"a command {command!r}"[:200])
             command = None

@@ -25,10 +25,10 @@ def run_statistics(columns: Columns, period: float) -> dict[str, Any]:
         ``ticks``, rows of the telemetry; ``missed``, ticks between them that did not happen; ``seconds``;
         ``jitter_ms``, start after deadline, and ``work_us``, start to command sent, as p50, p95, p99, p99.9
         and max; ``drift_us_per_s``, the slope of the lateness over the run, and ``drift_us``, its last value
-        minus its first; ``observation_age_ms`` and ``inference_ms`` likewise; ``delays``, ticks to their
-        number; ``sources``, shares by where actions came from; ``seam`` and ``inside``, the mean change of
-        the command at a change of chunk and elsewhere, ``seam_p95`` and ``inside_p95`` likewise, in root mean
-        square of the action ranges seen.
+        minus its first; ``observation_age_ms`` and ``inference_ms`` likewise; ``delays``, actions executed
+        while a chunk was under way to the number of such chunks; ``sources``, shares by where actions came
+        from; ``seam`` and ``inside``, the mean change of the command at a change of chunk and elsewhere,
+        ``seam_p95`` and ``inside_p95`` likewise, in root mean square of the action ranges seen.
     """
     count = len(columns["tick"])
     if count == 0:

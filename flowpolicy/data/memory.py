@@ -34,11 +34,8 @@ def _container(root: Path) -> int:
     except OSError:
         lines = []
     left = _UNKNOWN
-    for line in [
-        *lines,
-        "0::/",
-        "0:memory:/",
-    ]:  # inside a container its own group is often mounted at the top
+    # Inside a container its own group is often mounted at the top.
+    for line in [*lines, "0::/", "0:memory:/"]:
         _, controllers, path = line.split(":", 2)
         if controllers == "":
             base, names = mount, ("memory.max", "memory.current", "inactive_file")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -159,9 +160,8 @@ def store_writer(
         atomic_file(path) as temporary,
     ):
         folder = temporary.with_name(f"{temporary.name}.parts") if path.suffix == ".zip" else temporary
-        for stale in path.parent.glob(
-            f".{path.stem}.tmp-*{path.suffix}.parts"
-        ):  # of a writer that was killed
+        # Of a writer that was killed.
+        for stale in path.parent.glob(f".{glob.escape(path.stem)}.tmp-*{glob.escape(path.suffix)}.parts"):
             shutil.rmtree(stale, ignore_errors=True)
         try:
             yield StoreWriter(folder, steps, zarr_format, codec, check)

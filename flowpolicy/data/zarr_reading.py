@@ -203,7 +203,6 @@ def resolve_path(path: Path | str) -> Path:
 
 def _whole(array: Any, key: str, path: Path) -> NDArray[Any]:
     """The array's content."""
-    check_array(array, key, path)
     if array.dtype.kind == "f" and _are_images(array, key):
         images = np.empty(array.shape, np.uint8)
         if _fill_with_images(images, array):
@@ -216,7 +215,6 @@ def _mapped(array: Any, key: str, path: Path) -> NDArray[Any]:
 
     Its name holds the store's size and time, so that a store that was replaced is unpacked again.
     """
-    check_array(array, key, path)
     about = path.stat()
     stamp = f"{about.st_size:x}-{about.st_mtime_ns:x}"
     file = path.with_name(f"{path.name}.unpacked") / f"{Path(key).name}-{stamp}.npy"

@@ -215,6 +215,8 @@ def _encoded_schedule(schedule: Any) -> Any:
 def _decoded(cls: type[ReinFlow], settings: Mapping[str, Any], replaced: dict[str, Any]) -> dict[str, Any]:
     """The constructor's arguments; where the writer kept its logs says nothing about this machine."""
     hints = typing.get_type_hints(cls.__init__)
+    for given in ("return", "policy", "env", "device", "processes", "regularizers"):
+        hints.pop(given, None)  # the reader's
     decoded: dict[str, Any] = {}
     for name, value in settings.items():
         if name in replaced or name == "tensorboard_log":

@@ -61,8 +61,8 @@ class ToyRobot:
 
 def encoded(request: Request) -> np.ndarray:
     """A chunk that says for which tick each action was planned, and by which request, both over 1000."""
-    ticks = request.tick + np.arange(ToyPolicy.action_horizon)
-    return np.stack([ticks / 1000, np.full(len(ticks), request.tick / 1000)], axis=1).astype(np.float32)
+    ticks = request.step + np.arange(ToyPolicy.action_horizon)
+    return np.stack([ticks / 1000, np.full(len(ticks), request.step / 1000)], axis=1).astype(np.float32)
 
 
 class ToyWorker:
@@ -88,7 +88,7 @@ class ToyWorker:
         if self._polls < self.delay:
             return None
         request = self._waiting
-        answer = self.fault(Answer(request.tick, self.planner(request), 0.001 * self.delay))
+        answer = self.fault(Answer(request.step, self.planner(request), 0.001 * self.delay))
         if answer is not None:
             self._waiting = None
         return answer

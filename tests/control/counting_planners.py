@@ -12,13 +12,13 @@ class Counting:
     """A chunk that holds the request's tick; ticks below 0 raise, 1000 hangs, 2000 ends the process."""
 
     def __call__(self, request):
-        if request.tick < 0:
+        if request.step < 0:
             raise RuntimeError("out of\nrange")
-        if request.tick == 1000:
+        if request.step == 1000:
             time.sleep(60)
-        if request.tick == 2000:
+        if request.step == 2000:
             os._exit(1)
-        return np.full((4, 2), request.tick + request.observation["observation"].sum(), np.float32)
+        return np.full((4, 2), request.step + request.observation["observation"].sum(), np.float32)
 
 
 def build_counting():

@@ -123,7 +123,7 @@ def test_it_executes_and_asks_for_what_the_control_loop_does(strategy, delay, ex
     clock, ticks = ToyClock(), 30
     robot = ToyRobot(clock, bound=1e4)
     worker = ToyWorker(
-        delay, lambda r: np.repeat(100 * r.tick + np.arange(8)[:, None], 2, 1).astype(np.float32)
+        delay, lambda r: np.repeat(100 * r.step + np.arange(8)[:, None], 2, 1).astype(np.float32)
     )
     config = ControlConfig(fusion=strategy, execute_horizon=execute_horizon, priority=False, wait_share=0.0)
     # A robot executes nothing before its first chunk; an environment goes on. Then they do the same.

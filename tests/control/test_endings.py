@@ -17,7 +17,7 @@ from flowpolicy.control.exclusive import exclusive
 from flowpolicy.control.loop import ControlLoop
 from flowpolicy.control.run import RobotConfig, RunConfig, run_control
 from flowpolicy.control.signals import ENDING
-from flowpolicy.errors import TaskError
+from flowpolicy.errors import ConfigError, TaskError
 
 
 def build(robot=None, **settings):
@@ -113,6 +113,33 @@ def test_a_call_that_never_returns_is_an_event_and_the_program_can_be_stopped(ca
     assert loop.events.counts[Event.DRIVER_HANG] == 1
     assert (robot.commands[-1] == 0.5).all()
     assert len(robot.commands) > seen[0]
+
+
+def test_a_dead_man_switch_that_hangs_is_not_held():
+    robot = ToyRobot(ToyClock(), safe_action=(0.5,) * A)
+    config = ControlConfig(priority=False, wait_share=0.0, driver_timeout_s=0.05)
+    stood = []
+
+    def switch():
+        if loop.status.tick == 20:
+            until = time.monotonic() + 5
+            while not (robot.commands[-1] == 0.5).all() and time.monotonic() < until:
+                time.sleep(0.005)
+            stood.append(robot.commands[-1])
+        return True
+
+    loop = ControlLoop(robot, ToyPolicy(), ToyWorker(1), config, clock=robot.clock, dead_man=switch)
+    assert loop.run(30).stopped == "finished"
+    assert (stood[0] == 0.5).all()
+    assert loop.events.counts[Event.DRIVER_HANG] == 1
+
+
+def test_a_rate_at_which_the_robot_would_act_by_itself_is_refused():
+    robot = ToyRobot(ToyClock())
+    robot.spec = dataclasses.replace(robot.spec, heartbeat_s=0.5)
+    with pytest.raises(ConfigError, match="at least 4, as the robot takes its safe action by itself"):
+        build(robot, rate_hz=3.0)
+    build(robot, rate_hz=4.0)
 
 
 def test_a_second_loop_on_one_robot_is_refused(tmp_path):

@@ -43,7 +43,7 @@ def test_each_request_has_its_answer(worker):
     for tick in (3, 4, 5):
         worker.submit(Request(tick, OBSERVATION))
         answer = worker.poll(5.0)
-        assert (answer.tick, answer.error) == (tick, "")
+        assert (answer.step, answer.error) == (tick, "")
         np.testing.assert_array_equal(answer.actions, np.full((4, 2), tick + 3))
         assert 0 < answer.seconds < 1
 
@@ -171,6 +171,31 @@ def test_no_call_of_a_worker_starts_a_planner_itself():
     worker.close()
 
 
+def test_what_was_given_up_is_ended_though_nothing_else_is_built_any_more():
+    ended = []
+
+    class Host(LosableHost):
+        def built(self, timeout):
+            time.sleep(min(timeout, 0.01))
+            return len(hosts) < 3 or worker._closed  # the third takes until the end
+
+        def __init__(self, build):
+            super().__init__(build)
+            hosts.append(self)
+
+        def end(self, now=False):
+            ended.append(self)
+
+    hosts: list[Host] = []
+    worker = SparedWorker(Host, build_counting, spares=1)
+    assert worker.ready(5.0)
+    worker.restart()
+    wait_for(lambda: len(hosts) == 3 and hosts[0] in ended)
+    worker.restart()
+    worker.close()
+    assert set(hosts) <= set(ended)
+
+
 def test_closing_leaves_no_thread_that_could_be_inside_torch_when_the_program_ends():
     before = set(threading.enumerate())
     worker = build_worker("thread", build_counting)
@@ -197,7 +222,7 @@ class LosableHost:
         if self.lost or self.request is None:
             return None
         request, self.request = self.request, None
-        return Answer(request.tick, encoded(request), 0.001)
+        return Answer(request.step, encoded(request), 0.001)
 
     def built(self, timeout):
         time.sleep(0.01)  # a hundred ticks of the toy clock take less

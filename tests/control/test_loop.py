@@ -74,7 +74,7 @@ def test_after_a_pause_the_next_action_is_the_next_one(pause, delay):
     policy = type("Long", (ToyPolicy,), {"action_horizon": 16})()
 
     def plan(request):
-        return np.repeat((request.tick + np.arange(16.0))[:, None] / 1000, A, 1).astype(np.float32)
+        return np.repeat((request.step + np.arange(16.0))[:, None] / 1000, A, 1).astype(np.float32)
 
     worker = ToyWorker(delay, plan)
     robot, loop = build(worker, config, robot=robot, policy=policy, dead_man=dead_man)
@@ -83,7 +83,7 @@ def test_after_a_pause_the_next_action_is_the_next_one(pause, delay):
     steps = np.rint(1000 * rows["action"][rows["source"] == CHUNK, 0]).astype(int)
     assert steps.tolist() == list(range(len(steps)))
     assert loop.status.steps == len(steps) > 30
-    later = [request.tick for request in worker.requests if request.tick > steps[25]]
+    later = [request.step for request in worker.requests if request.step > steps[25]]
     assert later  # and it is planned anew from what is seen after the pause
 
 
@@ -92,7 +92,7 @@ def test_while_the_robot_holds_its_plan_is_renewed():
     worker = ToyWorker(1)
     robot, loop = build(worker, robot=robot, dead_man=lambda: not 20 <= loop.status.tick < 60)
     loop.run(62)
-    during = [r.observation["observation"][-1, 0] for r in worker.requests if r.tick == 19]
+    during = [r.observation["observation"][-1, 0] for r in worker.requests if r.step == 19]
     assert len(during) >= 40 // 4 - 1
     assert max(during) >= robot.clock.time - 0.01 * (4 + 3)  # planned from what is seen at its end
 
@@ -129,8 +129,8 @@ def test_ticks_keep_an_absolute_schedule_and_every_missed_one_is_counted():
 def test_a_late_chunk_is_bridged_by_the_previous_one_then_the_fast_one_then_the_safe_action():
     worker, fast = ToyWorker(1), ToyWorker(1)
     robot, loop = build(worker, max_delay=2, fast=fast, execute_horizon=4)
-    worker.fault = lambda answer: answer if answer.tick < 8 else None  # no answer to the third request
-    fast.fault = lambda answer: answer if answer.tick < 15 else None  # and then none of the fast sampler's
+    worker.fault = lambda answer: answer if answer.step < 8 else None  # no answer to the third request
+    fast.fault = lambda answer: answer if answer.step < 15 else None  # and then none of the fast sampler's
     loop.run(40)
     source = loop.telemetry.rows()["source"]
     # Step k is executed at tick k + 1. That of step 4 ends with 11; the one asked for at 8 was due at 10.
@@ -158,7 +158,7 @@ def test_a_late_chunk_is_bridged_by_the_previous_one_then_the_fast_one_then_the_
 def test_an_insane_policy_leads_to_the_safe_action_one_tick_after_the_last_valid_one(fault, event):
     worker = ToyWorker(1)
     robot, loop = build(worker, hang_timeout_s=0.055, safety=SafetyConfig(miss_limit=1000))
-    worker.fault = lambda a: fault(a) if a.tick >= 8 and loop.status.tick < 60 else a
+    worker.fault = lambda a: fault(a) if a.step >= 8 and loop.status.tick < 60 else a
     loop.run(120)
     rows = loop.telemetry.rows()
     commands = np.array(robot.commands)
@@ -176,7 +176,7 @@ def test_an_insane_policy_leads_to_the_safe_action_one_tick_after_the_last_valid
 def test_the_watchdog_stops_after_the_declared_number_of_misses():
     worker = ToyWorker(1)
     robot, loop = build(worker, safety=SafetyConfig(miss_limit=7))
-    worker.fault = lambda answer: dataclasses.replace(answer, actions=None) if answer.tick else answer
+    worker.fault = lambda answer: dataclasses.replace(answer, actions=None) if answer.step else answer
     status = loop.run(1000)
     assert status.stopped == "watchdog: no valid command in 7 ticks in a row"
     assert status.tick == 9 + 6  # the first chunk ends with tick 8
@@ -327,7 +327,7 @@ def test_a_new_episode_forgets_chunks_history_and_answers_under_way():
     # there is nothing to hold.
     first = int(rows["tick"][(rows["tick"] >= 30) & (rows["source"] == CHUNK)][0])
     assert np.isnan(rows["action"][30:first]).all()
-    after = next(request for request in worker.requests if request.tick == 27)  # executed before the episode
+    after = next(request for request in worker.requests if request.step == 27)  # executed before the episode
     assert planned_ticks(robot)[27] == (27, 27)
     assert first >= 33
     began = loop.telemetry.rows()["deadline"][30]  # the toy's observation is the time
@@ -339,7 +339,7 @@ def test_hold_repeats_the_last_valid_command():
     robot = ToyRobot(clock, safe_action="hold")
     worker = ToyWorker(1)
     robot, loop = build(worker, robot=robot)
-    worker.fault = lambda answer: answer if answer.tick < 8 else None
+    worker.fault = lambda answer: answer if answer.step < 8 else None
     loop.run(60)
     held = np.array(robot.commands[-30:])
     assert (held == held[0]).all()
@@ -365,7 +365,7 @@ def test_the_gate_is_the_only_way_to_the_robot():
 
 
 def test_jerk_is_limited_where_nothing_else_is():
-    worker = ToyWorker(1, lambda r: np.full((8, A), 0.1 * (-1) ** (r.tick // 4), np.float32))
+    worker = ToyWorker(1, lambda r: np.full((8, A), 0.1 * (-1) ** (r.step // 4), np.float32))
     robot, loop = build(worker, safety=SafetyConfig(jerk_limit=2e4), robot=ToyRobot(ToyClock(), bound=100.0))
     loop.run(200)
     commands = np.array(robot.commands[1:-1], dtype=np.float64)

@@ -33,7 +33,7 @@ def test_the_example_goes_from_expert_to_store(tmp_path: Path) -> None:
     from flowpolicy_envs.collection import collect_store
 
     env = yaml.safe_load(_blocks("yaml")[0])
-    task = build(Task, {item.name: env[item.name] for item in fields(Task)}, "env")
+    task = build(Task, {item.name: env[item.name] for item in fields(Task) if item.name in env}, "env")
     recipe = build(experts.ExpertConfig, env["expert"], "env.expert")
     recipe = replace(recipe, total_steps=1024, checkpoint_every=512, eval_episodes=1)
     actors = experts.train_expert(

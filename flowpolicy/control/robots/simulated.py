@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.control.clock import MonotonicClock
-from flowpolicy.control.inference import process_context
+from flowpolicy.control.planner_hosts import process_context
 from flowpolicy.control.robot import EPISODE, TIMESTAMP, Action, Observation, RobotError, RobotSpec
 from flowpolicy.control.robots.shared import Mailbox
 from flowpolicy.control.rotations import Rotation
-from flowpolicy.control.signals import ENDING
+from flowpolicy.control.signals import leave_to_the_loop
 from flowpolicy.errors import ConfigError, FlowPolicyError, TaskError
 from flowpolicy.evaluation.task import Task
 from flowpolicy.settings import require
@@ -70,7 +70,7 @@ class SimulatedRobot:
         task: the environment, its rate and its safe action.
         seed: environment seed of the first episode.
         rate_hz: steps per second of wall-clock time; None takes the task's own rate.
-        heartbeat_s: without a command after which the world is deserted; longer than the loop's period.
+        heartbeat_s: without a command after which the world is deserted; at least two of the loop's periods.
 
     Raises:
         ConfigError: the task does not declare a safe action.
@@ -93,7 +93,9 @@ class SimulatedRobot:
         rotations = tuple(
             Rotation(kind, start) for kind, starts in task.rotations.items() for start in starts
         )
-        spec = RobotSpec(task.name, shapes, low, high, rate, task.safe_action, rotations=rotations)
+        spec = RobotSpec(
+            task.name, shapes, low, high, rate, task.safe_action, rotations=rotations, heartbeat_s=heartbeat_s
+        )
         self._observations = Mailbox({**fields, TIMESTAMP: ((), np.float64), EPISODE: ((), np.int64)})
         self._commands = Mailbox({"action": (low.shape, np.float32), EPISODE: ((), np.int64)})
         context = process_context()
@@ -183,12 +185,7 @@ def _world(
     connection: Any,
 ) -> None:  # fmt: skip
     """The process: make the environment, then run it until told to stop."""
-    import signal
-
-    for number in set(ENDING) - {
-        signal.SIGTERM
-    }:  # a terminal sends them to all; they are the loop's to handle
-        signal.signal(number, signal.SIG_IGN)
+    leave_to_the_loop()
     try:
         env = task.make()
         world = _World(env, seed, 1.0 / rate_hz, observations, commands, task.safe_action, heartbeat_s)
@@ -255,7 +252,7 @@ class _World:
         self.deserted += 1
         if self.safe_action == "hold":
             return action
-        return np.broadcast_to(0 if self.safe_action == "zero" else self.safe_action, action.shape)
+        return np.full(action.shape, 0 if self.safe_action == "zero" else self.safe_action, action.dtype)
 
     def report(self) -> WorldReport:
         """Everything so far."""

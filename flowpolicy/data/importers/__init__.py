@@ -101,7 +101,8 @@ def import_demonstrations(
         action: the column, or columns side by side, that make the action; None is the format's own.
         kinds: column -> ``image`` or ``vector``, where the source does not declare what it holds.
         demo_transform: dotted ``module:function`` from a dict of arrays to a dict of arrays, step by step.
-        keys: the keys to keep beside ``action``, ``reward`` and the flags of episode ends; None keeps all.
+        keys: the keys to keep beside ``action``, ``reward`` and the flags of episode ends; None: what the
+            format takes by itself.
         action_bounds: (low, high), numbers or one for each dimension, that every action entry must lie in;
             None takes the source's, if any.
         out_of_bounds: what happens to actions outside: ``refuse`` or ``clip`` (their number is logged).
