@@ -147,6 +147,18 @@ def _answers(change: Callable[[Answer], Answer | None]) -> Any:
     return inject
 
 
+def _hangs(injector: Injector, robot: Robot, clock: FaultyClock, state: dict[str, Any]) -> Any:
+    """Swallows answers, two in a row at most: a policy that never answers is the watchdog's."""
+    in_a_row = 0
+
+    def fault(answer: Answer) -> Answer | None:
+        nonlocal in_a_row
+        in_a_row = in_a_row + 1 if in_a_row < 2 and injector() else 0
+        return None if in_a_row else answer
+
+    return fault
+
+
 def _with_actions(make: Callable[[np.ndarray], np.ndarray]) -> Any:
     return _answers(lambda answer: dataclasses.replace(answer, actions=make(np.array(answer.actions))))
 
@@ -218,7 +230,7 @@ KINDS = (
     Kind("actions out of bounds", Event.LIMIT_BOUNDS, _with_actions(lambda actions: actions * 100)),
     Kind("inference raises", Event.INFERENCE_ERROR, _answers(
         lambda answer: dataclasses.replace(answer, actions=None, error="RuntimeError: injected"))),
-    Kind("inference hangs", Event.INFERENCE_HANG, _answers(lambda answer: None)),
+    Kind("inference hangs", Event.INFERENCE_HANG, _hangs),
     Kind("dropped observations", Event.OBSERVATION_MISSING, _observations(lambda observation: {})),
     Kind("nan observations", Event.OBSERVATION_INVALID, _observations(
         lambda observation: {**observation, "observation": observation["observation"] * np.nan})),

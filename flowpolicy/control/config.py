@@ -21,8 +21,8 @@ class ControlConfig:
         wait_share: share of a period that a tick waits for the chunk it has just asked for, where recent ones
             came that fast: such a chunk has no delay at all. 0 never waits.
         fast_lead: actions before they run out at which the faster sampler is asked.
-        hang_timeout_s: after which a request counts as lost and its worker is replaced; None: half a watchdog
-            (``safety.miss_limit``) after the actions have run out.
+        hang_timeout_s: after which a request counts as lost and its worker is replaced; None: a third of the
+            watchdog's patience (``safety.miss_limit``) after the actions have run out.
         driver_timeout_s: after which a call of the robot that does not return counts as hanging.
         start_timeout_s: for the policy to be ready and its first chunk to come.
         telemetry_ticks: rows kept, the newest.
@@ -66,7 +66,7 @@ class ControlConfig:
         """
         limit = self.safety.miss_limit
         if self.hang_timeout_s is None:
-            return (left + 0.5 * limit) * period
+            return (left + limit / 3) * period  # so that two in a row end no run
         patience = (left + limit) * period
         require(
             self.hang_timeout_s < patience, "control.hang_timeout_s", self.hang_timeout_s,
