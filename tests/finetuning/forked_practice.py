@@ -75,6 +75,7 @@ def pendulum_settings(folder: Path) -> dict[str, Any]:
 def kill_and_resume(folder: Path, seed: int) -> dict[str, object]:
     settings, run_dir, rng = pendulum_settings(folder), folder / "run", random.Random(seed)
     saved: list[int] = []
+    finetune({**settings, "total_steps": 1}, folder / "first")  # so that no child imports anything again
 
     def saved_steps() -> int:
         state = run_dir / STATE_FILE

@@ -59,7 +59,7 @@ def kill_and_resume(folder: Path, seed: int) -> dict[str, object]:
     settings = toy_settings("shortcut", write_toy_store(folder / "toy.zarr.zip"), steps=STEPS, save_every=2)
     settings = {**settings, "resume": True}
     settings["model"] = {**settings["model"], "dropout": 0.1}
-    finish(fork(lambda: pretrain(settings, folder / "unbroken")))
+    pretrain(settings, folder / "unbroken")  # in this process, so that no child imports anything again
     rng, broken, steps, loaded = random.Random(seed), folder / "broken", [0], 0
 
     def saved_step() -> int:
