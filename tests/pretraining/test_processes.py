@@ -44,8 +44,7 @@ def test_a_run_killed_at_seven_random_moments_ends_where_the_unbroken_one_does(t
     ):
         assert (folder / "broken" / name).read_bytes() == (folder / "unbroken" / name).read_bytes()
     logged = [
-        [row["step"] for row in read_metrics(folder / run / "metrics.csv")]
-        for run in ("broken", "unbroken")
+        [row["step"] for row in read_metrics(folder / run / "metrics.csv")] for run in ("broken", "unbroken")
     ]
     assert logged[0] == logged[1]
     FlowPolicy.load(folder / "broken" / "checkpoint")
