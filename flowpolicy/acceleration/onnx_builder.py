@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flowpolicy.acceleration.engine import Engine, Plan
-from flowpolicy.acceleration.onnx_graph import Graph, Part
+from flowpolicy.acceleration.onnx_graph import Graph, Part, export_parts
 from flowpolicy.acceleration.program import Evaluation, Recompute
 from flowpolicy.models.blocks import Branch, KeyValue, Modulation
 from flowpolicy.policy import FlowPolicy
@@ -20,7 +20,6 @@ class Builder:
 
     def __init__(self, policy: FlowPolicy, plan: Plan, eager: Engine, exports: dict[str, bytes]) -> None:
         network, rows = eager.network, plan.batch_size
-        self.exports = exports
         self.policy, self.plan, self.eager, self.rows = policy, plan, eager, rows
         self.width, self.depth = network.config.width, network.config.depth
         self.stream = (rows, policy.action_horizon, self.width)
@@ -33,31 +32,37 @@ class Builder:
         self.context_shape = tuple(context[0].key.shape)
         x, h = torch.zeros(self.chunk), torch.zeros(self.stream)
         modulation, pair = torch.zeros(3, self.width).unbind(0), context[0]
-        self.enter = Part("enter", _Call(network, network.enter), [x], exports)
+        self.enter = Part("enter", _Call(network, network.enter), [x])
         last = torch.zeros(1, 2, self.width)
-        self.leave = Part("leave", _Call(network, network.leave), [h, last], exports)
-        self.finish = Part("finish", _Call(policy, policy.finish), [x], exports)
+        self.leave = Part("leave", _Call(network, network.leave), [h, last])
+        self.finish = Part("finish", _Call(policy, policy.finish), [x])
+        self.encode = Part("encode", self._encoding(), list(self.observation.values()), 2 * self.depth)
         kinds: dict[str, Part] = {}
-        self.blocks: list[Part] = []
-        for index, block in enumerate(network.blocks()):
-            name, module = f"b{index}", _block(block.module)
+        modules = [_block(block.module) for block in network.blocks()]
+        for index, (block, module) in enumerate(zip(network.blocks(), modules, strict=True)):
             if block.kind not in kinds:
-                kinds[block.kind] = Part(name, module, [h, *modulation, pair.key, pair.value], exports)
-            self.blocks.append(kinds[block.kind].like(name, module))
+                kinds[block.kind] = Part(f"b{index}", module, [h, *modulation, pair.key, pair.value])
+        export_parts([self.enter, self.leave, self.finish, self.encode, *kinds.values()], exports)
+        self.blocks = [
+            kinds[block.kind].like(f"b{index}", module)
+            for index, (block, module) in enumerate(zip(network.blocks(), modules, strict=True))
+        ]
 
-    def encoder(self) -> Graph:
-        """From observations to keys and values of every layer."""
-        graph, network = Graph(), self.eager.network
-        values = [graph.input(input_name(key), value.shape) for key, value in self.observation.items()]
+    def _encoding(self) -> nn.Module:
+        network = self.eager.network
 
         def encode(*given: Tensor) -> tuple[Tensor, ...]:
             observation = dict(zip(self.observation, given, strict=True))
             pairs = network.encode(self.policy.normalize(observation))
             return tuple(tensor for pair in pairs for tensor in pair)
 
-        module = _Call(nn.ModuleList([self.policy, network]), encode)
-        part = Part("encode", module, list(self.observation.values()), self.exports, 2 * self.depth)
-        for result, name in zip(graph.call(part, *values), self.context_names(), strict=True):
+        return _Call(nn.ModuleList([self.policy, network]), encode)
+
+    def encoder(self) -> Graph:
+        """From observations to keys and values of every layer."""
+        graph = Graph()
+        values = [graph.input(input_name(key), value.shape) for key, value in self.observation.items()]
+        for result, name in zip(graph.call(self.encode, *values), self.context_names(), strict=True):
             graph.output(result, name, self.context_shape)
         return graph
 

@@ -1,12 +1,13 @@
-"""Exports the parts of the network to ONNX one by one, and puts them together in any order and number."""
+"""Exports the parts of the network to ONNX, and puts them together in any order and number."""
 
 from __future__ import annotations
 
 import copy
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -20,42 +21,29 @@ OPSET = 20
 
 
 class Part:
-    """One exported module: its nodes and weights.
+    """One module to be exported, and after :func:`export_parts` its nodes and weights.
 
     Args:
         name: unique in the graphs it goes into.
         module: what to export.
         examples: inputs of the shapes it will be called with.
-        exports: parts exported before, by name: this one is taken from there, or added.
         outputs: how many results it has.
     """
 
     def __init__(
-        self, name: str, module: nn.Module, examples: Sequence[torch.Tensor], exports: dict[str, bytes],
-        outputs: int = 1,
-    ) -> None:  # fmt: skip
-        onnx = import_onnx()
-        self.name = name
+        self, name: str, module: nn.Module, examples: Sequence[torch.Tensor], outputs: int = 1
+    ) -> None:
+        self.name, self.module, self.examples = name, module.eval(), tuple(examples)
         self.inputs = [f"in{i}" for i in range(len(examples))]
         self.outputs = [f"out{i}" for i in range(outputs)]
-        if name not in exports:
-            exports[name] = self._export(module, examples)
-        model = onnx.load_model_from_string(exports[name])
-        assert not model.functions
-        self.nodes = list(model.graph.node)
-        self.weights: dict[str, Any] = {tensor.name: tensor for tensor in model.graph.initializer}
+        self.nodes: list[Any] = []
+        self.weights: dict[str, Any] = {}
 
-    def _export(self, module: nn.Module, examples: Sequence[torch.Tensor]) -> bytes:
-        with warnings.catch_warnings(), Quiet():
-            warnings.simplefilter("ignore")
-            # Not optimised: the runtime does that, and parameters keep their names.
-            program = torch.onnx.export(
-                module.eval(), tuple(examples), dynamo=True, verbose=False, opset_version=OPSET,
-                input_names=self.inputs, output_names=self.outputs, external_data=False, optimize=False,
-            )  # fmt: skip
-        assert program is not None
-        content: bytes = program.model_proto.SerializeToString()
-        return content
+    def read(self, content: bytes) -> None:
+        """Take nodes and weights from an export."""
+        model = import_onnx().load_model_from_string(content)
+        self.nodes = list(model.graph.node)
+        self.weights = {tensor.name: tensor for tensor in model.graph.initializer}
 
     def like(self, name: str, module: nn.Module) -> Part:
         """The same nodes with the parameters of another module of the same kind and sizes."""
@@ -66,6 +54,98 @@ class Part:
             if key in part.weights:  # one that the call does not use is not exported
                 part.weights[key] = onnx.numpy_helper.from_array(parameter.detach().numpy(), key)
         return part
+
+
+def export_parts(parts: Sequence[Part], exports: dict[str, bytes]) -> None:
+    """Fill in nodes and weights of the parts.
+
+    What is missing is exported at once, since most of the seconds that the exporter takes do not depend on
+    what it exports.
+
+    Args:
+        parts: without the same name twice.
+        exports: parts exported before, by name: they are taken from there, and the others added.
+    """
+    missing = [part for part in parts if part.name not in exports]
+    if missing:
+        module = _SideBySide(missing).eval()
+        graph = module.export().graph
+        exports.update((part.name, _cut(graph, part, module)) for part in missing)
+    for part in parts:
+        part.read(exports[part.name])
+
+
+class _SideBySide(nn.Module):
+    """Parts that have nothing to do with one another, as one module."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        super().__init__()
+        self.owners = nn.ModuleDict({part.name: part.module for part in parts})
+        self.parts = parts
+
+    def forward(self, *values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        results: list[torch.Tensor] = []
+        given = iter(values)
+        for part in self.parts:
+            result = part.module(*islice(given, len(part.inputs)))
+            results += [result] if isinstance(result, torch.Tensor) else result
+        return tuple(results)
+
+    def export(self) -> Any:
+        """One model, whose inputs and outputs are called after the parts."""
+        import_onnx()
+        parts = self.parts
+        # Clones: the exporter takes the same tensor given twice for one input.
+        examples = tuple(value.clone() for part in parts for value in part.examples)
+        with warnings.catch_warnings(), Quiet():
+            warnings.simplefilter("ignore")
+            # Not optimised: the runtime does that, and parameters keep their names.
+            program = torch.onnx.export(
+                self, examples, dynamo=True, verbose=False,
+                input_names=[f"{part.name}.{name}" for part in parts for name in part.inputs],
+                output_names=[f"{part.name}.{name}" for part in parts for name in part.outputs],
+                opset_version=OPSET, external_data=False, optimize=False,
+            )  # fmt: skip
+        assert program is not None
+        assert not program.model_proto.functions
+        return program.model_proto
+
+
+def _cut(graph: Any, part: Part, whole: _SideBySide) -> bytes:
+    """What one part needs of the graph of them all, a model under the part's own names."""
+    onnx = import_onnx()
+    names = {f"{part.name}.{name}": name for name in (*part.inputs, *part.outputs)}
+    # A parameter that parts share has the name that it has in one of them.
+    own = {id(tensor): name for name, tensor in _tensors(part.module)}
+    names |= {name: own[id(tensor)] for name, tensor in _tensors(whole) if id(tensor) in own}
+    needed = {f"{part.name}.{name}" for name in part.outputs}
+    nodes = []
+    for node in reversed(graph.node):
+        if needed.isdisjoint(node.output):
+            continue
+        needed.update(node.input)
+        mine = onnx.NodeProto()
+        mine.CopyFrom(node)
+        mine.input[:] = [names.get(name, name) for name in node.input]
+        mine.output[:] = [names.get(name, name) for name in node.output]
+        nodes.append(mine)
+    weights = []
+    for tensor in graph.initializer:
+        if tensor.name in needed:
+            weight = onnx.TensorProto()
+            weight.CopyFrom(tensor)
+            weight.name = names.get(tensor.name, tensor.name)
+            weights.append(weight)
+    content: bytes = onnx.helper.make_model(
+        onnx.helper.make_graph(nodes[::-1], part.name, [], [], weights)
+    ).SerializeToString()
+    return content
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters and buffers under every name that they have."""
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
 
 
 class Graph:

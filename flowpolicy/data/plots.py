@@ -96,7 +96,7 @@ def _histogram(axis: Any, values: NDArray[Any], title: str, colour: str) -> None
         )
         axis.set_xticks([])
         return
-    axis.hist(finite, bins=48, color=colour, linewidth=0)
+    axis.hist(finite, bins=48, histtype="stepfilled", color=colour, linewidth=0)
     axis.axvline(finite.mean(), color=_INK, linewidth=0.8, alpha=0.7)
     axis.locator_params(axis="x", nbins=4)
     axis.set_xlim(finite.min(), finite.max())

@@ -64,10 +64,9 @@ def evaluate_checkpoint(
     edges = [episodes * part // workers for part in range(workers + 1)]
     show = options.pop("show_progress", True)
     video = options.pop("video", None)
-    context = multiprocessing.get_context("spawn")
     parts: list[EvaluationResult] = []
     with (
-        ProcessPoolExecutor(workers, mp_context=context) as pool,
+        ProcessPoolExecutor(workers, mp_context=worker_context(__name__, "torch")) as pool,
         progress_bar(episodes if show else None, f"evaluate {task.name}") as bar,
     ):
         jobs = []
@@ -86,6 +85,15 @@ def evaluate_checkpoint(
                 "A worker process of the evaluation died, most often for lack of memory; use fewer workers."
             ) from error
     return concatenate(parts)
+
+
+def worker_context(*modules: str) -> Any:
+    """A start method that is safe beside threads; a fork server imports ``modules`` once for all workers."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__", *modules])
+    return context
 
 
 def _work(path: str, task: Task, load: Loader, settings: dict[str, Any]) -> EvaluationResult:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import pickle
 import signal
 import traceback
@@ -17,6 +16,7 @@ import torch
 
 from flowpolicy import errors
 from flowpolicy.errors import FlowPolicyError
+from flowpolicy.evaluation.parallel import worker_context
 from flowpolicy.finetuning.chunk_env import LocalChunks, described, env_error
 
 _CLOSING_SECONDS = 3.0
@@ -99,7 +99,7 @@ class WorkerProcess:
     def start(self) -> None:
         """Start the process; it first answers with its spaces, or with the ``Failure`` to make them."""
         self.stop()
-        context = _context()
+        context = worker_context(__name__)
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, *self._arguments), daemon=True)
         self._process.start()
@@ -151,15 +151,6 @@ class WorkerProcess:
             self._process.close()
         self._process = None
         return code
-
-
-def _context() -> Any:
-    """A start method that is safe beside threads; a fork server does the imports once for all workers."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", __name__])
-    return context
 
 
 def _serve(

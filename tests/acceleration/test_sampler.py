@@ -92,9 +92,10 @@ def test_every_backend_computes_what_eager_does(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_any_number_of_rows_passes_in_parts(backend, policy, observations, noise):
+def test_any_number_of_rows_passes_in_parts(backend, policy, exports):
+    observations, noise = random_observations(12), torch.randn(12, 4, 2)
     expected = policy.act(observations, num_steps=4, noise=noise)
-    sampler = build_sampler(policy, 2, 4, backend=backend)
+    sampler = build_sampler(policy, 5, 4, backend=backend, exports=exports)
     torch.testing.assert_close(sampler(observations, noise), expected, rtol=0, atol=1e-4)
     generator = torch.Generator().manual_seed(3)
     again = sampler.act(observations, generator=generator)
@@ -112,8 +113,9 @@ def test_reduced_precision_is_near(backend, dtype, policy, observations, noise, 
     assert error.mean() < 0.1
 
 
-def test_an_onnx_sampler_is_built_again_from_what_was_exported(policy, observations, noise, monkeypatch):
-    exports = {}
+def test_an_onnx_sampler_is_built_again_from_what_was_exported(
+    policy, observations, noise, exports, monkeypatch
+):
     first = build_sampler(policy, 5, 2, backend="onnx", exports=exports)
     monkeypatch.setattr(torch.onnx, "export", lambda *args, **kwargs: pytest.fail("it was exported again"))
     again = build_sampler(policy, 5, 2, backend="onnx", exports=exports)

@@ -250,7 +250,7 @@ def test_a_loop_outlives_the_loss_of_its_planner_with_default_settings(how, tick
     assert loop.run(300).stopped == "finished"
     event = Event.INFERENCE_DIED if how == "killed" else Event.INFERENCE_HANG
     assert loop.events.counts[event] == len(ticks)
-    # Killed, its spare answers in the next tick; stopped, it is waited for a third of the watchdog.
+    # Killed, its spare answers in the next tick; stopped, it is waited for, a third of the watchdog.
     allowed = 2 * len(ticks) if how == "killed" else 60
     assert loop.events.counts[Event.SAFE_ACTION] <= 2 + allowed
     worker.close()

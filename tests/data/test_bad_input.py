@@ -824,31 +824,6 @@ def test_bad_places_to_write(tmp_path: Path, demos: Demonstrations, name: str, m
     assert sorted(tmp_path.iterdir()) == before
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("script", "arguments", "mention"),
-    [
-        ("import_demos", ["source=x", "out=y", "formt=d4rl"], "format"),
-        ("import_demos", ["source=x", "out=y", "env=pushd"], "pusht"),
-        ("import_demos", ["out=y"], "source"),
-        ("import_demos", ["source=missing.hdf5", "out=y"], "missing.hdf5"),
-        ("inspect_demos", ["path=missing.zarr"], "missing.zarr"),
-    ],
-)
-def test_scripts_end_with_one_sentence(repo_root: Path, tmp_path: Path, script: str, arguments, mention: str):
-    done = subprocess.run(
-        [sys.executable, repo_root / "scripts" / f"{script}.py", *arguments, f"run_dir={tmp_path / 'run'}"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    assert_one_sentence(done.stderr.strip(), mention)
-    assert not (tmp_path / "y").exists()
-
-
 def test_a_store_is_judged_again_when_it_is_read(tmp_path: Path, demos: Demonstrations):
     path = write_demonstrations(tmp_path / "a.zarr", demos)
     zarr.open_group(str(path), mode="a")["data/goal"][3, 0, 0] = np.nan

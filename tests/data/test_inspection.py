@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,8 @@ def test_broken_store_is_described_rather_than_refused(tmp_path: Path, demos: De
     assert "'observation' is not finite at step 4" in inspection.problem
     assert "REFUSED" in table(inspection)
     assert metrics(inspection)["nans"] == 1
-    assert draw_histograms(inspection, tmp_path)
+    broken = replace(inspection, arrays={"observation": inspection.arrays["observation"]})
+    assert draw_histograms(broken, tmp_path)
     group["meta/episode_ends"][3] = 99
     assert inspect_demonstrations(path).lengths is None
 
@@ -65,14 +67,17 @@ def test_broken_store_is_described_rather_than_refused(tmp_path: Path, demos: De
 def test_pictures(tmp_path: Path, demos: Demonstrations, kind: str):
     from matplotlib.image import imread
 
+    demos = Demonstrations(
+        {key: demos.arrays[key][:12] for key in ("observation", "action")}, np.array([7, 12])
+    )
     if kind == "image":
         rng = np.random.default_rng(0)
-        demos.arrays["image"] = rng.integers(0, 255, (33, 8, 8, 3), dtype=np.uint8)
+        demos.arrays["image"] = rng.integers(0, 255, (12, 8, 8, 3), dtype=np.uint8)
     if kind == "heat map":
         demos.arrays["action"] = np.repeat(demos.arrays["action"], 3, axis=1)
     inspection = inspect_demonstrations(write_demonstrations(tmp_path / "a.zarr", demos))
-    histograms = draw_histograms(inspection, tmp_path / "run")
-    assert {path.name for path in histograms} >= {"histogram_action.png", "histogram_observation.png"}
-    assert not (tmp_path / "run" / "histogram_image.png").exists()
+    if kind == "image":
+        histograms = draw_histograms(inspection, tmp_path / "run")
+        assert {path.name for path in histograms} == {"histogram_action.png", "histogram_observation.png"}
     sheet = draw_contact_sheet(inspection, tmp_path / "run" / "sheet.png")
     assert imread(sheet)[..., :3].std() > 0.05  # not an empty page

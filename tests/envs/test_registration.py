@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ NEEDS = {
 NEEDS |= dict.fromkeys(("lift", "can", "square", "transport", "tool"), "robomimic")
 
 
+@cache
 def _read(path: Path) -> tuple[Task, dict[str, Any]]:
     with initialize_config_module("flowpolicy_configs", version_base="1.3"):  # a task may build on another
         values: Any = OmegaConf.to_container(compose("pretrain", [f"env={path.stem}"]).env, resolve=True)

@@ -1,9 +1,9 @@
 """Started by test_practice_processes.py: practice that is killed and resumed, and practice by two processes.
 
-    python forked_practice.py kill FOLDER SEED   kills a run at five random moments and lets it end
-    python forked_practice.py ranks FOLDER       takes a policy step with one and with two processes
+    python forked_practice.py FOLDER SEED
 
-Prints JSON. A forked child is a process of its own, and SIGKILL ends it as it ends any other.
+Kills a run at five random moments and lets it end, then takes a policy step with one and with two
+processes. Prints JSON. A forked child is a process of its own, and SIGKILL ends it as it ends any other.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from flowpolicy.finetuning.run import finetune
 from flowpolicy.models.config import ModelConfig
 from flowpolicy.policy_config import PolicyConfig
 
-KILLS, STEPS, PER_ITERATION = 5, 12_800, 128
+KILLS, STEPS, PER_ITERATION = 5, 5_120, 128
 
 
 def fork(work: Callable[[], object]) -> int:
@@ -59,7 +59,7 @@ def finish(child: int) -> None:
 
 
 def pendulum_settings(folder: Path) -> dict[str, Any]:
-    """A run of 100 iterations, each of 32 chunks of four steps, on Pendulum."""
+    """A run of 40 iterations, each of 32 chunks of four steps, on Pendulum."""
     model = ModelConfig(width=16, depth=1, num_heads=2)
     torch.manual_seed(0)
     config = PolicyConfig({"name": "shortcut"}, model, {"observation": (3,)}, 1, 1, 4, 4)
@@ -75,6 +75,7 @@ def pendulum_settings(folder: Path) -> dict[str, Any]:
 def kill_and_resume(folder: Path, seed: int) -> dict[str, object]:
     settings, run_dir, rng = pendulum_settings(folder), folder / "run", random.Random(seed)
     saved: list[int] = []
+    finetune({**settings, "total_steps": 1}, folder / "first")  # so that no child imports anything again
 
     def saved_steps() -> int:
         state = run_dir / STATE_FILE
@@ -82,7 +83,7 @@ def kill_and_resume(folder: Path, seed: int) -> dict[str, object]:
 
     for number in range(KILLS):
         child = fork(lambda: finetune(settings, run_dir))
-        start, goal = saved_steps(), rng.randint(1, 15)
+        start, goal = saved_steps(), rng.randint(1, 5)
         metrics = run_dir / "metrics.csv"
         before = len(metrics.read_text().splitlines()) if metrics.exists() else 0
         while (number and not metrics.exists()) or (
@@ -91,7 +92,7 @@ def kill_and_resume(folder: Path, seed: int) -> dict[str, object]:
             time.sleep(0.001)
             if os.waitpid(child, os.WNOHANG)[0]:
                 raise SystemExit("the run was over before it was killed")
-        time.sleep(rng.uniform(0.0, 0.05 if number else 0.5))
+        time.sleep(rng.uniform(0.0, 0.03 if number else 0.5))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         rows = metrics.read_text().splitlines()[1:] if metrics.exists() else []
@@ -105,7 +106,7 @@ def kill_and_resume(folder: Path, seed: int) -> dict[str, object]:
     return {"saved": saved, "steps": json.loads((run_dir / "summary.json").read_text())["steps"]}
 
 
-def ranks(folder: Path) -> dict[str, object]:
+def ranks(folder: Path) -> None:
     def practise(name: str) -> None:
         torch.set_num_threads(1)
         with processes() as group:
@@ -139,7 +140,6 @@ def ranks(folder: Path) -> dict[str, object]:
         children.append(fork(lambda: practise("two")))
     for child in children:
         finish(child)
-    return {}
 
 
 def whole_batch() -> Any:
@@ -156,5 +156,7 @@ if __name__ == "__main__":
     logging.disable()
     torch.set_num_threads(1)
     gymnasium.make("Pendulum-v1").close()
-    what, target, *rest = sys.argv[1:]
-    print(json.dumps(kill_and_resume(Path(target), int(rest[0])) if what == "kill" else ranks(Path(target))))
+    target = Path(sys.argv[1])
+    report = kill_and_resume(target, int(sys.argv[2]))
+    ranks(target)
+    print(json.dumps(report))

@@ -78,16 +78,16 @@ def two_moons(count, generator):
     return points + 0.04 * torch.randn(points.shape, generator=generator)
 
 
-def trained_on_moons(objective, steps=500, rows=256):
+def trained_on_moons(objective, steps=350, rows=256):
     torch.manual_seed(0)
     config = ModelConfig(width=32, depth=2, num_heads=2, tokens_per_step=1)
     network = VelocityTransformer(config, 2, 1, {"observation": (1,)}, 1, objective.num_levels)
-    optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(network.parameters(), lr=8e-3)
     generator = torch.Generator().manual_seed(1)
     blind, mask = {"observation": torch.zeros(rows, 1, 1)}, torch.ones(rows, 1, dtype=torch.bool)
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = 3e-3 * (1 - step / steps)
+            group["lr"] = 8e-3 * (1 - step / steps)
         batch = Batch(blind, two_moons(rows, generator), mask)
         loss, _ = objective.loss(network, batch, objective.draw((rows, 1, 2), generator, "cpu"))
         optimizer.zero_grad()

@@ -1,10 +1,10 @@
 """Started by test_processes.py: forks training processes from a parent that has imported everything.
 
-    python forked_runs.py kill FOLDER SEED       kills a run at ten random moments and compares the end
-    python forked_runs.py ranks FOLDER POLICY..  trains with one and with two processes
+    python forked_runs.py FOLDER SEED POLICY..
 
-Prints JSON. A forked child is a process of its own, and SIGKILL ends it as it ends any other; what is
-saved is the import of torch in each.
+Kills a run at seven random moments and lets it end, beside one that is not killed; then trains each policy
+with one and with two processes. Prints JSON. A forked child is a process of its own, and SIGKILL ends it as
+it ends any other; what is saved is the import of torch in each.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from flowpolicy import FlowPolicy
 from flowpolicy.distributed import processes
 from flowpolicy.pretraining.run import pretrain
 
-KILLS, STEPS = 10, 200
+KILLS, STEPS = 7, 140
 
 
 def fork(work: Callable[[], object]) -> int:
@@ -59,7 +59,7 @@ def kill_and_resume(folder: Path, seed: int) -> dict[str, object]:
     settings = toy_settings("shortcut", write_toy_store(folder / "toy.zarr.zip"), steps=STEPS, save_every=2)
     settings = {**settings, "resume": True}
     settings["model"] = {**settings["model"], "dropout": 0.1}
-    finish(fork(lambda: pretrain(settings, folder / "unbroken")))
+    pretrain(settings, folder / "unbroken")  # in this process, so that no child imports anything again
     rng, broken, steps, loaded = random.Random(seed), folder / "broken", [0], 0
 
     def saved_step() -> int:
@@ -87,7 +87,7 @@ def kill_and_resume(folder: Path, seed: int) -> dict[str, object]:
     return {"steps": steps[1:], "loaded": loaded}
 
 
-def ranks(folder: Path, policies: list[str]) -> dict[str, object]:
+def ranks(folder: Path, policies: list[str]) -> None:
     def train(policy: str, name: str) -> None:
         torch.set_num_threads(1)
         with processes() as group:
@@ -114,13 +114,13 @@ def ranks(folder: Path, policies: list[str]) -> dict[str, object]:
         for child in children:
             finish(child)
         del os.environ["WORLD_SIZE"]
-    return {"policies": policies}
 
 
 if __name__ == "__main__":
     logging.disable()
     torch.set_num_threads(1)
     gymnasium.make("Pendulum-v1").close()
-    what, target, *rest = sys.argv[1:]
-    result = kill_and_resume(Path(target), int(rest[0])) if what == "kill" else ranks(Path(target), rest)
-    print(json.dumps(result))
+    target = Path(sys.argv[1])
+    report = kill_and_resume(target, int(sys.argv[2]))
+    ranks(target, sys.argv[3:])
+    print(json.dumps(report))

@@ -38,7 +38,7 @@ def write_store(path, episodes=20, length=8, dtype=np.uint8):
     return write_demonstrations(path, Demonstrations(arrays, np.arange(1, episodes + 1) * length))
 
 
-def settings(store, steps=30, **changes):
+def settings(store, steps=13, **changes):
     made = toy_settings("regression", store, steps=steps, validate_every=0)
     made["env"] |= {"env_id": "Square-v0", "action_horizon": 2, "execute_horizon": 2}
     made["data"] |= {"observation_keys": ["camera", "state"]}
@@ -72,7 +72,7 @@ def test_a_resumed_run_from_images_is_the_unbroken_one(tmp_path, monkeypatch):
     step = Trainer.step
 
     def killed(trainer):
-        if trainer.state.step == 25:  # the last checkpoint is of step 20
+        if trainer.state.step == 12:  # the last checkpoint is of step 10
             raise KeyboardInterrupt
         return step(trainer)
 
@@ -88,8 +88,8 @@ def test_a_resumed_run_from_images_is_the_unbroken_one(tmp_path, monkeypatch):
 
 def test_it_learns_to_look(tmp_path):
     store = write_store(tmp_path / "a.zarr.zip", episodes=60)
-    made = settings(store, steps=250)
-    made["train"] |= {"batch_size": 32, "learning_rate": 3e-3}
+    made = settings(store, steps=90)
+    made["train"] |= {"batch_size": 32, "learning_rate": 5e-3}
     made["model"]["vision"]["crop"] = 1.0
     pretrain(made, tmp_path / "run")
     fresh = write_store(tmp_path / "b.zarr.zip", episodes=70)  # the last ten were never seen

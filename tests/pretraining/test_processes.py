@@ -18,38 +18,42 @@ pytestmark = [
 ]
 
 
-def forked_runs(*arguments):
-    command = [sys.executable, str(Path(__file__).with_name("forked_runs.py")), *map(str, arguments)]
+POLICIES = ["flow_matching", "shortcut"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder in which both happened, and the report."""
+    folder = tmp_path_factory.mktemp("training")
+    command = [sys.executable, str(Path(__file__).with_name("forked_runs.py")), str(folder), "0", *POLICIES]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=250)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return folder, json.loads(done.stdout.splitlines()[-1])
 
 
-def test_a_run_killed_at_ten_random_moments_ends_where_the_unbroken_one_does(tmp_path):
-    report = forked_runs("kill", tmp_path, 0)
-    assert len(report["steps"]) == 10
+def test_a_run_killed_at_seven_random_moments_ends_where_the_unbroken_one_does(trained):
+    folder, report = trained
+    assert len(report["steps"]) == 7
     assert report["steps"] == sorted(report["steps"])
-    assert len({step for step in report["steps"] if step > 0}) >= 5  # killed at different stages
-    assert report["loaded"] >= 5
+    assert len({step for step in report["steps"] if step > 0}) >= 4  # killed at different stages
+    assert report["loaded"] >= 4
     for name in (
         "training_state/state.safetensors",
         "checkpoint/model.safetensors",
         "checkpoint/config.json",
     ):
-        assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "unbroken" / name).read_bytes()
+        assert (folder / "broken" / name).read_bytes() == (folder / "unbroken" / name).read_bytes()
     logged = [
-        [row["step"] for row in read_metrics(tmp_path / run / "metrics.csv")]
-        for run in ("broken", "unbroken")
+        [row["step"] for row in read_metrics(folder / run / "metrics.csv")] for run in ("broken", "unbroken")
     ]
     assert logged[0] == logged[1]
-    FlowPolicy.load(tmp_path / "broken" / "checkpoint")
+    FlowPolicy.load(folder / "broken" / "checkpoint")
 
 
-def test_two_processes_train_as_one_does(tmp_path):
-    policies = ["flow_matching", "shortcut"]
-    forked_runs("ranks", tmp_path, *policies)
-    for policy in policies:
-        one, first, second = (load_file(tmp_path / f"{policy}-{run}") for run in ("one-0", "two-0", "two-1"))
+def test_two_processes_train_as_one_does(trained):
+    folder, _ = trained
+    for policy in POLICIES:
+        one, first, second = (load_file(folder / f"{policy}-{run}") for run in ("one-0", "two-0", "two-1"))
         assert one.keys() == first.keys()
         for name, tensor in one.items():
             assert (first[name] == second[name]).all()
