@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 # Small tensors: a second thread helps little, and on a busy machine waiting for it costs a hundredfold.
@@ -16,6 +17,11 @@ import torch
 from flowpolicy.data.store import Demonstrations
 
 torch.set_num_threads(1)
+
+# What a shell starts in the background ignores these, and so would the programs that tests interrupt.
+for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _handler)
 
 
 @pytest.fixture(scope="session")
