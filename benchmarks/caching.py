@@ -30,21 +30,21 @@ import torch
 from numpy.typing import NDArray
 
 from flowpolicy import FlowPolicy
-from flowpolicy.acceleration.calibration import CalibrationConfig, caching_schedules, calibrate
+from flowpolicy.acceleration.caching.calibration import CalibrationConfig, caching_schedules, calibrate
+from flowpolicy.acceleration.caching.schedule import Schedule
+from flowpolicy.acceleration.caching.search import ActionError
 from flowpolicy.acceleration.latency import LatencyConfig, benchmark_checkpoint
 from flowpolicy.acceleration.observations import CALIBRATION_SEED, observations_of
-from flowpolicy.acceleration.plots import plot_schedules
 from flowpolicy.acceleration.sampler import build_sampler
-from flowpolicy.acceleration.schedule import Schedule
-from flowpolicy.acceleration.search import ActionError
 from flowpolicy.errors import BackendError, ConfigError
-from flowpolicy.evaluation.figure import BLUE, GREEN, GREY, ORANGE, house_figure
 from flowpolicy.evaluation.rollout import EVALUATION_SEED, evaluate
 from flowpolicy.evaluation.statistics import mean_interval, paired_difference_interval, wilson_interval
 from flowpolicy.evaluation.summary import git_state, machine, versions
 from flowpolicy.evaluation.task import task_of
-from flowpolicy.reading import read_json
-from flowpolicy.storage import write_json
+from flowpolicy.files.reading import read_json
+from flowpolicy.files.storage import write_json
+from flowpolicy.plots.caching import plot_schedules
+from flowpolicy.plots.figure import BLUE, GREEN, GREY, ORANGE, house_figure
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "runs" / "benchmarks"

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from flowpolicy.evaluation.summary import git_state, machine, versions
-from flowpolicy.storage import write_json
+from flowpolicy.files.storage import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "control"))

@@ -33,8 +33,8 @@ from flowpolicy.control.planners import PlannerBuilder, SamplerSettings
 from flowpolicy.control.robot import RobotSpec
 from flowpolicy.control.run import RunConfig
 from flowpolicy.evaluation.summary import git_state, machine, versions
-from flowpolicy.reading import read_json
-from flowpolicy.storage import write_json
+from flowpolicy.files.reading import read_json
+from flowpolicy.files.storage import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINT = "benchmarks/checkpoints/hopper-shortcut-seed0"

@@ -34,11 +34,11 @@ from flowpolicy.control.planners import PlannerBuilder, SamplerSettings
 from flowpolicy.control.robots.simulated import SimulatedRobot
 from flowpolicy.control.safety import SafetyConfig
 from flowpolicy.control.statistics import run_statistics
-from flowpolicy.evaluation.figure import BLUE, GREEN, GREY, ORANGE, house_figure
 from flowpolicy.evaluation.summary import git_state, machine, versions
 from flowpolicy.evaluation.task import task_from
-from flowpolicy.reading import read_json
-from flowpolicy.storage import write_json
+from flowpolicy.files.reading import read_json
+from flowpolicy.files.storage import write_json
+from flowpolicy.plots.figure import BLUE, GREEN, GREY, ORANGE, house_figure
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINT = "benchmarks/checkpoints/adroit_door-reinflow-seed0"

@@ -3,7 +3,7 @@
     python benchmarks/delay.py             # does what is missing, arm by arm, writes the JSON and the plot
     python benchmarks/delay.py --report    # only collects what is there
 
-The world goes on while a chunk is planned, in virtual time (`flowpolicy.control.delayed`): the delay is in environment
+The world goes on while a chunk is planned, in virtual time (`flowpolicy.evaluation.delayed`): the delay is in environment
 steps of 0.1 s and the same in a whole arm. All arms run one policy and meet the same environment seeds, and the same
 x_0 at the same chunk of an episode, so that differences are paired. The safe action is to hold the last target.
 
@@ -30,14 +30,14 @@ import torch
 
 from flowpolicy import FlowPolicy
 from flowpolicy.acceleration.inpainting import InpaintingSampler
-from flowpolicy.control.delayed import run_delayed
-from flowpolicy.evaluation.figure import BLUE, GREEN, GREY, ORANGE, house_figure
+from flowpolicy.evaluation.delayed import run_delayed
 from flowpolicy.evaluation.rollout import EVALUATION_SEED
 from flowpolicy.evaluation.statistics import mean_interval, paired_difference_interval, wilson_interval
 from flowpolicy.evaluation.summary import git_state, machine, versions
 from flowpolicy.evaluation.task import task_of
-from flowpolicy.reading import read_json
-from flowpolicy.storage import write_json
+from flowpolicy.files.reading import read_json
+from flowpolicy.files.storage import write_json
+from flowpolicy.plots.figure import BLUE, GREEN, GREY, ORANGE, house_figure
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "runs" / "benchmarks" / "delay"

@@ -22,9 +22,9 @@ from flowpolicy import FlowPolicy
 from flowpolicy.data.store import read_demonstrations
 from flowpolicy.evaluation.statistics import mean_interval
 from flowpolicy.evaluation.summary import machine, versions
+from flowpolicy.files.storage import write_json
 from flowpolicy.pretraining.config import DataConfig
 from flowpolicy.pretraining.run import make_samplers
-from flowpolicy.storage import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = (1, 2, 4, 8, 16)

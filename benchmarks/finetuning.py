@@ -22,11 +22,11 @@ from typing import Any
 
 import numpy as np
 
-from flowpolicy.evaluation.learning_plots import plot_practice_bands
 from flowpolicy.evaluation.statistics import mean_interval_by_seed
-from flowpolicy.loggers import read_metrics
-from flowpolicy.reading import read_json
-from flowpolicy.storage import write_json
+from flowpolicy.files.reading import read_json
+from flowpolicy.files.storage import write_json
+from flowpolicy.plots.learning import plot_practice_bands
+from flowpolicy.runs.loggers import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "runs" / "benchmarks" / "finetuning"

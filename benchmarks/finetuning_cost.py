@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from flowpolicy.evaluation.summary import machine, versions
-from flowpolicy.storage import write_json
+from flowpolicy.files.storage import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = ROOT / "benchmarks" / "peers"

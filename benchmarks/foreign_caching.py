@@ -3,7 +3,7 @@
     python benchmarks/foreign_caching.py --checkout PATH      # of real-stanford/diffusion_policy
 
 Its model is trained here on the human demonstrations (going on where it was stopped), and is then driven by the same
-scheduler as our own policies, through `flowpolicy.acceleration.foreign`. Reported for every schedule: the share of
+scheduler as our own policies, through `flowpolicy.acceleration.caching.foreign`. Reported for every schedule: the share of
 blocks recomputed, the error of the chunk against full computation with the same noises, the speed-up of a call in
 eager PyTorch, and the coverage of whole episodes, paired in starts and noises. Schedules are made from observations
 of the demonstrations, which no evaluation episode meets.
@@ -26,8 +26,8 @@ from peers.diffusion_policy_sampler import TRAIN_STEPS, DDPMSampler, alphas_cump
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from flowpolicy.acceleration.foreign import CachedDecoder, calibrate_decoder
-from flowpolicy.acceleration.schedule import Schedule, full_schedule
+from flowpolicy.acceleration.caching.foreign import CachedDecoder, calibrate_decoder
+from flowpolicy.acceleration.caching.schedule import Schedule, full_schedule
 from flowpolicy.data.normalization import Normalizer
 from flowpolicy.data.sampling import ChunkSampler, as_tensors, shuffled_index
 from flowpolicy.data.store import read_demonstrations
@@ -35,10 +35,10 @@ from flowpolicy.evaluation.rollout import EVALUATION_SEED, evaluate
 from flowpolicy.evaluation.statistics import mean_interval, paired_difference_interval
 from flowpolicy.evaluation.summary import git_state, machine, versions
 from flowpolicy.evaluation.task import Task
+from flowpolicy.files.reading import read_json
+from flowpolicy.files.storage import save_tensors, write_json
 from flowpolicy.pretraining.ema import EMA
-from flowpolicy.progress import progress
-from flowpolicy.reading import read_json
-from flowpolicy.storage import save_tensors, write_json
+from flowpolicy.runs.progress import progress
 
 ROOT = Path(__file__).resolve().parents[1]
 CHUNK, OBS_STEPS, EXECUTED, ACTION, OBSERVATION = 16, 2, 8, 2, 20
@@ -121,7 +121,7 @@ def train(setting: Setting, arguments: argparse.Namespace, folder: Path) -> nn.M
 
 
 class PeerPolicy:
-    """The peer's model and sampler as evaluation wants a policy; see ``flowpolicy.execution.ChunkPolicy``."""
+    """The peer's model and sampler as evaluation wants a policy; see ``flowpolicy.execution.receding_horizon.ChunkPolicy``."""
 
     observation_shapes: Mapping[str, tuple[int, ...]] = {"observation": (OBSERVATION,)}
     obs_horizon, action_horizon, action_dim = OBS_STEPS, CHUNK, ACTION

@@ -27,18 +27,18 @@ import torch
 from file_mutations import ARCHIVE, BYTES, JSON, TENSORS, Damage, odd_file
 
 from flowpolicy import FlowPolicy, PolicyConfig
+from flowpolicy.acceleration.caching.schedule import Schedule, ScheduleKey, full_schedule
+from flowpolicy.acceleration.choosing.plan import DeploymentPlan, PlannedSampler, fingerprint, hardware
 from flowpolicy.acceleration.sampler import build_sampler
-from flowpolicy.acceleration.schedule import Schedule, ScheduleKey, full_schedule
-from flowpolicy.control.planning.plan import DeploymentPlan, PlannedSampler, fingerprint, hardware
-from flowpolicy.device import resolve_device
 from flowpolicy.errors import FlowPolicyError
 from flowpolicy.evaluation.summary import git_state, machine, versions
 from flowpolicy.evaluation.task import Task, task_of
+from flowpolicy.files.reading import read_json
+from flowpolicy.files.storage import write_json
 from flowpolicy.models.config import ModelConfig
 from flowpolicy.models.vision.config import VisionConfig
 from flowpolicy.pretraining.state import TrainingState, refuse_other_settings
-from flowpolicy.reading import read_json
-from flowpolicy.storage import write_json
+from flowpolicy.runs.device import resolve_device
 
 LONGEST_S, MOST_MB, LIBRARIES_MB = 2.0, 600.0, 250.0
 """Within which a file must be answered, and memory of the process that does it, the packages included."""

@@ -28,8 +28,8 @@ from flowpolicy.acceleration.sampler import build_sampler
 from flowpolicy.errors import FlowPolicyError
 from flowpolicy.evaluation.summary import git_state, machine, versions
 from flowpolicy.evaluation.task import task_of
-from flowpolicy.progress import progress
-from flowpolicy.storage import write_json
+from flowpolicy.files.storage import write_json
+from flowpolicy.runs.progress import progress
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINT = "benchmarks/checkpoints/hopper-shortcut-seed0"

@@ -26,7 +26,7 @@ from training_throughput import Worker
 from flowpolicy.data.robomimic_writing import write_robomimic
 from flowpolicy.data.store import read_demonstrations
 from flowpolicy.evaluation.summary import machine, versions
-from flowpolicy.storage import write_json
+from flowpolicy.files.storage import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = ("ours, in memory", "ours, from disk")

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from flowpolicy.evaluation.statistics import mean_interval_by_seed, success_interval_by_seed
-from flowpolicy.storage import write_json
+from flowpolicy.files.storage import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "runs" / "benchmarks" / "imitation"

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from flowpolicy import FlowPolicy
-from flowpolicy.storage import write_json
+from flowpolicy.files.storage import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "runs" / "benchmarks"

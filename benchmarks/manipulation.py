@@ -24,7 +24,7 @@ from imitation import ROOT, Run, columns_of, evaluate, publish, report, run_scri
 
 from flowpolicy.data.store import read_demonstrations
 from flowpolicy.evaluation.statistics import paired_difference_interval, wilson_interval
-from flowpolicy.reading import read_json
+from flowpolicy.files.reading import read_json
 
 RUNS = ROOT / "runs" / "benchmarks" / "manipulation"
 UNSEEN = "seed=2000000"

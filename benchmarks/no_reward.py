@@ -27,10 +27,10 @@ from flowpolicy.evaluation.rollout import evaluate
 from flowpolicy.evaluation.statistics import mean_interval, paired_difference_interval
 from flowpolicy.evaluation.summary import git_state, machine, versions
 from flowpolicy.evaluation.task import Task
+from flowpolicy.files.reading import read_json
+from flowpolicy.files.storage import write_json
 from flowpolicy.finetuning.chain import kl_divergence
 from flowpolicy.finetuning.reinflow import ReinFlow
-from flowpolicy.reading import read_json
-from flowpolicy.storage import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "runs" / "benchmarks" / "no_reward"

@@ -26,15 +26,15 @@ import numpy as np
 import torch
 
 from flowpolicy import FlowPolicy
+from flowpolicy.acceleration.choosing.candidates import reference_of
+from flowpolicy.acceleration.choosing.plan import DeploymentPlan
 from flowpolicy.acceleration.latency import percentiles
 from flowpolicy.acceleration.observations import observations_of
-from flowpolicy.control.planning.candidates import reference_of
-from flowpolicy.control.planning.plan import DeploymentPlan
 from flowpolicy.evaluation.statistics import wilson_interval
 from flowpolicy.evaluation.summary import git_state, machine, versions
 from flowpolicy.evaluation.task import task_of
-from flowpolicy.reading import read_json
-from flowpolicy.storage import write_json
+from flowpolicy.files.reading import read_json
+from flowpolicy.files.storage import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "runs" / "benchmarks" / "planning"

@@ -12,8 +12,8 @@ import numpy as np
 from imitation import ROOT, run_script
 
 from flowpolicy.evaluation.statistics import wilson_interval
-from flowpolicy.loggers import read_metrics
-from flowpolicy.reading import read_json
+from flowpolicy.files.reading import read_json
+from flowpolicy.runs.loggers import read_metrics
 
 
 @dataclass(frozen=True)

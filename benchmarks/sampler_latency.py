@@ -26,10 +26,10 @@ from flowpolicy.acceleration.latency import percentiles
 from flowpolicy.acceleration.sampler import build_sampler
 from flowpolicy.errors import FlowPolicyError
 from flowpolicy.evaluation.summary import git_state, machine, versions
+from flowpolicy.files.storage import write_json
 from flowpolicy.models.config import ModelConfig
-from flowpolicy.policy_config import PolicyConfig
-from flowpolicy.progress import progress
-from flowpolicy.storage import write_json
+from flowpolicy.policy.config import PolicyConfig
+from flowpolicy.runs.progress import progress
 
 ROOT = Path(__file__).resolve().parents[1]
 OBSERVATION, OBS_STEPS, ACTION, CHUNK = 20, 2, 2, 16  # Push-T's

@@ -41,15 +41,15 @@ from flowpolicy import FlowPolicy
 from flowpolicy.acceleration.latency import percentiles
 from flowpolicy.acceleration.sampler import build_sampler, fastest_backend
 from flowpolicy.control.planner_hosts import process_context
-from flowpolicy.control.serving.client import PolicyClient, ServerUnreachableError
-from flowpolicy.control.serving.config import ServerConfig
-from flowpolicy.control.serving.messages import encode
-from flowpolicy.control.serving.server import PolicyServer
-from flowpolicy.control.serving.service import PolicyService
 from flowpolicy.evaluation.summary import git_state, machine, versions
-from flowpolicy.progress import progress
-from flowpolicy.reading import read_json
-from flowpolicy.storage import write_json
+from flowpolicy.files.reading import read_json
+from flowpolicy.files.storage import write_json
+from flowpolicy.runs.progress import progress
+from flowpolicy.serving.client import PolicyClient, ServerUnreachableError
+from flowpolicy.serving.config import ServerConfig
+from flowpolicy.serving.messages import encode
+from flowpolicy.serving.server import PolicyServer
+from flowpolicy.serving.service import PolicyService
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT = ROOT / "benchmarks" / "results" / "serving.json"

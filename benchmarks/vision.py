@@ -26,11 +26,11 @@ from imitation import ROOT, run_script
 from flowpolicy.cli import composed
 from flowpolicy.evaluation.summary import machine, versions
 from flowpolicy.evaluation.task import task_from
+from flowpolicy.files.reading import read_json
+from flowpolicy.files.storage import write_json
 from flowpolicy.pretraining.run import PretrainConfig, find_demonstrations, make_policy, make_samplers
 from flowpolicy.pretraining.trainer import Trainer
-from flowpolicy.reading import read_json
 from flowpolicy.settings import build
-from flowpolicy.storage import write_json
 
 RUNS = Path("runs/vision")
 LIFT = Path("demonstrations/lift_image-scripted.zarr.zip")

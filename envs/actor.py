@@ -13,9 +13,9 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from flowpolicy.errors import CheckpointError
-from flowpolicy.reading import parse_json, stored_tensors
+from flowpolicy.files.reading import parse_json, stored_tensors
+from flowpolicy.files.storage import atomic_file, save_tensors
 from flowpolicy.settings import build, require
-from flowpolicy.storage import atomic_file, save_tensors
 
 LOG_STD_RANGE = (-20.0, 2.0)  # the clamp that stable-baselines3 puts on a SAC actor's log standard deviation
 

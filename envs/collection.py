@@ -16,7 +16,7 @@ from flowpolicy.data.store_writing import check_new
 from flowpolicy.errors import ConfigError, DataError
 from flowpolicy.evaluation.summary import versions
 from flowpolicy.evaluation.task import make_environment, task_from
-from flowpolicy.seeds import derived_seed
+from flowpolicy.runs.seeds import derived_seed
 from flowpolicy.settings import build, require
 from flowpolicy_envs.actor import ExpertActor
 from flowpolicy_envs.rollouts import Episode, join, run_episodes

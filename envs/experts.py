@@ -18,9 +18,9 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from flowpolicy.errors import ConfigError
 from flowpolicy.evaluation.task import make_environment
-from flowpolicy.seeds import derived_seed
+from flowpolicy.files.storage import atomic_file
+from flowpolicy.runs.seeds import derived_seed
 from flowpolicy.settings import choose, require
-from flowpolicy.storage import atomic_file
 from flowpolicy_envs.actor import ActorInfo, actor_from_sb3
 from flowpolicy_envs.rollouts import episode_returns
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from flowpolicy.errors import DataError
-from flowpolicy.progress import progress
+from flowpolicy.runs.progress import progress
 
 _STATE_KEYS = ("states", "observation")  # with observations beside them, and without
 

@@ -18,7 +18,7 @@ import gymnasium as gym
 import numpy as np
 
 from flowpolicy.errors import ConfigError, DataError
-from flowpolicy.progress import progress_bar
+from flowpolicy.runs.progress import progress_bar
 from flowpolicy.settings import require
 from flowpolicy_envs.rollouts import Episode, EpisodeRecorder
 

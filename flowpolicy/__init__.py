@@ -8,7 +8,7 @@ from flowpolicy.errors import CheckpointError, ConfigError, DataError, FlowPolic
 
 if TYPE_CHECKING:
     from flowpolicy.policy import FlowPolicy
-    from flowpolicy.policy_config import PolicyConfig
+    from flowpolicy.policy.config import PolicyConfig
 
 __version__ = "0.1.0"
 
@@ -30,7 +30,7 @@ def __getattr__(name: str) -> Any:
 
         return FlowPolicy
     if name == "PolicyConfig":
-        from flowpolicy.policy_config import PolicyConfig
+        from flowpolicy.policy.config import PolicyConfig
 
         return PolicyConfig
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -27,7 +27,7 @@ except ImportError as missing:
     ) from missing
 
 from flowpolicy.errors import FlowPolicyError
-from flowpolicy.run_folder import claim, refuse_other_kind
+from flowpolicy.runs.run_folder import claim, refuse_other_kind
 from flowpolicy.settings import unknown_key
 
 CONFIG_PACKAGE = "flowpolicy_configs"

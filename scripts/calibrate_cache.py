@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from flowpolicy.acceleration.calibration import CalibrationConfig, calibrate_checkpoint
+from flowpolicy.acceleration.caching.calibration import CalibrationConfig, calibrate_checkpoint
 from flowpolicy.cli import command_line, script
 from flowpolicy.evaluation.summary import write_summary
 from flowpolicy.settings import build

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from flowpolicy.cli import alone_in, chosen, command_line, composed, script
-from flowpolicy.distributed import processes
 from flowpolicy.errors import TaskError
 from flowpolicy.pretraining.run import find_or_pretrain
+from flowpolicy.runs.distributed import processes
 
 BASES = Path("runs/base")
 

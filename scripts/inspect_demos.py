@@ -9,9 +9,9 @@ from typing import Any
 
 from flowpolicy.cli import command_line, script
 from flowpolicy.data.inspection import inspect_demonstrations, metrics, table
-from flowpolicy.data.plots import draw_contact_sheet, draw_histograms
 from flowpolicy.errors import DataError
 from flowpolicy.evaluation.summary import write_summary
+from flowpolicy.plots.demonstrations import draw_contact_sheet, draw_histograms
 
 
 @script("inspect_demos")

@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from flowpolicy.acceleration.choosing.choose import plan_checkpoint
+from flowpolicy.acceleration.choosing.config import PlanConfig
 from flowpolicy.cli import command_line, script
-from flowpolicy.control.planning.config import PlanConfig
-from flowpolicy.control.planning.planner import plan_checkpoint
 from flowpolicy.evaluation.summary import write_summary
 from flowpolicy.settings import build
 

@@ -14,7 +14,7 @@ from flowpolicy.settings import build
 def main(config: dict[str, Any], run_dir: Path) -> None:
     """Serve until Ctrl-C, then say how it went and where that is written."""
     try:
-        from flowpolicy.control.serving.run import ServeConfig, serve_checkpoint
+        from flowpolicy.serving.run import ServeConfig, serve_checkpoint
     except ImportError as error:  # in one sentence
         raise ConfigError(str(error)) from error
 

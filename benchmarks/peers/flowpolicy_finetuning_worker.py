@@ -23,7 +23,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from flowpolicy.finetuning.reinflow import ReinFlow
 from flowpolicy.models.config import ModelConfig
 from flowpolicy.policy import FlowPolicy
-from flowpolicy.policy_config import PolicyConfig
+from flowpolicy.policy.config import PolicyConfig
 
 OBSERVATION, ACTION = 11, 3  # Hopper's
 DEFAULTS: dict[str, Any] = {

@@ -12,7 +12,7 @@ from flowpolicy.data.sampling import ChunkSampler, as_tensors
 from flowpolicy.data.store import read_demonstrations
 from flowpolicy.models.config import ModelConfig
 from flowpolicy.policy import FlowPolicy
-from flowpolicy.policy_config import PolicyConfig
+from flowpolicy.policy.config import PolicyConfig
 from flowpolicy.pretraining.config import TrainConfig
 from flowpolicy.pretraining.trainer import Trainer
 

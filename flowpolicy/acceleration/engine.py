@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flowpolicy.acceleration.program import Evaluation, Recompute, program_of
-from flowpolicy.acceleration.schedule import Schedule
+from flowpolicy.acceleration.caching.program import Evaluation, Recompute, program_of
+from flowpolicy.acceleration.caching.schedule import Schedule
 from flowpolicy.flow.solvers import SOLVERS, integrate
 from flowpolicy.models.blocks import KeyValue, Modulation, spread
 from flowpolicy.models.transformer import Context

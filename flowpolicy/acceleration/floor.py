@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from flowpolicy.acceleration.caching.program import Recompute
 from flowpolicy.acceleration.engine import Engine, Plan, random_observations
-from flowpolicy.acceleration.program import Recompute
 from flowpolicy.policy import FlowPolicy
 
 LAUNCH_SECONDS = 1.25e-6

@@ -13,18 +13,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flowpolicy.acceleration.caching.schedule import Schedule
 from flowpolicy.acceleration.floor import Floor, Machine, floor_of, measure_machine
 from flowpolicy.acceleration.observations import CALIBRATION_SEED, observations_of, rows_of
-from flowpolicy.acceleration.plots import plot_latency
 from flowpolicy.acceleration.sampler import BACKENDS, Sampler, build_sampler
-from flowpolicy.acceleration.schedule import Schedule
-from flowpolicy.device import resolve_device
 from flowpolicy.errors import BackendError
 from flowpolicy.evaluation.task import task_of
+from flowpolicy.files.storage import write_json
+from flowpolicy.plots.caching import plot_latency
 from flowpolicy.policy import FlowPolicy
-from flowpolicy.progress import progress
+from flowpolicy.runs.device import resolve_device
+from flowpolicy.runs.progress import progress
 from flowpolicy.settings import require
-from flowpolicy.storage import write_json
 
 PERCENTILES = {"p50": 50.0, "p95": 95.0, "p99": 99.0, "p99_9": 99.9, "max": 100.0}
 

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flowpolicy.acceleration.caching.schedule import Schedule, ScheduleKey, full_schedule
 from flowpolicy.acceleration.engine import Engine, Plan
-from flowpolicy.acceleration.schedule import Schedule, ScheduleKey, full_schedule
 from flowpolicy.errors import ConfigError
 from flowpolicy.policy import FlowPolicy, Observations
 from flowpolicy.settings import choose, require
@@ -162,7 +162,7 @@ def _cuda_graph(policy: FlowPolicy, plan: Plan, exports: dict[str, bytes]) -> Co
 
 
 def _onnx(policy: FlowPolicy, plan: Plan, exports: dict[str, bytes]) -> Compute:
-    from flowpolicy.acceleration.onnx_engine import OnnxEngine
+    from flowpolicy.acceleration.onnx.engine import OnnxEngine
 
     return OnnxEngine(policy, plan, exports)
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from flowpolicy.control.chunks import Chunk, Fusion, build_fusion
 from flowpolicy.control.clock import Clock, MonotonicClock
 from flowpolicy.control.config import ControlConfig
 from flowpolicy.control.driver_watch import DriverWatch
@@ -26,7 +25,8 @@ from flowpolicy.control.robot import Action, Robot
 from flowpolicy.control.safety import SafetyGate
 from flowpolicy.control.signals import ending_signals
 from flowpolicy.control.telemetry import SOURCES, Telemetry
-from flowpolicy.execution import ChunkPolicy
+from flowpolicy.execution.fusion import Chunk, Fusion, build_fusion
+from flowpolicy.execution.receding_horizon import ChunkPolicy
 from flowpolicy.settings import require
 
 CHUNK, PREVIOUS, FAST, SAFE = range(len(SOURCES))

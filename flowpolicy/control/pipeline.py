@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowpolicy.control.chunks import Prefix
 from flowpolicy.control.clock import Clock
 from flowpolicy.control.events import Event, EventLog
 from flowpolicy.control.inference import Request, Worker, WorkerDiedError
 from flowpolicy.errors import FlowPolicyError
+from flowpolicy.execution.fusion import Prefix
 
 RESTART_PAUSE_S = 0.5
 """Least time between attempts to replace a worker: one that cannot be built is not built at every tick."""

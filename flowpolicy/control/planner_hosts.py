@@ -16,9 +16,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from flowpolicy.control.chunks import Prefix
 from flowpolicy.control.signals import leave_to_the_loop
 from flowpolicy.errors import FlowPolicyError
+from flowpolicy.execution.fusion import Prefix
 
 THREAD_END_S, PROCESS_END_S = 5.0, 1.0
 """How long a planner is given to end by itself; a process is then killed, a thread left behind."""

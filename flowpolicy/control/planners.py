@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from flowpolicy.acceleration.caching.schedule import Schedule
 from flowpolicy.acceleration.inpainting import InpaintingSampler
 from flowpolicy.acceleration.sampler import Sampler, build_sampler, fastest_backend
-from flowpolicy.acceleration.schedule import Schedule
 from flowpolicy.control.inference import Request
-from flowpolicy.device import resolve_device
-from flowpolicy.execution import ChunkPolicy
+from flowpolicy.execution.receding_horizon import ChunkPolicy
 from flowpolicy.observations import dtype_of
 from flowpolicy.policy import FlowPolicy
+from flowpolicy.runs.device import resolve_device
 from flowpolicy.settings import require
 
 MOST_THREADS = 1024

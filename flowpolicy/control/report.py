@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from flowpolicy.control.events import EXPLAINED, Event, name_of
-from flowpolicy.control.report_plots import plot_inference, plot_run, plot_timing, plot_window
 from flowpolicy.control.statistics import Columns, run_statistics
-from flowpolicy.storage import atomic_file
+from flowpolicy.files.storage import atomic_file
+from flowpolicy.plots.control import plot_inference, plot_run, plot_timing, plot_window
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #202428; max-width: 1040px; margin: 32px auto }

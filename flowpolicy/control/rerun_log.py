@@ -11,7 +11,7 @@ import numpy as np
 from flowpolicy.control.statistics import Columns
 from flowpolicy.control.telemetry import SOURCES
 from flowpolicy.errors import ConfigError
-from flowpolicy.storage import atomic_file
+from flowpolicy.files.storage import atomic_file
 
 
 def write_rerun(path: Path, columns: Columns, events: Mapping[str, Any]) -> Path:

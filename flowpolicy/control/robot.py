@@ -9,9 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from flowpolicy.control.rotations import Rotation
 from flowpolicy.errors import ConfigError, TaskError
-from flowpolicy.execution import ChunkPolicy
+from flowpolicy.execution.receding_horizon import ChunkPolicy
+from flowpolicy.execution.rotations import Rotation
 from flowpolicy.settings import require
 
 Action = NDArray[np.float32]

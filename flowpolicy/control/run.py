@@ -12,11 +12,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from flowpolicy.acceleration.choosing.plan import DeploymentPlan, SamplerChoice
 from flowpolicy.control.config import ControlConfig
 from flowpolicy.control.inference import SPARES, build_worker
 from flowpolicy.control.loop import ControlLoop
 from flowpolicy.control.planners import PlannerBuilder, SamplerSettings
-from flowpolicy.control.planning.plan import DeploymentPlan, SamplerChoice
 from flowpolicy.control.report import write_report
 from flowpolicy.control.robot import Robot
 from flowpolicy.control.robots.simulated import SimulatedRobot, WorldReport, film
@@ -27,10 +27,10 @@ from flowpolicy.data.store import read_demonstrations
 from flowpolicy.errors import ConfigError
 from flowpolicy.evaluation.summary import machine, versions, write_summary
 from flowpolicy.evaluation.task import Task, task_of
+from flowpolicy.files.storage import write_json
 from flowpolicy.policy import FlowPolicy
-from flowpolicy.progress import progress_bar
+from flowpolicy.runs.progress import progress_bar
 from flowpolicy.settings import choose, require
-from flowpolicy.storage import write_json
 
 log = logging.getLogger(__name__)
 

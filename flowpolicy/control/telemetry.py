@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flowpolicy.files.storage import atomic_file
 from flowpolicy.settings import require
-from flowpolicy.storage import atomic_file
 
 SOURCES = ("chunk", "previous", "fast", "safe")
 """Where a tick's action came from: the chunk that was due, the one before it, the faster sampler, the robot's

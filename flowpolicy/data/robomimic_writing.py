@@ -14,9 +14,9 @@ from flowpolicy.data.store import Demonstrations
 from flowpolicy.data.store_writing import check_new
 from flowpolicy.data.zarr_reading import EPISODE_KEYS
 from flowpolicy.errors import DataError
-from flowpolicy.progress import progress
+from flowpolicy.files.storage import atomic_file
+from flowpolicy.runs.progress import progress
 from flowpolicy.settings import require
-from flowpolicy.storage import atomic_file
 
 _NOT_OBSERVED = {"action", "states", "done", *EPISODE_KEYS}
 _GYM_TYPE = 2  # robomimic's number for Gym environments; robosuite's is 1

@@ -18,10 +18,10 @@ from flowpolicy.data.image_codecs import image_codec as codec_for_images
 from flowpolicy.data.zarr_checks import COMPLETE
 from flowpolicy.data.zarr_reading import import_zarr
 from flowpolicy.errors import DataError, FlowPolicyError
-from flowpolicy.interrupts import held_interrupts
+from flowpolicy.files.storage import atomic_file
 from flowpolicy.observations import is_image
+from flowpolicy.runs.interrupts import held_interrupts
 from flowpolicy.settings import require
-from flowpolicy.storage import atomic_file
 
 _CHUNK_BYTES = 1 << 20
 

@@ -20,8 +20,8 @@ from flowpolicy.data.image_codecs import register_codecs
 from flowpolicy.data.memory import free_memory_bytes
 from flowpolicy.data.zarr_checks import check_array, group_in_zip
 from flowpolicy.errors import DataError
+from flowpolicy.files.storage import atomic_file
 from flowpolicy.observations import is_image
-from flowpolicy.storage import atomic_file
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from flowpolicy.errors import FlowPolicyError
 from flowpolicy.evaluation.result import EvaluationResult, concatenate
 from flowpolicy.evaluation.rollout import EVALUATION_SEED, evaluate
 from flowpolicy.evaluation.task import Task
-from flowpolicy.execution import ChunkPolicy
-from flowpolicy.progress import progress_bar
+from flowpolicy.execution.receding_horizon import ChunkPolicy
+from flowpolicy.runs.progress import progress_bar
 from flowpolicy.settings import require
 
 Loader = Callable[[str], ChunkPolicy]
@@ -22,8 +22,8 @@ Loader = Callable[[str], ChunkPolicy]
 
 def load_policy(checkpoint: str, device: str = "cpu") -> ChunkPolicy:
     """Load a policy for evaluation (the default loader of :func:`evaluate_checkpoint`)."""
-    from flowpolicy.device import resolve_device
     from flowpolicy.policy import FlowPolicy
+    from flowpolicy.runs.device import resolve_device
 
     return FlowPolicy.load(checkpoint).to(resolve_device(device))
 

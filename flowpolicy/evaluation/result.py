@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.evaluation.statistics import mean_interval, wilson_interval
-from flowpolicy.storage import atomic_file
+from flowpolicy.files.storage import atomic_file
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from flowpolicy.errors import TaskError
 from flowpolicy.evaluation.result import EvaluationResult
 from flowpolicy.evaluation.task import Task
 from flowpolicy.evaluation.video import EpisodeVideo
-from flowpolicy.execution import ChunkPolicy, RecedingHorizon
-from flowpolicy.progress import progress_bar
+from flowpolicy.execution.receding_horizon import ChunkPolicy, RecedingHorizon
+from flowpolicy.runs.progress import progress_bar
 from flowpolicy.settings import require
 
 EVALUATION_SEED = 1_000_000
@@ -52,7 +52,7 @@ def evaluate(
     clipped to the environment's bounds.
 
     Args:
-        policy: anything with the interface of :class:`flowpolicy.execution.ChunkPolicy`.
+        policy: anything with the interface of :class:`flowpolicy.execution.receding_horizon.ChunkPolicy`.
         task: the environment and the horizons.
         episodes: how many.
         seed: environment seed of the first episode.

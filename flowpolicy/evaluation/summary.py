@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from flowpolicy.storage import write_json
+from flowpolicy.files.storage import write_json
 
 _PACKAGES = (
     "flowpolicy",

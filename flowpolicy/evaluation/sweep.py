@@ -11,10 +11,10 @@ from typing import Any
 
 from flowpolicy.data.versions import version_warning
 from flowpolicy.evaluation.parallel import evaluate_checkpoint, load_policy
-from flowpolicy.evaluation.plots import plot_k_sweep, plot_returns, plot_tasks
 from flowpolicy.evaluation.result import EvaluationResult
 from flowpolicy.evaluation.rollout import EVALUATION_SEED
 from flowpolicy.evaluation.task import Task, task_of
+from flowpolicy.plots.evaluation import plot_k_sweep, plot_returns, plot_tasks
 from flowpolicy.settings import require
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from typing import Any
 from flowpolicy.errors import ConfigError, FlowPolicyError, TaskError
 from flowpolicy.evaluation.allowed import check_choice
 from flowpolicy.evaluation.rendering import refused_gl_choice
-from flowpolicy.policy_config import LONGEST, TASK_NAME
+from flowpolicy.policy.config import LONGEST, TASK_NAME
 from flowpolicy.settings import build, require
 
 METRICS = ("return", "success", "score")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from flowpolicy.errors import CheckpointError
-from flowpolicy.reading import MOST_JSON, open_regular
+from flowpolicy.files.reading import MOST_JSON, open_regular
 
 _MOST_INFLATED = 10  # times its packed size; save() does not pack, and weights hardly shrink
 _MOST_DIRECTORY = 4096  # bytes of an archive's table of contents, which has two entries

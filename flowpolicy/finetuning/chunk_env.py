@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from flowpolicy.errors import FlowPolicyError
 from flowpolicy.finetuning.chunk_spaces import ChunkSpaces, Histories, check_finite, copied
-from flowpolicy.seeds import derived_seed
+from flowpolicy.runs.seeds import derived_seed
 from flowpolicy.settings import require
 
 

@@ -18,7 +18,7 @@ from flowpolicy.finetuning.chunk_env import (
     require_ready,
 )
 from flowpolicy.finetuning.chunk_spaces import ChunkSpaces, Histories, check_finite, copied
-from flowpolicy.seeds import derived_seed
+from flowpolicy.runs.seeds import derived_seed
 
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv

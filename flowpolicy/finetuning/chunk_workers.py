@@ -16,7 +16,7 @@ from flowpolicy.errors import FlowPolicyError
 from flowpolicy.finetuning.chunk_env import ChunkStep, EpisodeRecord, require_open, require_ready
 from flowpolicy.finetuning.chunk_spaces import ChunkSpaces, Histories, copied
 from flowpolicy.finetuning.worker_process import Failure, WorkerDiedError, WorkerProcess
-from flowpolicy.seeds import derived_seed
+from flowpolicy.runs.seeds import derived_seed
 from flowpolicy.settings import require
 
 MAX_RESTARTS = 10

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flowpolicy.finetuning.noise import NoiseConfig
-from flowpolicy.loggers import LOGGERS
+from flowpolicy.runs.loggers import LOGGERS
 from flowpolicy.settings import require
 
 

@@ -14,7 +14,7 @@ from flowpolicy.data.sampling import Batch
 from flowpolicy.finetuning.config import DistillConfig
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.pretraining.ema import EMA
-from flowpolicy.progress import progress
+from flowpolicy.runs.progress import progress
 
 
 def distill(

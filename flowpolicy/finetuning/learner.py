@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from flowpolicy.distributed import Processes
 from flowpolicy.errors import FlowPolicyError
 from flowpolicy.finetuning.actor_critic import FlowActorCritic
 from flowpolicy.finetuning.regularization import Regularizer
 from flowpolicy.finetuning.update import Minibatch, UpdateRule
+from flowpolicy.runs.distributed import Processes
 
 TOKENS_AT_ONCE = 2048
 """Noisy action tokens in one pass of an update on a CPU; the gradient is that of the whole minibatch."""

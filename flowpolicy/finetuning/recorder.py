@@ -11,9 +11,9 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
 from flowpolicy.finetuning.reinflow import ReinFlow
-from flowpolicy.loggers import MetricLogger
 from flowpolicy.policy import FlowPolicy
-from flowpolicy.progress import progress_bar
+from flowpolicy.runs.loggers import MetricLogger
+from flowpolicy.runs.progress import progress_bar
 
 STATE_FILE = "training_state.zip"
 

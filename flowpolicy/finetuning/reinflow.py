@@ -18,7 +18,6 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import FloatSchedule, get_system_info
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecTransposeImage
 
-from flowpolicy.distributed import Processes
 from flowpolicy.errors import ConfigError
 from flowpolicy.evaluation.rollout import check_spaces
 from flowpolicy.finetuning.actor_critic import FlowActorCritic, spaces_of
@@ -40,7 +39,8 @@ from flowpolicy.finetuning.regularization import Regularizer
 from flowpolicy.finetuning.saving import read_model, write_model
 from flowpolicy.finetuning.update import PPO, UpdateRule
 from flowpolicy.policy import FlowPolicy
-from flowpolicy.seeds import derived_seed
+from flowpolicy.runs.distributed import Processes
+from flowpolicy.runs.seeds import derived_seed
 from flowpolicy.settings import require
 
 Schedule = float | Any

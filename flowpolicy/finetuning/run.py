@@ -16,16 +16,15 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from flowpolicy.data.store import read_demonstrations
-from flowpolicy.device import resolve_device
-from flowpolicy.distributed import Processes, processes
 from flowpolicy.errors import ConfigError, TaskError
-from flowpolicy.evaluation.learning_plots import plot_practice
 from flowpolicy.evaluation.result import EvaluationResult
 from flowpolicy.evaluation.rollout import check_spaces, evaluate
 from flowpolicy.evaluation.statistics import paired_difference_interval
 from flowpolicy.evaluation.summary import write_summary
 from flowpolicy.evaluation.task import Task, task_from
 from flowpolicy.evaluation.video import side_by_side
+from flowpolicy.files.reading import read_json
+from flowpolicy.files.storage import write_json
 from flowpolicy.finetuning.chain import NoisyFlow
 from flowpolicy.finetuning.chunked_vec_env import ChunkedVecEnv
 from flowpolicy.finetuning.config import FinetuneConfig
@@ -35,15 +34,16 @@ from flowpolicy.finetuning.regularization import BehaviourCloning, Regularizer, 
 from flowpolicy.finetuning.reinflow import ReinFlow
 from flowpolicy.finetuning.staggered import make_staggered
 from flowpolicy.finetuning.update import UpdateRule, build_update_rule
-from flowpolicy.loggers import MetricLogger, build_loggers, read_metrics
+from flowpolicy.plots.learning import plot_practice
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.pretraining.config import DataConfig
 from flowpolicy.pretraining.run import make_samplers
 from flowpolicy.pretraining.state import refuse_other_settings
-from flowpolicy.reading import read_json
-from flowpolicy.run_folder import FINETUNING, claim, refuse_other_kind
+from flowpolicy.runs.device import resolve_device
+from flowpolicy.runs.distributed import Processes, processes
+from flowpolicy.runs.loggers import MetricLogger, build_loggers, read_metrics
+from flowpolicy.runs.run_folder import FINETUNING, claim, refuse_other_kind
 from flowpolicy.settings import build
-from flowpolicy.storage import write_json
 
 logger = logging.getLogger(__name__)
 BASE, CHECKPOINT = "base", "checkpoint"

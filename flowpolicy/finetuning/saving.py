@@ -19,22 +19,22 @@ from stable_baselines3.common.utils import LinearSchedule
 from torch import Tensor
 
 from flowpolicy.errors import CheckpointError, ConfigError, FlowPolicyError
-from flowpolicy.finetuning.actor_critic import FlowActorCritic, spaces_of
-from flowpolicy.finetuning.archive import archive_of, no_model
-from flowpolicy.finetuning.noise import NoiseConfig
-from flowpolicy.finetuning.update import UPDATE_RULES, build_update_rule
-from flowpolicy.policy import FlowPolicy
-from flowpolicy.policy_config import PolicyConfig, policy_config
-from flowpolicy.reading import (
+from flowpolicy.files.reading import (
     MOST_JSON,
     StoredTensors,
     described_tensors,
     parse_json,
     shapes_of,
 )
-from flowpolicy.seeds import derived_seed
+from flowpolicy.files.storage import atomic_file, load_optimizer, optimizer_tensors, under
+from flowpolicy.finetuning.actor_critic import FlowActorCritic, spaces_of
+from flowpolicy.finetuning.archive import archive_of, no_model
+from flowpolicy.finetuning.noise import NoiseConfig
+from flowpolicy.finetuning.update import UPDATE_RULES, build_update_rule
+from flowpolicy.policy import FlowPolicy
+from flowpolicy.policy.config import PolicyConfig, policy_config
+from flowpolicy.runs.seeds import derived_seed
 from flowpolicy.settings import build, checked, require, shown, unknown_key
-from flowpolicy.storage import atomic_file, load_optimizer, optimizer_tensors, under
 
 if TYPE_CHECKING:
     from flowpolicy.finetuning.reinflow import ReinFlow

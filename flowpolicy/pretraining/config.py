@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flowpolicy.data.normalization import LARGEST_CLIP, MODES
-from flowpolicy.loggers import LOGGERS
+from flowpolicy.runs.loggers import LOGGERS
 from flowpolicy.settings import require
 
 

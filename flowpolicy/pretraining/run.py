@@ -15,26 +15,26 @@ import torch
 from flowpolicy.data.sampling import ChunkSampler, as_tensors
 from flowpolicy.data.store import Demonstrations, read_demonstrations
 from flowpolicy.data.zarr_reading import resolve_path
-from flowpolicy.device import resolve_device
-from flowpolicy.distributed import Processes, processes
 from flowpolicy.errors import ConfigError, DataError
-from flowpolicy.evaluation.learning_plots import plot_learning_curves
 from flowpolicy.evaluation.result import EvaluationResult
 from flowpolicy.evaluation.rollout import check_spaces, evaluate
 from flowpolicy.evaluation.summary import write_summary
 from flowpolicy.evaluation.task import Task, task_from
+from flowpolicy.files.storage import write_json
 from flowpolicy.flow import build_objective
-from flowpolicy.loggers import build_loggers, read_metrics
 from flowpolicy.models.config import ModelConfig
 from flowpolicy.observations import is_image
+from flowpolicy.plots.learning import plot_learning_curves
 from flowpolicy.policy import FlowPolicy
-from flowpolicy.policy_config import PolicyConfig
+from flowpolicy.policy.config import PolicyConfig
 from flowpolicy.pretraining.config import DataConfig, TrainConfig
 from flowpolicy.pretraining.state import STATE_FOLDER
 from flowpolicy.pretraining.trainer import CHECKPOINT, Trainer
-from flowpolicy.run_folder import PRETRAINING, claim, refuse_other_kind
+from flowpolicy.runs.device import resolve_device
+from flowpolicy.runs.distributed import Processes, processes
+from flowpolicy.runs.loggers import build_loggers, read_metrics
+from flowpolicy.runs.run_folder import PRETRAINING, claim, refuse_other_kind
 from flowpolicy.settings import build, require
-from flowpolicy.storage import write_json
 
 logger = logging.getLogger(__name__)
 MANY_LOST = 0.001  # share of steps from which on it is a warning

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from flowpolicy.errors import CheckpointError, ConfigError
-from flowpolicy.reading import read_json, stored_tensors
+from flowpolicy.files.reading import read_json, stored_tensors
+from flowpolicy.files.storage import atomic_folder, load_optimizer, optimizer_tensors, save_tensors, under
 from flowpolicy.settings import build, require, shown
-from flowpolicy.storage import atomic_folder, load_optimizer, optimizer_tensors, save_tensors, under
 
 STATE_FOLDER = "training_state"
 _REMEDY = "start anew in another run_dir"

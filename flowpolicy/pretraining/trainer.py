@@ -14,15 +14,15 @@ from torch import Tensor, nn
 
 from flowpolicy.data.prefetch import Prefetcher
 from flowpolicy.data.sampling import Batch, ChunkSampler, shuffled_index
-from flowpolicy.distributed import Processes
 from flowpolicy.errors import ConfigError, FlowPolicyError
-from flowpolicy.loggers import MetricLogger
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.pretraining.config import TrainConfig
 from flowpolicy.pretraining.ema import EMA
 from flowpolicy.pretraining.state import TrainingState
-from flowpolicy.progress import progress_bar
-from flowpolicy.seeds import derived_seed
+from flowpolicy.runs.distributed import Processes
+from flowpolicy.runs.loggers import MetricLogger
+from flowpolicy.runs.progress import progress_bar
+from flowpolicy.runs.seeds import derived_seed
 
 logger = logging.getLogger(__name__)
 VALIDATION_ROWS = 1024

@@ -1,12 +1,5 @@
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-
-# Tests import the toys by name.
-sys.path.insert(0, str(Path(__file__).parent))
-
 from toy_policy import random_observations, random_policy
 
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from toy_policy import random_observations, random_policy
 
-from flowpolicy.acceleration.calibration import CalibrationConfig, calibrate
+from flowpolicy.acceleration.caching.calibration import CalibrationConfig, calibrate
+from flowpolicy.acceleration.caching.schedule import Schedule, ScheduleKey, full_schedule
+from flowpolicy.acceleration.caching.scheduling import uniform
+from flowpolicy.acceleration.caching.search import ActionError, search
+from flowpolicy.acceleration.caching.similarity import measure_similarity
 from flowpolicy.acceleration.engine import Engine, Plan
 from flowpolicy.acceleration.sampler import build_sampler
-from flowpolicy.acceleration.schedule import Schedule, ScheduleKey, full_schedule
-from flowpolicy.acceleration.scheduling import uniform
-from flowpolicy.acceleration.search import ActionError, search
-from flowpolicy.acceleration.similarity import measure_similarity
 from flowpolicy.errors import ConfigError, DataError, FlowPolicyError
 
 CONFIG = CalibrationConfig(

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from flowpolicy.acceleration.foreign import CachedDecoder, calibrate_decoder
-from flowpolicy.acceleration.schedule import Schedule
+from flowpolicy.acceleration.caching.foreign import CachedDecoder, calibrate_decoder
+from flowpolicy.acceleration.caching.schedule import Schedule
 from flowpolicy.errors import ConfigError, DataError
 
 WIDTH, DEPTH, TOKENS = 16, 2, 5

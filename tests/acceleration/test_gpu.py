@@ -4,9 +4,9 @@ import pytest
 import torch
 from toy_policy import random_observations, random_policy
 
+from flowpolicy.acceleration.caching.schedule import Schedule, ScheduleKey
+from flowpolicy.acceleration.caching.scheduling import uniform
 from flowpolicy.acceleration.sampler import build_sampler
-from flowpolicy.acceleration.schedule import Schedule, ScheduleKey
-from flowpolicy.acceleration.scheduling import uniform
 
 pytestmark = [
     pytest.mark.gpu,

@@ -10,10 +10,10 @@ from toy_policy import random_policy
 from flowpolicy import FlowPolicy
 from flowpolicy.acceleration.engine import random_observations
 from flowpolicy.acceleration.inpainting import InpaintingSampler, guidance_weight, guided_velocity
-from flowpolicy.control.chunks import prefix_weights
 from flowpolicy.control.planners import SamplerSettings
 from flowpolicy.errors import ConfigError, FlowPolicyError
-from flowpolicy.execution import RecedingHorizon
+from flowpolicy.execution.fusion import prefix_weights
+from flowpolicy.execution.receding_horizon import RecedingHorizon
 
 
 def half_prefix(rows, weight=1.0):

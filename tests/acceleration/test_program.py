@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from flowpolicy.acceleration.program import Recompute, Reuse, program_of
+from flowpolicy.acceleration.caching.program import Recompute, Reuse, program_of
 
 
 @pytest.mark.parametrize("seed", range(20))

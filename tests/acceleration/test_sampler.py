@@ -7,9 +7,9 @@ import pytest
 import torch
 from toy_policy import random_observations, random_policy
 
+from flowpolicy.acceleration.caching.schedule import Schedule, ScheduleKey, full_schedule
+from flowpolicy.acceleration.caching.scheduling import uniform
 from flowpolicy.acceleration.sampler import accelerate, build_sampler
-from flowpolicy.acceleration.schedule import Schedule, ScheduleKey, full_schedule
-from flowpolicy.acceleration.scheduling import uniform
 from flowpolicy.errors import ConfigError, FlowPolicyError
 
 BACKENDS = ["eager", "compile", "onnx"]

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from flowpolicy.acceleration.scheduling import (
+from flowpolicy.acceleration.caching.scheduling import (
     adaptive_caching,
     bubbling_union,
     consecutive_caching,

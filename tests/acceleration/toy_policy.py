@@ -6,7 +6,7 @@ import torch
 
 from flowpolicy.models.config import ModelConfig
 from flowpolicy.policy import FlowPolicy
-from flowpolicy.policy_config import PolicyConfig
+from flowpolicy.policy.config import PolicyConfig
 
 
 def random_policy(objective="flow_matching", seed=0, depth=2, **settings):

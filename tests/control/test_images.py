@@ -11,7 +11,7 @@ from flowpolicy.control.planners import PlannerBuilder, SamplerSettings
 from flowpolicy.errors import FlowPolicyError
 from flowpolicy.models.config import ModelConfig
 from flowpolicy.policy import FlowPolicy
-from flowpolicy.policy_config import PolicyConfig
+from flowpolicy.policy.config import PolicyConfig
 
 SHAPES = {"camera": (40, 40, 3), "state": (2,)}
 
@@ -53,8 +53,8 @@ def test_an_image_of_another_kind_is_left_out_and_counted(spoil):
 
 def test_the_server_plans_what_the_loop_plans(policy, tmp_path):
     pytest.importorskip("msgpack")
-    from flowpolicy.control.serving.messages import decode, encode
-    from flowpolicy.control.serving.service import PolicyService
+    from flowpolicy.serving.messages import decode, encode
+    from flowpolicy.serving.service import PolicyService
 
     checkpoint = policy.save(tmp_path / "checkpoint")
     history = ObservationHistory(SHAPES, 2, EventLog())

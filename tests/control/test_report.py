@@ -10,9 +10,9 @@ import pytest
 
 from flowpolicy.control.events import EXPLAINED, Event, EventLog
 from flowpolicy.control.report import write_report
-from flowpolicy.control.report_plots import WINDOW_S, busiest
 from flowpolicy.control.statistics import run_statistics
 from flowpolicy.control.telemetry import Telemetry
+from flowpolicy.plots.control import WINDOW_S, busiest
 
 PERIOD = 0.01
 

@@ -817,7 +817,7 @@ def test_bad_places_to_write(tmp_path: Path, demos: Demonstrations, name: str, m
     def full(path: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("flowpolicy.storage._sync", full)
+    monkeypatch.setattr("flowpolicy.files.storage._sync", full)
     with pytest.raises(FlowPolicyError) as refusal:
         write_demonstrations(tmp_path / name, demos)
     assert_one_sentence(str(refusal.value), name)

@@ -12,7 +12,7 @@ from flowpolicy.data.store import Demonstrations, write_demonstrations
 
 zarr = pytest.importorskip("zarr")
 from flowpolicy.data.inspection import inspect_demonstrations, metrics, summarise, table  # noqa: E402
-from flowpolicy.data.plots import draw_contact_sheet, draw_histograms  # noqa: E402
+from flowpolicy.plots.demonstrations import draw_contact_sheet, draw_histograms  # noqa: E402
 
 
 def test_summary_agrees_with_numpy(monkeypatch):

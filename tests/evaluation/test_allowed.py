@@ -42,7 +42,7 @@ def _evaluate(path: str, run_dir: Path) -> None:
 
 
 def _calibrate(path: str, run_dir: Path) -> None:
-    from flowpolicy.acceleration.calibration import CalibrationConfig, calibrate_checkpoint
+    from flowpolicy.acceleration.caching.calibration import CalibrationConfig, calibrate_checkpoint
 
     calibrate_checkpoint(CalibrationConfig(path), None)
 
@@ -54,8 +54,8 @@ def _time(path: str, run_dir: Path) -> None:
 
 
 def _plan(path: str, run_dir: Path) -> None:
-    from flowpolicy.control.planning.config import PlanConfig
-    from flowpolicy.control.planning.planner import plan_checkpoint
+    from flowpolicy.acceleration.choosing.choose import plan_checkpoint
+    from flowpolicy.acceleration.choosing.config import PlanConfig
 
     plan_checkpoint(PlanConfig(path, period_ms=20.0), None)
 

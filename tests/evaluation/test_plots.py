@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from flowpolicy.errors import ConfigError
-from flowpolicy.evaluation.learning_plots import plot_learning_curves, plot_practice_bands
-from flowpolicy.evaluation.plots import plot_k_sweep, plot_returns
 from flowpolicy.evaluation.sweep import format_table
+from flowpolicy.plots.evaluation import plot_k_sweep, plot_returns
+from flowpolicy.plots.learning import plot_learning_curves, plot_practice_bands
 
 pytest.importorskip("matplotlib")
 

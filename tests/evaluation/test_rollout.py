@@ -9,7 +9,7 @@ from flowpolicy.errors import ConfigError, FlowPolicyError, TaskError
 from flowpolicy.evaluation.parallel import evaluate_checkpoint
 from flowpolicy.evaluation.result import concatenate
 from flowpolicy.evaluation.rollout import evaluate
-from flowpolicy.execution import RecedingHorizon
+from flowpolicy.execution.receding_horizon import RecedingHorizon
 
 
 def _by_hand(seed: int) -> tuple[float, int, bool]:

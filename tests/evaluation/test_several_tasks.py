@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from toys import ToyPolicy, toy_task
 
-from flowpolicy.evaluation.plots import plot_tasks
 from flowpolicy.evaluation.result import EvaluationResult, concatenate
 from flowpolicy.evaluation.rollout import evaluate
 from flowpolicy.evaluation.statistics import wilson_interval
 from flowpolicy.evaluation.sweep import format_tasks
+from flowpolicy.plots.evaluation import plot_tasks
 
 SEVERAL = toy_task(env_kwargs={"several": True})
 

@@ -7,7 +7,7 @@ pytest.importorskip("matplotlib")
 from flowpolicy.evaluation.sweep import EvaluationConfig, evaluate_sweep
 from flowpolicy.models.config import ModelConfig
 from flowpolicy.policy import FlowPolicy
-from flowpolicy.policy_config import PolicyConfig
+from flowpolicy.policy.config import PolicyConfig
 
 
 @pytest.mark.parametrize(("horizon", "label"), [(4, ""), (2, " (T_e = 2 and not 4)")])

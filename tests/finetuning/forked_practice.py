@@ -29,12 +29,12 @@ from stable_baselines3.common.env_util import make_vec_env
 from toy_practice import Reach, make, make_policy
 
 from flowpolicy import FlowPolicy
-from flowpolicy.distributed import Processes, processes
 from flowpolicy.finetuning.recorder import STATE_FILE
 from flowpolicy.finetuning.reinflow import ReinFlow
 from flowpolicy.finetuning.run import finetune
 from flowpolicy.models.config import ModelConfig
-from flowpolicy.policy_config import PolicyConfig
+from flowpolicy.policy.config import PolicyConfig
+from flowpolicy.runs.distributed import Processes, processes
 
 KILLS, STEPS, PER_ITERATION = 5, 5_120, 128
 

@@ -11,7 +11,7 @@ from flowpolicy.finetuning.noise import NoiseConfig
 from flowpolicy.finetuning.update import PPO, Minibatch
 from flowpolicy.models.config import ModelConfig
 from flowpolicy.policy import FlowPolicy
-from flowpolicy.policy_config import PolicyConfig
+from flowpolicy.policy.config import PolicyConfig
 
 B, T, A, T_O = 6, 4, 3, 2
 

@@ -21,7 +21,7 @@ from flowpolicy.finetuning import chunk_workers
 from flowpolicy.finetuning.chunk_env import LocalChunks
 from flowpolicy.finetuning.chunk_vec_env import VecEnvChunks
 from flowpolicy.finetuning.chunk_workers import WorkerChunks
-from flowpolicy.seeds import derived_seed
+from flowpolicy.runs.seeds import derived_seed
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test by its name
 

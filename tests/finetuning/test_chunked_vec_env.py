@@ -11,7 +11,7 @@ from toy_practice import Reach, make
 
 from flowpolicy.errors import FlowPolicyError
 from flowpolicy.finetuning.chunked_vec_env import ChunkedVecEnv
-from flowpolicy.seeds import derived_seed
+from flowpolicy.runs.seeds import derived_seed
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from flowpolicy.finetuning.reinflow import ReinFlow
 from flowpolicy.models.config import ModelConfig
 from flowpolicy.models.vision.config import VisionConfig
 from flowpolicy.policy import FlowPolicy
-from flowpolicy.policy_config import PolicyConfig
+from flowpolicy.policy.config import PolicyConfig
 
 SIDE = 32
 

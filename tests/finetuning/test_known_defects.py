@@ -13,8 +13,8 @@ pytest.importorskip("stable_baselines3", reason="stable-baselines3 is not instal
 from stable_baselines3.common.utils import LinearSchedule
 from toy_practice import make
 
-from flowpolicy.evaluation.learning_plots import plot_practice
 from flowpolicy.finetuning.chain import log_prob
+from flowpolicy.plots.learning import plot_practice
 
 
 def test_an_epoch_holds_every_chunk_once():

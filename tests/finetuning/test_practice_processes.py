@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 pytest.importorskip("stable_baselines3", reason="stable-baselines3 is not installed")
 
 from flowpolicy import FlowPolicy
-from flowpolicy.loggers import read_metrics
+from flowpolicy.runs.loggers import read_metrics
 
 pytestmark = [
     pytest.mark.slow,

@@ -16,9 +16,9 @@ from flowpolicy.errors import CheckpointError, ConfigError, FlowPolicyError, Tas
 from flowpolicy.finetuning.recorder import STATE_FILE
 from flowpolicy.finetuning.reinflow import ReinFlow
 from flowpolicy.finetuning.run import finetune
-from flowpolicy.loggers import read_metrics
 from flowpolicy.pretraining.run import pretrain
-from flowpolicy.run_folder import PRETRAINING, claim
+from flowpolicy.runs.loggers import read_metrics
+from flowpolicy.runs.run_folder import PRETRAINING, claim
 
 REINFLOW = {"n_steps": 8, "batch_size": 16, "n_epochs": 1, "critic_warmup": 0}
 

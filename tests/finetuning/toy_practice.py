@@ -12,7 +12,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from flowpolicy.finetuning.reinflow import ReinFlow
 from flowpolicy.models.config import ModelConfig
 from flowpolicy.policy import FlowPolicy
-from flowpolicy.policy_config import PolicyConfig
+from flowpolicy.policy.config import PolicyConfig
 
 
 class Reach(gym.Env):

@@ -11,7 +11,7 @@ from flowpolicy.models.transformer import VelocityTransformer
 from flowpolicy.models.vision.config import BACKBONES, VisionConfig
 from flowpolicy.models.vision.encoder import ImageEncoder
 from flowpolicy.policy import FlowPolicy
-from flowpolicy.policy_config import PolicyConfig
+from flowpolicy.policy.config import PolicyConfig
 
 T_O = 2
 

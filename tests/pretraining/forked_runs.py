@@ -29,8 +29,8 @@ from safetensors.torch import save_file
 from toy_training import toy_settings, toy_trainer, write_toy_store
 
 from flowpolicy import FlowPolicy
-from flowpolicy.distributed import processes
 from flowpolicy.pretraining.run import pretrain
+from flowpolicy.runs.distributed import processes
 
 KILLS, STEPS = 7, 140
 

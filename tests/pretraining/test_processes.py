@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 from flowpolicy import FlowPolicy
-from flowpolicy.loggers import read_metrics
+from flowpolicy.runs.loggers import read_metrics
 
 pytestmark = [
     pytest.mark.slow,

@@ -8,12 +8,12 @@ from safetensors.torch import load_file, save_file
 from toy_training import toy_settings, toy_trainer, write_toy_store
 
 from flowpolicy import CheckpointError, ConfigError, FlowPolicy, FlowPolicyError
-from flowpolicy.distributed import Processes
 from flowpolicy.flow import OBJECTIVES
-from flowpolicy.loggers import read_metrics
 from flowpolicy.pretraining.ema import EMA
 from flowpolicy.pretraining.run import pretrain
-from flowpolicy.run_folder import FINETUNING, claim
+from flowpolicy.runs.distributed import Processes
+from flowpolicy.runs.loggers import read_metrics
+from flowpolicy.runs.run_folder import FINETUNING, claim
 
 ALL = sorted(OBJECTIVES)
 

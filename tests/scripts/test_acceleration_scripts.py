@@ -5,7 +5,7 @@ import json
 import pytest
 from script_runs import run_script
 
-from flowpolicy.acceleration.schedule import Schedule
+from flowpolicy.acceleration.caching.schedule import Schedule
 
 pytest.importorskip("pymunk", reason="Push-T is not installed")
 pytest.importorskip("hydra", reason="hydra is not installed")

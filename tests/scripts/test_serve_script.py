@@ -16,11 +16,11 @@ from script_runs import run_script
 pytest.importorskip("hydra", reason="hydra is not installed")
 
 from flowpolicy import FlowPolicy
-from flowpolicy.acceleration.schedule import fingerprint
-from flowpolicy.control.planning.plan import DeploymentPlan, PlannedSampler, hardware
-from flowpolicy.control.serving.client import PolicyClient
-from flowpolicy.control.serving.run import ServeConfig
+from flowpolicy.acceleration.caching.schedule import fingerprint
+from flowpolicy.acceleration.choosing.plan import DeploymentPlan, PlannedSampler, hardware
 from flowpolicy.errors import CheckpointError, ConfigError
+from flowpolicy.serving.client import PolicyClient
+from flowpolicy.serving.run import ServeConfig
 
 CHECKPOINT = "benchmarks/checkpoints/hopper-shortcut-seed0"
 TOKEN = "a-secret-token"

@@ -14,10 +14,10 @@ from flowpolicy.control.clock import MonotonicClock
 from flowpolicy.control.planner_hosts import process_context
 from flowpolicy.control.robot import EPISODE, TIMESTAMP, Action, Observation, RobotError, RobotSpec
 from flowpolicy.control.robots.shared import Mailbox
-from flowpolicy.control.rotations import Rotation
 from flowpolicy.control.signals import leave_to_the_loop
 from flowpolicy.errors import ConfigError, FlowPolicyError, TaskError
 from flowpolicy.evaluation.task import Task
+from flowpolicy.execution.rotations import Rotation
 from flowpolicy.settings import require
 
 START_TIMEOUT_S = 60.0

@@ -17,7 +17,7 @@ from flowpolicy.data.importers import parquet
 from flowpolicy.data.importers.source import BLOCK_BYTES, Block, Feature, Source, json_object
 from flowpolicy.data.zarr_reading import resolve_path
 from flowpolicy.errors import DataError
-from flowpolicy.hub import download_dataset
+from flowpolicy.files.hub import download_dataset
 
 _EPISODE, _FRAME, _TIME = "episode_index", "frame_index", "timestamp"
 _BOOKKEEPING = {_EPISODE, _FRAME, _TIME, "index", "task_index"}

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from flowpolicy.data.causes import reading_error
 from flowpolicy.data.features import USABLE, Kind
 from flowpolicy.errors import DataError
-from flowpolicy.progress import progress
+from flowpolicy.runs.progress import progress
 
 BLOCK_BYTES = 1 << 24
 """About as much as is held of a source at a time."""

@@ -1,0 +1,190 @@
+"""Cache schedules: which residual blocks are recomputed at which network evaluation, and for which policy."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from flowpolicy.errors import CheckpointError, ConfigError
+from flowpolicy.files.reading import read_versioned
+from flowpolicy.files.storage import write_json
+from flowpolicy.flow.objective import MOST_STEPS
+from flowpolicy.policy import FlowPolicy
+from flowpolicy.settings import build, require
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ScheduleKey:
+    """What a schedule was made for; it is worth nothing for anything else.
+
+    Attributes:
+        fingerprint: of the weights and normalisers; see :func:`fingerprint`.
+        num_steps: K.
+        solver: its evaluations a step are in ``num_evaluations``.
+        level: step-size level that the network is asked for.
+        num_evaluations: network evaluations of one chunk, E.
+        blocks: ``layer.kind`` of every block in the order of computation.
+        chunk_shape: (T, A).
+    """
+
+    fingerprint: str
+    num_steps: int
+    solver: str
+    level: int
+    num_evaluations: int
+    blocks: tuple[str, ...]
+    chunk_shape: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        steps, evaluations = self.num_steps, self.num_evaluations
+        require(1 <= steps <= MOST_STEPS, "schedule.key.num_steps", steps, f"between 1 and {MOST_STEPS}")
+        require(
+            steps <= evaluations <= 4 * steps, "schedule.key.num_evaluations", evaluations,
+            f"1 to 4 for each of the {steps} steps",
+        )  # fmt: skip
+        require(0 <= self.level <= 32, "schedule.key.level", self.level, "between 0 and 32")
+        require(bool(self.blocks), "schedule.key.blocks", self.blocks, "one name or more")
+        require(min(self.chunk_shape) >= 1, "schedule.key.chunk_shape", self.chunk_shape, "positive")
+
+    @classmethod
+    def of(cls, policy: FlowPolicy, num_steps: int, solver: str = "euler") -> ScheduleKey:
+        """The key of a policy sampled in this way.
+
+        Raises:
+            ConfigError: the policy cannot be sampled so, or has no steps to cache between.
+        """
+        policy.check_steps(num_steps, solver)
+        return cls(
+            fingerprint(policy),
+            num_steps,
+            solver,
+            policy.objective.level_of(num_steps),
+            policy.nfe(num_steps, solver),
+            tuple(f"{block.layer}.{block.kind}" for block in policy.network.blocks()),
+            (policy.action_horizon, policy.action_dim),
+        )
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """For each block the evaluations at which it is recomputed; at all others its last output is used
+    again.
+
+    Attributes:
+        key: the policy and the way of sampling it.
+        updates: per block, ascending evaluation numbers from 0; the first is always 0.
+        method: how it was found (``acs``, ``acs+bua``, ``uniform``, ``searched``, ``full``, ...).
+        settings: of the method, such as ``updates`` S and ``bubbles`` n.
+        calibration: observations, noise seeds and what was measured on them.
+    """
+
+    key: ScheduleKey
+    updates: tuple[tuple[int, ...], ...]
+    method: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    calibration: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        count = self.key.num_evaluations
+        require(
+            len(self.updates) == len(self.key.blocks), "schedule.updates", len(self.updates),
+            f"one entry for each of the {len(self.key.blocks)} blocks",
+        )  # fmt: skip
+        for name, steps in zip(self.key.blocks, self.updates, strict=True):
+            ascending = all(a < b for a, b in itertools.pairwise(steps))
+            require(
+                bool(steps) and steps[0] == 0 and ascending and steps[-1] < count,
+                f"schedule.updates of block {name}", list(steps),
+                f"ascending evaluations from 0 to at most {count - 1}",
+            )  # fmt: skip
+
+    @property
+    def share(self) -> float:
+        """f: blocks recomputed, over all blocks of all evaluations."""
+        return sum(map(len, self.updates)) / (len(self.updates) * self.key.num_evaluations)
+
+    def check(self, policy: FlowPolicy, num_steps: int, solver: str) -> None:
+        """Raise a ConfigError where it was made for another policy or another way of sampling."""
+        if self.key.fingerprint != fingerprint(policy):  # first: another policy may not even have this K
+            raise _made_for_another("checkpoint")
+        self.check_key(ScheduleKey.of(policy, num_steps, solver))
+
+    def check_key(self, wanted: ScheduleKey) -> None:
+        """Raise a ConfigError where it was made for another key."""
+        for item in dataclasses.fields(ScheduleKey):
+            mine, theirs = getattr(self.key, item.name), getattr(wanted, item.name)
+            if mine != theirs:
+                hidden = item.name in ("fingerprint", "blocks")
+                shown = "" if hidden else f" ({mine} in the schedule, {theirs} here)"
+                raise _made_for_another(_NAMES.get(item.name, item.name) + shown)
+
+    def save(self, path: Path | str) -> Path:
+        """Write it as JSON, all or nothing."""
+        write_json(path, {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)})
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: Path | str) -> Schedule:
+        """Read a schedule.
+
+        Raises:
+            CheckpointError: no such file, or no schedule in it.
+        """
+        content = read_versioned(
+            path, "cache schedule", FORMAT_VERSION, "make one with flowpolicy calibrate-cache"
+        )
+        try:
+            return build(cls, content, "schedule")
+        except ConfigError as error:
+            raise CheckpointError(f"{path} is not a cache schedule: {error}") from error
+
+
+def _made_for_another(what: str) -> ConfigError:
+    return ConfigError(
+        f"The cache schedule was made for another {what}; make one with flowpolicy calibrate-cache."
+    )
+
+
+_NAMES = {
+    "fingerprint": "checkpoint",
+    "num_steps": "number of steps",
+    "num_evaluations": "number of evaluations",
+    "chunk_shape": "chunk shape (T, A)",
+    "blocks": "network",
+    "level": "step-size level",
+}
+
+
+def fingerprint(policy: FlowPolicy) -> str:
+    """Hash of everything that decides a policy's actions: objective, sizes, weights and normalisers.
+
+    What a checkpoint only says about itself (its task, where it comes from) is left out.
+    """
+    config = dataclasses.asdict(policy.config)
+    for name in ("task", "metadata", "execute_horizon"):
+        del config[name]
+    return weights_hash(policy, json.dumps(config, sort_keys=True))
+
+
+def weights_hash(module: nn.Module, about: str = "") -> str:
+    """Hash of a module's state and of a text, 16 hexadecimal digits."""
+    digest = hashlib.sha256(about.encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def full_schedule(key: ScheduleKey) -> Schedule:
+    """Everything recomputed."""
+    every = tuple(range(key.num_evaluations))
+    return Schedule(key, (every,) * len(key.blocks), "full")

@@ -1,0 +1,1 @@
+"""Which sampler keeps a deadline on this machine: candidates, measurement, choice."""

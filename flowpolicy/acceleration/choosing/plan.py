@@ -1,0 +1,228 @@
+"""A deployment plan: which sampler keeps a deadline on which machine; loop and server load the file."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flowpolicy.acceleration.caching.schedule import fingerprint
+from flowpolicy.acceleration.sampler import BACKENDS
+from flowpolicy.control.planners import MOST_THREADS, SamplerSettings
+from flowpolicy.errors import CheckpointError, ConfigError
+from flowpolicy.evaluation.summary import machine
+from flowpolicy.files.reading import read_versioned
+from flowpolicy.files.storage import write_json
+from flowpolicy.flow.objective import MOST_STEPS
+from flowpolicy.flow.solvers import SOLVERS
+from flowpolicy.policy import FlowPolicy
+from flowpolicy.policy.config import LONGEST
+from flowpolicy.settings import build, choose, require
+
+FORMAT_VERSION = 1
+_DTYPES = ("float32", "bfloat16", "int8")
+
+
+@dataclass(frozen=True)
+class PlannedSampler:
+    """One way of sampling, with what was measured of it.
+
+    Attributes:
+        num_steps: K.
+        solver: of the ODE.
+        backend: that runs it.
+        schedule: name of the cache schedule's file beside the plan; None recomputes everything.
+        share: f, blocks recomputed.
+        nfe: network evaluations.
+        latency_ms: p50, p95, p99, p99.9, max, and ``bound``: what the stated quantile is below, at 95%
+            confidence and in the worst of several bouts.
+        action_error: rms to the policy's best sampling with the same noise, normalised units.
+        action_error_bound: what it is below on other observations, at 95% confidence.
+        largest_action_error: of any action measured.
+        dtype: of the network.
+    """
+
+    num_steps: int
+    solver: str
+    backend: str
+    schedule: str | None
+    share: float
+    nfe: int
+    latency_ms: dict[str, float]
+    action_error: float
+    action_error_bound: float | None = None
+    largest_action_error: float | None = None
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        steps = self.num_steps
+        require(1 <= steps <= MOST_STEPS, "plan.sampler.num_steps", steps, f"between 1 and {MOST_STEPS}")
+        choose(SOLVERS, self.solver, "plan.sampler.solver")
+        for name, allowed in (("backend", tuple(BACKENDS)), ("dtype", _DTYPES)):
+            value = getattr(self, name)
+            require(value in allowed, f"plan.sampler.{name}", value, f"one of {', '.join(allowed)}")
+        file = self.schedule
+        is_beside = file is None or (Path(file).name == file and file not in ("", ".", ".."))
+        require(is_beside, "plan.sampler.schedule", file, "the name of a file beside the plan")
+        require(0 < self.share <= 1, "plan.sampler.share", self.share, "above 0 and at most 1")
+        require(1 <= self.nfe <= 4 * MOST_STEPS, "plan.sampler.nfe", self.nfe, "1 or more for each step")
+        times = {f"latency_ms.{key}": value for key, value in self.latency_ms.items()}
+        errors = {
+            key: getattr(self, key) or 0.0
+            for key in ("action_error", "action_error_bound", "largest_action_error")
+        }
+        for key, number in (times | errors).items():
+            require(number >= 0, f"plan.sampler.{key}", number, "0 or more")
+
+
+@dataclass(frozen=True)
+class DeploymentPlan:
+    """The choice of `scripts/plan.py`.
+
+    Attributes:
+        fingerprint: of the policy's weights and normalisers.
+        hardware: what latencies depend on; see :func:`hardware`.
+        period_ms: within which a call must end.
+        quantile: share of the calls that must.
+        max_action_error: bound of ``action_error_bound``.
+        sampler: the chosen one.
+        fast: a faster one for gaps, or None.
+        device: of the policy.
+        threads: CPU threads.
+        execute_horizon: T_e it was validated with.
+        rollouts: metric of the task with injected latency, its interval and the number of episodes.
+        reason: why this one, in words.
+        delay_ticks: control steps of the task within which the stated share of the chunks come.
+        folder: of the file; schedules lie there.
+    """
+
+    fingerprint: str
+    hardware: dict[str, Any]
+    period_ms: float
+    quantile: float
+    max_action_error: float
+    sampler: PlannedSampler
+    fast: PlannedSampler | None
+    device: str
+    threads: int
+    execute_horizon: int
+    rollouts: dict[str, Any] = field(default_factory=dict)
+    reason: str = ""
+    delay_ticks: int = 0
+    folder: str = ""
+
+    def __post_init__(self) -> None:
+        require(0 < self.period_ms <= 1e6, "plan.period_ms", self.period_ms, "above 0 and at most 1e6")
+        require(0 < self.quantile <= 1, "plan.quantile", self.quantile, "above 0 and at most 1")
+        error = self.max_action_error
+        require(error >= 0, "plan.max_action_error", error, "0 or more")
+        threads = self.threads
+        require(1 <= threads <= MOST_THREADS, "plan.threads", threads, f"between 1 and {MOST_THREADS}")
+        for name, least in (("execute_horizon", 1), ("delay_ticks", 0)):
+            value = getattr(self, name)
+            require(least <= value <= LONGEST, f"plan.{name}", value, f"between {least} and {LONGEST}")
+
+    def check(self, policy: FlowPolicy) -> None:
+        """Refuse another checkpoint or another machine.
+
+        Raises:
+            CheckpointError: names what differs.
+        """
+        if self.fingerprint != fingerprint(policy):
+            raise CheckpointError("The plan was made for another checkpoint; make one with flowpolicy plan.")
+        if self.execute_horizon > policy.action_horizon:
+            raise CheckpointError(
+                f"The plan executes {self.execute_horizon} actions of a chunk of {policy.action_horizon}; "
+                "make one with flowpolicy plan."
+            )
+        here = hardware(self.threads)
+        for name in sorted(here.keys() | self.hardware.keys()):
+            if here.get(name) != self.hardware.get(name):
+                there = " ".join(str(self.hardware.get(name)).split())[:80]
+                raise CheckpointError(
+                    f"The plan was made on another machine ({name[:80]}: {there} there, "
+                    f"{here.get(name)} here); measure this one with flowpolicy plan."
+                )
+
+    def sampler_settings(self, checkpoint: str) -> SamplerSettings:
+        """Settings of the chosen sampler."""
+        return self._settings(self.sampler, checkpoint)
+
+    def fast_settings(self, checkpoint: str) -> SamplerSettings | None:
+        """Settings of the faster one."""
+        return None if self.fast is None else self._settings(self.fast, checkpoint)
+
+    def _settings(self, chosen: PlannedSampler, checkpoint: str) -> SamplerSettings:
+        schedule = None if chosen.schedule is None else str(Path(self.folder) / chosen.schedule)
+        return SamplerSettings(
+            checkpoint, chosen.num_steps, chosen.solver, chosen.backend, chosen.dtype, schedule, self.device,
+            self.threads,
+        )  # fmt: skip
+
+    def save(self, path: Path) -> Path:
+        """Write it as JSON, all or nothing."""
+        content = dataclasses.asdict(self)
+        del content["folder"]
+        write_json(path, {"format_version": FORMAT_VERSION, **content})
+        return path
+
+    @classmethod
+    def load(cls, path: Path | str) -> DeploymentPlan:
+        """Read a plan.
+
+        Raises:
+            CheckpointError: no such file, or no plan in it.
+        """
+        content = read_versioned(path, "plan", FORMAT_VERSION, "make one with flowpolicy plan")
+        try:
+            return build(cls, {**content, "folder": str(Path(path).parent)}, "plan")
+        except ConfigError as error:
+            raise CheckpointError(f"{path} is not a plan: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerChoice(SamplerSettings):
+    """Settings of a sampler, or a plan in their place: what loop and server have in common.
+
+    Attributes:
+        plan: a file of `scripts/plan.py`; it decides everything else but the checkpoint.
+    """
+
+    plan: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for item in dataclasses.fields(SamplerSettings):
+            if self.plan and item.name != "checkpoint" and getattr(self, item.name) != item.default:
+                raise ConfigError(f"plan= decides {item.name} too; leave out one of them.")
+
+    def given(self) -> SamplerSettings:
+        """The settings alone, without a plan."""
+        names = [item.name for item in dataclasses.fields(SamplerSettings)]
+        return SamplerSettings(**{name: getattr(self, name) for name in names})
+
+    def read_plan(self, policy: FlowPolicy) -> DeploymentPlan | None:
+        """The plan, if there is one.
+
+        Raises:
+            CheckpointError: there is no plan in the file, or one for another checkpoint or machine.
+        """
+        if self.plan is None:
+            return None
+        plan = DeploymentPlan.load(self.plan)
+        plan.check(policy)
+        return plan
+
+
+def hardware(threads: int) -> dict[str, Any]:
+    """What latencies depend on: processor, cores, threads, GPU, system, and versions of what computes."""
+    found = {key: value for key, value in machine().items() if key != "threads"}
+    found["threads"] = threads
+    for package in ("torch", "onnxruntime"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    return found

@@ -1,0 +1,1 @@
+"""ONNX Runtime as a backend: parts exported once, put together to graphs, run on fixed buffers."""

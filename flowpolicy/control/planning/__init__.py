@@ -1,1 +1,0 @@
-"""Which sampler keeps a deadline on this machine: candidates, measurement, choice, plan file."""

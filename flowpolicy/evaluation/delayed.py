@@ -1,0 +1,311 @@
+"""Whole episodes in which the world goes on while a chunk is planned, in virtual time.
+
+The delay is given in environment steps and no clock is read: what a policy loses by its latency is found
+without the machine that has this latency.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from flowpolicy.errors import FlowPolicyError
+from flowpolicy.evaluation.delay_rule import Delay, DelayRule
+from flowpolicy.evaluation.result import Episodes
+from flowpolicy.evaluation.rollout import EVALUATION_SEED, check_spaces
+from flowpolicy.evaluation.seams import Smoothness, smoothness
+from flowpolicy.evaluation.task import Task
+from flowpolicy.execution.fusion import Chunk, Fusion, Prefix
+from flowpolicy.execution.receding_horizon import ChunkPolicy
+from flowpolicy.runs.progress import progress_bar
+from flowpolicy.settings import require
+
+
+@dataclass(frozen=True)
+class DelayedResult(Episodes):
+    """Episodes of one policy at one delay with one strategy; the seeds are also those of drawn delays.
+
+    Attributes:
+        smoothness: of the executed actions, at seams and inside chunks.
+        chunks: chunks planned.
+        safe_ticks: environment steps in which the safe action was executed.
+        nfe: network evaluations per chunk.
+        simulation_seconds: wall time inside the environments.
+        inference_seconds: wall time inside the policy.
+    """
+
+    smoothness: Smoothness
+    chunks: int
+    safe_ticks: int
+    nfe: int
+    simulation_seconds: float
+    inference_seconds: float
+
+    def metrics(self) -> dict[str, Any]:
+        """Means with 95% intervals, None where the task has none, and the smoothness."""
+        return {
+            **self.means(),
+            "chunks": self.chunks,
+            "safe_ticks": self.safe_ticks,
+            "nfe": self.nfe,
+            **asdict(self.smoothness),
+        }
+
+
+def run_delayed(
+    policy: ChunkPolicy,
+    task: Task,
+    *,
+    strategy: str,
+    delay: Delay,
+    safe_action: str | Sequence[float] = "hold",
+    execute_horizon: int | None = None,
+    episodes: int,
+    seed: int = EVALUATION_SEED,
+    num_envs: int = 50,
+    num_steps: int | None = None,
+    solver: str | None = None,
+    show_progress: bool = False,
+) -> DelayedResult:
+    """Run ``episodes`` whole episodes with a policy whose chunks arrive late.
+
+    A chunk planned from the observation of tick r can be used from tick r + delay. The next one is asked for
+    as in :class:`flowpolicy.control.loop.ControlLoop`: at tick r + T_e, or when the one under way has
+    arrived, if that is later. Meanwhile the previous chunk goes on, and where it has ended the safe action
+    is executed. ``synchronous`` is the robot that stands still while it plans: it executes the safe action
+    until the chunk arrives, then T_e actions from the chunk's beginning.
+
+    Episode i has the environment seed, and the noises x_0 in their order, of
+    :func:`flowpolicy.evaluation.rollout.evaluate`; without delay, ``switch`` is what that does. All slots
+    that are due at a tick share one batch. Each episode has a fusion of its own, which knows no delay of an
+    earlier one.
+
+    Args:
+        policy: anything with the interface of :class:`~flowpolicy.execution.receding_horizon.ChunkPolicy`;
+            ``rtc`` needs one that takes a prefix, an
+            :class:`~flowpolicy.acceleration.inpainting.InpaintingSampler`.
+        task: the environment and T_e.
+        strategy: ``synchronous``, ``switch``, ``ensemble`` or ``rtc``.
+        delay: in environment steps: one number, several of which one is drawn for each request, or a
+            function that draws one.
+        safe_action: ``hold`` repeats the last action, ``zero``, or numbers ``(A,)``. Before the first chunk
+            there is nothing to repeat: ``hold`` then leaves the world as it was, a robot at rest.
+        execute_horizon: T_e; the task's where None.
+        episodes: how many.
+        seed: environment seed of the first episode.
+        num_envs: environments side by side.
+        num_steps: K; None takes the policy's own.
+        solver: ODE solver; None takes the policy's own.
+        show_progress: draw a bar where stderr is a terminal.
+
+    Raises:
+        ConfigError: a number out of range, a chunk too short for a fixed delay, or ``rtc`` with a policy that
+            takes no prefix. Drawn delays are not checked: a chunk that comes too late is met by safe actions.
+        TaskError: the environment cannot be made or does not fit the policy.
+        FlowPolicyError: the policy answers with NaN or infinity.
+    """
+    require(episodes >= 1, "episodes", episodes, "at least 1")
+    require(num_envs >= 1, "num_envs", num_envs, "at least 1")
+    every = task.execute_horizon if execute_horizon is None else execute_horizon
+    rule = DelayRule.of(policy, strategy, delay, every)
+    slots: list[_Slot] = []
+    try:
+        for number in range(min(num_envs, episodes)):
+            slots.append(_Slot(task.make(), rule, safe_action))
+            if number == 0:
+                check_spaces(slots[0].env, policy, f"Task '{task.name}'")
+                slots[0].check_safe_action()
+        run = _Run(policy, rule, slots, {"num_steps": num_steps, "solver": solver})
+        with progress_bar(episodes if show_progress else None, f"{task.name}, {strategy}") as bar:
+            run.episodes(episodes, seed, bar.update if show_progress else lambda count: None)
+        width = slots[0].action_width()
+    finally:
+        for slot in slots:
+            slot.env.close()
+    done = [run.finished[episode] for episode in range(episodes)]
+    executed = [(np.asarray(e.actions), np.asarray(e.sources)) for e in done]
+    return DelayedResult(
+        seeds=np.arange(seed, seed + episodes),
+        returns=np.array([e.total for e in done]),
+        lengths=np.array([len(e.actions) for e in done]),
+        success=np.array([e.success for e in done]) if any(e.has_success for e in done) else None,
+        score=np.array([e.score for e in done]) if any(e.score > -np.inf for e in done) else None,
+        task=np.array([e.task for e in done]) if any(e.task for e in done) else None,
+        smoothness=smoothness(executed, width, 1.0 / task.control_hz),
+        chunks=run.chunks,
+        safe_ticks=sum(int((sources < 0).sum()) for _, sources in executed),
+        nfe=policy.nfe(num_steps, solver),
+        simulation_seconds=run.simulation_seconds,
+        inference_seconds=run.inference_seconds,
+    )
+
+
+class _Episode:
+    """One episode: what was executed, and what came of it."""
+
+    def __init__(self, number: int, seed: int, fusion: Fusion) -> None:
+        self.number, self.fusion = number, fusion
+        self.noises = torch.Generator().manual_seed(seed)
+        self.delays = np.random.default_rng(seed)
+        self.tick = self.due = 0
+        self.under_way: Chunk | None = None
+        self.arrived = 0
+        self.actions: list[NDArray[Any]] = []
+        self.sources: list[int] = []
+        self.total = 0.0
+        self.success = self.has_success = False
+        self.task = ""
+        self.score = -np.inf
+        self.task = ""
+
+    def receive(self) -> None:
+        """Take the chunk that is under way, where it arrives at this tick."""
+        if self.under_way is not None and self.under_way.arrived <= self.tick:
+            self.fusion.add(self.under_way)
+            self.under_way = None
+            self.arrived += 1
+
+    @property
+    def is_due(self) -> bool:
+        return self.under_way is None and self.tick >= self.due
+
+    def judge(self, reward: float, info: Mapping[str, Any]) -> None:
+        self.total += reward
+        self.has_success |= "success" in info
+        self.task = str(info.get("task", ""))
+        self.success |= bool(info.get("success", False))
+        self.score = max(self.score, float(info.get("score", -np.inf)))
+        self.task = str(info.get("task", self.task))
+
+
+class _Slot:
+    """One environment and the episode that runs in it, if any."""
+
+    def __init__(self, env: Any, rule: DelayRule, safe_action: str | Sequence[float]) -> None:
+        self.env, self.rule, self.safe_action = env, rule, safe_action
+        self.episode: _Episode | None = None
+        self.history: dict[str, NDArray[Any]] = {}
+
+    def check_safe_action(self) -> None:
+        shape, given = self.env.action_space.shape, self.safe_action
+        ok = given in ("hold", "zero") if isinstance(given, str) else np.shape(given) == shape
+        require(ok, "safe_action", given, f"hold, zero or {shape[0]} numbers")
+
+    def action_width(self) -> NDArray[np.float64]:
+        space = self.env.action_space
+        width = np.asarray(space.high, np.float64) - np.asarray(space.low, np.float64)
+        return np.where(np.isfinite(width) & (width > 0), width, 1.0)
+
+    def start(self, number: int, seed: int) -> None:
+        self.episode = _Episode(number, seed, self.rule.fusion())
+        observation, _ = self.env.reset(seed=seed)
+        arrays = self._arrays(observation)
+        self.history = {key: np.stack([row] * self.rule.policy.obs_horizon) for key, row in arrays.items()}
+
+    def step(self, episode: _Episode) -> bool:
+        """Execute the tick's action; True where the episode has ended."""
+        planned = episode.fusion.action(episode.tick)
+        source = -1 if planned is None else episode.arrived - 1
+        episode.tick += 1
+        action = self._safe(episode) if planned is None else planned
+        if action is None:
+            return False
+        space = self.env.action_space
+        bounded = np.clip(action, space.low, space.high).astype(space.dtype)
+        observation, reward, terminated, truncated, info = self.env.step(bounded)
+        episode.actions.append(bounded)
+        episode.sources.append(source)
+        episode.judge(float(reward), info)
+        for key, row in self._arrays(observation).items():
+            self.history[key] = np.concatenate([self.history[key][1:], row[None]])
+        return bool(terminated or truncated)
+
+    def _safe(self, episode: _Episode) -> NDArray[Any] | None:
+        """The safe action; None where there is nothing to hold yet."""
+        if self.safe_action == "hold":
+            return episode.actions[-1] if episode.actions else None
+        shape = self.env.action_space.shape
+        return np.zeros(shape) if self.safe_action == "zero" else np.asarray(self.safe_action, np.float64)
+
+    def _arrays(self, observation: Any) -> dict[str, NDArray[Any]]:
+        items = observation if isinstance(observation, dict) else {"observation": observation}
+        rows = {key: np.asarray(items[key]) for key in self.rule.policy.observation_shapes}
+        return {key: row.astype(np.float32) if row.dtype.kind == "f" else row for key, row in rows.items()}
+
+
+class _Run:
+    """The loop over ticks and episodes."""
+
+    def __init__(
+        self, policy: ChunkPolicy, rule: DelayRule, slots: list[_Slot], options: Mapping[str, Any]
+    ) -> None:
+        self.policy, self.rule, self.slots, self.options = policy, rule, slots, options
+        self.finished: dict[int, _Episode] = {}
+        self.chunks = 0
+        self.simulation_seconds = self.inference_seconds = 0.0
+
+    def episodes(self, count: int, seed: int, on_episode: Callable[[int], None]) -> None:
+        """Run them; a slot that finishes takes the next one when the others ask for their next chunk."""
+        waiting = deque(range(count))
+        while len(self.finished) < count:
+            for slot in self.slots:
+                if slot.episode is None and waiting:
+                    number = waiting.popleft()
+                    slot.start(number, seed + number)
+            for _ in range(self.rule.ticks_between):
+                self._tick(on_episode)
+
+    def _tick(self, on_episode: Callable[[int], None]) -> None:
+        running = [(slot, slot.episode) for slot in self.slots if slot.episode is not None]
+        for _, episode in running:
+            episode.receive()
+        asking = [(slot, episode) for slot, episode in running if episode.is_due]
+        if asking:
+            self._plan(asking)
+        started = time.perf_counter()
+        for slot, episode in running:
+            episode.receive()  # a chunk without delay
+            if slot.step(episode):
+                self.finished[episode.number] = episode
+                slot.episode = None
+                on_episode(1)
+        self.simulation_seconds += time.perf_counter() - started
+
+    def _plan(self, asking: Sequence[tuple[_Slot, _Episode]]) -> None:
+        """Plan a chunk for each, in one batch."""
+        shape = (self.policy.action_horizon, self.policy.action_dim)
+        noise = torch.stack([torch.randn(shape, generator=episode.noises) for _, episode in asking])
+        batch = {
+            key: np.stack([slot.history[key] for slot, _ in asking]) for key in self.policy.observation_shapes
+        }
+        prefixes = [episode.fusion.prefix(episode.tick) for _, episode in asking]
+        options = {**self.options, "noise": noise.to(self.policy.device)}
+        if any(prefix is not None for prefix in prefixes):
+            options["prefix"] = _stacked(prefixes, shape)
+        started = time.perf_counter()
+        with torch.no_grad():
+            planned = self.policy.act(batch, **options).to("cpu", torch.float32).numpy()
+        self.inference_seconds += time.perf_counter() - started
+        self.chunks += len(asking)
+        if not np.isfinite(planned).all():
+            raise FlowPolicyError(
+                "The policy answered with NaN or infinity; evaluate it without delay to find out why."
+            )
+        for (_, episode), actions in zip(asking, planned, strict=True):
+            delay = self.rule.draw(episode.delays)
+            require(delay >= 0, "delay", delay, "0 or more")
+            episode.under_way, episode.due = self.rule.chunk(actions, episode.tick, delay)
+
+
+def _stacked(prefixes: Sequence[Prefix | None], shape: tuple[int, int]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Actions ``(n, T, A)`` and weights ``(n, T)``; 0 where there is no prefix."""
+    nothing = Prefix(np.zeros(shape, np.float32), np.zeros(shape[0], np.float32))
+    given = [prefix or nothing for prefix in prefixes]
+    return np.stack([prefix.actions for prefix in given]), np.stack([prefix.weights for prefix in given])

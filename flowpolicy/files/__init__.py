@@ -1,0 +1,1 @@
+"""Files: reading what strangers wrote, writing all or nothing, the Hugging Face Hub."""

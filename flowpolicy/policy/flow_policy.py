@@ -1,0 +1,353 @@
+"""FlowPolicy: observations in physical units to an action chunk in physical units."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowpolicy.data.normalization import Normalizer
+from flowpolicy.errors import CheckpointError, ConfigError, FlowPolicyError
+from flowpolicy.files.hub import download, upload
+from flowpolicy.files.reading import shapes_of, stored_tensors
+from flowpolicy.files.storage import atomic_folder, save_tensors
+from flowpolicy.flow import Objective, build_objective
+from flowpolicy.models.keyed import KeyedModules
+from flowpolicy.models.transformer import VelocityTransformer
+from flowpolicy.observations import is_image
+from flowpolicy.policy.config import FORMAT_VERSION, PolicyConfig, read_config
+
+Observations = Mapping[str, Any] | Any  # key -> (B, T_o, *shape), or the single array of key "observation"
+
+
+class FlowPolicy(nn.Module):
+    """An action policy: a velocity network, its objective's sampler, and the normalisers.
+
+    >>> policy = FlowPolicy.load("runs/hopper/checkpoint")  # doctest: +SKIP
+    >>> chunk = policy.act({"observation": torch.zeros(1, 1, 11)})  # (1, T, A)  # doctest: +SKIP
+    """
+
+    def __init__(self, config: PolicyConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.objective: Objective = build_objective(config.objective)
+        self.observation_shapes = {key: tuple(shape) for key, shape in config.observation_shapes.items()}
+        self.network = VelocityTransformer(
+            config.model,
+            config.action_dim,
+            config.action_horizon,
+            self.observation_shapes,
+            config.obs_horizon,
+            self.objective.num_levels,
+        )
+        self.observation_normalizers = KeyedModules(
+            {
+                key: Normalizer(shape, config.observation_normalization)
+                for key, shape in self.observation_shapes.items()
+                if not is_image(shape)  # the encoder knows the range of a pixel
+            }
+        )
+        self.action_normalizer = Normalizer(
+            (config.action_dim,), config.action_normalization, clip=max(1.0, config.action_clip)
+        )
+
+    @property
+    def name(self) -> str:
+        """The objective's name."""
+        return self.objective.name
+
+    @property
+    def obs_horizon(self) -> int:
+        """T_o."""
+        return self.config.obs_horizon
+
+    @property
+    def action_horizon(self) -> int:
+        """T."""
+        return self.config.action_horizon
+
+    @property
+    def execute_horizon(self) -> int:
+        """T_e."""
+        return self.config.execute_horizon
+
+    @property
+    def action_dim(self) -> int:
+        """A."""
+        return self.config.action_dim
+
+    @property
+    def task(self) -> dict[str, Any]:
+        """Settings of the task it was trained for; empty where unknown."""
+        return self.config.task
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Where it comes from."""
+        return self.config.metadata
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def default_num_steps(self) -> int:
+        """K used where a caller names none."""
+        return self.config.tuned_num_steps or self.objective.default_num_steps
+
+    def nfe(self, num_steps: int | None = None, solver: str | None = None) -> int:
+        """Network evaluations of one chunk."""
+        num_steps = self.default_num_steps if num_steps is None else num_steps
+        return self.objective.nfe(num_steps, solver or self.config.tuned_solver)
+
+    def check_steps(self, num_steps: int, solver: str, *, allow_any_steps: bool = False) -> None:
+        """Raise a ConfigError where the policy cannot be sampled with this K and solver."""
+        tuned = self.config.tuned_num_steps
+        if (
+            tuned is not None
+            and not allow_any_steps
+            and (num_steps, solver) != (tuned, self.config.tuned_solver)
+        ):
+            raise ConfigError(
+                f"This checkpoint is tuned for num_steps={tuned}, solver={self.config.tuned_solver}, not for "
+                f"num_steps={num_steps}, solver={solver}; pass allow_any_steps=True to use it untrained."
+            )
+        self.objective.check_steps(num_steps, solver)
+
+    @torch.no_grad()
+    def act(
+        self,
+        observations: Observations,
+        *,
+        num_steps: int | None = None,
+        solver: str | None = None,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        allow_any_steps: bool = False,
+    ) -> Tensor:
+        """Sample action chunks.
+
+        Args:
+            observations: key -> ``(B, T_o, *shape)`` in physical units, oldest first; a plain array stands
+                for the key ``observation``.
+            num_steps: K; the policy's default where None.
+            solver: ``euler``, ``midpoint`` or ``heun``.
+            noise: x_0 ``(B, T, A)``; drawn from ``generator`` where None.
+            generator: source of x_0.
+            allow_any_steps: accept a K that a fine-tuned checkpoint was not tuned for.
+
+        Returns:
+            ``(B, T, A)`` float32 in physical units, on the policy's device.
+
+        Raises:
+            ConfigError: a K or solver the policy does not have.
+            FlowPolicyError: observations of a wrong shape, with NaN, or with a missing key.
+        """
+        num_steps = self.default_num_steps if num_steps is None else num_steps
+        solver = solver or self.config.tuned_solver
+        self.check_steps(num_steps, solver, allow_any_steps=allow_any_steps)
+        normalized = self.normalize_observations(observations)
+        noise = self.noise(len(next(iter(normalized.values()))), noise, generator)
+        context = self.network.encode(normalized)
+        chunk = self.finish(self.objective.sample(self.network, context, noise, num_steps, solver))
+        if not torch.isfinite(chunk).all():
+            raise FlowPolicyError(
+                "The policy answered with NaN or infinity to a finite observation; its weights are damaged "
+                "or its training diverged, so use an earlier checkpoint."
+            )
+        return chunk
+
+    def noise(self, rows: int, given: Tensor | None, generator: torch.Generator | None) -> Tensor:
+        """x_0 ``(rows, T, A)``, float32 on the policy's device: the given one, or drawn from ``generator``.
+
+        Raises:
+            FlowPolicyError: the given one has another shape.
+        """
+        shape = (rows, self.action_horizon, self.action_dim)
+        if given is None:
+            source = generator.device if generator is not None else self.device
+            given = torch.randn(shape, generator=generator, device=source)
+        elif tuple(given.shape) != shape:
+            raise FlowPolicyError(f"The noise has shape {tuple(given.shape)}; it must be {shape}.")
+        return given.to(self.device, torch.float32)
+
+    def finish(self, chunk: Tensor) -> Tensor:
+        """A sampled normalised chunk to physical units, held within ``action_clip``."""
+        return self.action_normalizer.denormalize(
+            chunk.clamp(-self.config.action_clip, self.config.action_clip)
+        )
+
+    def normalize_observations(self, observations: Observations) -> dict[str, Tensor]:
+        """Check and normalise observations, key -> ``(B, T_o, *shape)``."""
+        return self.normalize(self.check_observations(observations))
+
+    def normalize(self, observations: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Normalise checked observations, key -> ``(B, T_o, *shape)``; images stay as they are."""
+        normalized = {key: observations[key] for key in self.observation_shapes}
+        for key, normalizer in self.observation_normalizers.items():
+            normalized[key] = normalizer.normalize(observations[key])
+        return normalized
+
+    def check_observations(self, observations: Observations) -> dict[str, Tensor]:
+        """Observations in physical units as tensors on the policy's device, key -> ``(B, T_o, *shape)``:
+        float32, and uint8 of an image.
+
+        Raises:
+            FlowPolicyError: a wrong shape, NaN or infinity, or a missing key.
+        """
+        if not isinstance(observations, Mapping):
+            observations = {"observation": observations}
+        checked, batch = {}, None
+        for key, shape in self.observation_shapes.items():
+            if key not in observations:
+                raise FlowPolicyError(
+                    f"The observation lacks '{key}'; the policy takes {', '.join(self.observation_shapes)}."
+                )
+            try:
+                values = _tensor(observations[key], is_image(shape), self.device)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise FlowPolicyError(f"Observation '{key}' is not an array of numbers; give one.") from error
+            wanted = (self.obs_horizon, *shape)
+            if tuple(values.shape[1:]) != wanted or (batch is not None and len(values) != batch):
+                raise FlowPolicyError(
+                    f"Observation '{key}' has shape {tuple(values.shape)}; the policy takes "
+                    f"({batch if batch is not None else 'batch'}, {', '.join(map(str, wanted))})."
+                )
+            if is_image(shape):
+                if values.dtype != torch.uint8:
+                    raise FlowPolicyError(
+                        f"Observation '{key}' is an image of {values.dtype}; give uint8, 0 to 255."
+                    )
+            elif not torch.isfinite(values).all():
+                raise FlowPolicyError(
+                    f"Observation '{key}' holds NaN or infinity; no action is computed from it."
+                )
+            batch = len(values)
+            checked[key] = values
+        return checked
+
+    def fit_normalizers(self, observation: Mapping[str, Tensor], action: Tensor) -> None:
+        """Set the statistics from demonstrations: key -> ``(steps, *shape)``, actions ``(steps, A)``.
+
+        No action is cut off: where one would lie beyond the clip, its dimension's map is widened.
+        """
+        for key, normalizer in self.observation_normalizers.items():
+            fitted = Normalizer.fit(observation[key], self.config.observation_normalization)
+            normalizer.load_state_dict(fitted.state_dict())
+        clip = self.action_normalizer.clip
+        fitted = Normalizer.fit(action, self.config.action_normalization, clip, keep_all=True)
+        self.action_normalizer.load_state_dict(fitted.state_dict())
+
+    def lost_actions(self, action: Tensor) -> float:
+        """Share of demonstrated actions ``(steps, A)`` that the policy cannot give back; see
+        :meth:`Normalizer.lost`.
+        """
+        return self.action_normalizer.lost_share(action, self.config.action_clip)
+
+    def lost_observations(self, observation: Mapping[str, Tensor]) -> dict[str, float]:
+        """Share of the steps, key by key, of which the policy does not see every number as it is: they are
+        beyond the clip of the normaliser.
+        """
+        return {
+            key: normalizer.lost_share(observation[key], normalizer.clip)
+            for key, normalizer in self.observation_normalizers.items()
+        }
+
+    def num_parameters(self) -> int:
+        """Trainable parameters."""
+        return sum(parameter.numel() for parameter in self.network.parameters())
+
+    def save(self, path: Path | str, *, dtype: torch.dtype = torch.float32) -> Path:
+        """Write ``config.json`` and ``model.safetensors`` to the folder ``path``, all or nothing.
+
+        ``dtype`` is that of the network's weights on disk; normalisers stay float32.
+        """
+        content = {"format_version": FORMAT_VERSION, **dataclasses.asdict(self.config)}
+        tensors = {
+            name: tensor.to(dtype) if name.startswith("network.") else tensor
+            for name, tensor in self.state_dict().items()
+        }
+        with atomic_folder(path) as folder:
+            (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
+            save_tensors(tensors, folder / "model.safetensors")
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: Path | str, device: torch.device | str = "cpu") -> FlowPolicy:
+        """Read a checkpoint folder, or a Hub repository where ``path`` is no folder but ``user/name``.
+
+        No pickle is involved: loading a stranger's policy runs no code.
+
+        Raises:
+            CheckpointError: missing, damaged, of a newer format, or not of this shape.
+        """
+        folder = Path(path).expanduser()
+        if not folder.is_dir():
+            if folder.exists() or str(path).count("/") != 1 or str(path).startswith((".", "/", "~")):
+                raise CheckpointError(
+                    f"No checkpoint at {path}; give a folder with config.json and model.safetensors."
+                )
+            folder = download(str(path))
+        inner = folder / "checkpoint"
+        if (inner / "config.json").is_file() and not (folder / "model.safetensors").exists():
+            raise CheckpointError(f"{path} is a run's folder; its policy is {inner}, give that.")
+        config = read_config(folder / "config.json")
+        file = folder / "model.safetensors"
+        if not file.exists():
+            raise CheckpointError(f"{folder} has no model.safetensors; the checkpoint is incomplete.")
+        stored = stored_tensors(file)
+        stored.require_shapes(declared_shapes(config, folder / "config.json"), "config.json")
+        policy = cls(config)
+        policy.load_weights(stored.read(), file)
+        return policy.to(device).eval()
+
+    def load_weights(self, tensors: Mapping[str, Tensor], file: Path | str) -> None:
+        """Take over finite tensors of the right shapes; ``file`` is where they come from.
+
+        Raises:
+            CheckpointError: a normaliser maps numbers to none.
+        """
+        self.load_state_dict(dict(tensors))
+        self.check_normalizers(file)
+
+    def check_normalizers(self, file: object) -> None:
+        """Raise a CheckpointError where a normaliser that came from ``file`` maps numbers to none."""
+        for name, module in self.named_modules():
+            if isinstance(module, Normalizer):
+                reach = module.clip * module.scale + module.center.abs()
+                usable = torch.isfinite(reach) & (module.scale >= 0)
+                if not usable.all():
+                    raise CheckpointError(
+                        f"{file}: '{name}' scales by numbers that are negative, or too large "
+                        "for float32; the checkpoint is unusable."
+                    )
+
+    def push_to_hub(self, repo_id: str, *, private: bool = True) -> str:
+        """Upload the checkpoint to the Hugging Face Hub; returns its address. Needs ``huggingface_hub``."""
+        with tempfile.TemporaryDirectory() as temporary:
+            return upload(self.save(Path(temporary) / "checkpoint"), repo_id, private=private)
+
+
+def declared_shapes(config: PolicyConfig, source: Path | str) -> dict[str, tuple[int, ...]]:
+    """Shapes of a policy's state, from its config alone and without the memory for it.
+
+    Raises:
+        CheckpointError: the config, which comes from ``source``, describes no policy.
+    """
+    try:
+        return shapes_of(lambda: FlowPolicy(config))
+    except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")[:200]
+        raise CheckpointError(f"{source} does not describe a policy: {reason}.") from error
+
+
+def _tensor(values: Any, is_image: bool, device: torch.device) -> Tensor:
+    """An image in its own type, anything else as float32."""
+    return torch.as_tensor(values, dtype=None if is_image else torch.float32, device=device)

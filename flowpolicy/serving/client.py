@@ -1,0 +1,350 @@
+"""The client of a policy server, which stands in for a policy of this process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from websockets.exceptions import InvalidHandshake, InvalidStatus, WebSocketException
+from websockets.sync.client import ClientConnection, connect
+
+from flowpolicy.errors import ConfigError, FlowPolicyError
+from flowpolicy.serving.messages import MessageError, decode, encode
+from flowpolicy.settings import require
+
+MAX_MESSAGE_BYTES = 2**26
+"""Of an answer; a chunk has kilobytes."""
+
+
+class ServerUnreachableError(FlowPolicyError):
+    """No server answers, or it went away; the next request connects anew."""
+
+
+class PolicyClient:
+    """Asks a policy server for action chunks; it acts as the policy does, in evaluation and control.
+
+    The connection is kept. Where it breaks, the request under way raises one
+    :class:`ServerUnreachableError` and is not repeated: its observation is old by then. The next request
+    connects again, waiting for the server up to ``connect_timeout``. One thread has its turn at a time.
+
+    >>> with PolicyClient(port=8000) as policy:  # doctest: +SKIP
+    ...     actions = policy.infer({"observation": observation})["actions"]  # (T, A)
+
+    Args:
+        host: of the server.
+        port: of the server.
+        token: of the server, where it has one.
+        timeout: seconds until an answer must have come.
+        connect_timeout: seconds in which a server must be reached.
+
+    Attributes:
+        metadata: what the server says of its policy.
+
+    Raises:
+        ServerUnreachableError: no policy server answers there.
+        ConfigError: the token is not the server's.
+    """
+
+    def __init__(
+        self,
+        host: str = "127.0.0.1",
+        port: int = 8000,
+        token: str | None = None,
+        *,
+        timeout: float = 5.0,
+        connect_timeout: float = 10.0,
+    ) -> None:
+        require(timeout > 0, "timeout", timeout, "positive")
+        require(connect_timeout > 0, "connect_timeout", connect_timeout, "positive")
+        self.host, self.port, self._token = host, port, token
+        self.timeout, self.connect_timeout = timeout, connect_timeout
+        self.metadata: dict[str, Any] = {}
+        self._connection: ClientConnection | None = None
+        self._socket: socket.socket | None = None
+        self._turn = threading.Lock()
+        with self._turn:
+            self._connect()
+
+    @property
+    def address(self) -> str:
+        """Host and port, as in an address."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def name(self) -> str:
+        """The policy's name."""
+        return str(self.metadata.get("policy", "remote"))
+
+    @property
+    def observation_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Key -> shape of one observation step."""
+        return {key: tuple(shape) for key, shape in self.metadata["observation_shapes"].items()}
+
+    @property
+    def obs_horizon(self) -> int:
+        """T_o."""
+        return int(self.metadata["obs_horizon"])
+
+    @property
+    def action_horizon(self) -> int:
+        """T."""
+        return int(self.metadata["action_horizon"])
+
+    @property
+    def execute_horizon(self) -> int:
+        """T_e."""
+        return int(self.metadata["execute_horizon"])
+
+    @property
+    def action_dim(self) -> int:
+        """A."""
+        return int(self.metadata["action_dim"])
+
+    @property
+    def device(self) -> torch.device:
+        """Where chunks arrive: the CPU."""
+        return torch.device("cpu")
+
+    def nfe(self, num_steps: int | None = None, solver: str | None = None) -> int:
+        """Network evaluations of one chunk."""
+        self._check_sampling(num_steps, solver)
+        return int(self.metadata["nfe"])
+
+    def infer(self, observation: Mapping[str, Any] | NDArray[Any]) -> dict[str, Any]:
+        """Ask for a chunk, as openpi's client does.
+
+        Args:
+            observation: key -> ``(T_o, *shape)``, ``shape`` where T_o = 1, or ``(B, T_o, *shape)``, and
+                ``noise`` where x_0 is given; a plain array stands for the key ``observation``.
+
+        Returns:
+            ``actions``, ``(T, A)`` or ``(B, T, A)`` float32, and milliseconds in ``server_timing`` and
+            ``policy_timing``.
+
+        Raises:
+            FlowPolicyError: the server refuses the observation; the connection stays.
+            ServerUnreachableError: it went away, or did not answer in time.
+        """
+        if not isinstance(observation, Mapping):
+            observation = {"observation": observation}
+        message = encode({key: _as_array(value) for key, value in observation.items()})
+        with self._turn:
+            answer = self._exchange(message)
+        if isinstance(answer, str):
+            raise FlowPolicyError(answer)
+        content = decode(answer)
+        actions = content.get("actions") if isinstance(content, dict) else None
+        if not isinstance(actions, np.ndarray) or actions.shape[-2:] != (
+            self.action_horizon,
+            self.action_dim,
+        ):
+            raise MessageError(f"The server at {self.address} answered without a chunk of actions.")
+        return dict(content)
+
+    def act(
+        self,
+        observations: Mapping[str, Any] | Any,
+        *,
+        num_steps: int | None = None,
+        solver: str | None = None,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """As :meth:`FlowPolicy.act <flowpolicy.policy.FlowPolicy.act>`: ``(B, T_o, *shape)`` per key to
+        ``(B, T, A)``; without ``noise`` and ``generator`` the server draws x_0.
+
+        Raises:
+            ConfigError: a K or solver that the server's policy was not built for.
+            FlowPolicyError: as :meth:`infer`.
+        """
+        self._check_sampling(num_steps, solver)
+        if not isinstance(observations, Mapping):
+            observations = {"observation": observations}
+        request = {
+            key: _as_array(observations[key]) for key in self.observation_shapes if key in observations
+        }
+        if noise is None and generator is not None:
+            rows = len(next(iter(request.values()), ()))
+            shape = (rows, self.action_horizon, self.action_dim)
+            noise = torch.randn(shape, generator=generator, device=generator.device)
+        if noise is not None:
+            request["noise"] = _as_array(noise)
+        return torch.from_numpy(self.infer(request)["actions"])
+
+    def close(self) -> None:
+        """End the connection; a second call does nothing."""
+        with self._turn:
+            if self._connection is not None:
+                with contextlib.suppress(WebSocketException, OSError):
+                    self._connection.close()
+            self._drop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _check_sampling(self, num_steps: int | None, solver: str | None) -> None:
+        for name, asked in (("num_steps", num_steps), ("solver", solver)):
+            served = self.metadata.get(name)
+            if asked is not None and asked != served:
+                raise ConfigError(f"The server samples with {name}={served}, not {asked}; start another one.")
+
+    def _exchange(self, message: bytes) -> bytes | str:
+        if self._connection is None:
+            self._connect()
+        assert self._connection is not None
+        try:
+            self._connection.send(message)
+            answer = self._connection.recv(self.timeout)
+        except TimeoutError as error:
+            self._drop()
+            raise ServerUnreachableError(
+                f"The server at {self.address} gave no answer in {self.timeout:g} s; "
+                "the next request connects again."
+            ) from error
+        except (WebSocketException, OSError, EOFError, AssertionError) as error:
+            self._drop()
+            raise ServerUnreachableError(
+                f"The server at {self.address} ended the connection ({_line(error)}); the next "
+                "request connects again."
+            ) from error
+        except BaseException:  # Ctrl-C between the two: the answer would be taken for the next one's
+            self._drop()
+            raise
+        return answer if isinstance(answer, str) else bytes(answer)
+
+    def _connect(self) -> None:
+        """Connect within ``connect_timeout``, trying again while nobody listens or the server is full."""
+        deadline, pause = time.monotonic() + self.connect_timeout, 0.02
+        while True:
+            failure: Exception
+            try:
+                metadata = self._open(max(deadline - time.monotonic(), 0.001))
+                break
+            except InvalidStatus as error:
+                if error.response.status_code == 401:
+                    reason = bytes(error.response.body or b"").decode(errors="replace").strip()
+                    raise ConfigError(f"The server at {self.address} refuses: {_shown(reason)}.") from error
+                if error.response.status_code < 500:
+                    raise self._other_server(error) from error
+                failure = error
+            except InvalidHandshake as error:
+                # One that ended the connection may be about to restart; what else it said will not change.
+                if not isinstance(error.__cause__, (EOFError, OSError)):
+                    raise self._other_server(error.__cause__ or error) from error
+                failure = error
+            except (OSError, EOFError, WebSocketException) as error:
+                failure = error
+            if time.monotonic() + pause >= deadline:
+                raise ServerUnreachableError(
+                    f"No policy server at {self.address} within {self.connect_timeout:g} s "
+                    f"({_line(failure)}); start one with flowpolicy serve."
+                ) from failure
+            time.sleep(pause)
+            pause = min(2 * pause, 0.5)
+        self._take(metadata)
+
+    def _open(self, seconds: float) -> Any:
+        """Connect once; the metadata."""
+        try:
+            # A socket of our own: the library would take a web proxy of the environment.
+            self._socket = socket.create_connection((self.host, self.port), seconds)
+            self._socket.settimeout(None)  # silence between requests is no error
+            if os.name == "posix":  # but a server that takes no data must not block a request for ever
+                limit = struct.pack("@ll", int(self.timeout), int(self.timeout % 1 * 1e6))
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+            self._connection = connect(
+                f"ws://{self.address}", sock=self._socket, compression=None, open_timeout=seconds,
+                close_timeout=1.0, max_size=MAX_MESSAGE_BYTES,
+                additional_headers={"Authorization": f"Api-Key {self._token}"} if self._token else None,
+            )  # fmt: skip
+            message = self._connection.recv(seconds)
+            if isinstance(message, str):
+                raise self._other_server(f"it says: {message}")
+            return decode(message)
+        except MessageError as error:
+            self._drop()
+            raise self._other_server(error) from error
+        except (AssertionError, RuntimeError, ValueError) as error:
+            # The library takes for granted that a server does not speak before it is asked.
+            self._drop()
+            raise self._other_server("it speaks another protocol") from error
+        except BaseException:
+            self._drop()
+            raise
+
+    def _take(self, metadata: Any) -> None:
+        """Keep the metadata; after a reconnection it must describe the same observations and actions."""
+        keys = ("observation_shapes", "obs_horizon", "action_horizon", "execute_horizon", "action_dim", "nfe")
+        if not _describes_policy(metadata, keys):
+            self._drop()
+            raise ServerUnreachableError(
+                f"The server at {self.address} does not describe its policy; it is none of flowpolicy's."
+            )
+        changed = [key for key in keys[:-1] if self.metadata and metadata[key] != self.metadata[key]]
+        if changed:
+            self._drop()
+            raise ServerUnreachableError(
+                f"The server at {self.address} now has a policy of another {changed[0]}; make a new "
+                "client for it."
+            )
+        self.metadata = metadata
+
+    def _other_server(self, reason: object) -> ServerUnreachableError:
+        return ServerUnreachableError(
+            f"What listens at {self.address} is no policy server ({_shown(str(reason))}); "
+            "check host and port."
+        )
+
+    def _drop(self) -> None:
+        """Forget the connection, without waiting for a server that may hang."""
+        connection, self._connection = self._connection, None
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+            self._socket.close()
+            self._socket = None
+        if connection is not None:
+            with contextlib.suppress(WebSocketException, OSError, EOFError):
+                connection.close()
+
+
+def _as_array(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().cpu().numpy()
+    return np.asarray(value) if isinstance(value, (list, tuple)) else value
+
+
+def _describes_policy(metadata: Any, keys: tuple[str, ...]) -> bool:
+    if not isinstance(metadata, dict) or not all(key in metadata for key in keys):
+        return False
+    shapes = metadata["observation_shapes"]
+    sizes = [metadata[key] for key in keys[1:]]
+    if not isinstance(shapes, dict) or not all(isinstance(key, str) for key in shapes):
+        return False
+    if not all(isinstance(shape, list) for shape in shapes.values()):
+        return False
+    sizes += [size for shape in shapes.values() for size in shape]
+    return all(type(size) is int and size >= 1 for size in sizes)
+
+
+def _line(error: BaseException) -> str:
+    return _shown(str(error)) or type(error).__name__
+
+
+def _shown(text: str) -> str:
+    """The first line of what a stranger may have written, short and printable."""
+    line = next((line for line in text.splitlines() if line.strip()), "")
+    return "".join(each if each.isprintable() else "?" for each in line)[:120].rstrip(".")

@@ -1,0 +1,301 @@
+"""What a policy server answers, apart from any network: a message in, a message out."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import flowpolicy
+from flowpolicy.acceleration.sampler import Sampler
+from flowpolicy.control.planners import resting_observation
+from flowpolicy.errors import FlowPolicyError
+from flowpolicy.execution.receding_horizon import ChunkPolicy
+from flowpolicy.observations import TASK, is_image
+from flowpolicy.serving.messages import decode, encode
+from flowpolicy.settings import require
+
+log = logging.getLogger(__name__)
+
+NOISE = "noise"
+"""Key of a request's x_0."""
+
+PROMPT = "prompt"
+"""Key of a request's instruction, which openpi's clients send."""
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """A checked request.
+
+    Attributes:
+        observations: key -> ``(B, T_o, *shape)``: float32, physical units; uint8 of an image.
+        noise: x_0 ``(B, T, A)``.
+        is_batch: whether it was sent with a leading batch dimension.
+    """
+
+    observations: dict[str, NDArray[Any]]
+    noise: NDArray[np.float32]
+    is_batch: bool
+
+
+class PolicyService:
+    """Answers requests with action chunks; one thread at a time.
+
+    A request is a map with the policy's observation keys: ``(T_o, *shape)`` each, oldest step first, or
+    ``shape`` alone where T_o = 1, in physical units; or ``(B, T_o, *shape)`` for several chunks at once. Who
+    asks a policy of T_o > 1 stacks the history: the server keeps none. The optional entry ``noise`` is x_0,
+    ``(T, A)`` with the same batch dimension; else the server draws it. What openpi's example clients send
+    fits too: ``prompt``, which no policy here reads, is left out; a map in the map names its entries by a
+    path, such as ``images/cam_high``; a path whose beginning the policy does not know, such as
+    ``observation/``, stands for its end; an image may have its channels first. The answer holds ``actions``,
+    ``(T, A)`` or ``(B, T, A)`` float32 in physical units, and milliseconds in ``server_timing`` and
+    ``policy_timing``.
+
+    Args:
+        policy: a policy or a sampler of one.
+        max_batch: most chunks of one request.
+        seed: of the noises that requests do not bring.
+        rows_per_turn: chunks computed before others have their turn; a sampler's batch size.
+        description: further entries of the metadata.
+
+    Attributes:
+        metadata: what a client is told when it connects.
+        max_message_bytes: most bytes of a request.
+    """
+
+    def __init__(
+        self,
+        policy: ChunkPolicy,
+        *,
+        max_batch: int = 64,
+        seed: int = 0,
+        rows_per_turn: int = 1,
+        description: Mapping[str, Any] | None = None,
+    ) -> None:
+        require(max_batch >= 1, "max_batch", max_batch, "at least 1")
+        require(rows_per_turn >= 1, "rows_per_turn", rows_per_turn, "at least 1")
+        if NOISE in policy.observation_shapes:
+            raise FlowPolicyError(f"The policy has an observation '{NOISE}', the protocol's name for x_0.")
+        self.policy, self.max_batch, self.rows_per_turn = policy, max_batch, rows_per_turn
+        self._has_told_of_prompt = False
+        self._generator = torch.Generator().manual_seed(seed)
+        self._chunk_shape = (policy.action_horizon, policy.action_dim)
+        self._shapes = {key: (policy.obs_horizon, *shape) for key, shape in policy.observation_shapes.items()}
+        self.metadata: dict[str, Any] = {
+            "server": f"flowpolicy {flowpolicy.__version__}",
+            "observation_shapes": {key: list(shape) for key, shape in policy.observation_shapes.items()},
+            "obs_horizon": policy.obs_horizon,
+            "action_horizon": policy.action_horizon,
+            "execute_horizon": getattr(policy, "execute_horizon", policy.action_horizon),
+            "action_dim": policy.action_dim,
+            "nfe": policy.nfe(),
+            "max_batch": max_batch,
+            **(description or {}),
+        }
+        numbers = sum(int(np.prod(shape)) for shape in [*self._shapes.values(), self._chunk_shape])
+        self.max_message_bytes = 65536 + 8 * numbers * max_batch  # 8: float64, the widest that is sent
+
+    def warm_up(self, calls: int = 3) -> None:
+        """Plan a few chunks: backends allocate and choose kernels in the first ones."""
+        message = encode(resting_observation(self.policy))
+        generator = self._generator.get_state()
+        for _ in range(calls):
+            list(self.answer(message))
+        self._generator.set_state(generator)
+
+    def answer(self, message: bytes | str, received: float | None = None) -> Iterator[bytes | None]:
+        """Work on a message: None after each part of the work, at last the answer.
+
+        Args:
+            message: of a client.
+            received: moment of ``time.perf_counter`` when it came, for the answer's timing.
+
+        Raises:
+            FlowPolicyError: the message is not a request of this policy, or the policy answers with NaN.
+        """
+        started = time.perf_counter()
+        request = self.read(message)
+        rows, planning = len(request.noise), 0.0
+        chunks = []
+        for start in range(0, rows, self.rows_per_turn):
+            if start:
+                yield None
+            part = slice(start, start + self.rows_per_turn)
+            before = time.perf_counter()
+            chunks.append(
+                self._plan({k: v[part] for k, v in request.observations.items()}, request.noise[part])
+            )
+            planning += time.perf_counter() - before
+        actions = np.concatenate(chunks) if len(chunks) > 1 else chunks[0]
+        if not np.isfinite(actions).all():
+            raise FlowPolicyError(
+                "The policy answered with NaN or infinity to a finite observation; "
+                "its weights are damaged or its training diverged, so serve an earlier checkpoint."
+            )
+        timing = {"infer_ms": 1e3 * (time.perf_counter() - started)}
+        if received is not None:
+            timing["queue_ms"] = 1e3 * (started - received)
+        yield encode(
+            {
+                "actions": actions if request.is_batch else actions[0],
+                "server_timing": timing,
+                "policy_timing": {"infer_ms": 1e3 * planning},
+            }
+        )
+
+    def read(self, message: bytes | str) -> PlanRequest:
+        """Check a message.
+
+        Raises:
+            MessageError: it cannot be decoded.
+            FlowPolicyError: an unknown or missing key, a wrong shape, NaN or infinity.
+        """
+        if isinstance(message, str):
+            raise FlowPolicyError("The request is text; send a binary message of msgpack.")
+        content = decode(message)
+        if not isinstance(content, dict):
+            raise FlowPolicyError("The request is no map; send one from observation keys to arrays.")
+        content = self._named(content)
+        observations = {}
+        batch: int | None = None  # None: sent without a batch dimension
+        for index, (key, shape) in enumerate(self._shapes.items()):
+            if key not in content:
+                raise FlowPolicyError(
+                    f"The observation lacks '{key}'; the policy takes {', '.join(self._shapes)}."
+                )
+            observations[key], size = _checked(f"Observation '{key}'", content[key], shape)
+            if index and size != batch:
+                raise FlowPolicyError("The observations have different batch sizes; send all with the same.")
+            batch = size
+        rows = 1 if batch is None else batch
+        if not 1 <= rows <= self.max_batch:
+            raise FlowPolicyError(
+                f"The batch has {rows} observations; this server takes 1 to {self.max_batch}."
+            )
+        if NOISE in content:
+            noise, size = _checked("The noise", content[NOISE], self._chunk_shape)
+            if size != batch:
+                raise FlowPolicyError("The noise and the observations have different batch sizes.")
+        else:
+            noise = torch.randn((rows, *self._chunk_shape), generator=self._generator).numpy()
+        return PlanRequest(observations, noise, batch is not None)
+
+    def _named(self, content: Mapping[Any, Any]) -> dict[str, Any]:
+        """The entries of a request by the policy's names."""
+        named: dict[str, Any] = {}
+        sources: dict[str, str] = {}
+        for path, value in _entries(content):
+            key = self._name(path)
+            if key is None and path == PROMPT:
+                self._leave_out_prompt(value)
+                continue
+            if key is None:
+                raise FlowPolicyError(
+                    f"The request has the unknown entry '{path[:60]}'; the policy takes "
+                    f"{', '.join(self._shapes)}, and {NOISE}."
+                )
+            if key in named:
+                raise FlowPolicyError(
+                    f"The request's '{sources[key][:60]}' and '{path[:60]}' both mean '{key}'; send one."
+                )
+            named[key], sources[key] = value, path
+        return named
+
+    def _name(self, path: str) -> str | None:
+        """The policy's own name of an entry: the path, or its longest end that the policy has."""
+        if path == NOISE:
+            return NOISE
+        parts = path.split("/")
+        ends = ("/".join(parts[start:]) for start in range(len(parts)))
+        return next((end for end in ends if end in self._shapes), None)
+
+    def _leave_out_prompt(self, prompt: Any) -> None:
+        texts = prompt if isinstance(prompt, list) else [prompt]
+        if not all(isinstance(text, str) for text in texts):
+            raise FlowPolicyError(f"The request's '{PROMPT}' is no text; send a string, or leave it out.")
+        if not self._has_told_of_prompt:
+            self._has_told_of_prompt = True
+            told = (
+                f"; it reads which task is meant from the one-hot vector '{TASK}'"
+                if TASK in self._shapes
+                else ""
+            )
+            log.info("A client sends '%s', which this policy does not read%s.", PROMPT, told)
+
+    def _plan(
+        self, observations: Mapping[str, NDArray[Any]], noise: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        with torch.no_grad():
+            chunk = self.policy.act(observations, noise=torch.from_numpy(noise))
+        planned: NDArray[np.float32] = chunk.to("cpu", torch.float32).numpy()
+        return planned
+
+
+def describe(sampler: Sampler) -> dict[str, Any]:
+    """A sampler's own entries of the metadata: how it samples, and whose weights it has."""
+    key = sampler.plan.schedule.key
+    return {
+        "policy": sampler.name,
+        "num_steps": sampler.plan.num_steps,
+        "solver": sampler.plan.solver,
+        "backend": sampler.backend,
+        "dtype": sampler.plan.dtype,
+        "schedule": sampler.plan.schedule.method,
+        "fingerprint": key.fingerprint,
+        "task": sampler.task.get("name"),
+    }
+
+
+def _entries(content: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The entries of a map of maps, named by their paths."""
+    for key, value in content.items():
+        path = f"{prefix}{key.decode('utf-8', 'replace') if isinstance(key, bytes) else key}"
+        if isinstance(value, dict):
+            yield from _entries(value, f"{path}/")
+        else:
+            yield path, value
+
+
+def _channels_last(value: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any] | None:
+    """``(..., C, H, W)`` as ``(..., H, W, C)``, where that is what ``shape`` is; else None."""
+    if value.ndim < 3:
+        return None
+    moved = np.moveaxis(value, -3, -1)
+    fits = moved.shape in (shape, shape[1:]) or moved.shape[1:] == shape
+    return moved if fits else None
+
+
+def _checked(name: str, value: Any, shape: tuple[int, ...]) -> tuple[NDArray[Any], int | None]:
+    """``(B, *shape)`` from an array of that shape, of ``shape``, or, where T_o = 1, of ``shape[1:]``; and B,
+    None where it was sent without."""
+    if not isinstance(value, np.ndarray):
+        raise FlowPolicyError(f"{name} is no array; send a numpy array of numbers.")
+    given = value.shape
+    batch: int | None = None
+    if given[1:] == shape:
+        rows, batch = value, len(value)
+    elif given == shape:
+        rows = value[None]
+    elif shape[0] == 1 and given == shape[1:]:
+        rows = value[None, None]
+    elif is_image(shape[1:]) and (moved := _channels_last(value, shape)) is not None:
+        return _checked(name, moved, shape)
+    else:
+        sizes = ", ".join(map(str, shape))
+        raise FlowPolicyError(f"{name} has shape {given}; send ({sizes}), or (batch, {sizes}).")
+    if is_image(shape[1:]):
+        if rows.dtype != np.uint8:
+            raise FlowPolicyError(f"{name} is an image of {rows.dtype}; send uint8, 0 to 255.")
+        return rows, batch
+    with np.errstate(over="ignore"):  # what float32 cannot hold is infinity, and refused as such
+        numbers: NDArray[np.float32] = rows.astype(np.float32)
+    if not np.isfinite(numbers).all():
+        raise FlowPolicyError(f"{name} holds NaN or infinity; no action is computed from it.")
+    return numbers, batch
