@@ -146,7 +146,7 @@ class Study:
         config = CalibrationConfig(
             self.paths[group.policy], group.num_steps, updates=UPDATES, search_iterations=self.iterations
         )
-        task = task_of(policy.task, None, config.checkpoint)
+        task = task_of(policy.spec.task, None, config.checkpoint)
         making = observations_of(
             policy, task, config.observations, episodes=config.episodes, seed=config.seed
         )
@@ -202,7 +202,7 @@ class Study:
     ) -> dict[str, Any]:
         policy = self.policies[group.policy]
         sampler = build_sampler(policy, ROWS, group.num_steps, schedule=schedule, backend="onnx")
-        task = task_of(policy.task, None, self.paths[group.policy])
+        task = task_of(policy.spec.task, None, self.paths[group.policy])
         result = evaluate(
             cast("Any", sampler), task, episodes=count, seed=EVALUATION_SEED + first, num_envs=NUM_ENVS,
             show_progress=False,

@@ -82,7 +82,7 @@ class Robot:
     """A trace that checks its commands and whose calls can be made to fail."""
 
     def __init__(self, policy: FlowPolicy, clock: FaultyClock, rate_hz: float) -> None:
-        demos = read_demonstrations(STORE, policy.observation_shapes)
+        demos = read_demonstrations(STORE, policy.spec.observation_shapes)
         self.trace = TraceRobot(
             {"observation": demos.arrays["observation"]}, np.array([demos.num_steps]), demos.arrays["action"],
             rate_hz, "zero", clock=clock,

@@ -49,8 +49,8 @@ class PipedRobot:
     """A robot whose commands go through a pipe; it rests in the middle of its bounds."""
 
     def __init__(self, policy: FlowPolicy, pipe: Connection) -> None:
-        bound = np.ones(policy.action_dim, np.float32)
-        self.spec = RobotSpec("piped", dict(policy.observation_shapes), -bound, bound, 125.0, "zero")
+        bound = np.ones(policy.spec.action_dim, np.float32)
+        self.spec = RobotSpec("piped", dict(policy.spec.observation_shapes), -bound, bound, 125.0, "zero")
         self.pipe = pipe
 
     def observe(self) -> dict[str, Any]:

@@ -128,7 +128,7 @@ def drive(arm: Arm, ticks: int) -> dict[str, Any]:
     policy, task = FlowPolicy.load(ROOT / CHECKPOINT), task_from(env)
     robot = SimulatedRobot(task, seed=7_000_000)
     if arm.inference == "none":
-        worker: Any = NoInference((policy.action_horizon, policy.action_dim))
+        worker: Any = NoInference((policy.spec.action_horizon, policy.spec.action_dim))
     else:
         worker = build_worker(arm.inference, PlannerBuilder(SamplerSettings(str(ROOT / CHECKPOINT))))
     config = ControlConfig(priority=arm.priority, safety=SafetyConfig(miss_limit=10**9))

@@ -95,7 +95,7 @@ def run(arm: Arm, episodes: int) -> dict[str, Any]:
     sampler = policy if guidance is None else InpaintingSampler(policy, arm.num_steps, **guidance)
     started = time.time()
     result = run_delayed(
-        sampler, task_of(policy.task, None, CHECKPOINT),
+        sampler, task_of(policy.spec.task, None, CHECKPOINT),
         strategy="rtc" if guidance is not None else arm.strategy, delay=arm.delay, safe_action="hold",
         execute_horizon=arm.execute_horizon, episodes=episodes, num_envs=NUM_ENVS, num_steps=arm.num_steps,
     )  # fmt: skip
@@ -124,8 +124,10 @@ def chunk_milliseconds(calls: int = 60) -> dict[str, float]:
     """Median time of a chunk planned alone, freely and in agreement with a prefix, taking turns; eager, one thread."""
     policy = FlowPolicy.load(ROOT / CHECKPOINT)
     sampler = InpaintingSampler(policy, K)
-    shape = (1, policy.action_horizon, policy.action_dim)
-    observation = {key: np.zeros((1, policy.obs_horizon, *s)) for key, s in policy.observation_shapes.items()}
+    shape = (1, policy.spec.action_horizon, policy.spec.action_dim)
+    observation = {
+        key: np.zeros((1, policy.spec.obs_horizon, *s)) for key, s in policy.spec.observation_shapes.items()
+    }
     prefix = (np.zeros(shape), np.ones(shape[:2]))
     times: dict[str, list[float]] = {"free": [], "guided": []}
     for _ in range(calls + 5):

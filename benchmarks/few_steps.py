@@ -50,7 +50,7 @@ def measure(policy: FlowPolicy, store: str, seed: int, windows: int) -> list[dic
     observation = {key: value[complete] for key, value in batch.observation.items()}
     demonstrated = batch.action[complete].flatten(1)
     noise = torch.randn(demonstrated.shape, generator=torch.Generator().manual_seed(7)).view(
-        -1, policy.action_horizon, policy.action_dim
+        -1, policy.spec.action_horizon, policy.spec.action_dim
     )
     state = torch.cat([value.flatten(1) for value in observation.values()], dim=1)
     context = policy.network.encode(observation)

@@ -35,7 +35,7 @@ from flowpolicy.evaluation.summary import git_state, machine, versions
 from flowpolicy.evaluation.task import Task, task_of
 from flowpolicy.files.reading import read_json
 from flowpolicy.files.storage import write_json
-from flowpolicy.models.config import ModelConfig
+from flowpolicy.models.config import TransformerConfig
 from flowpolicy.models.vision.config import VisionConfig
 from flowpolicy.pretraining.state import TrainingState, refuse_other_settings
 from flowpolicy.runs.device import resolve_device
@@ -89,7 +89,7 @@ def make_policy(
     )
     config = PolicyConfig(
         objective={"name": objective, "default_num_steps": 2},
-        model=ModelConfig(width=16, depth=1, num_heads=2, vision=VisionConfig(channels=16, keypoints=2)),
+        model=TransformerConfig(width=16, depth=1, num_heads=2, vision=VisionConfig(channels=16, keypoints=2)),
         observation_shapes=dict(shapes or {"observation": (3,)}), action_dim=2, obs_horizon=1,
         action_horizon=4, execute_horizon=2, task=asdict(task), metadata={"steps": 10, "demo_return_mean": 3.5},
     )  # fmt: skip
@@ -103,18 +103,18 @@ def make_policy(
 
 def use_policy(policy: Any) -> None:
     """Plan a chunk from zeros, which must be finite and within the policy's bounds."""
-    shapes = policy.observation_shapes
+    shapes = policy.spec.observation_shapes
     observation = {
         key: torch.zeros(
-            1, policy.obs_horizon, *shape, dtype=torch.uint8 if len(shape) == 3 else torch.float32
+            1, policy.spec.obs_horizon, *shape, dtype=torch.uint8 if len(shape) == 3 else torch.float32
         )
         for key, shape in shapes.items()
     }
     chunk = policy.act(observation, generator=torch.Generator().manual_seed(0))
-    assert chunk.shape == (1, policy.action_horizon, policy.action_dim)
+    assert chunk.shape == (1, policy.spec.action_horizon, policy.spec.action_dim)
     assert torch.isfinite(chunk).all()
     if isinstance(policy, FlowPolicy):
-        assert 1 <= policy.execute_horizon <= policy.action_horizon
+        assert 1 <= policy.spec.execute_horizon <= policy.spec.action_horizon
         normalizer, clip = policy.action_normalizer, policy.config.action_clip
         reach = clip * normalizer.scale + 1e-3 * (1 + normalizer.center.abs() + clip * normalizer.scale)
         assert ((chunk - normalizer.center).abs() <= reach).all()
@@ -123,8 +123,8 @@ def use_policy(policy: Any) -> None:
 def use_checkpoint(folder: Path) -> None:
     policy = FlowPolicy.load(folder / "checkpoint")
     use_policy(policy)
-    if policy.task:
-        task_of(policy.task, None, folder)
+    if policy.spec.task:
+        task_of(policy.spec.task, None, folder)
 
 
 def _trained() -> TrainingState:

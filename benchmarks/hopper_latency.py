@@ -62,9 +62,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     policy = FlowPolicy.load(ROOT / arguments.checkpoint)
-    task = task_of(policy.task, None, arguments.checkpoint)
+    task = task_of(policy.spec.task, None, arguments.checkpoint)
     recorded = observations_of(policy, task, 64, episodes=8, seed=CALIBRATION_SEED)["observation"]
-    shape = (1, policy.action_horizon, policy.action_dim)
+    shape = (1, policy.spec.action_horizon, policy.spec.action_dim)
     noise = torch.randn(64, *shape, generator=torch.Generator().manual_seed(0))
     calls: dict[tuple[str, int], Callable[[int], object]] = {}
     floors: dict[tuple[str, int], Floor] = {}

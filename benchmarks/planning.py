@@ -70,18 +70,18 @@ def call(checkpoint: str, file: Path) -> dict[str, Any]:
     found = DeploymentPlan.load(file)
     found.check(policy)
     sampler: Any = found.sampler_settings(str(ROOT / checkpoint)).build()
-    task = task_of(policy.task, None, checkpoint)
+    task = task_of(policy.spec.task, None, checkpoint)
     observations = observations_of(policy, task, OBSERVATIONS, episodes=16, seed=SEED)
     generator = torch.Generator().manual_seed(SEED)
     rows = [{key: value[i : i + 1] for key, value in observations.items()} for i in range(OBSERVATIONS)]
     seconds = []
     for number in range(-20, CALLS):
-        noise = torch.randn(1, policy.action_horizon, policy.action_dim, generator=generator)
+        noise = torch.randn(1, policy.spec.action_horizon, policy.spec.action_dim, generator=generator)
         started = time.perf_counter()
         sampler(rows[number % OBSERVATIONS], noise)
         if number >= 0:
             seconds.append(time.perf_counter() - started)
-    noise = torch.randn(OBSERVATIONS, policy.action_horizon, policy.action_dim, generator=generator)
+    noise = torch.randn(OBSERVATIONS, policy.spec.action_horizon, policy.spec.action_dim, generator=generator)
     steps, solver = reference_of(policy)
     normalize = policy.action_normalizer.normalize
     wanted = normalize(policy.act(observations, num_steps=steps, solver=solver, noise=noise))

@@ -27,7 +27,7 @@ from flowpolicy.acceleration.sampler import build_sampler
 from flowpolicy.errors import FlowPolicyError
 from flowpolicy.evaluation.summary import git_state, machine, versions
 from flowpolicy.files.storage import write_json
-from flowpolicy.models.config import ModelConfig
+from flowpolicy.models.config import TransformerConfig
 from flowpolicy.policy.config import PolicyConfig
 from flowpolicy.runs.progress import progress
 
@@ -40,7 +40,7 @@ PEER = "peer"
 def our_policy(width: int, depth: int, num_heads: int) -> FlowPolicy:
     """A flow-matching policy with random weights, all of its blocks at work."""
     torch.manual_seed(0)
-    model = ModelConfig(width=width, depth=depth, num_heads=num_heads)
+    model = TransformerConfig(width=width, depth=depth, num_heads=num_heads)
     policy = FlowPolicy(
         PolicyConfig(
             {"name": "flow_matching"}, model, {"observation": (OBSERVATION,)}, ACTION, OBS_STEPS, CHUNK, 8

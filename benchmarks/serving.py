@@ -183,9 +183,9 @@ def load(checkpoint: str, count: int) -> dict[str, Any]:
         found = np.load(file)
     policy = FlowPolicy.load(ROOT / checkpoint)
     sampler = build_sampler(policy, 1, backend=fastest_backend(policy.device))
-    shapes = {key: list(shape) for key, shape in policy.observation_shapes.items()}
-    chunk = (policy.action_horizon, policy.action_dim)
-    observations, noise = requests_of(shapes, policy.obs_horizon, chunk, count)
+    shapes = {key: list(shape) for key, shape in policy.spec.observation_shapes.items()}
+    chunk = (policy.spec.action_horizon, policy.spec.action_dim)
+    observations, noise = requests_of(shapes, policy.spec.obs_horizon, chunk, count)
     wanted, seconds = np.zeros((count, *chunk), np.float32), []
     for row in progress(count, "in-process"):
         request = {key: value[row, None] for key, value in observations.items()}
@@ -411,7 +411,7 @@ def attack(
         found, knocked = np.load(folder / "good.npz"), np.load(folder / "knock.npz")
         by_kind = json.loads((folder / "siege.json").read_text())
         with PolicyClient(port=port, token=TOKEN) as client:  # it still serves
-            client.infer(np.zeros(client.metadata["observation_shapes"]["observation"]))
+            client.infer(np.zeros(client.spec.metadata["observation_shapes"]["observation"]))
         after = _memory_mb(pid)
         server = running.end()["metrics"]
     during = (found["at"] > began) & (found["at"] < ended)
@@ -464,7 +464,9 @@ def restarts(checkpoint: str, count: int) -> dict[str, Any]:
 
     process = start()
     client = PolicyClient(port=port, token=TOKEN, connect_timeout=60.0)
-    observation = np.zeros((client.obs_horizon, *client.observation_shapes["observation"]), np.float32)
+    observation = np.zeros(
+        (client.spec.obs_horizon, *client.spec.observation_shapes["observation"]), np.float32
+    )
     errors: list[int] = []
     sentences: Counter[str] = Counter()
     back, answered = [], 0

@@ -109,7 +109,8 @@ def checked(value: Any, hint: Any, where: str) -> Any:
         raise ConfigError(f"{where} is {value!r}; it must be an integer.")
     if isinstance(expected, type) and not isinstance(value, expected):
         if dataclasses.is_dataclass(expected) and isinstance(value, Mapping):
-            return build(expected, value, where)
+            chosen = getattr(expected, "from_settings", None)  # of several classes, which the values choose
+            return chosen(value, where) if chosen else build(expected, value, where)
         raise ConfigError(f"{where} is {shown(value)}; it must be of type {expected.__name__}.")
     return value
 

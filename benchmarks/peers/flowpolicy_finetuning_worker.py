@@ -21,7 +21,7 @@ import torch
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from flowpolicy.finetuning.reinflow import ReinFlow
-from flowpolicy.models.config import ModelConfig
+from flowpolicy.models.config import TransformerConfig
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.policy.config import PolicyConfig
 
@@ -50,7 +50,7 @@ class Noise(gym.Env[Any, Any]):
 
 
 def build(settings: dict[str, Any]) -> ReinFlow:
-    model = ModelConfig(width=settings["width"], depth=settings["depth"], num_heads=settings["num_heads"])
+    model = TransformerConfig(width=settings["width"], depth=settings["depth"], num_heads=settings["num_heads"])
     config = PolicyConfig(
         {"name": settings["objective"]}, model, {"observation": (OBSERVATION,)}, ACTION, 1, 4, 4
     )

@@ -10,7 +10,7 @@ import torch
 
 from flowpolicy.data.sampling import ChunkSampler, as_tensors
 from flowpolicy.data.store import read_demonstrations
-from flowpolicy.models.config import ModelConfig
+from flowpolicy.models.config import TransformerConfig
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.policy.config import PolicyConfig
 from flowpolicy.pretraining.config import TrainConfig
@@ -24,7 +24,7 @@ def main() -> None:
     demos = read_demonstrations(settings["store"])
     observation = as_tensors(demos, ["observation"], "cpu")
     action = as_tensors(demos, ["action"], "cpu")["action"]
-    model = ModelConfig(
+    model = TransformerConfig(
         settings["width"], settings["depth"], settings["num_heads"], dropout=settings["dropout"]
     )
     horizon = settings["action_horizon"]

@@ -9,15 +9,15 @@ from typing import Any, cast
 
 import torch
 
-from flowpolicy.acceleration.engine import Engine, random_observations
+from flowpolicy.acceleration.engine import BlockEngine, Engine, random_observations
 from flowpolicy.errors import BackendError
-from flowpolicy.policy import FlowPolicy
 
 _NO_COMPILER = {"InvalidCxxCompiler", "CppCompileError", "TritonMissing", "GPUTooOldForTriton"}
 
 
-def compiled(engine: Engine, policy: FlowPolicy) -> Engine:
-    """The engine with its blocks and its exit compiled, and run once so that they are.
+def compiled(engine: Engine) -> Engine:
+    """The engine with its blocks and its readout compiled, or its whole network where that has no blocks, and
+    run once so that they are.
 
     All blocks of a kind share one compiled function, to which the weights are arguments, and so do all
     samplers of the same sizes in a process: it takes seconds to build where the unrolled loop would take
@@ -26,15 +26,19 @@ def compiled(engine: Engine, policy: FlowPolicy) -> Engine:
     Raises:
         BackendError: it cannot be compiled here; the sentence says why.
     """
-    network, sizes = engine.network, _sizes(engine, policy)
-    engine.run = [
-        partial(_compiled(type(block.module).gated, block.kind, sizes), block.module)
-        for block in network.blocks()
-    ]
-    # The entry stays as it is: for two-dimensional actions, what torch 2.13 compiles for it on a CPU
-    # writes beyond its buffer, and there is next to nothing to gain.
-    engine.leave = partial(_compiled(type(network).leave, "output", sizes), network)
-    generator, rows = torch.Generator().manual_seed(0), engine.plan.batch_size
+    sizes, policy = _sizes(engine), engine.policy
+    if isinstance(engine, BlockEngine):
+        engine.run = [
+            partial(_compiled(type(block.module).gated, block.kind, sizes), block.module)
+            for block in engine.blocks
+        ]
+        # The embedding stays as it is: for two-dimensional actions, what torch 2.13 compiles for it on a CPU
+        # writes beyond its buffer, and there is next to nothing to gain.
+        network: Any = engine.network
+        engine.readout = partial(_compiled(type(network).readout, "readout", sizes), network)
+    else:
+        engine.velocity = partial(_compiled(type(engine.network).velocity, "velocity", sizes), engine.network)
+    generator, rows = torch.Generator().manual_seed(0), engine.batch_size
     try:
         engine(random_observations(policy, rows, generator), policy.noise(rows, None, generator))
     except Exception as error:  # the compiler's own, of many kinds
@@ -54,12 +58,14 @@ def _compiled(function: Callable[..., Any], kind: str, sizes: Hashable) -> Calla
     return torch.compile(own, dynamic=False, fullgraph=True)
 
 
-def _sizes(engine: Engine, policy: FlowPolicy) -> Hashable:
+def _sizes(engine: Engine) -> Hashable:
     """All that the shapes, types and places of an engine's tensors depend on."""
-    config = policy.config
-    observations = tuple(policy.observation_shapes.items())
-    horizons = config.obs_horizon, config.action_horizon, config.action_dim
-    return config.model, observations, *horizons, engine.plan.batch_size, engine.dtype, policy.device
+    policy = engine.policy
+    features, horizons = (
+        tuple(policy.spec.features.items()),
+        (policy.spec.obs_horizon, *policy.spec.chunk_shape),
+    )
+    return policy.config.model, features, horizons, engine.batch_size, engine.dtype, policy.device
 
 
 def _reason(error: Exception) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +11,6 @@ from torch import Tensor
 from flowpolicy.acceleration.compiled import compiled
 from flowpolicy.acceleration.engine import Engine, random_observations
 from flowpolicy.errors import BackendError
-from flowpolicy.policy import FlowPolicy
 
 WARM_UP = 3  # calls before the capture, in which libraries choose their kernels
 
@@ -25,14 +25,15 @@ class Captured:
         BackendError: the policy is not on a GPU.
     """
 
-    def __init__(self, engine: Engine, policy: FlowPolicy) -> None:
+    def __init__(self, engine: Engine) -> None:
+        policy = engine.policy
         if policy.device.type != "cuda":
             raise BackendError(
                 "backend=cuda_graph needs the policy on a GPU; load it with device='cuda', "
                 "or take backend=onnx."
             )
-        compiled(engine, policy)
-        generator, rows = torch.Generator().manual_seed(0), engine.plan.batch_size
+        compiled(engine)
+        generator, rows = torch.Generator().manual_seed(0), engine.batch_size
         self.observation = random_observations(policy, rows, generator)
         self.noise = policy.noise(rows, None, generator)
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -46,7 +47,7 @@ class Captured:
             self.chunk = engine(self.observation, self.noise)
         self.engine = engine  # its weights live in the graph
 
-    def __call__(self, observation: Mapping[str, Tensor], noise: Tensor) -> Tensor:
+    def __call__(self, observation: Mapping[str, Tensor], noise: Tensor, **options: Any) -> Tensor:
         """See :class:`~flowpolicy.acceleration.sampler.Compute`."""
         for key, value in observation.items():
             self.observation[key].copy_(value)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from flowpolicy.acceleration.caching.program import Recompute
-from flowpolicy.acceleration.engine import Engine, Plan, random_observations
-from flowpolicy.policy import FlowPolicy
+from flowpolicy.acceleration.engine import random_observations
+from flowpolicy.acceleration.sampler import Sampler, build_engine
 
 LAUNCH_SECONDS = 1.25e-6
 """Cost of one kernel in a CUDA graph."""
@@ -68,20 +67,18 @@ def measure_machine(device: torch.device, repeats: int = 5) -> Machine:
     return Machine(2 * 1024**3 / best(lambda: a @ b), memory.nbytes / best(memory.sum))
 
 
-def floor_of(policy: FlowPolicy, plan: Plan, machine: Machine) -> Floor:
-    """What a plan computes over what the machine can do, in float32 whatever the plan's dtype."""
-    engine = Engine(policy, Plan(plan.batch_size, plan.num_steps, plan.solver, plan.schedule))
-    observation = random_observations(policy, plan.batch_size, torch.Generator().manual_seed(0))
-    noise = policy.noise(plan.batch_size, None, torch.Generator().manual_seed(0))
+def floor_of(sampler: Sampler, machine: Machine) -> Floor:
+    """What a sampler computes over what the machine can do, in float32 whatever its dtype."""
+    policy, rows = sampler.policy, sampler.batch_size
+    plain = replace(sampler.sampling, dtype="float32")
+    engine = build_engine(policy, plain, rows, sampler.schedule)
+    observation = random_observations(policy, rows, torch.Generator().manual_seed(0))
+    noise = policy.noise(rows, None, torch.Generator().manual_seed(0))
     with FlopCounterMode(display=False) as counter:
         engine(observation, noise)
     flop = float(counter.get_total_flops())
-    used = {op.block for evaluation in plan.program() for op in evaluation if isinstance(op, Recompute)}
-    blocks = [block.module for block in policy.network.blocks()]
-    rest = sum(p.nbytes for p in policy.network.parameters()) - sum(
-        p.nbytes for block in blocks for p in block.parameters()
-    )
-    unique = float(rest + sum(p.nbytes for index in used for p in blocks[index].parameters()))
+    # Every block is computed at the first evaluation.
+    unique = float(sum(p.nbytes for p in policy.network.parameters()))
     seconds = max(flop / machine.flops, unique / machine.bandwidth)
     kernels = 0
     if policy.device.type == "cuda":

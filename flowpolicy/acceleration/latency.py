@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ from torch import Tensor
 from flowpolicy.acceleration.caching.schedule import Schedule
 from flowpolicy.acceleration.floor import Floor, Machine, floor_of, measure_machine
 from flowpolicy.acceleration.observations import CALIBRATION_SEED, observations_of, rows_of
-from flowpolicy.acceleration.sampler import BACKENDS, Sampler, build_sampler
+from flowpolicy.acceleration.sampler import BACKENDS, build_sampler
 from flowpolicy.errors import BackendError
 from flowpolicy.evaluation.task import task_of
 from flowpolicy.files.storage import write_json
+from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.plots.caching import plot_latency
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.runs.device import resolve_device
@@ -179,10 +180,10 @@ def benchmark_checkpoint(config: LatencyConfig, env: Mapping[str, Any] | None = 
     """
     torch.set_num_threads(config.threads)
     policy = FlowPolicy.load(config.checkpoint, resolve_device(config.device))
-    task = task_of(policy.task, env, config.checkpoint)
+    task = task_of(policy.spec.task, env, config.checkpoint)
     schedules = [Schedule.load(path) for path in config.schedules]
     for given in schedules:
-        given.check(policy, given.key.num_steps, given.key.solver)
+        given.check(policy, SamplerSpec(**given.key.sampling()))
     recorded = observations_of(policy, task, config.observations, episodes=8, seed=config.seed)
     rows = config.batch_size
     batches = [
@@ -190,16 +191,16 @@ def benchmark_checkpoint(config: LatencyConfig, env: Mapping[str, Any] | None = 
         for start in range(0, config.observations, rows)
     ]
     noise = torch.randn(
-        len(batches), rows, policy.action_horizon, policy.action_dim,
+        len(batches), rows, policy.spec.action_horizon, policy.spec.action_dim,
         generator=torch.Generator().manual_seed(config.seed),
     )  # fmt: skip
-    solver = config.solver or policy.config.tuned_solver
-    plans: list[tuple[int, Schedule | None]] = [
-        (k, None) for k in config.num_steps or (policy.default_num_steps,)
+    wished: list[tuple[SamplerSpec, Schedule | None]] = [
+        (policy.checked(SamplerSpec(num_steps=k, solver=config.solver)), None)
+        for k in config.num_steps or (None,)
     ]
-    plans += [(schedule.key.num_steps, schedule) for schedule in schedules]
-    most = max(k for k, _ in plans)
-    reference = build_sampler(policy, rows, most, solver)
+    wished += [(policy.checked(SamplerSpec(**given.key.sampling())), given) for given in schedules]
+    finest = max((sampling for sampling, _ in wished), key=lambda sampling: sampling.steps)
+    reference = build_sampler(policy, finest, batch_size=rows, backend="eager")
     wanted = torch.stack([reference(batch, x) for batch, x in zip(batches, noise, strict=True)])
     samplers, missing = [], []
     for backend in config.backends:
@@ -207,8 +208,9 @@ def benchmark_checkpoint(config: LatencyConfig, env: Mapping[str, Any] | None = 
             if backend not in _DTYPES[dtype]:
                 continue
             try:
-                for k, schedule in plans:
-                    samplers.append(_Timed(policy, config, backend, dtype, k, solver, schedule))
+                for sampling, schedule in wished:
+                    sampling = replace(sampling, backend=backend, dtype=dtype)
+                    samplers.append(_Timed(policy, config.batch_size, sampling, schedule))
                     samplers[-1].warm_up(batches, noise, config.warm_up)
             except BackendError as error:
                 if len(config.backends) == 1:
@@ -229,17 +231,14 @@ class _Timed:
     """A sampler and the times of its calls."""
 
     def __init__(
-        self, policy: FlowPolicy, config: LatencyConfig, backend: str, dtype: str, num_steps: int,
-        solver: str, schedule: Schedule | None,
-    ) -> None:  # fmt: skip
-        self.policy, self.dtype = policy, dtype
+        self, policy: FlowPolicy, batch_size: int, sampling: SamplerSpec, schedule: Schedule | None
+    ) -> None:
+        self.policy = policy
         if policy.device.type == "cuda":  # of this sampler, not of what ran before
             torch.cuda.reset_peak_memory_stats(policy.device)
         self.before = _memory(policy.device)
         started = time.perf_counter()
-        self.sampler: Sampler = build_sampler(
-            policy, config.batch_size, num_steps, solver, schedule, backend, dtype
-        )
+        self.sampler = build_sampler(policy, sampling, batch_size=batch_size, schedule=schedule)
         self.build_seconds = time.perf_counter() - started
         self.seconds: list[float] = []
         self.encode_seconds: list[float] = []
@@ -273,15 +272,17 @@ class _Timed:
     def row(
         self, batches: Sequence[Mapping[str, Tensor]], noise: Tensor, wanted: Tensor, machine: Machine
     ) -> Row:
-        plan, normalize = self.sampler.plan, self.policy.action_normalizer.normalize
+        sampler, normalize = self.sampler, self.policy.action_normalizer.normalize
+        schedule, sampling = sampler.schedule, sampler.sampling
         chunks = torch.stack([self.sampler(batch, x) for batch, x in zip(batches, noise, strict=True)])
         error = (normalize(chunks) - normalize(wanted)).square().mean().sqrt()
         return Row(
-            self.sampler.backend, self.dtype, plan.num_steps, plan.schedule.method, plan.schedule.share,
-            self.sampler.nfe(), percentiles(np.array(self.seconds) * 1e3),
+            sampling.backend, sampling.dtype, sampling.steps,
+            "full" if schedule is None else schedule.method, 1.0 if schedule is None else schedule.share,
+            sampler.nfe(), percentiles(np.array(self.seconds) * 1e3),
             1e3 * float(np.median(self.encode_seconds)) if self.encode_seconds else float("nan"),
             len(self.seconds), float(error),
-            self.memory, self.build_seconds, floor_of(self.policy, plan, machine),
+            self.memory, self.build_seconds, floor_of(sampler, machine),
         )  # fmt: skip
 
 

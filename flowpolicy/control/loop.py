@@ -114,7 +114,7 @@ class ControlLoop:
                 f"at least {2 / spec.heartbeat_s:g}, as the robot takes its safe action by itself after "
                 f"{spec.heartbeat_s:g} s without a command",
             )  # fmt: skip
-        horizon = policy.action_horizon
+        horizon = policy.spec.action_horizon
         own = int(getattr(policy, "execute_horizon", horizon))
         self.execute_horizon = own if config.execute_horizon is None else config.execute_horizon
         left = max(horizon - self.execute_horizon, 0)
@@ -131,7 +131,9 @@ class ControlLoop:
             config.driver_timeout_s, self._driver_hangs, lambda: bool(self.status.stopped)
         )
         self.telemetry = Telemetry(config.telemetry_ticks, spec.action_dim)
-        self.history = ObservationHistory(policy.observation_shapes, policy.obs_horizon, self.events)
+        self.history = ObservationHistory(
+            policy.spec.observation_shapes, policy.spec.obs_horizon, self.events
+        )
         shape = (horizon, spec.action_dim)
         timeout = config.hang_timeout(self.period, left)
         self._main = Pipeline(worker, shape, self.events, timeout, self.clock)

@@ -96,12 +96,12 @@ class RobotSpec:
         Raises:
             TaskError: names what differs.
         """
-        if policy.action_dim != self.action_dim:
+        if policy.spec.action_dim != self.action_dim:
             raise TaskError(
                 f"{self.name} takes actions of {self.action_dim} numbers and the policy gives "
-                f"{policy.action_dim}; choose the robot that the policy was trained for."
+                f"{policy.spec.action_dim}; choose the robot that the policy was trained for."
             )
-        for key, shape in policy.observation_shapes.items():
+        for key, shape in policy.spec.observation_shapes.items():
             offered = self.observation_shapes.get(key)
             if offered is None or tuple(offered) != tuple(shape):
                 what = "no such key" if offered is None else f"shape {tuple(offered)}"

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from flowpolicy.acceleration.choosing.plan import DeploymentPlan, SamplerChoice
+from flowpolicy.acceleration.choosing.plan import DeployConfig, DeploymentPlan
+from flowpolicy.acceleration.deployed import DeployedSampler
 from flowpolicy.control.config import ControlConfig
 from flowpolicy.control.inference import SPARES, build_worker
 from flowpolicy.control.loop import ControlLoop
-from flowpolicy.control.planners import PlannerBuilder, SamplerSettings
+from flowpolicy.control.planners import PlannerBuilder
 from flowpolicy.control.report import write_report
 from flowpolicy.control.robot import Robot
 from flowpolicy.control.robots.simulated import SimulatedRobot, WorldReport, film
@@ -62,7 +63,7 @@ class RobotConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig(SamplerChoice):
+class RunConfig(DeployConfig):
     """Settings of `scripts/run_control.py`: the sampler's, and these.
 
     Attributes:
@@ -110,15 +111,21 @@ class RunConfig(SamplerChoice):
 
     def samplers(
         self, policy: FlowPolicy, plan: DeploymentPlan | None
-    ) -> tuple[SamplerSettings, SamplerSettings | None]:
+    ) -> tuple[DeployedSampler, DeployedSampler | None]:
         """Settings of the sampler and of the faster one."""
         if plan is not None:
-            return plan.sampler_settings(self.checkpoint), plan.fast_settings(self.checkpoint)
-        given = self.given()
+            return plan.deployed(self.checkpoint), plan.deployed_fast(self.checkpoint)
+        given = self.deployed()
+        if self.inpainting:
+            # The published guidance hardly moves a policy that is sure of what it does (docs/deploy.md).
+            steps = policy.checked(given).steps
+            guidance = {"name": "prefix", "beta": 4.0 * steps, "prior_std": 0.2}
+            given = replace(given, backend="eager", guidance=given.guidance or guidance)
         if self.fast_steps is None:
             return given, None
-        policy.check_steps(self.fast_steps, policy.config.tuned_solver)
-        return given, replace(given, num_steps=self.fast_steps, solver=None, schedule=None)
+        faster = replace(given, num_steps=self.fast_steps, solver=None, schedule=None, guidance={})
+        policy.checked(faster)
+        return given, replace(faster, backend=self.backend)
 
 
 @dataclass(frozen=True)
@@ -218,7 +225,7 @@ def _run(
     """A run; its loop is put into ``loops`` as soon as there is one."""
     started = time.time()
     policy = FlowPolicy.load(config.checkpoint)
-    task = task_of(policy.task, env, config.checkpoint)
+    task = task_of(policy.spec.task, env, config.checkpoint)
     plan = config.read_plan(policy)
     settings, faster = config.samplers(policy, plan)
     control = config.control
@@ -228,7 +235,7 @@ def _run(
     worker = fast = None
     try:
         robot.spec.check(policy)
-        build = PlannerBuilder(settings, config.seed, config.inpainting)
+        build = PlannerBuilder(settings, config.seed)
         worker = build_worker(config.inference, build, config.spares)
         if faster is not None:
             fast = build_worker(config.inference, PlannerBuilder(faster, config.seed + 1), spares=0)
@@ -239,7 +246,7 @@ def _run(
         if loop.max_delay < expected:
             log.info(
                 "A chunk of %d leaves room for a delay of %d actions: one that comes later leaves a gap, "
-                "which a smaller control.execute_horizon would not.", policy.action_horizon, loop.max_delay,
+                "which a smaller control.execute_horizon would not.", policy.spec.action_horizon, loop.max_delay,
             )  # fmt: skip
         with _live(loop, round(config.duration_s / loop.period)) as ticks:
             loop.run(ticks)
@@ -249,18 +256,17 @@ def _run(
                 part.close()
     world = robot.report() if isinstance(robot, SimulatedRobot) else None
     about = {
-        "task": task.name, "robot": config.robot.kind, "checkpoint": config.checkpoint, "policy": policy.name,
-        "num_steps": settings.num_steps or policy.default_num_steps,
-        "backend": "eager" if config.inpainting else settings.backend,
+        "task": task.name, "robot": config.robot.kind, "checkpoint": config.checkpoint, "policy": policy.spec.name,
+        "sampling": settings.filled(policy.sampling).content(),
         "plan": config.plan, "fast_steps": faster.num_steps if faster else None,
-        "fusion": config.control.fusion, "action_horizon": policy.action_horizon,
+        "fusion": config.control.fusion, "action_horizon": policy.spec.action_horizon,
         "execute_horizon": loop.execute_horizon, "max_delay": loop.max_delay, "rate_hz": 1 / loop.period,
         "inference": config.inference, "stopped": loop.status.stopped, "machine": machine(),
         "versions": versions(), "command": command,
     }  # fmt: skip
     result = _write(loop, about, world, task, run_dir, config)
     write_summary(
-        run_dir, task=task.name, policy=policy.name, seed=config.seed, steps=loop.status.tick + 1,
+        run_dir, task=task.name, policy=policy.spec.name, seed=config.seed, steps=loop.status.tick + 1,
         wall_seconds=time.time() - started, metrics=result.metrics(), checkpoint=config.checkpoint,
         command=command, about=about, files=[str(file) for file in result.files],
     )  # fmt: skip
@@ -325,9 +331,9 @@ def _trace(config: RobotConfig, task: Task, policy: FlowPolicy, env: Mapping[str
     path = config.path or env.get("demonstrations")
     if not path:
         raise ConfigError("A trace needs robot.path=STORE, or env= of a task that names its demonstrations.")
-    demos = read_demonstrations(path, policy.observation_shapes)
+    demos = read_demonstrations(path, policy.spec.observation_shapes)
     return TraceRobot.of(
-        demos, policy.observation_shapes, config.rate_hz or task.control_hz, task.safe_action or "hold"
+        demos, policy.spec.observation_shapes, config.rate_hz or task.control_hz, task.safe_action or "hold"
     )
 
 

@@ -50,7 +50,7 @@ class DelayRule:
             )
         draw, fixed = _drawn(delay)
         rule = cls(policy, strategy, draw, fixed, execute_horizon)
-        horizon = policy.action_horizon
+        horizon = policy.spec.action_horizon
         require(
             1 <= execute_horizon <= horizon, "execute_horizon", execute_horizon, f"between 1 and {horizon}"
         )
@@ -73,7 +73,7 @@ class DelayRule:
         """For one episode."""
         if self.strategy == "synchronous":
             return Switch()
-        return build_fusion(self.strategy, self.policy.action_horizon, self.execute_horizon, 0)
+        return build_fusion(self.strategy, self.policy.spec.action_horizon, self.execute_horizon, 0)
 
     def chunk(self, actions: Action, tick: int, delay: int) -> tuple[Chunk, int]:
         """A chunk asked for at ``tick``, and the tick at which the next is due."""

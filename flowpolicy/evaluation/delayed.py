@@ -207,7 +207,9 @@ class _Slot:
         self.episode = _Episode(number, seed, self.rule.fusion())
         observation, _ = self.env.reset(seed=seed)
         arrays = self._arrays(observation)
-        self.history = {key: np.stack([row] * self.rule.policy.obs_horizon) for key, row in arrays.items()}
+        self.history = {
+            key: np.stack([row] * self.rule.policy.spec.obs_horizon) for key, row in arrays.items()
+        }
 
     def step(self, episode: _Episode) -> bool:
         """Execute the tick's action; True where the episode has ended."""
@@ -236,7 +238,7 @@ class _Slot:
 
     def _arrays(self, observation: Any) -> dict[str, NDArray[Any]]:
         items = observation if isinstance(observation, dict) else {"observation": observation}
-        rows = {key: np.asarray(items[key]) for key in self.rule.policy.observation_shapes}
+        rows = {key: np.asarray(items[key]) for key in self.rule.policy.spec.observation_shapes}
         return {key: row.astype(np.float32) if row.dtype.kind == "f" else row for key, row in rows.items()}
 
 
@@ -280,10 +282,11 @@ class _Run:
 
     def _plan(self, asking: Sequence[tuple[_Slot, _Episode]]) -> None:
         """Plan a chunk for each, in one batch."""
-        shape = (self.policy.action_horizon, self.policy.action_dim)
+        shape = (self.policy.spec.action_horizon, self.policy.spec.action_dim)
         noise = torch.stack([torch.randn(shape, generator=episode.noises) for _, episode in asking])
         batch = {
-            key: np.stack([slot.history[key] for slot, _ in asking]) for key in self.policy.observation_shapes
+            key: np.stack([slot.history[key] for slot, _ in asking])
+            for key in self.policy.spec.observation_shapes
         }
         prefixes = [episode.fusion.prefix(episode.tick) for _, episode in asking]
         options = {**self.options, "noise": noise.to(self.policy.device)}

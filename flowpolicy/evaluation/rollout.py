@@ -131,14 +131,14 @@ def check_spaces(env: Any, policy: ChunkPolicy, name: str) -> None:
     from gymnasium import spaces
 
     action = env.action_space
-    if not isinstance(action, spaces.Box) or action.shape != (policy.action_dim,):
+    if not isinstance(action, spaces.Box) or action.shape != (policy.spec.action_dim,):
         raise TaskError(
-            f"{name} takes actions {action} and the policy gives vectors of {policy.action_dim}; "
+            f"{name} takes actions {action} and the policy gives vectors of {policy.spec.action_dim}; "
             "choose the task that the policy was trained for."
         )
     observation = env.observation_space
     offered = observation.spaces if isinstance(observation, spaces.Dict) else {"observation": observation}
-    for key, shape in policy.observation_shapes.items():
+    for key, shape in policy.spec.observation_shapes.items():
         if key not in offered:
             raise TaskError(
                 f"{name} has no observation '{key}' that the policy needs "
@@ -208,7 +208,7 @@ class _Rollout:
             for _ in range(self.horizon.execute_horizon):
                 batch = {
                     key: np.stack([self.slots[slot].observation[key] for slot in live])
-                    for key in self.horizon.policy.observation_shapes
+                    for key in self.horizon.policy.spec.observation_shapes
                 }
                 actions = self.horizon.actions(batch, live)
                 started = time.perf_counter()

@@ -159,14 +159,14 @@ def evaluate_sweep(
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     policy: Any = load_policy(config.checkpoint, config.device)
-    task = task_of(policy.task, env, config.checkpoint)
-    warning = version_warning(policy.metadata)
+    task = task_of(policy.spec.task, env, config.checkpoint)
+    warning = version_warning(policy.spec.metadata)
     if warning is not None:
         logger.warning("%s: %s", config.checkpoint, warning)
     main = config.num_steps or policy.default_num_steps
     steps = sorted({main, *config.k_sweep})
     for value in steps:  # before any rollout: a sweep must not end in a refusal after an hour
-        policy.check_steps(value, config.solver or policy.config.tuned_solver, allow_any_steps=config.force)
+        policy.checked(SamplerSpec(num_steps=value, solver=config.solver), allow_any_steps=config.force)
     in_worker = functools.partial(load_policy, device=config.device)
     results = {}
     for value in steps:
@@ -187,11 +187,11 @@ def evaluate_sweep(
             act_options={"allow_any_steps": True} if config.force else None,
         )
     other = ["zero noise"] if config.zero_noise else []
-    if task.execute_horizon != policy.execute_horizon:
-        other.append(f"T_e = {task.execute_horizon} and not {policy.execute_horizon}")
-    name = f"{policy.name} ({', '.join(other)})" if other else policy.name
-    demo = _number(policy.metadata.get("demo_return_mean"))
-    return Evaluation(task, name, main, results, demo, int(_number(policy.metadata.get("steps")) or 0))
+    if task.execute_horizon != policy.spec.execute_horizon:
+        other.append(f"T_e = {task.execute_horizon} and not {policy.spec.execute_horizon}")
+    name = f"{policy.spec.name} ({', '.join(other)})" if other else policy.spec.name
+    demo = _number(policy.spec.metadata.get("demo_return_mean"))
+    return Evaluation(task, name, main, results, demo, int(_number(policy.spec.metadata.get("steps")) or 0))
 
 
 def _number(noted: Any) -> float | None:

@@ -12,26 +12,15 @@ from numpy.typing import NDArray
 
 from flowpolicy.errors import FlowPolicyError
 from flowpolicy.settings import require
+from flowpolicy.spec import PolicySpec
 
 
 class ChunkPolicy(Protocol):
     """What execution and evaluation need of a policy; ``FlowPolicy`` is one."""
 
     @property
-    def observation_shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Key -> shape of one observation step."""
-
-    @property
-    def obs_horizon(self) -> int:
-        """Observation steps given to the policy, T_o."""
-
-    @property
-    def action_horizon(self) -> int:
-        """Chunk length, T."""
-
-    @property
-    def action_dim(self) -> int:
-        """Action dimension, A."""
+    def spec(self) -> PolicySpec:
+        """What it sees and does."""
 
     @property
     def device(self) -> torch.device:
@@ -84,10 +73,10 @@ class RecedingHorizon:
     ) -> None:
         require(num_slots >= 1, "num_slots", num_slots, "at least 1")
         require(
-            1 <= execute_horizon <= policy.action_horizon,
+            1 <= execute_horizon <= policy.spec.action_horizon,
             "execute_horizon",
             execute_horizon,
-            f"between 1 and the policy's action horizon {policy.action_horizon}",
+            f"between 1 and the policy's action horizon {policy.spec.action_horizon}",
         )
         self.policy = policy
         self.num_slots = num_slots
@@ -99,7 +88,7 @@ class RecedingHorizon:
         self._history: dict[str, NDArray[Any]] = {}
         self._fresh = np.ones(num_slots, dtype=bool)
         self._generators: list[torch.Generator | None] = [None] * num_slots
-        self._planned = np.zeros((num_slots, execute_horizon, policy.action_dim), dtype=np.float32)
+        self._planned = np.zeros((num_slots, execute_horizon, policy.spec.action_dim), dtype=np.float32)
         self._used = np.full(num_slots, execute_horizon)
 
     def reset(self, slot: int, generator: torch.Generator | int) -> None:
@@ -139,14 +128,14 @@ class RecedingHorizon:
 
     def _remember(self, observations: Mapping[str, NDArray[Any]], index: NDArray[np.int64]) -> None:
         fresh = self._fresh[index]
-        for key in self.policy.observation_shapes:
+        for key in self.policy.spec.observation_shapes:
             if key not in observations:
                 raise FlowPolicyError(
                     f"The policy needs the observation '{key}' and got {', '.join(sorted(observations))}."
                 )
             rows = np.asarray(observations[key])
             if key not in self._history:
-                shape = (self.num_slots, self.policy.obs_horizon, *rows.shape[1:])
+                shape = (self.num_slots, self.policy.spec.obs_horizon, *rows.shape[1:])
                 self._history[key] = np.zeros(shape, dtype=rows.dtype)
             history = self._history[key]
             history[index] = np.concatenate([history[index, 1:], rows[:, None]], axis=1)
@@ -178,6 +167,6 @@ class RecedingHorizon:
         generator = self._generators[slot]
         if generator is None:
             raise FlowPolicyError(f"Slot {slot} has no episode yet; call reset({slot}, seed) first.")
-        shape = (self.policy.action_horizon, self.policy.action_dim)
+        shape = (self.policy.spec.action_horizon, self.policy.spec.action_dim)
         drawn = torch.randn(shape, generator=generator)
         return torch.zeros(shape) if self.zero_noise else drawn

@@ -17,6 +17,7 @@ from flowpolicy.finetuning.chain import NoisyFlow
 from flowpolicy.finetuning.critic import Critic
 from flowpolicy.finetuning.features import ObservationFeatures
 from flowpolicy.finetuning.noise import NoiseConfig
+from flowpolicy.flow.network import encode_images
 from flowpolicy.models.encoders import ObservationEncoder
 from flowpolicy.observations import dtype_of, is_image
 from flowpolicy.policy import FlowPolicy
@@ -30,11 +31,11 @@ def spaces_of(policy: FlowPolicy) -> tuple[spaces.Space[Any], spaces.Box]:
         key: spaces.Box(0, 255, shape, np.uint8)
         if is_image(shape)
         else spaces.Box(-np.inf, np.inf, shape, np.float32)
-        for key, shape in policy.observation_shapes.items()
+        for key, shape in policy.spec.observation_shapes.items()
     }
     is_plain = tuple(boxes) == ("observation",)
     observation = boxes["observation"] if is_plain else spaces.Dict(dict(boxes))
-    return observation, spaces.Box(-np.inf, np.inf, (policy.action_dim,), np.float32)
+    return observation, spaces.Box(-np.inf, np.inf, (policy.spec.action_dim,), np.float32)
 
 
 class FlowActorCritic(BasePolicy):
@@ -69,14 +70,15 @@ class FlowActorCritic(BasePolicy):
         self.flow_policy = flow_policy
         self.execute_horizon = execute_horizon
         self.flow = NoisyFlow(flow_policy, num_steps, noise)
-        network, shapes = flow_policy.network, flow_policy.observation_shapes
+        network, shapes = flow_policy.network, flow_policy.spec.observation_shapes
         own = critic_encoder == "own"
         self.critic = Critic(
-            ObservationFeatures(network, shapes, flow_policy.obs_horizon, own), critic_hidden
+            ObservationFeatures(network, shapes, flow_policy.spec.obs_horizon, own), critic_hidden
         )
         self.is_frozen = image_encoder == "frozen"
-        if isinstance(network.encoder, ObservationEncoder):
-            network.encoder.cameras.requires_grad_(not self.is_frozen)
+        encoder = getattr(network, "encoder", None)
+        if isinstance(encoder, ObservationEncoder):
+            encoder.cameras.requires_grad_(not self.is_frozen)
         self.eval()  # dropout would make the likelihood inexact
 
     def actor_parameters(self) -> list[torch.nn.Parameter]:
@@ -89,14 +91,14 @@ class FlowActorCritic(BasePolicy):
         """
         if self.is_frozen and not self.critic.features.has_encoders:
             with torch.no_grad():
-                return self.flow.network.see(observation)
+                return encode_images(self.flow.network, observation)
         return observation
 
     def values(self, observation: Mapping[str, Tensor]) -> Tensor:
         """The critic's values ``(B,)`` of prepared observations."""
         if not self.critic.features.has_encoders:
             with torch.no_grad():
-                observation = self.flow.network.see(observation)
+                observation = encode_images(self.flow.network, observation)
         values: Tensor = self.critic(observation)
         return values
 
@@ -118,7 +120,7 @@ class FlowActorCritic(BasePolicy):
             )
         else:
             normalized = policy.normalize_observations(histories)
-            shape = (len(next(iter(normalized.values()))), policy.action_horizon, policy.action_dim)
+            shape = (len(next(iter(normalized.values()))), policy.spec.action_horizon, policy.spec.action_dim)
             start = torch.randn(shape, generator=generator, device=policy.device)
             chain = self.flow.sample(normalized, start, generator)
             chunk = policy.action_normalizer.denormalize(chain.x[:, -1])
@@ -146,11 +148,11 @@ class FlowActorCritic(BasePolicy):
             Actions ``(n, A)``, or ``(A,)`` for a single observation, and the state for the next call.
         """
         rows, is_single = self._rows(observation)
-        keys = tuple(self.flow_policy.observation_shapes)
-        count, horizon = len(rows[keys[0]]), self.flow_policy.obs_horizon
+        keys = tuple(self.flow_policy.spec.observation_shapes)
+        count, horizon = len(rows[keys[0]]), self.flow_policy.spec.obs_horizon
         if state is None:
             histories = {key: np.repeat(rows[key][:, None], horizon, 1) for key in keys}
-            planned = np.zeros((count, self.execute_horizon, self.flow_policy.action_dim), np.float32)
+            planned = np.zeros((count, self.execute_horizon, self.flow_policy.spec.action_dim), np.float32)
             used = np.full(count, self.execute_horizon)
         else:
             *kept, planned, used = (array.copy() for array in state)
@@ -188,7 +190,7 @@ class FlowActorCritic(BasePolicy):
             )
         batch = observation if isinstance(observation, Mapping) else {"observation": observation}
         rows, is_single = {}, False
-        for key, shape in self.flow_policy.observation_shapes.items():
+        for key, shape in self.flow_policy.spec.observation_shapes.items():
             if key not in batch:
                 raise FlowPolicyError(
                     f"The policy needs the observation '{key}' and got {', '.join(sorted(batch))}."

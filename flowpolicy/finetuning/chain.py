@@ -1,6 +1,6 @@
 """The denoising chain and its exact likelihood (Zhang et al. 2025, ReinFlow, section 4).
 
-    x_0 ~ N(0, I),   x_{k+1} ~ N(mu_k, diag sigma_k^2),   mu_k = x_k + v(x_k, k/K, d, o) / K
+    x_0 ~ N(0, I),   x_{k+1} ~ N(mu_k, diag sigma_k^2),   mu_k = x_k + h_k v(x_k, t_k, d, o)
 
 Everything is in normalised action units. Samples are never clamped inside the chain; the mean of the last
 transition is held within the policy's ``action_clip``, as the deployed flow holds its chunk, which leaves the
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from flowpolicy.finetuning.features import ObservationFeatures
 from flowpolicy.finetuning.noise import NoiseConfig, NoiseNetwork
+from flowpolicy.flow.network import encode_images, field, tabulated, velocities
+from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.policy import FlowPolicy
 
 
@@ -43,21 +45,30 @@ class NoisyFlow(nn.Module):
     """
 
     times: Tensor
-    levels: Tensor
+    lengths: Tensor
+    step_sizes: Tensor
 
     def __init__(self, policy: FlowPolicy, num_steps: int, noise: NoiseConfig) -> None:
         super().__init__()
         self.objective = policy.objective
-        level = policy.objective.level_of(num_steps)
-        policy.check_steps(num_steps, "euler", allow_any_steps=True)
+        policy.objective.require_flow()
+        wanted = SamplerSpec(num_steps=num_steps, solver="euler")
+        self.sampling = policy.checked(wanted, allow_any_steps=True)
         self.num_steps = num_steps
         self.clip = policy.config.action_clip
         self.network = policy.network
-        features = ObservationFeatures(policy.network, policy.observation_shapes, policy.obs_horizon)
-        self.noise = NoiseNetwork(features, num_steps, policy.action_horizon, policy.action_dim, noise)
-        # Left end-points of K equal steps: one grid for sampling, scoring and the deployed Euler sampler.
-        self.register_buffer("times", torch.arange(num_steps) / num_steps, persistent=False)
-        self.register_buffer("levels", torch.full((num_steps,), level), persistent=False)
+        features = ObservationFeatures(
+            policy.network, policy.spec.observation_shapes, policy.spec.obs_horizon
+        )
+        self.noise = NoiseNetwork(
+            features, num_steps, policy.spec.action_horizon, policy.spec.action_dim, noise
+        )
+        # One grid of left end-points and steps for sampling, scoring and the deployed Euler sampler.
+        times, lengths = zip(*self.sampling.grid_object().steps(num_steps), strict=True)
+        sizes = [policy.objective.step_size(length) for length in lengths]
+        self.register_buffer("times", torch.tensor(times), persistent=False)
+        self.register_buffer("lengths", torch.tensor(lengths), persistent=False)
+        self.register_buffer("step_sizes", torch.tensor(sizes), persistent=False)
 
     @torch.no_grad()
     def sample(
@@ -67,13 +78,14 @@ class NoisyFlow(nn.Module):
         generator: torch.Generator | None = None,
     ) -> Chain:
         """Sample chains that start at ``noise`` x_0 ``(B, T, A)``, for normalised observations."""
-        observation = self.network.see(observation)
+        observation = encode_images(self.network, observation)
         context = self.network.encode(observation)
-        blocks, output = self.network.modulations(self.times.to(noise.dtype), self.levels)
+        velocity_at = tabulated(self.network, *self._times_like(noise))
         x, chain, means, stds = noise, [noise], [], []
         for k in range(self.num_steps):
-            velocity = self.network.velocity(x, (blocks[k : k + 1], output[k : k + 1]), context)
-            mean = self._mean(x, velocity, last=k == self.num_steps - 1)
+            mean = x + self.lengths[k].to(x.dtype) * velocity_at(k, x, context)
+            if k == self.num_steps - 1:
+                mean = mean.clamp(-self.clip, self.clip)
             std = self.noise(observation, x[:, None], torch.tensor([k], device=x.device))[:, 0]
             shocks = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
             x = mean + std * shocks
@@ -88,28 +100,26 @@ class NoisyFlow(nn.Module):
         One batched forward pass over all K transitions, with the gradient of everything.
         """
         before = x[:, :-1]
-        observation = self.network.see(observation)
+        observation = encode_images(self.network, observation)
         context = self.network.encode(observation)
-        modulations = self.network.modulations(self.times.to(x.dtype), self.levels)
-        velocity = self.network.velocity(before.transpose(0, 1), modulations, context).transpose(0, 1)
-        early = self._mean(before[:, :-1], velocity[:, :-1], last=False)
-        final = self._mean(before[:, -1:], velocity[:, -1:], last=True)
+        velocity = velocities(self.network, before.transpose(0, 1), *self._times_like(x), context)
+        mean = before + self.lengths.to(x.dtype)[:, None, None] * velocity.transpose(0, 1)
+        final = mean[:, -1:].clamp(-self.clip, self.clip)
         std = self.noise(observation, before, torch.arange(self.num_steps, device=x.device))
-        return torch.cat([early, final], 1), std
+        return torch.cat([mean[:, :-1], final], 1), std
 
     def flow(self, observation: Mapping[str, Tensor], noise: Tensor) -> Tensor:
         """The chunk x_K ``(B, T, A)`` of the flow without noise, as deployed, with gradients."""
-        context = self.network.encode(observation)
-        chunk = self.objective.sample(self.network, context, noise, self.num_steps, "euler")
+        velocity = field(self.network, self.network.encode(observation), self.objective.step_size)
+        chunk = self.objective.sample(velocity, noise, self.sampling)
         return chunk.clamp(-self.clip, self.clip)
 
     def frozen_copy(self) -> NoisyFlow:
         """A copy that no longer learns."""
         return copy.deepcopy(self).eval().requires_grad_(False)
 
-    def _mean(self, x: Tensor, velocity: Tensor, *, last: bool) -> Tensor:
-        mean = x + velocity / self.num_steps
-        return mean.clamp(-self.clip, self.clip) if last else mean
+    def _times_like(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.times.to(x.dtype), self.step_sizes.to(x.dtype)
 
 
 def transition_mask(executed: Tensor, num_steps: int, action_horizon: int) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from flowpolicy.data.sampling import Batch
 from flowpolicy.finetuning.config import DistillConfig
+from flowpolicy.flow.network import field
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.pretraining.ema import EMA
 from flowpolicy.runs.progress import progress
@@ -36,22 +37,23 @@ def distill(
     Returns:
         A policy for any K that its objective has.
     """
-    device, steps = tuned.device, tuned.default_num_steps
-    student = FlowPolicy(dataclasses.replace(tuned.config, tuned_num_steps=None)).to(device)
+    device = tuned.device
+    student = FlowPolicy(dataclasses.replace(tuned.config, tuned=None)).to(device)
     student.load_state_dict(tuned.state_dict())
     teacher = copy.deepcopy(tuned.network).eval().requires_grad_(False)
     average = EMA(student.network, config.ema_decay)
     optimizer = torch.optim.Adam(student.network.parameters(), lr=config.learning_rate)
     generator = torch.Generator(device).manual_seed(seed)
     count = len(next(iter(observations.values())))
-    shape = (config.batch_size, tuned.action_horizon, tuned.action_dim)
+    shape = (config.batch_size, tuned.spec.action_horizon, tuned.spec.action_dim)
     student.network.eval()  # no dropout: the target is a function
     for step in progress(config.steps, "distil"):
         index = torch.randint(count, (config.batch_size,), generator=generator, device=device)
         observed = {key: value[index] for key, value in observations.items()}
         noise = torch.randn(shape, generator=generator, device=device)
         with torch.no_grad():
-            chunk = tuned.objective.sample(teacher, teacher.encode(observed), noise, steps, "euler")
+            velocity = field(teacher, teacher.encode(observed), tuned.objective.step_size)
+            chunk = tuned.objective.sample(velocity, noise, tuned.sampling)
             chunk = chunk.clamp(-tuned.config.action_clip, tuned.config.action_clip)
         batch = Batch(observed, chunk, torch.ones(shape[:2], dtype=torch.bool, device=device))
         draws = student.objective.draw(shape, generator, device)

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from flowpolicy.errors import ConfigError
+from flowpolicy.flow.network import Network
 from flowpolicy.models.encoders import ObservationEncoder
 from flowpolicy.models.keyed import KeyedModules
-from flowpolicy.models.transformer import VelocityTransformer
 from flowpolicy.models.vision.encoder import ImageEncoder
 from flowpolicy.observations import is_image
 
@@ -33,7 +34,7 @@ class ObservationFeatures(nn.Module):
 
     def __init__(
         self,
-        network: VelocityTransformer,
+        network: Network,
         shapes: Mapping[str, tuple[int, ...]],
         obs_horizon: int,
         own: bool = False,
@@ -42,9 +43,18 @@ class ObservationFeatures(nn.Module):
         self.vectors = tuple(key for key, shape in shapes.items() if not is_image(shape))
         self.size = obs_horizon * sum(math.prod(shapes[key]) for key in self.vectors)
         none = KeyedModules[ImageEncoder]({})
-        cameras = network.encoder.cameras if isinstance(network.encoder, ObservationEncoder) else none
+        encoder = getattr(network, "encoder", None)
+        cameras = encoder.cameras if isinstance(encoder, ObservationEncoder) else none
+        images = [key for key, shape in shapes.items() if is_image(shape) and key not in cameras]
+        if images:
+            raise ConfigError(
+                f"The network encodes '{images[0]}' by itself, so nothing else can read it; fine-tune a network "
+                "that has an ObservationEncoder as its encoder."
+            )
         self.size += TOKEN_FEATURES * sum(camera.num_tokens for _, camera in cameras.items())
-        self.narrow = KeyedModules({key: nn.Linear(network.config.width, TOKEN_FEATURES) for key in cameras})
+        self.narrow = KeyedModules(
+            {key: nn.Linear(camera.position.shape[-1], TOKEN_FEATURES) for key, camera in cameras.items()}
+        )
         self.cameras = copy.deepcopy(cameras).requires_grad_(True) if own else none
 
     @property
@@ -55,7 +65,7 @@ class ObservationFeatures(nn.Module):
     def forward(self, observation: Mapping[str, Tensor]) -> Tensor:
         """``(B, size)`` of normalised observations, key -> ``(B, T_o, *shape)``.
 
-        Images come as the flow's tokens (see :meth:`VelocityTransformer.see`), unless the encoders are own.
+        Images come as the flow's tokens (see :func:`~flowpolicy.flow.network.encode_images`), unless the encoders are own.
         """
         parts = [observation[key].flatten(1) for key in self.vectors]
         for key, narrow in self.narrow.items():

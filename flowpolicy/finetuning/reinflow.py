@@ -146,9 +146,9 @@ class ReinFlow(OnPolicyAlgorithm):
         require(seed is None or 0 <= seed < 2**31, "seed", seed, "between 0 and 2^31, or None")
         is_net = len(critic_hidden) <= 16 and all(1 <= width <= 8192 for width in critic_hidden)
         require(is_net, "critic_hidden", critic_hidden, "at most 16 widths between 1 and 8192")
-        horizon = policy.execute_horizon if execute_horizon is None else execute_horizon
+        horizon = policy.spec.execute_horizon if execute_horizon is None else execute_horizon
         require(
-            1 <= horizon <= policy.action_horizon,
+            1 <= horizon <= policy.spec.action_horizon,
             "execute_horizon",
             horizon,
             "between 1 and the chunk length",
@@ -249,21 +249,21 @@ class ReinFlow(OnPolicyAlgorithm):
             )
         policy = self.actor_critic.flow_policy
         check_spaces(env, policy, "The environment")
-        keys = tuple(policy.observation_shapes)
+        keys = tuple(policy.spec.observation_shapes)
         self._histories: dict[str, NDArray[Any]] | None = None
         self.scale.running = np.zeros(env.num_envs)
         self.chunks: ChunkEnv
         if isinstance(env, ChunkedVecEnv):
             self.chunks = env.chunks
         elif type(env) is DummyVecEnv:  # its environments are here: step them without a detour
-            self.chunks = LocalChunks(env.envs, keys, policy.obs_horizon)
+            self.chunks = LocalChunks(env.envs, keys, policy.spec.obs_horizon)
         else:
 
             def plan(histories: dict[str, NDArray[Any]], rows: NDArray[Any]) -> NDArray[Any]:
                 chunks = self.actor_critic.plan(histories, deterministic=False, generator=self.generator)
                 return chunks[:, : self.actor_critic.execute_horizon]
 
-            self.chunks = VecEnvChunks(env, keys, policy.obs_horizon, plan)
+            self.chunks = VecEnvChunks(env, keys, policy.spec.obs_horizon, plan)
 
     def set_env(self, env: Any, force_reset: bool = True) -> None:
         """Go on in another environment of the same spaces; a loaded model has none until then."""
@@ -311,7 +311,7 @@ class ReinFlow(OnPolicyAlgorithm):
         callback.on_rollout_start()
         before, goes_on = self.num_timesteps, True
         observation = networks.prepare(policy.normalize_observations(self._histories))
-        shape = (self.n_envs, policy.action_horizon, policy.action_dim)
+        shape = (self.n_envs, policy.spec.action_horizon, policy.spec.action_dim)
         for _ in range(n_rollout_steps):
             started = time.perf_counter()
             start = torch.randn(shape, generator=self.generator, device=self.device)
@@ -485,8 +485,7 @@ class ReinFlow(OnPolicyAlgorithm):
         policy = self.actor_critic.flow_policy
         config = dataclasses.replace(
             policy.config,
-            tuned_num_steps=self.actor_critic.flow.num_steps,
-            tuned_solver="euler",
+            tuned=self.actor_critic.flow.sampling,
             execute_horizon=self.actor_critic.execute_horizon,  # tokens beyond it were never trained
         )
         result = FlowPolicy(config).to(self.device)

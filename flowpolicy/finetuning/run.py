@@ -34,6 +34,7 @@ from flowpolicy.finetuning.regularization import BehaviourCloning, Regularizer, 
 from flowpolicy.finetuning.reinflow import ReinFlow
 from flowpolicy.finetuning.staggered import make_staggered
 from flowpolicy.finetuning.update import UpdateRule, build_update_rule
+from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.plots.learning import plot_practice
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.pretraining.config import DataConfig
@@ -83,7 +84,11 @@ def _run(config: FinetuneConfig, run_dir: Path, command: str, group: Processes) 
         before = _evaluated(config, task, base, run_dir, "before", group)
         if before is not None:
             logger.info(
-                "%s on %s, K = %d: %s before practice", base.name, task.name, config.num_steps, _shown(before)
+                "%s on %s, K = %d: %s before practice",
+                base.spec.name,
+                task.name,
+                config.num_steps,
+                _shown(before),
             )
         recorder = Recorder(
             run_dir if group.is_first else None,
@@ -119,13 +124,13 @@ def _run(config: FinetuneConfig, run_dir: Path, command: str, group: Processes) 
     plot_practice(
         read_metrics(run_dir / "metrics.csv"),
         run_dir / "curves.png",
-        title=f"{task.name}, {base.name}, K = {config.num_steps}, T_e = {task.execute_horizon}",
+        title=f"{task.name}, {base.spec.name}, K = {config.num_steps}, T_e = {task.execute_horizon}",
         metric=task.metric,
         before=None if before is None else before.metrics(),
         after=None if after is None else after.metrics(),
     )
     return write_summary(
-        run_dir, task=task.name, policy=base.name, seed=config.seed, steps=model.num_timesteps,
+        run_dir, task=task.name, policy=base.spec.name, seed=config.seed, steps=model.num_timesteps,
         wall_seconds=time.perf_counter() - started, metrics=metrics, checkpoint=str(run_dir / CHECKPOINT),
         command=command, parameters=base.num_parameters(), base=str(config.checkpoint),
         num_steps=config.num_steps, execute_horizon=task.execute_horizon, processes=group.count,
@@ -155,18 +160,18 @@ def _check_folder(config: FinetuneConfig, run_dir: Path) -> bool:
 
 
 def _check_base(base: FlowPolicy, task: Task, config: FinetuneConfig) -> None:
-    base.check_steps(config.num_steps, "euler")
-    if (task.obs_horizon, task.action_horizon) != (base.obs_horizon, base.action_horizon):
+    base.checked(SamplerSpec(num_steps=config.num_steps, solver="euler"))
+    if (task.obs_horizon, task.action_horizon) != (base.spec.obs_horizon, base.spec.action_horizon):
         raise ConfigError(
-            f"The checkpoint sees {base.obs_horizon} observations and plans {base.action_horizon} actions, "
-            f"which does not fit env.obs_horizon={task.obs_horizon} and "
+            f"The checkpoint sees {base.spec.obs_horizon} observations and plans {base.spec.action_horizon} "
+            f"actions, which does not fit env.obs_horizon={task.obs_horizon} and "
             f"env.action_horizon={task.action_horizon}; set those to fit it."
         )
     environment = task.make()
     try:
         check_spaces(environment, base, f"Task '{task.name}'")
     except TaskError as error:
-        trained_for = base.task.get("name")
+        trained_for = base.spec.task.get("name")
         hint = f" (env={trained_for})" if trained_for and trained_for != task.name else ""
         raise TaskError(f"{str(error).rstrip('.')}{hint}.") from error
     finally:
@@ -196,8 +201,8 @@ def _environments(config: FinetuneConfig, task: Task, base: FlowPolicy, group: P
         workers = each if each > 1 else 0
     if workers == 0:
         return DummyVecEnv(makers)
-    keys = tuple(base.observation_shapes)
-    return ChunkedVecEnv.in_processes(makers, workers, keys, base.obs_horizon)
+    keys = tuple(base.spec.observation_shapes)
+    return ChunkedVecEnv.in_processes(makers, workers, keys, base.spec.obs_horizon)
 
 
 def _model(
@@ -237,7 +242,7 @@ def _regularizers(config: FinetuneConfig, base: FlowPolicy) -> tuple[Regularizer
                 "regularization.behaviour_cloning needs demonstrations; add "
                 "regularization.demonstrations=STORE."
             )
-        data = DataConfig(observation_keys=tuple(base.observation_shapes), validation_fraction=0.0)
+        data = DataConfig(observation_keys=tuple(base.spec.observation_shapes), validation_fraction=0.0)
         demos = read_demonstrations(store, data.observation_keys)
         training, _ = make_samplers(base, demos, data, config.seed)
         terms.append(BehaviourCloning(base.objective, training, wanted.behaviour_cloning))
@@ -252,7 +257,7 @@ def _finished(config: FinetuneConfig, task: Task, model: ReinFlow) -> FlowPolicy
         if model.processes.is_first:
             tuned = distill(tuned, observations, config.distill, seed=config.seed)
     metadata = {
-        **tuned.metadata,
+        **tuned.spec.metadata,
         "finetuned_with": "reinflow",
         "finetuned_steps": model.num_timesteps,
         "finetuned_num_steps": config.num_steps,

@@ -276,7 +276,7 @@ def _check_tensors(
 
     def networks() -> FlowActorCritic:
         policy = FlowPolicy(config)
-        horizon = settings.get("execute_horizon") or policy.execute_horizon
+        horizon = settings.get("execute_horizon") or policy.spec.execute_horizon
         names = ("num_steps", "noise", "critic_hidden", "image_encoder", "critic_encoder")
         chosen = {name: settings[name] for name in names if name in settings}
         return FlowActorCritic(*spaces_of(policy), flow_policy=policy, execute_horizon=horizon, **chosen)

@@ -1,4 +1,4 @@
-"""Probability path, objectives with their samplers, ODE solvers and time sampling."""
+"""Probability path, objectives, ODE solvers, grids and distributions of flow times."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 from flowpolicy.flow.flow_matching import FlowMatching
 from flowpolicy.flow.mip import MIP
-from flowpolicy.flow.objective import Draws, Network, Objective
+from flowpolicy.flow.network import Network
+from flowpolicy.flow.objective import Draws, Flow, Objective
 from flowpolicy.flow.regression import Regression
 from flowpolicy.flow.shortcut import Shortcut
-from flowpolicy.settings import build, choose
+from flowpolicy.plugins import choose
+from flowpolicy.settings import build
 
-OBJECTIVES: dict[str, type[FlowMatching] | type[Shortcut] | type[Regression] | type[MIP]] = {
-    cls.name: cls for cls in (FlowMatching, Shortcut, Regression, MIP)
-}
+OBJECTIVES: dict[str, type[Objective]] = {cls.name: cls for cls in (FlowMatching, Shortcut, Regression, MIP)}
 
 
 def build_objective(settings: Mapping[str, Any]) -> Objective:
@@ -28,6 +28,7 @@ __all__ = [
     "MIP",
     "OBJECTIVES",
     "Draws",
+    "Flow",
     "FlowMatching",
     "Network",
     "Objective",

@@ -9,15 +9,16 @@ import torch
 from torch import Tensor
 
 from flowpolicy.data.sampling import Batch
-from flowpolicy.flow.objective import MOST_STEPS, Draws, Metrics, Network, at_time, masked_mean
+from flowpolicy.flow.network import Network
+from flowpolicy.flow.objective import Draws, Flow, Metrics, masked_mean
 from flowpolicy.flow.path import interpolate, velocity_target
-from flowpolicy.flow.solvers import SOLVERS, integrate
+from flowpolicy.flow.sampler_spec import MOST_STEPS
 from flowpolicy.flow.time_sampling import build_time_sampler
-from flowpolicy.settings import choose, require
+from flowpolicy.settings import require
 
 
 @dataclass(frozen=True)
-class FlowMatching:
+class FlowMatching(Flow):
     """E || v(x_t, t, 0, o) - (x_1 - x_0) ||^2.
 
     Attributes:
@@ -31,23 +32,8 @@ class FlowMatching:
 
     def __post_init__(self) -> None:
         build_time_sampler(self.time_sampling)
-        steps = self.default_num_steps
-        require(
-            1 <= steps <= MOST_STEPS,
-            "policy.default_num_steps",
-            steps,
-            f"at least 1 and at most {MOST_STEPS}",
-        )
-
-    @property
-    def num_levels(self) -> int:
-        """Only d = 0."""
-        return 1
-
-    @property
-    def row_multiple(self) -> int:
-        """Rows are independent."""
-        return 1
+        steps, most = self.default_num_steps, MOST_STEPS
+        require(1 <= steps <= most, "policy.default_num_steps", steps, f"at least 1 and at most {most}")
 
     def draw(
         self, shape: tuple[int, int, int], generator: torch.Generator | None, device: torch.device | str
@@ -55,31 +41,13 @@ class FlowMatching:
         """x_0 and t for a batch of ``shape`` (B, T, A)."""
         noise = torch.randn(shape, generator=generator, device=device)
         t = build_time_sampler(self.time_sampling)(shape[0], generator, device)
-        return Draws(noise, t, torch.zeros(shape[0], dtype=torch.int64, device=device))
+        return Draws(noise, t, torch.zeros_like(t))
 
     def loss(
         self, network: Network, batch: Batch, draws: Draws, teacher: Network | None = None
     ) -> tuple[Tensor, Metrics]:
         """The masked mean squared error of the velocity."""
         x = interpolate(draws.noise, batch.action, draws.t)
-        velocity = network(x, draws.t, draws.level, network.encode(batch.observation))
+        velocity = network.velocity(x, draws.t, draws.d, network.encode(batch.observation))
         loss = masked_mean((velocity - velocity_target(draws.noise, batch.action)) ** 2, batch.mask)
         return loss, {"loss/flow_matching": loss.detach()}
-
-    def check_steps(self, num_steps: int, solver: str) -> None:
-        """Any K from 1 to ``MOST_STEPS``, any solver."""
-        require(1 <= num_steps <= MOST_STEPS, "num_steps", num_steps, f"at least 1 and at most {MOST_STEPS}")
-        choose(SOLVERS, solver, "solver")
-
-    def nfe(self, num_steps: int, solver: str) -> int:
-        """K times the solver's evaluations a step."""
-        return num_steps * SOLVERS[solver].evaluations
-
-    def level_of(self, num_steps: int) -> int:
-        """0, the instantaneous velocity, whatever K."""
-        return 0
-
-    def sample(self, network: Network, context: Any, noise: Tensor, num_steps: int, solver: str) -> Tensor:
-        """Integrate from x_0 at t = 0 to t = 1."""
-        self.check_steps(num_steps, solver)
-        return integrate(at_time(network, context, level=0), noise, num_steps, SOLVERS[solver])

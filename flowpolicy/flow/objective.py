@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from flowpolicy.data.sampling import Batch
+from flowpolicy.errors import ConfigError
+from flowpolicy.flow.network import Network, Velocity
+from flowpolicy.flow.sampler_spec import MOST_STEPS, SamplerSpec
+from flowpolicy.flow.solvers import integrate
+from flowpolicy.settings import require
 
 Metrics = dict[str, Tensor]
-
-MOST_STEPS = 1024
-"""Integration steps K beyond which no chunk is sampled."""
-
-
-class Network(Protocol):
-    """A conditional velocity field: anything with these two calls can be trained and sampled."""
-
-    def encode(self, observation: Mapping[str, Tensor]) -> Any:
-        """Whatever depends on the observation alone."""
-        ...
-
-    def __call__(self, x: Tensor, t: Tensor, level: Tensor, context: Any) -> Tensor:
-        """v(x, t, d, o) ``(B, T, A)``."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -39,64 +29,98 @@ class Draws:
     Attributes:
         noise: x_0 ``(B, T, A)``.
         t: flow times ``(B,)``.
-        level: step-size levels ``(B,)`` int64.
+        d: step sizes ``(B,)``.
     """
 
     noise: Tensor
     t: Tensor
-    level: Tensor
+    d: Tensor
 
     def __getitem__(self, rows: slice) -> Draws:
-        return Draws(self.noise[rows], self.t[rows], self.level[rows])
+        return Draws(self.noise[rows], self.t[rows], self.d[rows])
 
 
-class Objective(Protocol):
-    """A loss and its sampler, both pure functions of what they are given."""
+class Objective(ABC):
+    """A loss and its sampler, both functions of nothing but what they are given.
+
+    Attributes:
+        name: in settings and checkpoints.
+        is_flow: whether chunks are sampled by integrating a velocity field, which fine-tuning by a chain,
+            caching and guidance need.
+        levels: step sizes d = 0 and 1/M, 2/M, ..., 1 that a network tells apart: log2 M + 1, where the finest
+            stands for d = 0; it interpolates between them. 1 where d plays no part.
+        row_multiple: a part of a batch that is computed by itself must have a multiple of this many rows.
+    """
 
     name: ClassVar[str]
+    is_flow: ClassVar[bool] = False
+    default_num_steps: int
 
     @property
-    def default_num_steps(self) -> int:
-        """K used where a caller names none."""
-        ...
-
-    @property
-    def num_levels(self) -> int:
-        """Step-size levels the network is asked for."""
-        ...
+    def levels(self) -> int:
+        """Step sizes play no part."""
+        return 1
 
     @property
     def row_multiple(self) -> int:
-        """A part of a batch that is computed by itself must have a multiple of this many rows."""
-        ...
+        """Rows are independent."""
+        return 1
 
+    @abstractmethod
     def draw(
         self, shape: tuple[int, int, int], generator: torch.Generator | None, device: torch.device | str
     ) -> Draws:
         """Random numbers for a batch of chunks of ``shape`` (B, T, A)."""
-        ...
 
+    @abstractmethod
     def loss(
         self, network: Network, batch: Batch, draws: Draws, teacher: Network | None = None
     ) -> tuple[Tensor, Metrics]:
         """Scalar loss and metrics on a normalised batch; ``teacher`` is the EMA network, if one is used."""
-        ...
 
-    def check_steps(self, num_steps: int, solver: str) -> None:
-        """Raise a ConfigError where the objective cannot be sampled so."""
-        ...
+    @abstractmethod
+    def check(self, spec: SamplerSpec) -> None:
+        """Raise a ConfigError where chunks cannot be sampled with this K, solver and grid."""
 
-    def nfe(self, num_steps: int, solver: str) -> int:
-        """Network evaluations of one sample."""
-        ...
+    @abstractmethod
+    def sample(self, velocity: Velocity, noise: Tensor, spec: SamplerSpec) -> Tensor:
+        """A normalised chunk ``(B, T, A)`` from x_0 ``(B, T, A)``.
 
-    def level_of(self, num_steps: int) -> int:
-        """Step-size level of K equal Euler steps; a ConfigError where nothing is integrated."""
-        ...
+        Of ``noise`` and velocities nothing is asked but sums and products with floats.
+        """
 
-    def sample(self, network: Network, context: Any, noise: Tensor, num_steps: int, solver: str) -> Tensor:
-        """A normalised chunk ``(B, T, A)`` from x_0 ``(B, T, A)``."""
-        ...
+    def nfe(self, spec: SamplerSpec) -> int:
+        """Network evaluations of one chunk."""
+        return spec.nfe()
+
+    def step_size(self, h: float) -> float:
+        """The d that the network is asked for in an integration step of length h."""
+        return 0.0
+
+    def require_flow(self) -> None:
+        """Raise a ConfigError where no flow is integrated."""
+        if not self.is_flow:
+            raise ConfigError(
+                f"A {self.name} policy has no flow to integrate: it can be neither fine-tuned by ReinFlow nor "
+                "cached or guided; take a flow_matching or a shortcut one."
+            )
+
+
+class Flow(Objective):
+    """An objective whose chunks are solutions of dx/dt = v(x, t, d, o); d = 0 for any step by default."""
+
+    is_flow = True
+
+    def check(self, spec: SamplerSpec) -> None:
+        """Any K, solver and grid."""
+        require(
+            1 <= spec.steps <= MOST_STEPS, "num_steps", spec.steps, f"at least 1 and at most {MOST_STEPS}"
+        )
+        spec.solver_object()
+
+    def sample(self, velocity: Velocity, noise: Tensor, spec: SamplerSpec) -> Tensor:
+        """Integrate from x_0 at t = 0 to t = 1."""
+        return integrate(velocity, noise, spec.steps, spec.solver_object(), spec.grid_object())
 
 
 def masked_mean(squared_error: Tensor, mask: Tensor) -> Tensor:
@@ -109,10 +133,13 @@ def masked_mean(squared_error: Tensor, mask: Tensor) -> Tensor:
     return (squared_error * mask[..., None]).mean()
 
 
-def at_time(network: Network, context: Any, level: int) -> Callable[[Tensor, float], Tensor]:
-    """The velocity field of a network at a fixed step-size level, as solvers want it."""
+def evaluations(objective: Objective, spec: SamplerSpec) -> list[tuple[float, float]]:
+    """Flow time and step size of every network evaluation of a chunk, in their order."""
+    found: list[tuple[float, float]] = []
 
-    def velocity(x: Tensor, t: float) -> Tensor:
-        return network(x, x.new_full((1,), t), torch.full((1,), level, device=x.device), context)
+    def velocity(x: Tensor, t: float, h: float) -> Tensor:
+        found.append((t, objective.step_size(h)))
+        return x
 
-    return velocity
+    objective.sample(velocity, torch.zeros(1), spec)
+    return found

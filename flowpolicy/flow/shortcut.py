@@ -10,26 +10,28 @@ from torch import Tensor
 
 from flowpolicy.data.sampling import Batch
 from flowpolicy.errors import ConfigError
-from flowpolicy.flow.objective import MOST_STEPS, Draws, Metrics, Network, at_time, masked_mean
+from flowpolicy.flow.grids import Uniform
+from flowpolicy.flow.network import Network
+from flowpolicy.flow.objective import Draws, Flow, Metrics, masked_mean
 from flowpolicy.flow.path import interpolate, per_sample, velocity_target
-from flowpolicy.flow.solvers import SOLVERS, integrate
+from flowpolicy.flow.sampler_spec import MOST_STEPS, SamplerSpec
 from flowpolicy.flow.time_sampling import build_time_sampler
-from flowpolicy.settings import choose, require, shown
+from flowpolicy.settings import require, shown
 
 
 @dataclass(frozen=True)
-class Shortcut:
-    """Flow matching at the finest level, self-consistency at the coarser ones (Frans et al. 2024, eq. 5).
+class Shortcut(Flow):
+    """Flow matching at d = 0, self-consistency at coarser step sizes (Frans et al. 2024, eq. 5).
 
-    Level 0 is d = 0, the instantaneous velocity, and stands for the finest step 1/M; level j is the step
-    2^j / M, up to level log2 M, a single step. Every ``1/bootstrap_fraction``-th sample of a batch is
-    trained on a coarse level j >= 1: its target is the mean of two consecutive velocities at level j - 1.
+    d = 0, the instantaneous velocity, stands for the finest step 1/M; the coarser ones are 2/M, 4/M, ..., 1.
+    Every ``1/bootstrap_fraction``-th sample of a batch is trained on one of these: its target is the mean of
+    two consecutive velocities of half the step.
 
     Attributes:
         max_steps: M, a power of two.
-        bootstrap_fraction: share of the batch that trains the coarse levels, 1 over an integer >= 2.
+        bootstrap_fraction: share of the batch that trains the coarse steps, 1 over an integer >= 2.
         bootstrap_from_ema: targets from the EMA network; False takes the network itself.
-        time_sampling: distribution of t at level 0.
+        time_sampling: distribution of t at d = 0.
         default_num_steps: K used where a caller names none.
     """
 
@@ -55,35 +57,31 @@ class Shortcut:
             self.bootstrap_fraction,
             "1 over an integer of at least 2 (1/2, 1/4, ...)",
         )
-        self.check_steps(self.default_num_steps, "euler")
+        self.check(SamplerSpec(num_steps=self.default_num_steps, solver="euler"))
 
     @property
-    def num_levels(self) -> int:
-        """log2 M + 1: level 0 and the doublings of 1/M."""
+    def levels(self) -> int:
+        """log2 M + 1: d = 0 and the doublings of 1/M."""
         return self.max_steps.bit_length()
 
     @property
     def row_multiple(self) -> int:
-        """Every this-many-th row trains a coarse level."""
+        """Every this-many-th row trains a coarse step."""
         return round(1 / self.bootstrap_fraction)
-
-    def step_size(self, level: Tensor) -> Tensor:
-        """The step 2^level / M (1/M for level 0, which the network is asked for as d = 0)."""
-        return torch.exp2(level.float()) / self.max_steps
 
     def draw(
         self, shape: tuple[int, int, int], generator: torch.Generator | None, device: torch.device | str
     ) -> Draws:
-        """x_0, t and level; coarse levels take t from their own grid {0, 2d, ..., 1 - 2d}."""
+        """x_0, t and d; a coarse d takes t from its own grid {0, d, ..., 1 - d}."""
         count = shape[0]
         noise = torch.randn(shape, generator=generator, device=device)
         t = build_time_sampler(self.time_sampling)(count, generator, device)
-        coarse = torch.randint(1, self.num_levels, (count,), generator=generator, device=device)
-        size = self.step_size(coarse)
+        doublings = torch.randint(1, self.levels, (count,), generator=generator, device=device)
+        size = torch.exp2(doublings.float()) / self.max_steps
         grid = torch.floor(torch.rand(count, generator=generator, device=device) / size) * size
         is_coarse = torch.zeros(count, dtype=torch.bool, device=device)
         is_coarse[self._coarse_rows] = True
-        return Draws(noise, torch.where(is_coarse, grid, t), torch.where(is_coarse, coarse, 0))
+        return Draws(noise, torch.where(is_coarse, grid, t), torch.where(is_coarse, size, 0.0))
 
     def loss(
         self, network: Network, batch: Batch, draws: Draws, teacher: Network | None = None
@@ -94,8 +92,8 @@ class Shortcut:
         rows = self._coarse_rows
         judge = teacher if teacher is not None and self.bootstrap_from_ema else network
         observed = {key: value[rows] for key, value in batch.observation.items()}
-        target[rows] = self.bootstrap_target(judge, observed, x[rows], draws.t[rows], draws.level[rows])
-        velocity = network(x, draws.t, draws.level, network.encode(batch.observation))
+        target[rows] = self.bootstrap_target(judge, observed, x[rows], draws.t[rows], draws.d[rows])
+        velocity = network.velocity(x, draws.t, draws.d, network.encode(batch.observation))
         error = (velocity - target) ** 2
         loss = masked_mean(error, batch.mask)
         consistency = masked_mean(error.detach()[rows], batch.mask[rows])
@@ -105,47 +103,37 @@ class Shortcut:
 
     @torch.no_grad()
     def bootstrap_target(
-        self, network: Network, observation: dict[str, Tensor], x: Tensor, t: Tensor, level: Tensor
+        self, network: Network, observation: dict[str, Tensor], x: Tensor, t: Tensor, d: Tensor
     ) -> Tensor:
-        """(s1 + s2) / 2 with s1 = v(x, t, d), s2 = v(x + d s1, t + d, d).
+        """(s1 + s2) / 2 with s1 = v(x, t, d/2), s2 = v(x + d/2 s1, t + d/2, d/2).
 
-        ``x`` is ``(B, T, A)``, ``t`` and ``level`` >= 1 are ``(B,)``, and d is half the step of ``level``.
+        ``x`` is ``(B, T, A)``, ``t`` and ``d`` >= 2/M are ``(B,)``; the network takes d/2 = 1/M for d = 0.
         """
         context = network.encode(observation)
-        finer = level - 1
-        half = self.step_size(finer)
-        first = network(x, t, finer, context)
-        second = network(x + per_sample(half, x) * first, t + half, finer, context)
+        half = d / 2
+        first = network.velocity(x, t, half, context)
+        second = network.velocity(x + per_sample(half, x) * first, t + half, half, context)
         return (first + second) / 2
 
-    def check_steps(self, num_steps: int, solver: str) -> None:
-        """K a power of two; solvers other than Euler only at d = 0, that is for K >= M."""
-        choose(SOLVERS, solver, "solver")
-        if not 1 <= num_steps <= MOST_STEPS or not _is_power_of_two(num_steps):
+    def check(self, spec: SamplerSpec) -> None:
+        """K a power of two on the uniform grid; other solvers than Euler only at d = 0, that is for K >= M."""
+        super().check(spec)
+        if not _is_power_of_two(spec.steps):
             raise ConfigError(
-                f"num_steps is {shown(num_steps)}; a shortcut policy takes powers of two (1, 2, 4, ...), at "
+                f"num_steps is {shown(spec.steps)}; a shortcut policy takes powers of two (1, 2, 4, ...), at "
                 f"most {MOST_STEPS}."
             )
-        if solver != "euler" and num_steps < self.max_steps:
+        if spec.grid_object() != Uniform():
+            raise ConfigError("A shortcut policy takes steps of one size; leave out grid.")
+        if spec.solver != "euler" and spec.steps < self.max_steps:
             raise ConfigError(
-                f"Solver '{solver}' needs the instantaneous velocity; with a shortcut policy use "
+                f"Solver '{spec.solver}' needs the instantaneous velocity; with a shortcut policy use "
                 f"num_steps >= {self.max_steps} or solver=euler."
             )
 
-    def nfe(self, num_steps: int, solver: str) -> int:
-        """K times the solver's evaluations a step."""
-        return num_steps * SOLVERS[solver].evaluations
-
-    def level_of(self, num_steps: int) -> int:
-        """The level whose step is 1 / ``num_steps``; 0 (d = 0) for K >= M."""
-        return max(self.max_steps // num_steps, 1).bit_length() - 1
-
-    def sample(self, network: Network, context: Any, noise: Tensor, num_steps: int, solver: str) -> Tensor:
-        """K steps of size 1/K at the level of that size."""
-        self.check_steps(num_steps, solver)
-        return integrate(
-            at_time(network, context, self.level_of(num_steps)), noise, num_steps, SOLVERS[solver]
-        )
+    def step_size(self, h: float) -> float:
+        """The step itself, 0 from the finest one down."""
+        return h if h * self.max_steps > 1 else 0.0
 
     @property
     def _coarse_rows(self) -> slice:

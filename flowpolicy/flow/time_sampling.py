@@ -10,7 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from flowpolicy.settings import build, choose, require
+from flowpolicy.plugins import choose
+from flowpolicy.settings import build, require
 
 
 class TimeSampler(Protocol):

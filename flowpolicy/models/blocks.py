@@ -8,13 +8,15 @@ in, so that a sampler can compute those once and cache, skip or fuse the rest.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowpolicy.models.config import ModelConfig
+from flowpolicy.models.config import TransformerConfig
 
 
 class KeyValue(NamedTuple):
@@ -101,7 +103,7 @@ class Branch(nn.Module):
     may have more axes, ``(N, ..., T, d)``, where many rows share each of N modulations.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.width = config.width
         self.dropout = Dropout(config.dropout)
@@ -164,7 +166,7 @@ class SelfAttention(Branch):
 
     kind = "SA"
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
         self.num_heads = config.num_heads
         self.qkv = nn.Linear(config.width, 3 * config.width)
@@ -187,7 +189,7 @@ class CrossAttention(Branch):
 
     kind = "CA"
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
         self.num_heads = config.num_heads
         self.query = nn.Linear(config.width, config.width)
@@ -221,7 +223,7 @@ class FeedForward(Branch):
 
     kind = "FFN"
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
         self.expand = nn.Linear(config.width, config.feedforward_ratio * config.width)
         self.contract = nn.Linear(config.feedforward_ratio * config.width, config.width)
@@ -231,3 +233,58 @@ class FeedForward(Branch):
         hidden = self.dropout(F.gelu(self.expand(tokens), approximate="tanh"))
         result: Tensor = self.contract(hidden)
         return result
+
+
+class Block(NamedTuple):
+    """The address of a residual branch: its layer, its kind (SA, CA or FFN) and the module."""
+
+    layer: int
+    kind: str
+    module: Branch
+
+
+class AddressableBlocks(ABC):
+    """The capability of a network to be computed block by block, which caching, tabulated modulations and
+    compilation by region need.
+
+    Its context is a list with an entry for each layer, which is handed to that layer's blocks; the residual
+    stream goes from ``embed`` through the blocks to ``readout``.
+    """
+
+    @abstractmethod
+    def blocks(self) -> Iterator[Block]:
+        """Every residual branch in the order of computation."""
+
+    @abstractmethod
+    def modulations(self, t: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+        """adaLN parameters at flow times and step sizes ``(N,)``, N being the batch or 1.
+
+        Returns:
+            ``(N, blocks, 3, d)``, shift, scale and gate in the order of ``blocks()``, and ``(N, 2, d)`` for
+            the readout.
+        """
+
+    @abstractmethod
+    def embed(self, x: Tensor) -> Tensor:
+        """The residual stream ``(B, T, d)`` at the first block for a normalised noisy chunk ``(B, T, A)``."""
+
+    @abstractmethod
+    def readout(self, h: Tensor, modulation: Tensor) -> Tensor:
+        """v ``(B, T, A)`` from the stream after the last block; ``modulation`` is ``(B or 1, 2, d)``."""
+
+    def modulated(self, x: Tensor, modulations: tuple[Tensor, Tensor], context: list[KeyValue]) -> Tensor:
+        """v ``(B, T, A)`` from modulations; for N of them at once from ``x`` ``(N, B, T, A)``, with B rows of
+        context."""
+        per_block, last = modulations
+        h = self.embed(x)
+        for modulation, block in zip(per_block.unbind(1), self.blocks(), strict=True):
+            h = h + block.module(h, modulation, context[block.layer])
+        return self.readout(h, last)
+
+    def velocity(self, x: Tensor, t: Tensor, d: Tensor, context: list[KeyValue]) -> Tensor:
+        """v ``(B, T, A)``; see :class:`flowpolicy.flow.network.Network`."""
+        return self.modulated(x, self.modulations(t, d), context)
+
+    def velocities(self, x: Tensor, t: Tensor, d: Tensor, context: list[KeyValue]) -> Tensor:
+        """v ``(N, B, T, A)``; see :class:`flowpolicy.flow.network.SharesContext`."""
+        return self.modulated(x, self.modulations(t, d), context)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flowpolicy.errors import ConfigError
-from flowpolicy.models.config import ModelConfig
+from flowpolicy.models.config import EncoderConfig
 from flowpolicy.models.keyed import KeyedModules
 from flowpolicy.models.vision.encoder import ImageEncoder
 from flowpolicy.observations import TASK, is_image
@@ -25,7 +25,9 @@ class StateEncoder(nn.Module):
         config: gives width and tokens per step.
     """
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]], obs_horizon: int, config: ModelConfig) -> None:
+    def __init__(
+        self, shapes: Mapping[str, tuple[int, ...]], obs_horizon: int, config: EncoderConfig
+    ) -> None:
         super().__init__()
         for key, shape in shapes.items():
             if len(shape) > 1:
@@ -41,6 +43,10 @@ class StateEncoder(nn.Module):
         )
         self.position = nn.Parameter(torch.randn(obs_horizon * config.tokens_per_step, width).mul_(0.02))
         self.norm = nn.LayerNorm(width)
+
+    def encode_images(self, observation: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The observation as it is: there are no images."""
+        return dict(observation)
 
     def forward(self, observation: Mapping[str, Tensor]) -> Tensor:
         """Tokens ``(B, T_o * tokens_per_step, d)``."""
@@ -73,8 +79,8 @@ class TaskEncoder(nn.Module):
 class ObservationEncoder(nn.Module):
     """Several kinds of observation, each encoded by its own module, to the tokens of all of them.
 
-    Images may come as they are, ``(B, T_o, H, W, C)``, or as the tokens that :meth:`see` made of them: then
-    the image encoder is not run again.
+    Images may come as they are, ``(B, T_o, H, W, C)``, or as the tokens that :meth:`encode_images` made of
+    them: then the image encoder is not run again.
 
     Args:
         shapes: key -> shape of one step.
@@ -82,7 +88,9 @@ class ObservationEncoder(nn.Module):
         config: sizes.
     """
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]], obs_horizon: int, config: ModelConfig) -> None:
+    def __init__(
+        self, shapes: Mapping[str, tuple[int, ...]], obs_horizon: int, config: EncoderConfig
+    ) -> None:
         super().__init__()
         if TASK in shapes and len(shapes[TASK]) != 1:
             raise ConfigError(
@@ -100,27 +108,27 @@ class ObservationEncoder(nn.Module):
             }
         )
 
-    def see(self, observation: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def encode_images(self, observation: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The observation with each camera's images in place of them as tokens ``(B, num_tokens, d)``."""
-        seen = dict(observation)
+        encoded = dict(observation)
         for key, camera in self.cameras.items():
-            if seen[key].ndim == 5:
-                seen[key] = camera(seen[key])
-        return seen
+            if encoded[key].ndim == 5:
+                encoded[key] = camera(encoded[key])
+        return encoded
 
     def forward(self, observation: Mapping[str, Tensor]) -> Tensor:
         """Tokens ``(B, S, d)``."""
-        seen = self.see(observation)
-        parts = [seen[key] for key in self.cameras]
+        encoded = self.encode_images(observation)
+        parts = [encoded[key] for key in self.cameras]
         if self.state is not None:
-            parts.append(self.state(seen))
+            parts.append(self.state(encoded))
         if self.task is not None:
-            parts.append(self.task(seen[TASK]))
+            parts.append(self.task(encoded[TASK]))
         return torch.cat(parts, dim=1)
 
 
 def build_encoder(
-    shapes: Mapping[str, tuple[int, ...]], obs_horizon: int, config: ModelConfig
+    shapes: Mapping[str, tuple[int, ...]], obs_horizon: int, config: EncoderConfig
 ) -> StateEncoder | ObservationEncoder:
     """The encoder for observations of these shapes."""
     if TASK in shapes or any(is_image(shape) for shape in shapes.values()):

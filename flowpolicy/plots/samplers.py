@@ -29,7 +29,12 @@ def plot_planning(measured: Sequence[Measured], chosen: Measured, config: PlanCo
             pale = 1.0 if item.verdict == "in time" else 0.3
             axis.plot(*at, "s" if item.candidate.schedule else "o", ms=5, color=color, alpha=pale)
             axis.annotate(
-                str(item.candidate.num_steps), at, (4, 3), textcoords="offset points", fontsize=6, color=GREY
+                str(item.candidate.sampling.num_steps),
+                at,
+                (4, 3),
+                textcoords="offset points",
+                fontsize=6,
+                color=GREY,
             )
         for backend in dict.fromkeys(item.backend for item in timed):
             axis.plot([], [], "o", ms=5, color=_COLORS.get(backend, GREY), label=backend)

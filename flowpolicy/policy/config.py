@@ -13,11 +13,12 @@ from flowpolicy.data.normalization import LARGEST_CLIP, MODES
 from flowpolicy.errors import CheckpointError, ConfigError
 from flowpolicy.files.reading import read_json
 from flowpolicy.flow import build_objective
-from flowpolicy.models.config import ModelConfig
+from flowpolicy.flow.sampler_spec import SamplerSpec
+from flowpolicy.models.network import NetworkConfig
 from flowpolicy.observations import is_image
 from flowpolicy.settings import build, require, shown
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MOST_KEYS, MOST_NUMBERS, MOST_PIXELS = 100, 100_000, 2048
 """Observation keys of a policy, numbers of one that is no image, pixels a side of one that is."""
 LONGEST = 1_000
@@ -42,14 +43,13 @@ class PolicyConfig:
         action_normalization: mode of the actions' normaliser.
         action_clip: bound of an action in normalised units; 1 is the demonstrated range under ``minmax`` and
             ``quantile``.
-        tuned_num_steps: the only K the weights are valid for, after fine-tuning; None: any K.
-        tuned_solver: the solver they were tuned with.
+        tuned: K, solver and grid that the weights are valid for, after fine-tuning; None: any.
         task: the task's settings, so that a checkpoint can be evaluated by itself.
         metadata: where it comes from (demonstrations, their mean return, training steps, ...).
     """
 
     objective: dict[str, Any]
-    model: ModelConfig
+    model: NetworkConfig
     observation_shapes: dict[str, tuple[int, ...]]
     action_dim: int
     obs_horizon: int
@@ -58,8 +58,7 @@ class PolicyConfig:
     observation_normalization: str = "minmax"
     action_normalization: str = "minmax"
     action_clip: float = 1.0
-    tuned_num_steps: int | None = None
-    tuned_solver: str = "euler"
+    tuned: SamplerSpec | None = None
     task: dict[str, Any] = dataclasses.field(default_factory=dict)
     metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -86,10 +85,23 @@ class PolicyConfig:
         is_name = isinstance(name, str) and TASK_NAME.fullmatch(name) is not None
         require(is_name, "task.name", name, "1 to 100 letters, digits, spaces and any of . + - _")
 
-    def check_sampling(self) -> None:
-        """Raise a ConfigError where the objective, or the K and solver that it is tuned for, are none."""
+    def sampling(self) -> SamplerSpec:
+        """The policy's own way of sampling: the one it was tuned for, or the objective's default.
+
+        Raises:
+            ConfigError: the objective is none, or cannot be sampled so.
+        """
         objective = build_objective(self.objective)
-        objective.check_steps(self.tuned_num_steps or objective.default_num_steps, self.tuned_solver)
+        default = SamplerSpec(num_steps=objective.default_num_steps, solver="euler")
+        own = default if self.tuned is None else self.tuned.filled(default)
+        objective.check(own)
+        return own
+
+    def content(self) -> dict[str, Any]:
+        """What a JSON file says of it."""
+        content = dataclasses.asdict(self)
+        content["tuned"] = None if self.tuned is None else self.tuned.content()
+        return content
 
 
 def _check_shape(key: str, shape: tuple[int, ...]) -> None:
@@ -110,8 +122,13 @@ def policy_config(content: Mapping[str, Any]) -> PolicyConfig:
     Raises:
         ConfigError: an unknown, missing or malformed entry, or one out of range.
     """
+    content = dict(content)
+    # Format 1 had the two by themselves, and its reader gave files without them these defaults.
+    steps, solver = content.pop("tuned_num_steps", None), content.pop("tuned_solver", "euler")
+    if steps is not None:
+        content["tuned"] = {"num_steps": steps, "solver": solver}
     config = build(PolicyConfig, content, "config")
-    config.check_sampling()
+    config.sampling()
     return config
 
 

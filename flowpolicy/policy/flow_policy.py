@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import tempfile
 from collections.abc import Mapping
@@ -14,14 +13,18 @@ from torch import Tensor, nn
 
 from flowpolicy.data.normalization import Normalizer
 from flowpolicy.errors import CheckpointError, ConfigError, FlowPolicyError
+from flowpolicy.features import features_of
 from flowpolicy.files.hub import download, upload
 from flowpolicy.files.reading import shapes_of, stored_tensors
 from flowpolicy.files.storage import atomic_folder, save_tensors
 from flowpolicy.flow import Objective, build_objective
+from flowpolicy.flow.network import field
+from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.models.keyed import KeyedModules
-from flowpolicy.models.transformer import VelocityTransformer
+from flowpolicy.models.network import build_network
 from flowpolicy.observations import is_image
 from flowpolicy.policy.config import FORMAT_VERSION, PolicyConfig, read_config
+from flowpolicy.spec import PolicySpec
 
 Observations = Mapping[str, Any] | Any  # key -> (B, T_o, *shape), or the single array of key "observation"
 
@@ -37,19 +40,22 @@ class FlowPolicy(nn.Module):
         super().__init__()
         self.config = config
         self.objective: Objective = build_objective(config.objective)
-        self.observation_shapes = {key: tuple(shape) for key, shape in config.observation_shapes.items()}
-        self.network = VelocityTransformer(
-            config.model,
-            config.action_dim,
-            config.action_horizon,
-            self.observation_shapes,
+        self.sampling = config.sampling()
+        self.spec = PolicySpec(
+            features_of(config.observation_shapes),
             config.obs_horizon,
-            self.objective.num_levels,
+            config.action_horizon,
+            config.execute_horizon,
+            config.action_dim,
+            self.objective.name,
+            config.task,
+            config.metadata,
         )
+        self.network = build_network(config.model, self.spec, self.objective.levels)
         self.observation_normalizers = KeyedModules(
             {
                 key: Normalizer(shape, config.observation_normalization)
-                for key, shape in self.observation_shapes.items()
+                for key, shape in self.spec.observation_shapes.items()
                 if not is_image(shape)  # the encoder knows the range of a pixel
             }
         )
@@ -58,68 +64,29 @@ class FlowPolicy(nn.Module):
         )
 
     @property
-    def name(self) -> str:
-        """The objective's name."""
-        return self.objective.name
-
-    @property
-    def obs_horizon(self) -> int:
-        """T_o."""
-        return self.config.obs_horizon
-
-    @property
-    def action_horizon(self) -> int:
-        """T."""
-        return self.config.action_horizon
-
-    @property
-    def execute_horizon(self) -> int:
-        """T_e."""
-        return self.config.execute_horizon
-
-    @property
-    def action_dim(self) -> int:
-        """A."""
-        return self.config.action_dim
-
-    @property
-    def task(self) -> dict[str, Any]:
-        """Settings of the task it was trained for; empty where unknown."""
-        return self.config.task
-
-    @property
-    def metadata(self) -> dict[str, Any]:
-        """Where it comes from."""
-        return self.config.metadata
-
-    @property
     def device(self) -> torch.device:
         """Where its weights are."""
         return next(self.parameters()).device
 
-    @property
-    def default_num_steps(self) -> int:
-        """K used where a caller names none."""
-        return self.config.tuned_num_steps or self.objective.default_num_steps
-
     def nfe(self, num_steps: int | None = None, solver: str | None = None) -> int:
         """Network evaluations of one chunk."""
-        num_steps = self.default_num_steps if num_steps is None else num_steps
-        return self.objective.nfe(num_steps, solver or self.config.tuned_solver)
+        return self.objective.nfe(SamplerSpec(num_steps=num_steps, solver=solver).filled(self.sampling))
 
-    def check_steps(self, num_steps: int, solver: str, *, allow_any_steps: bool = False) -> None:
-        """Raise a ConfigError where the policy cannot be sampled with this K and solver."""
-        tuned = self.config.tuned_num_steps
-        if (
-            tuned is not None
-            and not allow_any_steps
-            and (num_steps, solver) != (tuned, self.config.tuned_solver)
-        ):
+    def checked(self, spec: SamplerSpec, *, allow_any_steps: bool = False) -> SamplerSpec:
+        """A description of sampling, filled with the policy's own K, solver and grid where it names none.
+
+        Raises:
+            ConfigError: the policy cannot be sampled so, or was tuned for another K, solver or grid.
+        """
+        spec = spec.filled(self.sampling)
+        tuned = self.config.tuned
+        if tuned is not None and not allow_any_steps and not spec.integrates_like(self.sampling):
             raise ConfigError(
-                f"This checkpoint is tuned for num_steps={tuned}, solver={self.config.tuned_solver}, not for "
-                f"num_steps={num_steps}, solver={solver}; pass allow_any_steps=True to use it untrained."
+                f"This checkpoint is tuned for {self.sampling}, not for {spec}; pass allow_any_steps=True to "
+                "use it untrained."
             )
-        self.objective.check_steps(num_steps, solver)
+        self.objective.check(spec)
+        return spec
 
     @torch.no_grad()
     def act(
@@ -128,6 +95,7 @@ class FlowPolicy(nn.Module):
         *,
         num_steps: int | None = None,
         solver: str | None = None,
+        sampler: SamplerSpec | None = None,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
         allow_any_steps: bool = False,
@@ -138,7 +106,9 @@ class FlowPolicy(nn.Module):
             observations: key -> ``(B, T_o, *shape)`` in physical units, oldest first; a plain array stands
                 for the key ``observation``.
             num_steps: K; the policy's default where None.
-            solver: ``euler``, ``midpoint`` or ``heun``.
+            solver: ``euler``, ``midpoint`` or ``heun``; the policy's default where None.
+            sampler: K, solver and grid in place of these two; backends, caching and guidance are
+                :func:`~flowpolicy.acceleration.sampler.build_sampler`'s.
             noise: x_0 ``(B, T, A)``; drawn from ``generator`` where None.
             generator: source of x_0.
             allow_any_steps: accept a K that a fine-tuned checkpoint was not tuned for.
@@ -150,13 +120,13 @@ class FlowPolicy(nn.Module):
             ConfigError: a K or solver the policy does not have.
             FlowPolicyError: observations of a wrong shape, with NaN, or with a missing key.
         """
-        num_steps = self.default_num_steps if num_steps is None else num_steps
-        solver = solver or self.config.tuned_solver
-        self.check_steps(num_steps, solver, allow_any_steps=allow_any_steps)
+        spec = sampler or SamplerSpec(num_steps=num_steps, solver=solver)
+        spec = self.checked(spec, allow_any_steps=allow_any_steps)
         normalized = self.normalize_observations(observations)
         noise = self.noise(len(next(iter(normalized.values()))), noise, generator)
         context = self.network.encode(normalized)
-        chunk = self.finish(self.objective.sample(self.network, context, noise, num_steps, solver))
+        velocity = field(self.network, context, self.objective.step_size)
+        chunk = self.finish(self.objective.sample(velocity, noise, spec))
         if not torch.isfinite(chunk).all():
             raise FlowPolicyError(
                 "The policy answered with NaN or infinity to a finite observation; its weights are damaged "
@@ -170,7 +140,7 @@ class FlowPolicy(nn.Module):
         Raises:
             FlowPolicyError: the given one has another shape.
         """
-        shape = (rows, self.action_horizon, self.action_dim)
+        shape = (rows, *self.spec.chunk_shape)
         if given is None:
             source = generator.device if generator is not None else self.device
             given = torch.randn(shape, generator=generator, device=source)
@@ -190,7 +160,7 @@ class FlowPolicy(nn.Module):
 
     def normalize(self, observations: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Normalise checked observations, key -> ``(B, T_o, *shape)``; images stay as they are."""
-        normalized = {key: observations[key] for key in self.observation_shapes}
+        normalized = {key: observations[key] for key in self.spec.observation_shapes}
         for key, normalizer in self.observation_normalizers.items():
             normalized[key] = normalizer.normalize(observations[key])
         return normalized
@@ -205,16 +175,16 @@ class FlowPolicy(nn.Module):
         if not isinstance(observations, Mapping):
             observations = {"observation": observations}
         checked, batch = {}, None
-        for key, shape in self.observation_shapes.items():
+        for key, shape in self.spec.observation_shapes.items():
             if key not in observations:
                 raise FlowPolicyError(
-                    f"The observation lacks '{key}'; the policy takes {', '.join(self.observation_shapes)}."
+                    f"The observation lacks '{key}'; the policy takes {', '.join(self.spec.observation_shapes)}."
                 )
             try:
                 values = _tensor(observations[key], is_image(shape), self.device)
             except (TypeError, ValueError, RuntimeError) as error:
                 raise FlowPolicyError(f"Observation '{key}' is not an array of numbers; give one.") from error
-            wanted = (self.obs_horizon, *shape)
+            wanted = (self.spec.obs_horizon, *shape)
             if tuple(values.shape[1:]) != wanted or (batch is not None and len(values) != batch):
                 raise FlowPolicyError(
                     f"Observation '{key}' has shape {tuple(values.shape)}; the policy takes "
@@ -269,7 +239,7 @@ class FlowPolicy(nn.Module):
 
         ``dtype`` is that of the network's weights on disk; normalisers stay float32.
         """
-        content = {"format_version": FORMAT_VERSION, **dataclasses.asdict(self.config)}
+        content = {"format_version": FORMAT_VERSION, **self.config.content()}
         tensors = {
             name: tensor.to(dtype) if name.startswith("network.") else tensor
             for name, tensor in self.state_dict().items()

@@ -22,7 +22,7 @@ from flowpolicy.evaluation.summary import write_summary
 from flowpolicy.evaluation.task import Task, task_from
 from flowpolicy.files.storage import write_json
 from flowpolicy.flow import build_objective
-from flowpolicy.models.config import ModelConfig
+from flowpolicy.models.network import NetworkConfig
 from flowpolicy.observations import is_image
 from flowpolicy.plots.learning import plot_learning_curves
 from flowpolicy.policy import FlowPolicy
@@ -58,7 +58,7 @@ class PretrainConfig:
 
     env: dict[str, Any]
     policy: dict[str, Any]
-    model: ModelConfig
+    model: NetworkConfig
     data: DataConfig
     train: TrainConfig
     seed: int = 0
@@ -116,7 +116,7 @@ def _run(config: PretrainConfig, run_dir: Path, command: str, group: Processes) 
         write_json(run_dir / "config.json", saved_settings)
         logger.info(
             "%s on %s: %d episodes, %s steps; %s parameters on %s",
-            policy.name, task.name, demos.num_episodes, f"{demos.num_steps:,}",
+            policy.spec.name, task.name, demos.num_episodes, f"{demos.num_steps:,}",
             f"{policy.num_parameters():,}", device,
         )  # fmt: skip
         _report_lost(policy)
@@ -148,8 +148,8 @@ def _run(config: PretrainConfig, run_dir: Path, command: str, group: Processes) 
     if not (run_dir / CHECKPOINT).exists():  # lost from a run that was finished: its state has the weights
         trainer.save()
     metrics: dict[str, Any] = {
-        "demo_return_mean": policy.metadata["demo_return_mean"],
-        "lost_actions": policy.metadata["lost_actions"],
+        "demo_return_mean": policy.spec.metadata["demo_return_mean"],
+        "lost_actions": policy.spec.metadata["lost_actions"],
         "train_seconds": time.perf_counter() - started,
     }
     if config.train.final_episodes:
@@ -161,9 +161,9 @@ def _run(config: PretrainConfig, run_dir: Path, command: str, group: Processes) 
             sink.log(trainer.state.step, outcome.scalars())
     for sink in trainer.loggers:
         sink.close()
-    _plot(run_dir, task, policy.name, metrics)
+    _plot(run_dir, task, policy.spec.name, metrics)
     return write_summary(
-        run_dir, task=task.name, policy=policy.name, seed=config.seed, steps=config.train.steps,
+        run_dir, task=task.name, policy=policy.spec.name, seed=config.seed, steps=config.train.steps,
         wall_seconds=time.perf_counter() - started, metrics=metrics, checkpoint=str(run_dir / CHECKPOINT),
         command=command, parameters=policy.num_parameters(), execute_horizon=task.execute_horizon,
     )  # fmt: skip
@@ -241,7 +241,9 @@ def make_policy(config: PretrainConfig, task: Task, demos: Demonstrations) -> Fl
             metadata=metadata,
         )
     )
-    vectors = [key for key in config.data.observation_keys if not is_image(policy.observation_shapes[key])]
+    vectors = [
+        key for key in config.data.observation_keys if not is_image(policy.spec.observation_shapes[key])
+    ]
     arrays = as_tensors(demos, [*vectors, "action"], "cpu")
     policy.fit_normalizers(arrays, arrays["action"])
     metadata["lost_actions"] = policy.lost_actions(arrays["action"])
@@ -259,7 +261,7 @@ def make_samplers(
     train_episodes, held_out = split_episodes(demos, data, seed)
 
     def sampler(episodes: list[int]) -> ChunkSampler:
-        horizons = policy.obs_horizon, policy.action_horizon
+        horizons = policy.spec.obs_horizon, policy.spec.action_horizon
         return ChunkSampler(observation, action, demos.episode_ends, *horizons, sorted(episodes))
 
     return sampler(train_episodes), sampler(held_out) if held_out else None

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from flowpolicy.data.prefetch import Prefetcher
 from flowpolicy.data.sampling import Batch, ChunkSampler, shuffled_index
 from flowpolicy.errors import ConfigError, FlowPolicyError
+from flowpolicy.flow.network import field
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.pretraining.config import TrainConfig
 from flowpolicy.pretraining.ema import EMA
@@ -78,7 +79,9 @@ class Trainer:
         # With images a batch takes a while to put together.
         has_images = any(value.dtype == torch.uint8 for value in training.observation.values())
         self._batches = Prefetcher(self.batch, config.steps) if has_images else None
-        self._autocast = _autocast_dtype(config.precision, policy.device, policy.config.model.width)
+        self._autocast = _autocast_dtype(
+            config.precision, policy.device, getattr(policy.config.model, "width", 0)
+        )
 
     def resume(self) -> bool:
         """Continue from ``run_dir`` where it holds a training state; returns whether it does."""
@@ -95,7 +98,7 @@ class Trainer:
         shown: dict[str, float] = {}
         count = 0  # steps in sums: fewer than log_every where a resumed run starts between two logs
         with progress_bar(
-            config.steps if self.processes.is_first else None, f"train {self.policy.name}"
+            config.steps if self.processes.is_first else None, f"train {self.policy.spec.name}"
         ) as bar:
             bar.update(first)
             while self.state.step < config.steps:
@@ -150,7 +153,7 @@ class Trainer:
         rows = self.processes.rows(config.batch_size)
         index = shuffled_index(step, config.batch_size, len(self.training), self.seed)[rows]
         generator = torch.Generator(device).manual_seed(derived_seed(self.seed, step, 0))
-        shape = (config.batch_size, self.policy.action_horizon, self.policy.action_dim)
+        shape = (config.batch_size, self.policy.spec.action_horizon, self.policy.spec.action_dim)
         draws = self.objective.draw(shape, generator, device)
         return self.training.batch(index.to(device)), draws[rows]
 
@@ -167,13 +170,12 @@ class Trainer:
         count = min(VALIDATION_ROWS, len(self.validation))
         index = torch.linspace(0, len(self.validation) - 1, count).long().to(device)
         batch = self.validation.batch(index)
-        shape = (count, self.policy.action_horizon, self.policy.action_dim)
+        shape = (count, self.policy.spec.action_horizon, self.policy.spec.action_dim)
         draws = self.objective.draw(shape, generator, device)
         loss, _ = self.objective.loss(network, batch, draws, network)
         noise = torch.randn(shape, generator=generator, device=device)
-        context = network.encode(batch.observation)
-        steps = self.objective.default_num_steps
-        chunk = self.objective.sample(network, context, noise, steps, "euler")
+        velocity = field(network, network.encode(batch.observation), self.objective.step_size)
+        chunk = self.objective.sample(velocity, noise, self.policy.sampling)
         bound = self.policy.config.action_clip
         squared = ((chunk.clamp(-bound, bound) - batch.action) ** 2)[batch.mask]
         return {"validation/loss": float(loss), "validation/action_error": float(squared.mean().sqrt())}

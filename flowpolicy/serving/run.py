@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from flowpolicy.acceleration.choosing.plan import SamplerChoice
+from flowpolicy.acceleration.choosing.plan import DeployConfig
 from flowpolicy.acceleration.sampler import Sampler
 from flowpolicy.evaluation.summary import write_summary
 from flowpolicy.policy import FlowPolicy
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeConfig(ServerConfig, SamplerChoice):
+class ServeConfig(ServerConfig, DeployConfig):
     """Settings of `scripts/serve.py`: those of the server, and of the sampler that it serves.
 
     Attributes:
@@ -33,7 +33,7 @@ class ServeConfig(ServerConfig, SamplerChoice):
 
     def __post_init__(self) -> None:
         ServerConfig.__post_init__(self)
-        SamplerChoice.__post_init__(self)
+        DeployConfig.__post_init__(self)
 
     def sampler(self) -> Sampler:
         """The sampler that is served, for one chunk at a time.
@@ -42,7 +42,7 @@ class ServeConfig(ServerConfig, SamplerChoice):
             FlowPolicyError: the checkpoint, the plan, a setting or the backend is not usable.
         """
         plan = self.read_plan(FlowPolicy.load(self.checkpoint)) if self.plan else None
-        return (plan.sampler_settings(self.checkpoint) if plan else self.given()).build()
+        return (plan.deployed(self.checkpoint) if plan else self.deployed()).build()
 
 
 def serve_checkpoint(config: ServeConfig, run_dir: Path, command: str) -> ServerStatistics:
@@ -74,7 +74,7 @@ def serve_sampler(
     """As :func:`serve_checkpoint`, with a sampler that is built already."""
     started = time.time()
     service = PolicyService(
-        sampler, max_batch=config.max_batch, seed=config.seed, rows_per_turn=sampler.plan.batch_size,
+        sampler, max_batch=config.max_batch, seed=config.seed, rows_per_turn=sampler.batch_size,
         description=describe(sampler),
     )  # fmt: skip
     server = PolicyServer(service, config, listener)
@@ -82,7 +82,7 @@ def serve_sampler(
     server.run()
     statistics = server.statistics
     write_summary(
-        run_dir, task=str(service.metadata["task"]), policy=sampler.name, seed=config.seed,
+        run_dir, task=str(service.metadata["task"]), policy=sampler.spec.name, seed=config.seed,
         steps=statistics.answered, wall_seconds=time.time() - started, metrics=statistics.content(),
         checkpoint=config.checkpoint, command=command, address=list(server.address),
         served=service.metadata,

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 import flowpolicy
+from flowpolicy.acceleration.caching.schedule import fingerprint
 from flowpolicy.acceleration.sampler import Sampler
 from flowpolicy.control.planners import resting_observation
 from flowpolicy.errors import FlowPolicyError
@@ -81,20 +82,22 @@ class PolicyService:
     ) -> None:
         require(max_batch >= 1, "max_batch", max_batch, "at least 1")
         require(rows_per_turn >= 1, "rows_per_turn", rows_per_turn, "at least 1")
-        if NOISE in policy.observation_shapes:
+        if NOISE in policy.spec.observation_shapes:
             raise FlowPolicyError(f"The policy has an observation '{NOISE}', the protocol's name for x_0.")
         self.policy, self.max_batch, self.rows_per_turn = policy, max_batch, rows_per_turn
         self._has_told_of_prompt = False
         self._generator = torch.Generator().manual_seed(seed)
-        self._chunk_shape = (policy.action_horizon, policy.action_dim)
-        self._shapes = {key: (policy.obs_horizon, *shape) for key, shape in policy.observation_shapes.items()}
+        self._chunk_shape = (policy.spec.action_horizon, policy.spec.action_dim)
+        self._shapes = {
+            key: (policy.spec.obs_horizon, *shape) for key, shape in policy.spec.observation_shapes.items()
+        }
         self.metadata: dict[str, Any] = {
             "server": f"flowpolicy {flowpolicy.__version__}",
-            "observation_shapes": {key: list(shape) for key, shape in policy.observation_shapes.items()},
-            "obs_horizon": policy.obs_horizon,
-            "action_horizon": policy.action_horizon,
-            "execute_horizon": getattr(policy, "execute_horizon", policy.action_horizon),
-            "action_dim": policy.action_dim,
+            "observation_shapes": {key: list(shape) for key, shape in policy.spec.observation_shapes.items()},
+            "obs_horizon": policy.spec.obs_horizon,
+            "action_horizon": policy.spec.action_horizon,
+            "execute_horizon": getattr(policy, "execute_horizon", policy.spec.action_horizon),
+            "action_dim": policy.spec.action_dim,
             "nfe": policy.nfe(),
             "max_batch": max_batch,
             **(description or {}),
@@ -240,16 +243,11 @@ class PolicyService:
 
 def describe(sampler: Sampler) -> dict[str, Any]:
     """A sampler's own entries of the metadata: how it samples, and whose weights it has."""
-    key = sampler.plan.schedule.key
     return {
-        "policy": sampler.name,
-        "num_steps": sampler.plan.num_steps,
-        "solver": sampler.plan.solver,
-        "backend": sampler.backend,
-        "dtype": sampler.plan.dtype,
-        "schedule": sampler.plan.schedule.method,
-        "fingerprint": key.fingerprint,
-        "task": sampler.task.get("name"),
+        "policy": sampler.spec.name,
+        "fingerprint": fingerprint(sampler.policy),
+        "sampling": sampler.sampling.content(),
+        "task": sampler.spec.task.get("name"),
     }
 
 

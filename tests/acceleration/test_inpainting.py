@@ -126,7 +126,7 @@ CHECKPOINTS = Path(__file__).resolve().parents[2] / "benchmarks" / "checkpoints"
 @pytest.mark.parametrize("path", sorted(CHECKPOINTS.glob("*/")), ids=lambda path: path.name)
 def test_guidance_leaves_no_shipped_policy_farther_from_what_was_committed_to(path):
     policy = FlowPolicy.load(path)
-    horizon, rows = policy.action_horizon, 6
+    horizon, rows = policy.spec.action_horizon, 6
     steps = [policy.config.tuned_num_steps] if policy.config.tuned_num_steps else [1, 2, 4, 5, 8]
     for num_steps in steps:
         try:
@@ -136,7 +136,7 @@ def test_guidance_leaves_no_shipped_policy_farther_from_what_was_committed_to(pa
             continue
         generator = torch.Generator().manual_seed(num_steps)
         observations = random_observations(policy, rows, generator)
-        noises = torch.randn(2, rows, horizon, policy.action_dim, generator=generator)
+        noises = torch.randn(2, rows, horizon, policy.spec.action_dim, generator=generator)
         wanted = sampler.act(observations, noise=noises[0])
         frozen = max(horizon // 4, 1)
         weights = torch.from_numpy(prefix_weights(horizon, frozen, max(horizon // 2, 1))).expand(rows, -1)

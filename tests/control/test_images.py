@@ -9,7 +9,7 @@ from flowpolicy.control.history import ObservationHistory
 from flowpolicy.control.inference import Request
 from flowpolicy.control.planners import PlannerBuilder, SamplerSettings
 from flowpolicy.errors import FlowPolicyError
-from flowpolicy.models.config import ModelConfig
+from flowpolicy.models.config import TransformerConfig
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.policy.config import PolicyConfig
 
@@ -19,7 +19,7 @@ SHAPES = {"camera": (40, 40, 3), "state": (2,)}
 @pytest.fixture
 def policy():
     torch.manual_seed(0)
-    model = ModelConfig(width=16, depth=1, num_heads=2)
+    model = TransformerConfig(width=16, depth=1, num_heads=2)
     policy = FlowPolicy(PolicyConfig({"name": "flow_matching"}, model, SHAPES, 2, 2, 4, 4)).eval()
     policy.fit_normalizers({"state": torch.randn(9, 2)}, torch.randn(9, 2))
     return policy

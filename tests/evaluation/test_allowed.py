@@ -13,7 +13,7 @@ from flowpolicy import FlowPolicy, PolicyConfig
 from flowpolicy.errors import FlowPolicyError, TaskError
 from flowpolicy.evaluation.sweep import EvaluationConfig, evaluate_sweep
 from flowpolicy.evaluation.task import task_of
-from flowpolicy.models.config import ModelConfig
+from flowpolicy.models.config import TransformerConfig
 
 HOPPER = {"name": "hopper", "env_id": "Hopper-v5"}
 PEN = {"name": "pen", "env_id": "flowpolicy_envs:flowpolicy/AdroitPen-v1"}
@@ -30,7 +30,7 @@ def trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def checkpoint(folder: Path, task: dict[str, Any]) -> str:
     torch.manual_seed(0)
     config = PolicyConfig(
-        objective={"name": "flow_matching"}, model=ModelConfig(width=16, depth=1, num_heads=2),
+        objective={"name": "flow_matching"}, model=TransformerConfig(width=16, depth=1, num_heads=2),
         observation_shapes={"observation": (11,)}, action_dim=3, obs_horizon=1, action_horizon=4,
         execute_horizon=4, task=task,
     )  # fmt: skip

@@ -75,8 +75,8 @@ def test_metrics_agree_with_the_arrays(tmp_path):
 def test_a_task_without_success_or_score_says_none():
     task = toy_task(name="pendulum", env_id="InvertedPendulum-v5", execute_horizon=4)
     policy = ToyPolicy()
-    policy.observation_shapes = {"observation": (4,)}
-    policy.action_dim = 1
+    policy.spec.observation_shapes = {"observation": (4,)}
+    policy.spec.action_dim = 1
     policy.act = lambda observations, *, noise, **_: noise  # type: ignore[method-assign]
     found = evaluate(policy, task, episodes=3, num_envs=2).metrics()
     assert found["success_rate"] is None
@@ -93,11 +93,11 @@ def test_dictionary_observations_and_a_chunk_shorter_than_the_episode():
 
 def test_spaces_that_do_not_fit_are_refused():
     policy = ToyPolicy()
-    policy.action_dim = 3
+    policy.spec.action_dim = 3
     with pytest.raises(TaskError, match="vectors of 3"):
         evaluate(policy, toy_task(), episodes=1)
     policy = ToyPolicy()
-    policy.observation_shapes = {"observation": (5,)}
+    policy.spec.observation_shapes = {"observation": (5,)}
     with pytest.raises(TaskError, match=r"\(3,\).*\(5,\)"):
         evaluate(policy, toy_task(), episodes=1)
     with pytest.raises(TaskError, match="no observation 'pose'"):

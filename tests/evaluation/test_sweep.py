@@ -5,14 +5,14 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from flowpolicy.evaluation.sweep import EvaluationConfig, evaluate_sweep
-from flowpolicy.models.config import ModelConfig
+from flowpolicy.models.config import TransformerConfig
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.policy.config import PolicyConfig
 
 
 @pytest.mark.parametrize(("horizon", "label"), [(4, ""), (2, " (T_e = 2 and not 4)")])
 def test_another_execution_horizon_is_named_wherever_there_are_figures(tmp_path, monkeypatch, horizon, label):
-    model = ModelConfig(width=16, depth=1, num_heads=2)
+    model = TransformerConfig(width=16, depth=1, num_heads=2)
     config = PolicyConfig({"name": "flow_matching"}, model, {"observation": (3,)}, 1, 1, 4, 4)
     FlowPolicy(config).save(tmp_path / "policy")
     settings = EvaluationConfig(str(tmp_path / "policy"), num_steps=1, episodes=2, num_envs=2, device="cpu")

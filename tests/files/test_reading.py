@@ -20,13 +20,13 @@ from flowpolicy import FlowPolicy, PolicyConfig
 from flowpolicy.errors import CheckpointError, ConfigError, FlowPolicyError
 from flowpolicy.files.reading import MOST_JSON, parse_json, read_json, shapes_of, stored_tensors
 from flowpolicy.flow.objective import MOST_STEPS
-from flowpolicy.models.config import ModelConfig
+from flowpolicy.models.config import TransformerConfig
 
 
 def make_policy(**changes: Any) -> FlowPolicy:
     torch.manual_seed(0)
     settings: dict[str, Any] = {
-        "objective": {"name": "flow_matching"}, "model": ModelConfig(width=16, depth=1, num_heads=2),
+        "objective": {"name": "flow_matching"}, "model": TransformerConfig(width=16, depth=1, num_heads=2),
         "observation_shapes": {"observation": (3,)}, "action_dim": 2, "obs_horizon": 1, "action_horizon": 4,
         "execute_horizon": 4,
     }  # fmt: skip

@@ -12,7 +12,7 @@ import torch
 from flowpolicy import FlowPolicy, FlowPolicyError, PolicyConfig
 from flowpolicy.data.store import read_demonstrations, write_demonstrations
 from flowpolicy.files.storage import atomic_file, atomic_folder, write_json
-from flowpolicy.models.config import ModelConfig
+from flowpolicy.models.config import TransformerConfig
 
 
 def fill(folder, text):
@@ -146,7 +146,7 @@ def small_disk(tmp_path):
 def sized_policy(width):
     config = PolicyConfig(
         objective={"name": "flow_matching"},
-        model=ModelConfig(width=width, depth=1, num_heads=2),
+        model=TransformerConfig(width=width, depth=1, num_heads=2),
         observation_shapes={"observation": (3,)},
         action_dim=2,
         obs_horizon=1,

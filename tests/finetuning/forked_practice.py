@@ -32,7 +32,7 @@ from flowpolicy import FlowPolicy
 from flowpolicy.finetuning.recorder import STATE_FILE
 from flowpolicy.finetuning.reinflow import ReinFlow
 from flowpolicy.finetuning.run import finetune
-from flowpolicy.models.config import ModelConfig
+from flowpolicy.models.config import TransformerConfig
 from flowpolicy.policy.config import PolicyConfig
 from flowpolicy.runs.distributed import Processes, processes
 
@@ -60,7 +60,7 @@ def finish(child: int) -> None:
 
 def pendulum_settings(folder: Path) -> dict[str, Any]:
     """A run of 40 iterations, each of 32 chunks of four steps, on Pendulum."""
-    model = ModelConfig(width=16, depth=1, num_heads=2)
+    model = TransformerConfig(width=16, depth=1, num_heads=2)
     torch.manual_seed(0)
     config = PolicyConfig({"name": "shortcut"}, model, {"observation": (3,)}, 1, 1, 4, 4)
     FlowPolicy(config).save(folder / "pretrained")

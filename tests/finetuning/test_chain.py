@@ -9,7 +9,7 @@ from flowpolicy.errors import ConfigError
 from flowpolicy.finetuning.chain import NoisyFlow, entropy, kl_divergence, log_prob, transition_mask
 from flowpolicy.finetuning.noise import NoiseConfig
 from flowpolicy.finetuning.update import PPO, Minibatch
-from flowpolicy.models.config import ModelConfig
+from flowpolicy.models.config import TransformerConfig
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.policy.config import PolicyConfig
 
@@ -18,7 +18,7 @@ B, T, A, T_O = 6, 4, 3, 2
 
 def make(objective="shortcut", num_steps=4, *, dtype=torch.float64, action_dim=A, horizon=T, **noise):
     torch.manual_seed(0)
-    model = ModelConfig(width=16, depth=2, num_heads=2, dropout=0.3)
+    model = TransformerConfig(width=16, depth=2, num_heads=2, dropout=0.3)
     config = PolicyConfig(
         {"name": objective}, model, {"observation": (5,)}, action_dim, T_O, horizon, horizon
     )

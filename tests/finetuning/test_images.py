@@ -14,7 +14,7 @@ from flowpolicy.evaluation.rollout import evaluate
 from flowpolicy.evaluation.task import Task
 from flowpolicy.finetuning.chain import log_prob
 from flowpolicy.finetuning.reinflow import ReinFlow
-from flowpolicy.models.config import ModelConfig
+from flowpolicy.models.config import TransformerConfig
 from flowpolicy.models.vision.config import VisionConfig
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.policy.config import PolicyConfig
@@ -57,7 +57,7 @@ gym.register("ReachSeen-v0", entry_point=ReachSeen)
 def make(**settings):
     torch.manual_seed(0)
     vision = VisionConfig(channels=16, crop=1.0, keypoints=8)
-    model = ModelConfig(width=16, depth=1, num_heads=2, vision=vision)
+    model = TransformerConfig(width=16, depth=1, num_heads=2, vision=vision)
     shapes = {"camera": (SIDE, SIDE, 3), "state": (1,)}
     policy = FlowPolicy(PolicyConfig({"name": "flow_matching"}, model, shapes, 2, 1, 2, 2)).eval()
     for parameter in policy.network.parameters():

@@ -10,7 +10,7 @@ import torch
 from stable_baselines3.common.env_util import make_vec_env
 
 from flowpolicy.finetuning.reinflow import ReinFlow
-from flowpolicy.models.config import ModelConfig
+from flowpolicy.models.config import TransformerConfig
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.policy.config import PolicyConfig
 
@@ -60,7 +60,7 @@ gym.register("toy/Mortal-v0", Mortal)
 
 def make_policy(obs_horizon=1, objective="shortcut", **settings):
     torch.manual_seed(0)
-    model = ModelConfig(width=16, depth=1, num_heads=2)
+    model = TransformerConfig(width=16, depth=1, num_heads=2)
     config = PolicyConfig({"name": objective}, model, {"observation": (2,)}, 2, obs_horizon, 4, 4, **settings)
     policy = FlowPolicy(config)
     for parameter in policy.network.parameters():

@@ -9,7 +9,7 @@ from flowpolicy.errors import ConfigError
 from flowpolicy.flow import FlowMatching, build_objective
 from flowpolicy.flow.path import interpolate, velocity_target
 from flowpolicy.flow.solvers import SOLVERS, integrate
-from flowpolicy.models.config import ModelConfig
+from flowpolicy.models.config import TransformerConfig
 from flowpolicy.models.transformer import VelocityTransformer
 
 FLOW = GaussianFlow(mean=0.7, std=0.4)
@@ -80,7 +80,7 @@ def two_moons(count, generator):
 
 def trained_on_moons(objective, steps=350, rows=256):
     torch.manual_seed(0)
-    config = ModelConfig(width=32, depth=2, num_heads=2, tokens_per_step=1)
+    config = TransformerConfig(width=32, depth=2, num_heads=2, tokens_per_step=1)
     network = VelocityTransformer(config, 2, 1, {"observation": (1,)}, 1, objective.num_levels)
     optimizer = torch.optim.Adam(network.parameters(), lr=8e-3)
     generator = torch.Generator().manual_seed(1)

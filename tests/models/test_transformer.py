@@ -3,11 +3,11 @@ import torch
 
 from flowpolicy.errors import ConfigError
 from flowpolicy.models.blocks import Dropout, attend, bernoulli_positions
-from flowpolicy.models.config import ModelConfig
+from flowpolicy.models.config import TransformerConfig
 from flowpolicy.models.transformer import VelocityTransformer
 
 B, T, A, T_O = 5, 4, 3, 2
-TINY = ModelConfig(width=16, depth=2, num_heads=2, tokens_per_step=2)
+TINY = TransformerConfig(width=16, depth=2, num_heads=2, tokens_per_step=2)
 
 
 def make(config=TINY, *, trained=True, num_levels=6):
@@ -159,7 +159,7 @@ def test_gradients_reach_every_parameter_once_the_gates_have_opened():
 
 
 def test_dropout_acts_in_training_only():
-    config = ModelConfig(width=16, depth=2, num_heads=2, dropout=0.5)
+    config = TransformerConfig(width=16, depth=2, num_heads=2, dropout=0.5)
     network = make(config)
     x, t, level, observation = inputs()
     context = network.encode(observation)
@@ -213,7 +213,7 @@ def test_initial_weights_repeat_with_the_seed():
 def test_the_small_size_has_at_most_half_a_million_parameters(repo_root):
     yaml = pytest.importorskip("yaml")
     sizes = {
-        name: ModelConfig(**yaml.safe_load((repo_root / f"configs/model/{name}.yaml").read_text()))
+        name: TransformerConfig(**yaml.safe_load((repo_root / f"configs/model/{name}.yaml").read_text()))
         for name in ("small", "medium", "large")
     }
     counts = {
@@ -235,7 +235,7 @@ def test_the_small_size_has_at_most_half_a_million_parameters(repo_root):
 )
 def test_impossible_sizes_are_refused(settings, word):
     with pytest.raises(ConfigError, match=word):
-        ModelConfig(**settings)
+        TransformerConfig(**settings)
 
 
 @pytest.mark.parametrize("shape", [(96, 96), (96, 96, 7), (2, 96, 96, 3)])

@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flowpolicy.acceleration.sampler import build_sampler
 from flowpolicy.errors import ConfigError, FlowPolicyError
-from flowpolicy.models.config import ModelConfig
+from flowpolicy.models.config import TransformerConfig
 from flowpolicy.models.transformer import VelocityTransformer
 from flowpolicy.models.vision.config import BACKBONES, VisionConfig
 from flowpolicy.models.vision.encoder import ImageEncoder
@@ -30,7 +30,7 @@ def image_policy(**settings):
     """Two cameras, a state and a task token; random weights, since a fresh network is the zero velocity."""
     torch.manual_seed(0)
     shapes = {"front": (48, 48, 3), "wrist": (40, 48, 3), "observation": (3,), "task": (2,)}
-    model = ModelConfig(width=16, depth=2, num_heads=2, vision=VisionConfig(**settings))
+    model = TransformerConfig(width=16, depth=2, num_heads=2, vision=VisionConfig(**settings))
     policy = FlowPolicy(PolicyConfig({"name": "flow_matching"}, model, shapes, 2, T_O, 4, 2)).eval()
     with torch.no_grad():
         for parameter in policy.network.parameters():
@@ -150,7 +150,7 @@ def test_every_kind_of_observation_reaches_the_velocity():
 
 def test_a_task_has_a_token_of_its_own():
     shapes = {"observation": (3,), "task": (4,)}
-    config = ModelConfig(width=16, depth=1, num_heads=2, tokens_per_step=2)
+    config = TransformerConfig(width=16, depth=1, num_heads=2, tokens_per_step=2)
     network = VelocityTransformer(config, 2, 4, shapes, T_O)
     seen = {"observation": torch.zeros(1, T_O, 3), "task": torch.eye(4)[:1, None].expand(-1, T_O, -1)}
     tokens = network.encoder(seen)

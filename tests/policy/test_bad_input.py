@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from flowpolicy.errors import FlowPolicyError
-from flowpolicy.models.config import ModelConfig
+from flowpolicy.models.config import TransformerConfig
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.policy.config import PolicyConfig
 
@@ -36,7 +36,7 @@ def make_policy() -> FlowPolicy:
     torch.manual_seed(0)
     config = PolicyConfig(
         objective={"name": "shortcut"},
-        model=ModelConfig(width=16, depth=1, num_heads=2),
+        model=TransformerConfig(width=16, depth=1, num_heads=2),
         observation_shapes={"observation": (3,)},
         action_dim=2,
         obs_horizon=1,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from flowpolicy import CheckpointError, ConfigError, FlowPolicy, FlowPolicyError, PolicyConfig
-from flowpolicy.models.config import ModelConfig
+from flowpolicy.models.config import TransformerConfig
 
 B, T_O, T, A = 3, 2, 4, 2
 OFFSET, SPREAD = torch.tensor([100.0, -7.0]), torch.tensor([20.0, 0.5])  # of the actions' range
@@ -19,7 +19,7 @@ def make(objective="shortcut", *, seed=0, **changes):
     torch.manual_seed(seed)
     config = PolicyConfig(
         objective={"name": objective},
-        model=ModelConfig(width=16, depth=1, num_heads=2),
+        model=TransformerConfig(width=16, depth=1, num_heads=2),
         observation_shapes={"observation": (5,)},
         action_dim=A,
         obs_horizon=T_O,
@@ -52,7 +52,7 @@ def test_saved_and_loaded_policies_act_alike_bit_for_bit(tmp_path, objective):
     loaded = FlowPolicy.load(policy.save(tmp_path / "checkpoint"))
     assert torch.equal(loaded.act(seen(), noise=NOISE), policy.act(seen(), noise=NOISE))
     assert loaded.config == policy.config
-    assert loaded.name == objective
+    assert loaded.spec.name == objective
     assert not loaded.training
     names = sorted(file.name for file in (tmp_path / "checkpoint").iterdir())
     assert names == ["config.json", "model.safetensors"]

@@ -242,7 +242,7 @@ def test_a_run_leaves_what_it_promises(tmp_path, store):
     assert "validation/loss" not in rows[0]
     assert (tmp_path / "curves.png").stat().st_size > 1000
     policy = FlowPolicy.load(tmp_path / "checkpoint")
-    assert policy.task["env_id"] == "Pendulum-v1"
+    assert policy.spec.task["env_id"] == "Pendulum-v1"
     assert policy.act(torch.zeros(2, 1, 3)).shape == (2, 4, 1)
     with pytest.raises(ConfigError, match="resume=true"):
         pretrain(toy_settings("shortcut", store), tmp_path)

@@ -65,7 +65,7 @@ def test_pretrain_leaves_a_summary_a_checkpoint_a_video_and_a_plot(pretrained):
     assert 1200 < metrics["demo_return_mean"] < 1700
     policy = FlowPolicy.load(summary["checkpoint"])
     assert policy.act(torch.zeros(1, 1, 11)).shape == (1, 4, 3)
-    assert policy.task["env_id"] == "Hopper-v5"
+    assert policy.spec.task["env_id"] == "Hopper-v5"
     assert (folder / "curves.png").stat().st_size > 1000
     if "video" not in done.stderr.lower():  # a machine without a GL backend says so and goes on
         assert (folder / "video.mp4").stat().st_size > 1000

@@ -41,7 +41,7 @@ def test_a_plan_decides_how_its_policy_is_sampled(repo_root, tmp_path):
     policy = FlowPolicy.load(repo_root / CHECKPOINT)
     chosen = PlannedSampler(2, "euler", "eager", None, 1.0, 2, {"bound": 1.0}, 0.0)
     plan = DeploymentPlan(
-        fingerprint(policy), hardware(1), 8.0, 0.99, 0.1, chosen, None, "cpu", 1, policy.execute_horizon
+        fingerprint(policy), hardware(1), 8.0, 0.99, 0.1, chosen, None, "cpu", 1, policy.spec.execute_horizon
     )
     file = str(plan.save(tmp_path / "plan.json"))
     checkpoint = str(repo_root / CHECKPOINT)
@@ -68,7 +68,7 @@ def test_the_script_serves_until_it_is_told_to_end(repo_root, tmp_path, number):
                 break
         assert found, said
         with PolicyClient("127.0.0.1", int(found.group(1)), TOKEN) as client:
-            assert client.metadata["num_steps"] == 1
+            assert client.spec.metadata["num_steps"] == 1
             for _ in range(5):
                 assert client.infer(np.zeros(11))["actions"].shape == (4, 3)
             program.send_signal(number)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from flowpolicy.models.config import ModelConfig
+from flowpolicy.models.config import TransformerConfig
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.policy.config import PolicyConfig
 from flowpolicy.serving.config import ServerConfig
@@ -23,7 +23,7 @@ KEYS = {"observation": (3,), "goal": (2,)}
 def make_policy(obs_horizon=2):
     torch.manual_seed(0)
     config = PolicyConfig(
-        {"name": "flow_matching"}, ModelConfig(width=16, depth=1, num_heads=2), KEYS, action_dim=2,
+        {"name": "flow_matching"}, TransformerConfig(width=16, depth=1, num_heads=2), KEYS, action_dim=2,
         obs_horizon=obs_horizon, action_horizon=4, execute_horizon=2,
     )  # fmt: skip
     policy = FlowPolicy(config).eval()

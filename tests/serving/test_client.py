@@ -24,7 +24,7 @@ from flowpolicy.serving.service import PolicyService
 
 def test_a_client_acts_as_the_policy_does(client, sampler):
     given, x0 = observation(3), torch.from_numpy(noise(3))
-    assert client.observation_shapes == sampler.observation_shapes
+    assert client.spec.observation_shapes == sampler.spec.observation_shapes
     for name in ("obs_horizon", "action_horizon", "execute_horizon", "action_dim", "name", "device"):
         assert getattr(client, name) == getattr(sampler, name), name
     assert client.nfe() == sampler.nfe() == 4
@@ -37,7 +37,7 @@ def test_a_client_acts_as_the_policy_does(client, sampler):
 
 def test_execution_takes_a_client_in_place_of_its_policy(client, sampler):
     def actions(policy):
-        execution = RecedingHorizon(policy, 2, policy.execute_horizon)
+        execution = RecedingHorizon(policy, 2, policy.spec.execute_horizon)
         execution.reset(0, 3)
         execution.reset(1, 4)
         steps = [observation(obs_horizon=2, seed=seed) for seed in range(5)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from flowpolicy.acceleration.observations import CALIBRATION_SEED, observations_
 from flowpolicy.errors import ConfigError
 from flowpolicy.evaluation.task import task_of
 from flowpolicy.files.storage import atomic_file
+from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.plots.caching import plot_schedules, plot_similarity
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.runs.device import resolve_device
@@ -165,7 +166,7 @@ def calibrate_checkpoint(
     if config.threads:
         torch.set_num_threads(config.threads)
     policy = FlowPolicy.load(config.checkpoint, resolve_device(config.device))
-    task = task_of(policy.task, env, config.checkpoint)
+    task = task_of(policy.spec.task, env, config.checkpoint)
     # Neighbours in time are alike: what schedules are judged on comes from other episodes.
     making, judging = (
         observations_of(policy, task, count, episodes=config.episodes, seed=seed)
@@ -194,15 +195,16 @@ def calibrate(
         DataError: too few observations.
         FlowPolicyError: observations with NaN.
     """
-    num_steps = policy.default_num_steps if config.num_steps is None else config.num_steps
-    solver = config.solver or policy.config.tuned_solver
-    key = ScheduleKey.of(policy, num_steps, solver)
+    sampling = policy.checked(SamplerSpec(num_steps=config.num_steps, solver=config.solver))
+    key = ScheduleKey.of(policy, sampling)
     size = key.num_evaluations
     if size < 2:
-        raise ConfigError(f"num_steps is {num_steps}; there is nothing to reuse in a single evaluation.")
+        raise ConfigError(
+            f"num_steps is {sampling.num_steps}; there is nothing to reuse in a single evaluation."
+        )
     require(config.updates <= size, "updates", config.updates, f"at most the {size} evaluations")
     similarity = measure_similarity(
-        policy, making, num_steps=num_steps, solver=solver, noise_seeds=config.noise_seeds, seed=config.seed
+        policy, making, sampling, noise_seeds=config.noise_seeds, seed=config.seed
     )
     count = config.updates
     about = {
@@ -232,7 +234,10 @@ def calibrate(
         rms, largest = judge.both(schedule.updates)
         schedule.calibration.update(rms_error=rms, max_error=largest)
     return Calibrated(
-        schedules, similarity, _fewer_steps(policy, judge, count, solver), _chosen(schedules, config.method)
+        schedules,
+        similarity,
+        _fewer_steps(policy, judge, replace(sampling, num_steps=count)),
+        _chosen(schedules, config.method),
     )
 
 
@@ -264,12 +269,12 @@ def caching_schedules(
     }
 
 
-def _fewer_steps(policy: FlowPolicy, judge: ActionError, count: int, solver: str) -> float | None:
+def _fewer_steps(policy: FlowPolicy, judge: ActionError, sampling: SamplerSpec) -> float | None:
     try:
-        policy.check_steps(count, solver)
+        policy.checked(sampling)
     except ConfigError:
         return None
-    chunk = policy.act(judge.observations, num_steps=count, solver=solver, noise=judge.noise)
+    chunk = policy.act(judge.observations, sampler=sampling, noise=judge.noise)
     return float(((policy.action_normalizer.normalize(chunk) - judge.full) ** 2).mean().sqrt())
 
 

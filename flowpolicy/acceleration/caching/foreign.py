@@ -60,7 +60,7 @@ class CachedDecoder(nn.Module):
         self.decoder, self.observe = decoder, cast("Observe | None", None)
         blocks = tuple(f"{layer}.{kind}" for layer in range(len(decoder.layers)) for kind in KINDS)
         self.key = ScheduleKey(
-            weights_hash(decoder), num_evaluations, sampler, 0, num_evaluations, blocks, chunk_shape
+            weights_hash(decoder), num_evaluations, sampler, num_evaluations, blocks, chunk_shape
         )
         self.schedule = full_schedule(self.key)
 

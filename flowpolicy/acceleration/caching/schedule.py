@@ -15,11 +15,13 @@ from torch import nn
 from flowpolicy.errors import CheckpointError, ConfigError
 from flowpolicy.files.reading import read_versioned
 from flowpolicy.files.storage import write_json
-from flowpolicy.flow.objective import MOST_STEPS
+from flowpolicy.flow.grids import build_grid
+from flowpolicy.flow.sampler_spec import MOST_STEPS, SamplerSpec
+from flowpolicy.models.blocks import AddressableBlocks
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.settings import build, require
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -30,19 +32,19 @@ class ScheduleKey:
         fingerprint: of the weights and normalisers; see :func:`fingerprint`.
         num_steps: K.
         solver: its evaluations a step are in ``num_evaluations``.
-        level: step-size level that the network is asked for.
         num_evaluations: network evaluations of one chunk, E.
         blocks: ``layer.kind`` of every block in the order of computation.
         chunk_shape: (T, A).
+        grid: of flow times; empty is the uniform one.
     """
 
     fingerprint: str
     num_steps: int
     solver: str
-    level: int
     num_evaluations: int
     blocks: tuple[str, ...]
     chunk_shape: tuple[int, int]
+    grid: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         steps, evaluations = self.num_steps, self.num_evaluations
@@ -51,27 +53,38 @@ class ScheduleKey:
             steps <= evaluations <= 4 * steps, "schedule.key.num_evaluations", evaluations,
             f"1 to 4 for each of the {steps} steps",
         )  # fmt: skip
-        require(0 <= self.level <= 32, "schedule.key.level", self.level, "between 0 and 32")
         require(bool(self.blocks), "schedule.key.blocks", self.blocks, "one name or more")
         require(min(self.chunk_shape) >= 1, "schedule.key.chunk_shape", self.chunk_shape, "positive")
 
     @classmethod
-    def of(cls, policy: FlowPolicy, num_steps: int, solver: str = "euler") -> ScheduleKey:
+    def of(cls, policy: FlowPolicy, sampling: SamplerSpec) -> ScheduleKey:
         """The key of a policy sampled in this way.
 
         Raises:
-            ConfigError: the policy cannot be sampled so, or has no steps to cache between.
+            ConfigError: the policy cannot be sampled so, has no steps to cache between, or its network has no
+                blocks to cache.
         """
-        policy.check_steps(num_steps, solver)
+        sampling = policy.checked(sampling)
+        policy.objective.require_flow()
+        network = policy.network
+        if not isinstance(network, AddressableBlocks):
+            raise ConfigError(
+                f"The network '{policy.config.model.network}' has no addressable blocks, so nothing can be "
+                "cached between evaluations; leave out schedule=, or train model.network=transformer."
+            )
         return cls(
             fingerprint(policy),
-            num_steps,
-            solver,
-            policy.objective.level_of(num_steps),
-            policy.nfe(num_steps, solver),
-            tuple(f"{block.layer}.{block.kind}" for block in policy.network.blocks()),
-            (policy.action_horizon, policy.action_dim),
+            sampling.steps,
+            str(sampling.solver),
+            policy.objective.nfe(sampling),
+            tuple(f"{block.layer}.{block.kind}" for block in network.blocks()),
+            policy.spec.chunk_shape,
+            {} if sampling.grid_object() == build_grid({}) else sampling.grid,
         )
+
+    def sampling(self) -> dict[str, Any]:
+        """The entries of a :class:`SamplerSpec` that it was made for."""
+        return {"num_steps": self.num_steps, "solver": self.solver, "grid": self.grid}
 
 
 @dataclass(frozen=True)
@@ -112,11 +125,11 @@ class Schedule:
         """f: blocks recomputed, over all blocks of all evaluations."""
         return sum(map(len, self.updates)) / (len(self.updates) * self.key.num_evaluations)
 
-    def check(self, policy: FlowPolicy, num_steps: int, solver: str) -> None:
+    def check(self, policy: FlowPolicy, sampling: SamplerSpec) -> None:
         """Raise a ConfigError where it was made for another policy or another way of sampling."""
         if self.key.fingerprint != fingerprint(policy):  # first: another policy may not even have this K
             raise _made_for_another("checkpoint")
-        self.check_key(ScheduleKey.of(policy, num_steps, solver))
+        self.check_key(ScheduleKey.of(policy, sampling))
 
     def check_key(self, wanted: ScheduleKey) -> None:
         """Raise a ConfigError where it was made for another key."""
@@ -142,6 +155,8 @@ class Schedule:
         content = read_versioned(
             path, "cache schedule", FORMAT_VERSION, "make one with flowpolicy calibrate-cache"
         )
+        if isinstance(content.get("key"), dict):
+            content["key"].pop("level", None)  # of format 1, which follows from the rest
         try:
             return build(cls, content, "schedule")
         except ConfigError as error:
@@ -160,7 +175,7 @@ _NAMES = {
     "num_evaluations": "number of evaluations",
     "chunk_shape": "chunk shape (T, A)",
     "blocks": "network",
-    "level": "step-size level",
+    "grid": "grid of flow times",
 }
 
 
@@ -169,9 +184,19 @@ def fingerprint(policy: FlowPolicy) -> str:
 
     What a checkpoint only says about itself (its task, where it comes from) is left out.
     """
-    config = dataclasses.asdict(policy.config)
+    config = policy.config.content()
     for name in ("task", "metadata", "execute_horizon"):
         del config[name]
+    # Spelt as format 1 did, so that schedules and plans made then stay valid; what is new appears where used.
+    tuned = config.pop("tuned") or {}
+    config["tuned_num_steps"], config["tuned_solver"] = (
+        tuned.pop("num_steps", None),
+        tuned.pop("solver", "euler"),
+    )
+    if tuned:
+        config["tuned"] = tuned
+    if config["model"]["network"] == "transformer":
+        del config["model"]["network"]
     return weights_hash(policy, json.dumps(config, sort_keys=True))
 
 

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from flowpolicy.acceleration.caching.program import program_of
 from flowpolicy.acceleration.caching.schedule import Schedule, full_schedule
-from flowpolicy.acceleration.engine import Engine, Plan
+from flowpolicy.acceleration.engine import BlockEngine
 from flowpolicy.errors import ConfigError
+from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.runs.progress import progress
 from flowpolicy.settings import require
@@ -37,8 +38,8 @@ class ActionError:
         self.observations = policy.check_observations(observations)
         rows = len(next(iter(self.observations.values())))
         self.noise = policy.noise(rows, None, torch.Generator().manual_seed(seed))
-        plan = Plan(rows, self.key.num_steps, self.key.solver, full_schedule(self.key))
-        self.engine = Engine(policy, plan)
+        sampling = policy.checked(SamplerSpec(**self.key.sampling()))
+        self.engine = BlockEngine(policy, sampling, rows, full_schedule(self.key))
         self.full = self._chunk()
 
     def __call__(self, updates: Updates) -> float:

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flowpolicy.acceleration.caching.schedule import ScheduleKey, full_schedule
-from flowpolicy.acceleration.engine import Engine, Plan
+from flowpolicy.acceleration.engine import BlockEngine
 from flowpolicy.errors import ConfigError, DataError
+from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.runs.progress import progress
 
@@ -93,9 +94,8 @@ class SimilarityMeter:
 def measure_similarity(
     policy: FlowPolicy,
     observations: Mapping[str, Tensor],
+    sampling: SamplerSpec,
     *,
-    num_steps: int,
-    solver: str = "euler",
     noise_seeds: int = 4,
     seed: int = 0,
     rows: int = 8,
@@ -106,8 +106,7 @@ def measure_similarity(
         policy: a flow policy.
         observations: key -> ``(N, T_o, *shape)`` in physical units, N >= 64, from episodes that no
             evaluation uses.
-        num_steps: K.
-        solver: name of the ODE solver.
+        sampling: K, solver and grid.
         noise_seeds: noises for each observation.
         seed: of the noises.
         rows: samples at once.
@@ -123,8 +122,9 @@ def measure_similarity(
             f"The calibration set has {count} observations; give at least {MINIMUM_OBSERVATIONS}, "
             "from episodes that evaluation does not use."
         )
-    key = ScheduleKey.of(policy, num_steps, solver)
-    engine = Engine(policy, Plan(rows, num_steps, solver, full_schedule(key)))
+    sampling = policy.checked(sampling)
+    key = ScheduleKey.of(policy, sampling)
+    engine = BlockEngine(policy, sampling, rows, full_schedule(key))
     meter = SimilarityMeter(len(key.blocks), key.num_evaluations)
     generator = torch.Generator().manual_seed(seed)
     noise = policy.noise(count * noise_seeds, None, generator)

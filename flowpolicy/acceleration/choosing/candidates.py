@@ -15,6 +15,8 @@ from flowpolicy.acceleration.caching.scheduling import uniform
 from flowpolicy.acceleration.caching.search import ActionError, search
 from flowpolicy.acceleration.sampler import accelerate
 from flowpolicy.errors import ConfigError
+from flowpolicy.flow.sampler_spec import SamplerSpec
+from flowpolicy.models.blocks import AddressableBlocks
 from flowpolicy.policy import FlowPolicy
 
 STEPS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 50, 64, 100)
@@ -33,8 +35,7 @@ class Candidate:
     """A way to sample, whatever computes it.
 
     Attributes:
-        num_steps: K.
-        solver: of the ODE.
+        sampling: K, solver and grid.
         schedule: of cached blocks, or None.
         nfe: network evaluations.
         error: rms to the policy's best sampling with the same noise, normalised actions; NaN until measured.
@@ -42,8 +43,7 @@ class Candidate:
         largest_error: of any action.
     """
 
-    num_steps: int
-    solver: str
+    sampling: SamplerSpec
     schedule: Schedule | None
     nfe: int
     error: float = float("nan")
@@ -64,7 +64,8 @@ class Candidate:
     def name(self) -> str:
         """As tables spell it."""
         cached = "" if self.schedule is None else f", {self.schedule.method} cache f = {self.share:.2f}"
-        return f"K = {self.num_steps} {self.solver}{cached}"
+        grid = f" {self.sampling.grid_object().name} grid" if self.sampling.grid else ""
+        return f"K = {self.sampling.num_steps} {self.sampling.solver}{grid}{cached}"
 
     def beats(self, other: Candidate) -> bool:
         """As exact with no more work and no more evaluations, and better in one: faster in any backend."""
@@ -73,27 +74,25 @@ class Candidate:
         return mine != theirs and all(a <= b for a, b in zip(mine, theirs, strict=True))
 
 
-def reference_of(policy: FlowPolicy) -> tuple[int, str]:
-    """K and solver of the policy's best sampling: the tuned ones, a shortcut model's finest, or K = 100."""
-    if policy.config.tuned_num_steps is not None:
-        return policy.config.tuned_num_steps, policy.config.tuned_solver
-    for steps in (REFERENCE_STEPS, *_powers_of_two(policy)):
-        if _is_valid(policy, steps, "euler"):
-            return steps, "euler"
-    return policy.default_num_steps, policy.config.tuned_solver
+def reference_of(policy: FlowPolicy) -> SamplerSpec:
+    """The policy's best sampling: the tuned one, a shortcut model's finest, or K = 100."""
+    if policy.config.tuned is None:
+        for steps in (REFERENCE_STEPS, *_powers_of_two(policy)):
+            sampling = SamplerSpec(num_steps=steps, solver="euler")
+            if _is_valid(policy, sampling):
+                return sampling
+    return policy.sampling
 
 
 def candidates_of(policy: FlowPolicy, extra: Sequence[Schedule] = ()) -> list[Candidate]:
     """Every valid K and solver, uniform schedules where K is large, and the given ones; least work first."""
     found = []
-    for steps, solver in _samplings(policy):
-        if not _is_valid(policy, steps, solver):
-            continue
-        found.append(Candidate(steps, solver, None, policy.nfe(steps, solver)))
-        if solver == "euler" and steps >= CACHED_FROM:
-            found += [_cached(schedule) for schedule in _uniform_schedules(policy, steps, solver)]
+    for sampling in _samplings(policy):
+        found.append(Candidate(sampling, None, policy.objective.nfe(sampling)))
+        if sampling.solver == "euler" and sampling.steps >= CACHED_FROM:
+            found += [_cached(schedule) for schedule in _uniform_schedules(policy, sampling)]
     for schedule in extra:
-        schedule.check(policy, schedule.key.num_steps, schedule.key.solver)
+        schedule.check(policy, SamplerSpec(**schedule.key.sampling()))
         found.append(_cached(schedule))
     return sorted(found, key=lambda candidate: candidate.work)
 
@@ -103,10 +102,10 @@ def searched_schedules(
 ) -> list[Schedule]:
     """Schedules with the work of the uniform ones, found on ``observations``, key -> ``(N, T_o, *shape)``."""
     found = []
-    for steps, solver in _samplings(policy):
-        if solver != "euler" or steps not in SEARCHED_STEPS or not _is_valid(policy, steps, solver):
+    for sampling in _samplings(policy):
+        if sampling.solver != "euler" or sampling.steps not in SEARCHED_STEPS:
             continue
-        for start in _uniform_schedules(policy, steps, solver):
+        for start in _uniform_schedules(policy, sampling):
             error = ActionError(policy, observations, start, seed)
             budget = sum(map(len, start.updates))
             found.append(search(error, [start], budget, iterations=iterations, seed=seed))
@@ -120,11 +119,10 @@ def with_errors(
     rows = len(next(iter(observations.values())))
     noise = policy.noise(rows, None, torch.Generator().manual_seed(seed))
     normalize = policy.action_normalizer.normalize
-    steps, solver = reference_of(policy)
-    wanted = normalize(policy.act(observations, num_steps=steps, solver=solver, noise=noise))
+    wanted = normalize(policy.act(observations, sampler=reference_of(policy), noise=noise))
     for item in candidates:
         if item.schedule is None:
-            chunk = policy.act(observations, num_steps=item.num_steps, solver=item.solver, noise=noise)
+            chunk = policy.act(observations, sampler=item.sampling, noise=noise)
         else:
             chunk = accelerate(policy, item.schedule, batch_size=rows)(observations, noise)
         difference = normalize(chunk) - wanted
@@ -138,13 +136,14 @@ def with_errors(
 
 
 def _cached(schedule: Schedule) -> Candidate:
-    key = schedule.key
-    return Candidate(key.num_steps, key.solver, schedule, key.num_evaluations)
+    return Candidate(SamplerSpec(**schedule.key.sampling()), schedule, schedule.key.num_evaluations)
 
 
-def _uniform_schedules(policy: FlowPolicy, steps: int, solver: str) -> list[Schedule]:
+def _uniform_schedules(policy: FlowPolicy, sampling: SamplerSpec) -> list[Schedule]:
     """A tenth and a quarter of the evaluations recomputed."""
-    key = ScheduleKey.of(policy, steps, solver)
+    if not isinstance(policy.network, AddressableBlocks):
+        return []
+    key, steps = ScheduleKey.of(policy, sampling), sampling.steps
     return [
         Schedule(
             key, (uniform(key.num_evaluations, updates),) * len(key.blocks), "uniform", {"updates": updates}
@@ -153,26 +152,26 @@ def _uniform_schedules(policy: FlowPolicy, steps: int, solver: str) -> list[Sche
     ]
 
 
-def _samplings(policy: FlowPolicy) -> Iterator[tuple[int, str]]:
-    tuned = policy.config.tuned_num_steps
-    if tuned is not None:
-        yield tuned, policy.config.tuned_solver
+def _samplings(policy: FlowPolicy) -> Iterator[SamplerSpec]:
+    if policy.config.tuned is not None:
+        yield policy.sampling
         return
-    for steps in STEPS:
-        yield steps, "euler"
-    for solver in ("midpoint", "heun"):
-        for steps in HIGHER_ORDER_STEPS:
-            yield steps, solver
+    wished = [(steps, "euler") for steps in STEPS]
+    wished += [(steps, solver) for solver in ("midpoint", "heun") for steps in HIGHER_ORDER_STEPS]
+    for steps, solver in wished:
+        sampling = SamplerSpec(num_steps=steps, solver=solver)
+        if _is_valid(policy, sampling):
+            yield sampling
 
 
 def _powers_of_two(policy: FlowPolicy) -> list[int]:
     """From a shortcut model's finest step down."""
-    return [2**level for level in reversed(range(policy.objective.num_levels))]
+    return [2**doublings for doublings in reversed(range(policy.objective.levels))]
 
 
-def _is_valid(policy: FlowPolicy, steps: int, solver: str) -> bool:
+def _is_valid(policy: FlowPolicy, sampling: SamplerSpec) -> bool:
     try:
-        policy.check_steps(steps, solver)
+        policy.checked(sampling)
     except ConfigError:
         return False
     return True

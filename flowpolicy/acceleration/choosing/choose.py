@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from flowpolicy.acceleration.choosing.candidates import (
 )
 from flowpolicy.acceleration.choosing.config import PlanConfig
 from flowpolicy.acceleration.choosing.measuring import NOT_HERE, Measured, measure
-from flowpolicy.acceleration.choosing.plan import DeploymentPlan, PlannedSampler, hardware
+from flowpolicy.acceleration.choosing.plan import DeploymentPlan, MeasuredSampler, hardware
 from flowpolicy.acceleration.latency import percentiles
 from flowpolicy.acceleration.observations import CALIBRATION_SEED, observations_of
 from flowpolicy.acceleration.sampler import build_sampler
@@ -101,7 +101,7 @@ def plan_checkpoint(config: PlanConfig, env: Mapping[str, Any] | None = None) ->
     """
     torch.set_num_threads(config.threads)
     policy = FlowPolicy.load(config.checkpoint, resolve_device(config.device))
-    task = task_of(policy.task, env, config.checkpoint)
+    task = task_of(policy.spec.task, env, config.checkpoint)
     recorded = observations_of(policy, task, config.observations, episodes=16, seed=CALIBRATION_SEED + 2000)
     schedules = [Schedule.load(path) for path in config.schedules]
     if config.search_iterations and any(item.schedule for item in candidates_of(policy)):
@@ -198,7 +198,7 @@ def schedule_file(item: Measured) -> str:
     """Name of a candidate's schedule beside the plan."""
     candidate = item.candidate
     method = "" if candidate.schedule is None else candidate.schedule.method
-    return f"schedule-K{candidate.num_steps}-{method}-{candidate.work:.0f}.json"
+    return f"schedule-K{candidate.sampling.num_steps}-{method}-{candidate.work:.0f}.json"
 
 
 def delays_of(item: Measured, task: Task) -> NDArray[np.int64]:
@@ -212,7 +212,7 @@ def _rollouts(policy: FlowPolicy, task: Task, item: Measured, config: PlanConfig
     """Episodes in which every chunk comes as late as a measured call's would have."""
     candidate = item.candidate
     sampler = build_sampler(
-        policy, 25, candidate.num_steps, candidate.solver, candidate.schedule, item.backend
+        policy, candidate.sampling, batch_size=25, schedule=candidate.schedule, backend=item.backend
     )
     return run_delayed(
         sampler, task, strategy=config.strategy, delay=delays_of(item, task),
@@ -221,11 +221,11 @@ def _rollouts(policy: FlowPolicy, task: Task, item: Measured, config: PlanConfig
     )  # fmt: skip
 
 
-def _planned(item: Measured) -> PlannedSampler:
+def _planned(item: Measured) -> MeasuredSampler:
     candidate = item.candidate
-    return PlannedSampler(
-        candidate.num_steps, candidate.solver, item.backend,
-        None if candidate.schedule is None else schedule_file(item), candidate.share, candidate.nfe,
+    schedule = None if candidate.schedule is None else schedule_file(item)
+    return MeasuredSampler(
+        replace(candidate.sampling, backend=item.backend, schedule=schedule), candidate.share, candidate.nfe,
         percentiles(item.all_calls()) | {"bound": item.bound}, candidate.error, candidate.error_bound,
         candidate.largest_error,
     )  # fmt: skip

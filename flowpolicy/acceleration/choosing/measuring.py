@@ -178,7 +178,7 @@ def _quantile(milliseconds: NDArray[np.float64], quantile: float) -> float:
 
 def _build(policy: FlowPolicy, row: Measured, exports: dict[str, bytes]) -> Sampler:
     item = row.candidate
-    return build_sampler(policy, 1, item.num_steps, item.solver, item.schedule, row.backend, exports=exports)
+    return build_sampler(policy, item.sampling, schedule=item.schedule, backend=row.backend, exports=exports)
 
 
 def _timed(
@@ -189,7 +189,7 @@ def _timed(
     on_gpu = sampler.device.type == "cuda"
     seconds = []
     for call in range(-3, calls):
-        noise = torch.randn(1, sampler.action_horizon, sampler.action_dim, generator=generator)
+        noise = torch.randn(1, sampler.spec.action_horizon, sampler.spec.action_dim, generator=generator)
         started = time.perf_counter()
         chunk = sampler(batches[call % len(batches)], noise)
         if on_gpu:

@@ -9,31 +9,26 @@ from pathlib import Path
 from typing import Any
 
 from flowpolicy.acceleration.caching.schedule import fingerprint
+from flowpolicy.acceleration.deployed import MOST_THREADS, DeployedSampler, only
 from flowpolicy.acceleration.sampler import BACKENDS
-from flowpolicy.control.planners import MOST_THREADS, SamplerSettings
 from flowpolicy.errors import CheckpointError, ConfigError
 from flowpolicy.evaluation.summary import machine
 from flowpolicy.files.reading import read_versioned
 from flowpolicy.files.storage import write_json
-from flowpolicy.flow.objective import MOST_STEPS
-from flowpolicy.flow.solvers import SOLVERS
+from flowpolicy.flow.sampler_spec import MOST_STEPS, SamplerSpec
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.policy.config import LONGEST
-from flowpolicy.settings import build, choose, require
+from flowpolicy.settings import build, require
 
-FORMAT_VERSION = 1
-_DTYPES = ("float32", "bfloat16", "int8")
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
-class PlannedSampler:
+class MeasuredSampler:
     """One way of sampling, with what was measured of it.
 
     Attributes:
-        num_steps: K.
-        solver: of the ODE.
-        backend: that runs it.
-        schedule: name of the cache schedule's file beside the plan; None recomputes everything.
+        sampling: K, solver, grid, backend and dtype; its ``schedule`` is the name of a file beside the plan.
         share: f, blocks recomputed.
         nfe: network evaluations.
         latency_ms: p50, p95, p99, p99.9, max, and ``bound``: what the stated quantile is below, at 95%
@@ -41,29 +36,22 @@ class PlannedSampler:
         action_error: rms to the policy's best sampling with the same noise, normalised units.
         action_error_bound: what it is below on other observations, at 95% confidence.
         largest_action_error: of any action measured.
-        dtype: of the network.
     """
 
-    num_steps: int
-    solver: str
-    backend: str
-    schedule: str | None
+    sampling: SamplerSpec
     share: float
     nfe: int
     latency_ms: dict[str, float]
     action_error: float
     action_error_bound: float | None = None
     largest_action_error: float | None = None
-    dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        steps = self.num_steps
-        require(1 <= steps <= MOST_STEPS, "plan.sampler.num_steps", steps, f"between 1 and {MOST_STEPS}")
-        choose(SOLVERS, self.solver, "plan.sampler.solver")
-        for name, allowed in (("backend", tuple(BACKENDS)), ("dtype", _DTYPES)):
-            value = getattr(self, name)
-            require(value in allowed, f"plan.sampler.{name}", value, f"one of {', '.join(allowed)}")
-        file = self.schedule
+        steps, solver, backend = self.sampling.num_steps, self.sampling.solver, self.sampling.backend
+        require(steps is not None, "plan.sampler.num_steps", steps, f"between 1 and {MOST_STEPS}")
+        require(solver is not None, "plan.sampler.solver", solver, "named")
+        require(backend in BACKENDS, "plan.sampler.backend", backend, f"one of {', '.join(BACKENDS)}")
+        file = self.sampling.schedule
         is_beside = file is None or (Path(file).name == file and file not in ("", ".", ".."))
         require(is_beside, "plan.sampler.schedule", file, "the name of a file beside the plan")
         require(0 < self.share <= 1, "plan.sampler.share", self.share, "above 0 and at most 1")
@@ -103,8 +91,8 @@ class DeploymentPlan:
     period_ms: float
     quantile: float
     max_action_error: float
-    sampler: PlannedSampler
-    fast: PlannedSampler | None
+    sampler: MeasuredSampler
+    fast: MeasuredSampler | None
     device: str
     threads: int
     execute_horizon: int
@@ -132,9 +120,9 @@ class DeploymentPlan:
         """
         if self.fingerprint != fingerprint(policy):
             raise CheckpointError("The plan was made for another checkpoint; make one with flowpolicy plan.")
-        if self.execute_horizon > policy.action_horizon:
+        if self.execute_horizon > policy.spec.action_horizon:
             raise CheckpointError(
-                f"The plan executes {self.execute_horizon} actions of a chunk of {policy.action_horizon}; "
+                f"The plan executes {self.execute_horizon} actions of a chunk of {policy.spec.action_horizon}; "
                 "make one with flowpolicy plan."
             )
         here = hardware(self.threads)
@@ -146,20 +134,19 @@ class DeploymentPlan:
                     f"{here.get(name)} here); measure this one with flowpolicy plan."
                 )
 
-    def sampler_settings(self, checkpoint: str) -> SamplerSettings:
-        """Settings of the chosen sampler."""
-        return self._settings(self.sampler, checkpoint)
+    def deployed(self, checkpoint: str) -> DeployedSampler:
+        """The chosen sampler."""
+        return self._deployed(self.sampler, checkpoint)
 
-    def fast_settings(self, checkpoint: str) -> SamplerSettings | None:
-        """Settings of the faster one."""
-        return None if self.fast is None else self._settings(self.fast, checkpoint)
+    def deployed_fast(self, checkpoint: str) -> DeployedSampler | None:
+        """The faster one."""
+        return None if self.fast is None else self._deployed(self.fast, checkpoint)
 
-    def _settings(self, chosen: PlannedSampler, checkpoint: str) -> SamplerSettings:
-        schedule = None if chosen.schedule is None else str(Path(self.folder) / chosen.schedule)
-        return SamplerSettings(
-            checkpoint, chosen.num_steps, chosen.solver, chosen.backend, chosen.dtype, schedule, self.device,
-            self.threads,
-        )  # fmt: skip
+    def _deployed(self, chosen: MeasuredSampler, checkpoint: str) -> DeployedSampler:
+        content = chosen.sampling.content()
+        if chosen.sampling.schedule is not None:
+            content["schedule"] = str(Path(self.folder) / chosen.sampling.schedule)
+        return DeployedSampler(checkpoint=checkpoint, device=self.device, threads=self.threads, **content)
 
     def save(self, path: Path) -> Path:
         """Write it as JSON, all or nothing."""
@@ -176,15 +163,26 @@ class DeploymentPlan:
             CheckpointError: no such file, or no plan in it.
         """
         content = read_versioned(path, "plan", FORMAT_VERSION, "make one with flowpolicy plan")
+        for name in ("sampler", "fast"):
+            content[name] = _of_format_1(content.get(name))
         try:
             return build(cls, {**content, "folder": str(Path(path).parent)}, "plan")
         except ConfigError as error:
             raise CheckpointError(f"{path} is not a plan: {error}") from error
 
 
+def _of_format_1(content: Any) -> Any:
+    """A sampler as it is written now, where format 1 had its way of sampling among the figures."""
+    if not isinstance(content, dict) or "sampling" in content:
+        return content
+    names = ("num_steps", "solver", "backend", "schedule", "dtype")
+    sampling = {name: content[name] for name in names if content.get(name) is not None}
+    return {"sampling": sampling, **{name: value for name, value in content.items() if name not in names}}
+
+
 @dataclass(frozen=True, kw_only=True)
-class SamplerChoice(SamplerSettings):
-    """Settings of a sampler, or a plan in their place: what loop and server have in common.
+class DeployConfig(DeployedSampler):
+    """A sampler, or a plan that chooses it: what the settings of loop and server have in common.
 
     Attributes:
         plan: a file of `scripts/plan.py`; it decides everything else but the checkpoint.
@@ -194,14 +192,14 @@ class SamplerChoice(SamplerSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for item in dataclasses.fields(SamplerSettings):
-            if self.plan and item.name != "checkpoint" and getattr(self, item.name) != item.default:
+        default = DeployedSampler(checkpoint=self.checkpoint)
+        for item in dataclasses.fields(DeployedSampler):
+            if self.plan and getattr(self, item.name) != getattr(default, item.name):
                 raise ConfigError(f"plan= decides {item.name} too; leave out one of them.")
 
-    def given(self) -> SamplerSettings:
-        """The settings alone, without a plan."""
-        names = [item.name for item in dataclasses.fields(SamplerSettings)]
-        return SamplerSettings(**{name: getattr(self, name) for name in names})
+    def deployed(self) -> DeployedSampler:
+        """The sampler alone, without a plan."""
+        return only(self, DeployedSampler)
 
     def read_plan(self, policy: FlowPolicy) -> DeploymentPlan | None:
         """The plan, if there is one.

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from flowpolicy.acceleration.caching.program import Evaluation, Recompute
-from flowpolicy.acceleration.engine import Engine, Plan, random_observations
-from flowpolicy.acceleration.onnx.builder import Builder, input_name
+from flowpolicy.acceleration.engine import Engine, random_observations
+from flowpolicy.acceleration.onnx.builder import Builder, build, input_name, kept_name
 from flowpolicy.acceleration.onnx.graph import Graph, import_onnx
 from flowpolicy.acceleration.onnx.session import Session
 from flowpolicy.errors import BackendError, ConfigError, FlowPolicyError
-from flowpolicy.flow.solvers import SOLVERS, integrate
-from flowpolicy.policy import FlowPolicy
 
 WHOLE_LOOP = 16
 """Most network evaluations that are unrolled into one graph."""
@@ -25,15 +22,15 @@ TOLERANCE = {"float32": 1e-4, "int8": 0.5}
 
 
 class OnnxEngine:
-    """Runs a plan in ONNX Runtime on the CPU, with as many threads as torch has when it is built.
+    """Computes what an engine does in ONNX Runtime on the CPU, with as many threads as torch has when it is
+    built.
 
     Every part of the network is exported once from the module that the eager engine runs. Where the whole
     loop is too long for one graph, each distinct evaluation (which blocks are recomputed, which kept sums
     are added) is a graph; kept outputs stay in buffers that are bound to those graphs once.
 
     Args:
-        policy: on the CPU.
-        plan: what it is fixed to.
+        engine: what it computes; of a policy on the CPU.
         exports: parts that an earlier engine of this policy exported, by name; those that are missing are
             added. They are checked like fresh ones.
 
@@ -43,25 +40,26 @@ class OnnxEngine:
         FlowPolicyError: the exported graphs do not compute what the eager engine does.
     """
 
-    def __init__(self, policy: FlowPolicy, plan: Plan, exports: dict[str, bytes] | None = None) -> None:
+    def __init__(self, engine: Engine, exports: dict[str, bytes] | None = None) -> None:
         import_onnx()
-        if plan.dtype not in TOLERANCE:
-            raise ConfigError(f"dtype is '{plan.dtype}'; backend=onnx takes {' or '.join(TOLERANCE)}.")
-        if policy.device.type != "cpu":
+        self._dtype = engine.sampling.dtype
+        if self._dtype not in TOLERANCE:
+            raise ConfigError(f"dtype is '{self._dtype}'; backend=onnx takes {' or '.join(TOLERANCE)}.")
+        if engine.policy.device.type != "cpu":
             raise BackendError("backend=onnx runs on the CPU; load the policy with device='cpu'.")
-        self.plan, self.policy = plan, policy
-        eager = Engine(policy, Plan(plan.batch_size, plan.num_steps, plan.solver, plan.schedule))
-        builder = Builder(policy, plan, eager, {} if exports is None else exports)
-        self._encode = Session(builder.encoder(), plan.dtype)
-        self._loop: _Loop | _Steps = _Loop(builder) if len(eager.program) <= WHOLE_LOOP else _Steps(builder)
-        self.parity = self._check(eager)
+        self.policy, self.batch_size = engine.policy, engine.batch_size
+        builder = build(engine, {} if exports is None else exports)
+        self._encode = Session(builder.encoder(), self._dtype)
+        short = len(engine.evaluations) <= WHOLE_LOOP
+        self._loop = (_Loop if short else _Steps)(builder, self._dtype)
+        self.parity = self._check(engine)
 
-    def __call__(self, observation: Mapping[str, Tensor], noise: Tensor) -> Tensor:
+    def __call__(self, observation: Mapping[str, Tensor], noise: Tensor, **options: Any) -> Tensor:
         """See :class:`~flowpolicy.acceleration.sampler.Compute`."""
         return torch.from_numpy(self._loop(self.encode(observation), noise.numpy()).copy())
 
     def encode(self, observation: Mapping[str, Tensor]) -> Mapping[str, Any]:
-        """What is computed once for an observation: keys and values of every layer, in fixed buffers."""
+        """What is computed once for an observation, in fixed buffers."""
         for key, value in observation.items():
             self._encode.inputs[input_name(key)][...] = value.numpy()
         self._encode.run()
@@ -69,19 +67,19 @@ class OnnxEngine:
 
     def _check(self, eager: Engine) -> float:
         """Largest difference to the eager engine on three random inputs."""
-        policy, rows = self.policy, self.plan.batch_size
+        policy, rows = self.policy, self.batch_size
         generator = torch.Generator().manual_seed(0)
         worst = 0.0
         for _ in range(3):
             observation = random_observations(policy, rows, generator)
-            noise = torch.randn(rows, policy.action_horizon, policy.action_dim, generator=generator)
+            noise = torch.randn(rows, *policy.spec.chunk_shape, generator=generator)
             normalize = policy.action_normalizer.normalize
             difference = normalize(self(observation, noise)) - normalize(eager(observation, noise))
             worst = max(worst, float(difference.abs().max()))
-        if not worst <= TOLERANCE[self.plan.dtype]:
+        if not worst <= TOLERANCE[self._dtype]:
             raise FlowPolicyError(
                 f"The ONNX export differs from the policy by {worst:.2g} in normalised actions (allowed: "
-                f"{TOLERANCE[self.plan.dtype]:g}); it is not used."
+                f"{TOLERANCE[self._dtype]:g}); it is not used."
             )
         return worst
 
@@ -89,26 +87,20 @@ class OnnxEngine:
 class _Loop:
     """All evaluations and the solver in one graph."""
 
-    def __init__(self, builder: Builder) -> None:
-        graph, engine, plan = Graph(), builder.eager, builder.plan
+    def __init__(self, builder: Builder, dtype: str) -> None:
+        graph, engine = Graph(), builder.engine
         kept: dict[Any, str] = {}
-        evaluations = iter(range(len(engine.program)))
+        numbers = iter(range(len(engine.evaluations)))
 
-        def velocity(x: _Value, t: float) -> _Value:
-            e = next(evaluations)
-            tables: list[Sequence[str]] = [
-                [graph.constant(f"m{e}.{b}.{i}", part.numpy()) for i, part in enumerate(modulation)]
-                for b, modulation in enumerate(engine.modulations[e])
-            ]
-            last = graph.constant(f"l{e}", engine.last[e].numpy())
-            return _Value(graph, builder.evaluate(graph, engine.program[e], x.name, tables, last, kept))
+        def velocity(x: Any, t: float, h: float) -> Any:
+            return _Value(graph, builder.evaluate(graph, next(numbers), x.name, None, kept))
 
-        start = _Value(graph, graph.input("noise", builder.chunk))
-        end: Any = integrate(velocity, start, plan.num_steps, SOLVERS[plan.solver])  # type: ignore[arg-type]
-        for name in builder.context_names():
-            graph.input(name, builder.context_shape)
+        start: Any = _Value(graph, graph.input("noise", builder.chunk))
+        end: Any = engine.policy.objective.sample(velocity, start, engine.sampling)
+        for name in builder.context:
+            builder.context_input(graph, name)
         graph.output(graph.call(builder.finish, end.name)[0], "chunk", builder.chunk)
-        self._session = Session(graph, plan.dtype)
+        self._session = Session(graph, dtype)
 
     def __call__(self, context: Mapping[str, Any], noise: Any) -> Any:
         session = self._session
@@ -129,62 +121,53 @@ class _Value:
     def __add__(self, other: _Value) -> _Value:
         return _Value(self.graph, self.graph.apply("Add", self.name, other.name))
 
+    def __sub__(self, other: _Value) -> _Value:
+        return _Value(self.graph, self.graph.apply("Sub", self.name, other.name))
+
     def __rmul__(self, factor: float) -> _Value:
         constant = self.graph.constant(f"h{factor!r}", np.array(factor, dtype=np.float32))
         return _Value(self.graph, self.graph.apply("Mul", constant, self.name))
+
+    def __mul__(self, factor: float) -> _Value:
+        return factor * self
+
+    def __neg__(self) -> _Value:
+        return -1.0 * self
+
+    def __truediv__(self, divisor: float) -> _Value:
+        return (1.0 / divisor) * self
 
 
 class _Steps:
     """One graph for each distinct evaluation, on common buffers."""
 
-    def __init__(self, builder: Builder) -> None:
-        engine, plan = builder.eager, builder.plan
-        self._plan, self._program = plan, engine.program
+    def __init__(self, builder: Builder, dtype: str) -> None:
+        engine = builder.engine
+        self._policy, self._sampling = engine.policy, engine.sampling
         self._buffers: dict[str, Any] = {}
-        self._sessions: dict[Evaluation, Session] = {}
-        count = len(builder.blocks)
-        for evaluation in engine.program:
-            if evaluation not in self._sessions:
-                graph = self._graph(builder, evaluation, count)
-                self._sessions[evaluation] = Session(graph, plan.dtype, self._buffers)
-        self._velocities = np.zeros((2, *builder.chunk), dtype=np.float32)
+        count = len(engine.evaluations)
+        self._patterns = [builder.pattern(number) for number in range(count)]
+        self._sessions: dict[Hashable, Session] = {}
+        for number, pattern in enumerate(self._patterns):
+            if pattern not in self._sessions:
+                self._sessions[pattern] = Session(self._graph(builder, number), dtype, self._buffers)
+        self._tables = [builder.table(number) for number in range(count)]
         graph = Graph()
         end = graph.input("end", builder.chunk)
         graph.output(graph.call(builder.finish, end)[0], "chunk", builder.chunk)
-        self._finish = Session(graph, plan.dtype)
-        self._tables = [
-            torch.cat([*(part for modulation in blocks for part in modulation), last.flatten()]).numpy()
-            for blocks, last in zip(engine.modulations, engine.last, strict=True)
-        ]
+        self._finish = Session(graph, dtype)
 
-    def _graph(self, builder: Builder, evaluation: Evaluation, count: int) -> Graph:
+    def _graph(self, builder: Builder, number: int) -> Graph:
         graph = Graph()
         x = graph.input("x", builder.chunk)
-        width = builder.width
-        table = graph.input("table", ((3 * count + 2) * width,))
-        modulations: list[Sequence[str]] = [()] * count
-        if any(isinstance(operation, Recompute) for operation in evaluation):
-            names = [f"t{index}" for index in range(3 * count + 1)]
-            sizes = graph.constant("sizes", np.array([width] * (3 * count) + [2 * width], dtype=np.int64))
-            graph.nodes.append(graph.onnx.helper.make_node("Split", [table, sizes], names, axis=0))
-            modulations, last = [names[i : i + 3] for i in range(0, 3 * count, 3)], names[-1]
-        else:
-            bounds = [
-                graph.constant(f"bound{i}", np.array([value * width], dtype=np.int64))
-                for i, value in enumerate((3 * count, 3 * count + 2))
-            ]
-            last = graph.apply("Slice", table, *bounds)
-        last = graph.apply("Reshape", last, graph.constant("pair", np.array([1, 2, width], dtype=np.int64)))
-        kept: dict[Any, str] = {}
-        read = _reads(evaluation)
-        for what in read:
-            kept[what] = graph.input(_name(what), builder.stream)
+        table = graph.input("table", builder.table(number).shape)
+        stream = getattr(builder, "stream", ())
+        kept: dict[Any, str] = {what: graph.input(kept_name(what), stream) for what in builder.reads(number)}
         before = dict(kept)
-        velocity = builder.evaluate(graph, evaluation, x, modulations, last, kept)
-        graph.output(velocity, "velocity", builder.chunk)
+        graph.output(builder.evaluate(graph, number, x, table, kept), "velocity", builder.chunk)
         for what, value in kept.items():
             if before.get(what) != value:
-                graph.output(value, "new_" + _name(what), builder.stream)
+                graph.output(value, "new_" + kept_name(what), stream)
         return graph
 
     def __call__(self, context: Mapping[str, Any], noise: Any) -> Any:
@@ -192,35 +175,16 @@ class _Steps:
         for name, value in context.items():
             if name in buffers:
                 buffers[name][...] = value
-        evaluations = iter(range(len(self._program)))
+        numbers = iter(range(len(self._patterns)))
 
-        def velocity(x: Any, t: float) -> Any:
-            e = next(evaluations)
+        def velocity(x: Any, t: float, h: float) -> Any:
+            number = next(numbers)
             buffers["x"][...] = x
-            buffers["table"][...] = self._tables[e]
-            self._sessions[self._program[e]].run()
-            found = self._velocities[e % 2]  # a solver may still need the one before
-            found[...] = buffers["velocity"]
-            return found
+            buffers["table"][...] = self._tables[number]
+            self._sessions[self._patterns[number]].run()
+            return buffers["velocity"].copy()  # a solver may still need the ones before
 
-        end = integrate(velocity, noise, self._plan.num_steps, SOLVERS[self._plan.solver])
+        end = self._policy.objective.sample(velocity, noise, self._sampling)
         self._finish.inputs["end"][...] = end
         self._finish.run()
         return self._finish.outputs["chunk"]
-
-
-def _name(what: int | tuple[int, ...]) -> str:
-    return f"kept{what}" if isinstance(what, int) else "sum" + "_".join(map(str, what))
-
-
-def _reads(evaluation: Evaluation) -> list[int | tuple[int, ...]]:
-    """What an evaluation takes from earlier ones."""
-    read: list[int | tuple[int, ...]] = []
-    for operation in evaluation:
-        if isinstance(operation, Recompute):
-            continue
-        if len(operation.blocks) == 1 or operation.fresh:
-            read += operation.blocks
-        else:
-            read.append(operation.blocks)
-    return read

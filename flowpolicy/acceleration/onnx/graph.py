@@ -180,6 +180,13 @@ class Graph:
         self.nodes.append(self.onnx.helper.make_node(operator, list(values), [result], **attributes))
         return result
 
+    def split(self, value: str, sizes: Sequence[int]) -> list[str]:
+        """A vector cut into parts."""
+        lengths = self.constant(f"sizes{len(self.nodes)}", np.array(sizes, dtype=np.int64))
+        results = [f"s{len(self.nodes)}.{index}" for index in range(len(sizes))]
+        self.nodes.append(self.onnx.helper.make_node("Split", [value, lengths], results, axis=0))
+        return results
+
     def call(self, part: Part, *values: str) -> list[str]:
         """Put a part in, its weights shared between calls; the names of its results."""
         given = dict(zip(part.inputs, values, strict=True))

@@ -47,8 +47,8 @@ def policies(repo_root):
 def observations(policy, rows=8):
     generator = torch.Generator().manual_seed(0)
     return {
-        key: torch.randn(rows, policy.obs_horizon, *shape, generator=generator)
-        for key, shape in policy.observation_shapes.items()
+        key: torch.randn(rows, policy.spec.obs_horizon, *shape, generator=generator)
+        for key, shape in policy.spec.observation_shapes.items()
     }
 
 

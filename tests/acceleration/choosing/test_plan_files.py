@@ -15,14 +15,14 @@ from flowpolicy.acceleration.caching.schedule import Schedule, ScheduleKey, full
 from flowpolicy.acceleration.choosing.plan import DeploymentPlan, PlannedSampler, fingerprint, hardware
 from flowpolicy.control.planners import SamplerSettings
 from flowpolicy.errors import CheckpointError, ConfigError
-from flowpolicy.models.config import ModelConfig
+from flowpolicy.models.config import TransformerConfig
 from flowpolicy.runs.device import resolve_device
 
 
 @pytest.fixture(scope="module")
 def policy() -> FlowPolicy:
     torch.manual_seed(0)
-    model = ModelConfig(width=16, depth=1, num_heads=2)
+    model = TransformerConfig(width=16, depth=1, num_heads=2)
     return FlowPolicy(PolicyConfig({"name": "flow_matching"}, model, {"observation": (3,)}, 2, 1, 4, 4))
 
 

@@ -1,0 +1,59 @@
+"""A sampler as programs and processes name it: the checkpoint, how to sample, and where."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+from flowpolicy.acceleration.sampler import Sampler, build_sampler
+from flowpolicy.flow.sampler_spec import SamplerSpec
+from flowpolicy.policy import FlowPolicy
+from flowpolicy.runs.device import resolve_device
+from flowpolicy.settings import require
+
+S = TypeVar("S", bound=SamplerSpec)
+MOST_THREADS = 1024
+_BUILDING = threading.Lock()  # torch's exporter and compiler are not made for two threads at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeployedSampler(SamplerSpec):
+    """What a sampler for one chunk at a time is built from; it can be sent to another process.
+
+    Attributes:
+        checkpoint: folder of the policy.
+        device: of the policy; ``auto`` takes a GPU where there is one.
+        threads: CPU threads of one chunk.
+    """
+
+    checkpoint: str
+    device: str = "auto"
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        allowed = f"at least 1 and at most {MOST_THREADS}"
+        require(1 <= self.threads <= MOST_THREADS, "threads", self.threads, allowed)
+
+    def build(self, exports: dict[str, bytes] | None = None) -> Sampler:
+        """The sampler.
+
+        Args:
+            exports: see :func:`~flowpolicy.acceleration.sampler.build_sampler`.
+
+        Raises:
+            FlowPolicyError: the checkpoint, a setting or the backend is not usable.
+        """
+        with _BUILDING:
+            torch.set_num_threads(self.threads)
+            policy = FlowPolicy.load(self.checkpoint, resolve_device(self.device))
+            return build_sampler(policy, only(self, SamplerSpec), exports=exports)
+
+
+def only(settings: SamplerSpec, cls: type[S]) -> S:
+    """The entries of ``settings`` that the base class ``cls`` has."""
+    return cls(**{item.name: getattr(settings, item.name) for item in dataclasses.fields(cls)})

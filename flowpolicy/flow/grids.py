@@ -1,0 +1,66 @@
+"""Grids of flow times: where a chunk's integration steps begin and end. The only place that says k / K."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+from flowpolicy.plugins import choose, register
+from flowpolicy.settings import build, require
+
+
+class Grid(Protocol):
+    """K steps from t = 0, the noise, to t = 1, the data."""
+
+    name: ClassVar[str]
+
+    def steps(self, num_steps: int) -> list[tuple[float, float]]:
+        """Left end-point t_k and length h_k = t_{k+1} - t_k of each step."""
+        ...
+
+
+GRIDS: dict[str, type[Grid]] = {}
+
+
+@register(GRIDS)
+@dataclass(frozen=True)
+class Uniform:
+    """t_k = k / K."""
+
+    name: ClassVar[str] = "uniform"
+
+    def steps(self, num_steps: int) -> list[tuple[float, float]]:
+        """K steps of 1 / K."""
+        return [(k / num_steps, 1.0 / num_steps) for k in range(num_steps)]
+
+
+@register(GRIDS)
+@dataclass(frozen=True)
+class Shifted:
+    """t' = t / (t + s (1 - t)) of the uniform grid (Esser et al. 2024, "Scaling Rectified Flow Transformers",
+    equation 23): s < 1 takes long steps at the noise and short ones at the data.
+
+    Attributes:
+        shift: s.
+    """
+
+    name: ClassVar[str] = "shifted"
+    shift: float = 0.5
+
+    def __post_init__(self) -> None:
+        require(0.01 <= self.shift <= 100, "grid.shift", self.shift, "between 0.01 and 100")
+
+    def steps(self, num_steps: int) -> list[tuple[float, float]]:
+        """K steps of different lengths."""
+        uniform = [k / num_steps for k in range(num_steps + 1)]
+        times = [t / (t + self.shift * (1 - t)) for t in uniform]
+        return [(start, end - start) for start, end in itertools.pairwise(times)]
+
+
+def build_grid(given: Mapping[str, Any]) -> Grid:
+    """A grid from a mapping with ``name`` and that grid's settings; empty is the uniform one."""
+    values = dict(given)
+    cls = choose(GRIDS, str(values.pop("name", Uniform.name)), "grid.name")
+    return build(cls, values, "grid")

@@ -1,0 +1,82 @@
+"""Guidance: what bends the velocity field of a chunk while it is sampled.
+
+A guidance is a *velocity transform*: it wraps the field that a solver integrates. It knows neither the
+network nor the solver.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from flowpolicy.errors import ConfigError
+from flowpolicy.flow.network import Velocity
+from flowpolicy.plugins import choose
+from flowpolicy.settings import build
+
+Transform = Callable[[Velocity], Velocity]
+
+
+@dataclass(frozen=True)
+class GuidedChunk:
+    """The chunks that are being sampled, as a guidance sees them.
+
+    Attributes:
+        noise: x_0 ``(B, T, A)``.
+        normalize: actions ``(B, T, A)`` in physical units to normalised ones.
+        finish: a normalised chunk ``(B, T, A)`` to physical units, within the policy's bounds.
+        options: what the caller of ``act`` gave for it, by name.
+    """
+
+    noise: Tensor
+    normalize: Callable[[Tensor], Tensor]
+    finish: Callable[[Tensor], Tensor]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Guidance(ABC):
+    """Changes where the flow ends.
+
+    Attributes:
+        name: in settings.
+        options: keywords of ``act`` that it reads.
+    """
+
+    name: ClassVar[str]
+    options: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def bend(self, velocity: Velocity, chunk: GuidedChunk) -> Velocity:
+        """The field to integrate in place of ``velocity``; both take normalised x ``(B, T, A)``, t and h."""
+
+    def sample(self, integrate: Callable[[Transform | None], Tensor], chunk: GuidedChunk) -> Tensor:
+        """The normalised chunk; ``integrate`` solves the flow from x_0, its field transformed or not."""
+        return integrate(lambda velocity: self.bend(velocity, chunk))
+
+
+GUIDANCES: dict[str, type[Guidance]] = {}
+
+
+def build_guidance(settings: Mapping[str, Any]) -> Guidance | None:
+    """A guidance from a mapping with ``name`` and that guidance's settings; None where it is empty."""
+    if not settings:
+        return None
+    from flowpolicy.flow import prefix_guidance  # noqa: F401 - it registers itself
+
+    values = dict(settings)
+    cls = choose(GUIDANCES, str(values.pop("name", "")), "guidance.name")
+    return build(cls, values, "guidance")
+
+
+def refuse_options(guidance: Guidance | None, options: Mapping[str, Any]) -> None:
+    """Raise a ConfigError where a caller gives what no guidance of the sampler reads."""
+    for name in options:
+        if guidance is None or name not in guidance.options:
+            raise ConfigError(
+                f"This sampler does not take {name}; build one with a guidance that reads it, such as "
+                "guidance={'name': 'prefix'} for prefix."
+            )

@@ -1,0 +1,90 @@
+"""The one description of how chunks are sampled: in checkpoints, plans, settings and server metadata."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Self
+
+from flowpolicy.flow.grids import Grid, build_grid
+from flowpolicy.flow.solvers import SOLVERS, Solver
+from flowpolicy.plugins import choose
+from flowpolicy.settings import require
+
+MOST_STEPS = 1024
+"""Integration steps K beyond which no chunk is sampled."""
+DTYPES = ("float32", "bfloat16", "int8")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerSpec:
+    """How chunks are sampled.
+
+    Attributes:
+        num_steps: integration steps K; None takes the policy's own.
+        solver: name of the ODE solver; None takes the policy's own.
+        grid: ``name`` and settings of the grid of flow times; empty takes the policy's own.
+        schedule: file of a cache schedule; None computes every block at every evaluation.
+        backend: ``auto`` (ONNX Runtime on a CPU where it is installed, a CUDA graph on a GPU, else eager),
+            ``eager``, ``compile``, ``cuda_graph`` or ``onnx``.
+        dtype: of the network: ``float32``, ``bfloat16`` (not ``onnx``) or ``int8`` (weights, ``onnx`` only).
+        guidance: ``name`` and settings of what bends the velocity field; empty leaves it as it is.
+    """
+
+    num_steps: int | None = None
+    solver: str | None = None
+    grid: dict[str, Any] = field(default_factory=dict)
+    schedule: str | None = None
+    backend: str = "auto"
+    dtype: str = "float32"
+    guidance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        steps = self.num_steps
+        allowed = f"at least 1 and at most {MOST_STEPS}"
+        require(steps is None or 1 <= steps <= MOST_STEPS, "num_steps", steps, allowed)
+        if self.solver is not None:
+            choose(SOLVERS, self.solver, "solver")
+        build_grid(self.grid)
+        require(self.dtype in DTYPES, "dtype", self.dtype, f"one of {', '.join(DTYPES)}")
+
+    @property
+    def steps(self) -> int:
+        """K, of a description that names it."""
+        assert self.num_steps is not None
+        return self.num_steps
+
+    def solver_object(self) -> Solver:
+        """The solver, of a description that names it."""
+        assert self.solver is not None
+        return choose(SOLVERS, self.solver, "solver")
+
+    def grid_object(self) -> Grid:
+        """The grid."""
+        return build_grid(self.grid)
+
+    def nfe(self) -> int:
+        """Network evaluations of a chunk's integration."""
+        return self.solver_object().nfe(self.steps)
+
+    def filled(self, own: SamplerSpec) -> Self:
+        """This description, with K, solver and grid of ``own`` where it names none."""
+        return replace(
+            self,
+            num_steps=self.num_steps or own.num_steps,
+            solver=self.solver or own.solver,
+            grid=self.grid or own.grid,
+        )
+
+    def integrates_like(self, other: SamplerSpec) -> bool:
+        """Whether K, solver and grid are the same: what trained weights are valid for."""
+        mine, theirs = ((spec.num_steps, spec.solver, spec.grid_object()) for spec in (self, other))
+        return mine == theirs
+
+    def __str__(self) -> str:
+        grid = f", grid={self.grid}" if self.grid else ""
+        return f"num_steps={self.num_steps}, solver={self.solver}{grid}"
+
+    def content(self) -> dict[str, Any]:
+        """What of it is not the default, for files."""
+        default = SamplerSpec()
+        return {name: value for name, value in asdict(self).items() if value != getattr(default, name)}

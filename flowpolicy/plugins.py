@@ -1,0 +1,81 @@
+"""What users add: registries of named parts, and the modules of theirs that register more.
+
+# mean_flow.py
+@register(OBJECTIVES)
+class MeanFlow(Flow): ...
+
+python scripts/pretrain.py plugins=[mean_flow] policy.name=mean_flow
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Iterable, MutableMapping
+from typing import Any, TypeVar
+
+from flowpolicy import settings
+from flowpolicy.errors import ConfigError
+
+VARIABLE = "FLOWPOLICY_PLUGINS"
+"""Environment variable with the modules' names, by which processes that this one starts find them too."""
+
+T = TypeVar("T")
+
+
+def register(registry: MutableMapping[str, Any]) -> Callable[[T], T]:
+    """Decorator: put a class, or an object, into ``registry`` under its ``name``.
+
+    Raises:
+        ConfigError: another one has the name.
+    """
+
+    def decorate(item: T) -> T:
+        name = str(getattr(item, "name", ""))
+        before = registry.get(name)
+        if not name or (before is not None and _kind(before) != _kind(item)):  # the same: a reload
+            raise ConfigError(f"{item!r} is called '{name}'; give it a name of its own.")
+        registry[name] = item
+        return item
+
+    return decorate
+
+
+def load(modules: Iterable[str]) -> None:
+    """Import modules that register something, found from the working directory too; started processes do so
+    as well.
+
+    Raises:
+        ConfigError: one cannot be imported.
+    """
+    names = list(dict.fromkeys([*_named(), *modules]))
+    for name in names:
+        if name in sys.modules:
+            continue
+        if os.getcwd() not in sys.path:
+            sys.path.insert(0, os.getcwd())
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise ConfigError(f"The plugin '{name}' cannot be imported ({error}).") from error
+    os.environ[VARIABLE] = ",".join(names)
+
+
+def choose(registry: MutableMapping[str, T], name: str, where: str) -> T:
+    """Look ``name`` up in ``registry``, which plugins may have filled, or refuse it with the nearest one.
+
+    Raises:
+        ConfigError: there is none of this name.
+    """
+    if name not in registry and _named():
+        load([])
+    return settings.choose(registry, name, where)
+
+
+def _kind(item: Any) -> str:
+    return str(getattr(item, "__qualname__", type(item).__qualname__))
+
+
+def _named() -> list[str]:
+    return [name for name in os.environ.get(VARIABLE, "").split(",") if name]

@@ -1,0 +1,77 @@
+"""What a policy sees and does: the one description that environments, robots, stores and servers are checked
+against."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from flowpolicy.errors import TaskError
+from flowpolicy.features import Feature
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """The outside of a policy; its sampler, a server's client and the policy itself have the same.
+
+    Attributes:
+        features: observation key -> kind and shape of one step.
+        obs_horizon: observation steps given to the policy, T_o.
+        action_horizon: chunk length, T.
+        execute_horizon: actions executed before replanning, T_e.
+        action_dim: A.
+        name: of its objective.
+        task: settings of the task it was trained for; empty where unknown.
+        metadata: where it comes from.
+    """
+
+    features: Mapping[str, Feature]
+    obs_horizon: int
+    action_horizon: int
+    execute_horizon: int
+    action_dim: int
+    name: str = "policy"
+    task: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def observation_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Key -> shape of one observation step."""
+        return {key: feature.shape for key, feature in self.features.items()}
+
+    @property
+    def chunk_shape(self) -> tuple[int, int]:
+        """(T, A)."""
+        return self.action_horizon, self.action_dim
+
+    def check(
+        self, name: str, observations: Mapping[str, tuple[int, ...]], action_shape: tuple[int, ...] | None
+    ) -> None:
+        """Refuse an environment, a robot or anything else that the policy does not fit.
+
+        Args:
+            name: what the message calls it.
+            observations: key -> shape of one step that it offers.
+            action_shape: of the actions that it takes; None where they are no vector of numbers.
+
+        Raises:
+            TaskError: names what differs and the fix.
+        """
+        if action_shape != (self.action_dim,):
+            raise TaskError(
+                f"{name} takes actions of shape {action_shape} and the policy gives vectors of "
+                f"{self.action_dim}; choose the task and robot that the policy was trained for."
+            )
+        for key, shape in self.observation_shapes.items():
+            if key not in observations:
+                raise TaskError(
+                    f"{name} has no observation '{key}' that the policy needs (it has "
+                    f"{', '.join(sorted(observations)) or 'none'}); choose the task and robot that the policy "
+                    "was trained for, or map its observation."
+                )
+            if tuple(observations[key]) != shape:
+                raise TaskError(
+                    f"{name} gives '{key}' of shape {tuple(observations[key])} and the policy takes {shape}; "
+                    "choose the task and robot that the policy was trained for, or map its observation."
+                )
