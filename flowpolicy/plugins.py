@@ -13,6 +13,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Iterable, MutableMapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from flowpolicy import settings
@@ -53,8 +54,8 @@ def load(modules: Iterable[str]) -> None:
     for name in names:
         if name in sys.modules:
             continue
-        if os.getcwd() not in sys.path:
-            sys.path.insert(0, os.getcwd())
+        if str(Path.cwd()) not in sys.path:
+            sys.path.insert(0, str(Path.cwd()))
         try:
             importlib.import_module(name)
         except ImportError as error:

@@ -67,8 +67,8 @@ class PolicySpec:
             if key not in observations:
                 raise TaskError(
                     f"{name} has no observation '{key}' that the policy needs (it has "
-                    f"{', '.join(sorted(observations)) or 'none'}); choose the task and robot that the policy "
-                    "was trained for, or map its observation."
+                    f"{', '.join(sorted(observations)) or 'none'}); choose the task and robot that the "
+                    "policy was trained for, or map its observation."
                 )
             if tuple(observations[key]) != shape:
                 raise TaskError(

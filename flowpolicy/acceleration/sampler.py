@@ -26,7 +26,7 @@ class Compute(Protocol):
     """A backend at work: checked observations and x_0 to a chunk in physical units, for one batch size."""
 
     def __call__(self, observation: Mapping[str, Tensor], noise: Tensor, **options: Any) -> Tensor:
-        """``(B, T, A)`` from key -> ``(B, T_o, *shape)`` and ``(B, T, A)``; ``options`` are the guidance's."""
+        """``(B, T, A)`` from key -> ``(B, T_o, *shape)`` and ``(B, T, A)``, with the guidance's options."""
         ...
 
 
@@ -151,9 +151,7 @@ def build_sampler(
 
 def accelerate(policy: FlowPolicy, schedule: Schedule, **settings: Any) -> Sampler:
     """The policy sampled as a cache schedule says; other settings as in :func:`build_sampler`."""
-    return build_sampler(
-        policy, schedule=schedule, **schedule.key.sampling(), **{"backend": "eager"} | settings
-    )
+    return build_sampler(policy, schedule=schedule, **schedule.key.sampling(), **settings)
 
 
 def build_engine(

@@ -246,7 +246,8 @@ def _run(
         if loop.max_delay < expected:
             log.info(
                 "A chunk of %d leaves room for a delay of %d actions: one that comes later leaves a gap, "
-                "which a smaller control.execute_horizon would not.", policy.spec.action_horizon, loop.max_delay,
+                "which a smaller control.execute_horizon would not.",
+                policy.spec.action_horizon, loop.max_delay,
             )  # fmt: skip
         with _live(loop, round(config.duration_s / loop.period)) as ticks:
             loop.run(ticks)
@@ -256,7 +257,8 @@ def _run(
                 part.close()
     world = robot.report() if isinstance(robot, SimulatedRobot) else None
     about = {
-        "task": task.name, "robot": config.robot.kind, "checkpoint": config.checkpoint, "policy": policy.spec.name,
+        "task": task.name, "robot": config.robot.kind, "checkpoint": config.checkpoint,
+        "policy": policy.spec.name,
         "sampling": settings.filled(policy.sampling).content(),
         "plan": config.plan, "fast_steps": faster.num_steps if faster else None,
         "fusion": config.control.fusion, "action_horizon": policy.spec.action_horizon,

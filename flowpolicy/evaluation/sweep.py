@@ -14,6 +14,7 @@ from flowpolicy.evaluation.parallel import evaluate_checkpoint, load_policy
 from flowpolicy.evaluation.result import EvaluationResult
 from flowpolicy.evaluation.rollout import EVALUATION_SEED
 from flowpolicy.evaluation.task import Task, task_of
+from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.plots.evaluation import plot_k_sweep, plot_returns, plot_tasks
 from flowpolicy.settings import require
 
@@ -163,7 +164,7 @@ def evaluate_sweep(
     warning = version_warning(policy.spec.metadata)
     if warning is not None:
         logger.warning("%s: %s", config.checkpoint, warning)
-    main = config.num_steps or policy.default_num_steps
+    main = config.num_steps or policy.sampling.num_steps
     steps = sorted({main, *config.k_sweep})
     for value in steps:  # before any rollout: a sweep must not end in a refusal after an hour
         policy.checked(SamplerSpec(num_steps=value, solver=config.solver), allow_any_steps=config.force)

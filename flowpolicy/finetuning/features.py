@@ -48,8 +48,8 @@ class ObservationFeatures(nn.Module):
         images = [key for key, shape in shapes.items() if is_image(shape) and key not in cameras]
         if images:
             raise ConfigError(
-                f"The network encodes '{images[0]}' by itself, so nothing else can read it; fine-tune a network "
-                "that has an ObservationEncoder as its encoder."
+                f"The network encodes '{images[0]}' by itself, so nothing else can read it; fine-tune a "
+                "network that has an ObservationEncoder as its encoder."
             )
         self.size += TOKEN_FEATURES * sum(camera.num_tokens for _, camera in cameras.items())
         self.narrow = KeyedModules(
@@ -65,7 +65,8 @@ class ObservationFeatures(nn.Module):
     def forward(self, observation: Mapping[str, Tensor]) -> Tensor:
         """``(B, size)`` of normalised observations, key -> ``(B, T_o, *shape)``.
 
-        Images come as the flow's tokens (see :func:`~flowpolicy.flow.network.encode_images`), unless the encoders are own.
+        Images come as the flow's tokens (:func:`~flowpolicy.flow.network.encode_images`), unless the encoders
+        are own.
         """
         parts = [observation[key].flatten(1) for key in self.vectors]
         for key, narrow in self.narrow.items():

@@ -101,8 +101,8 @@ class Objective(ABC):
         """Raise a ConfigError where no flow is integrated."""
         if not self.is_flow:
             raise ConfigError(
-                f"A {self.name} policy has no flow to integrate: it can be neither fine-tuned by ReinFlow nor "
-                "cached or guided; take a flow_matching or a shortcut one."
+                f"A {self.name} policy has no flow to integrate: it can be neither fine-tuned by ReinFlow "
+                "nor cached or guided; take a flow_matching or a shortcut one."
             )
 
 

@@ -116,7 +116,7 @@ class Shortcut(Flow):
         return (first + second) / 2
 
     def check(self, spec: SamplerSpec) -> None:
-        """K a power of two on the uniform grid; other solvers than Euler only at d = 0, that is for K >= M."""
+        """K a power of two on the uniform grid; solvers other than Euler only at d = 0, for K >= M."""
         super().check(spec)
         if not _is_power_of_two(spec.steps):
             raise ConfigError(

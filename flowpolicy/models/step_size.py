@@ -9,9 +9,9 @@ from torch import Tensor, nn
 class StepSizeEmbedding(nn.Embedding):
     """Embeds step sizes d in [0, 1].
 
-    Row 0 stands for d = 0 and for the finest step 1/M, row j for 2^j / M; M = 2^(levels - 1). Between two rows
-    the embedding is linear in log2 d, so that a shortcut model's grid of steps and the continuous ones of a
-    mean-flow model are asked of the same network.
+    Row 0 stands for d = 0 and for the finest step 1/M, row j for 2^j / M; M = 2^(levels - 1). Between two
+    rows the embedding is linear in log2 d, so that a shortcut model's grid of steps and the continuous ones
+    of a mean-flow model are asked of the same network.
 
     Args:
         levels: rows, log2 M + 1; with a single one d plays no part.

@@ -178,7 +178,7 @@ class FlowPolicy(nn.Module):
         for key, shape in self.spec.observation_shapes.items():
             if key not in observations:
                 raise FlowPolicyError(
-                    f"The observation lacks '{key}'; the policy takes {', '.join(self.spec.observation_shapes)}."
+                    f"The observation lacks '{key}'; the policy takes {', '.join(self.spec.features)}."
                 )
             try:
                 values = _tensor(observations[key], is_image(shape), self.device)

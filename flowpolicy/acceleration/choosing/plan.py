@@ -122,8 +122,8 @@ class DeploymentPlan:
             raise CheckpointError("The plan was made for another checkpoint; make one with flowpolicy plan.")
         if self.execute_horizon > policy.spec.action_horizon:
             raise CheckpointError(
-                f"The plan executes {self.execute_horizon} actions of a chunk of {policy.spec.action_horizon}; "
-                "make one with flowpolicy plan."
+                f"The plan executes {self.execute_horizon} actions of a chunk of "
+                f"{policy.spec.action_horizon}; make one with flowpolicy plan."
             )
         here = hardware(self.threads)
         for name in sorted(here.keys() | self.hardware.keys()):
