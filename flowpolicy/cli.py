@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import re
@@ -15,6 +16,7 @@ from typing import Any
 try:
     import hydra
     from filelock import FileLock, Timeout
+    from hydra.core.config_store import ConfigStore
     from hydra.core.hydra_config import HydraConfig
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import QuotedString
@@ -26,6 +28,7 @@ except ImportError as missing:
         f"The scripts need '{missing.name}'; install it with: pip install 'flowpolicy[train]'."
     ) from missing
 
+from flowpolicy import plugins
 from flowpolicy.errors import FlowPolicyError
 from flowpolicy.runs.run_folder import claim, refuse_other_kind
 from flowpolicy.settings import unknown_key
@@ -66,6 +69,10 @@ def script(config_name: str) -> Callable[[Main], Callable[[], None]]:
         def program() -> None:
             logging.basicConfig(level=logging.INFO, format="%(message)s")
             logging.getLogger("OpenGL").setLevel(logging.WARNING)  # it announces an optional module it lacks
+            try:
+                _adopt_plugins()
+            except FlowPolicyError as error:
+                _fail(str(error))
             _quote_paths(config_name)
             _refuse_bad_overrides(config_name)
             hydra.main(version_base="1.3", config_path=f"pkg://{CONFIG_PACKAGE}", config_name=config_name)(
@@ -75,6 +82,41 @@ def script(config_name: str) -> Callable[[Main], Callable[[], None]]:
         return program
 
     return decorate
+
+
+def _adopt_plugins() -> None:
+    """Import what ``plugins=`` names; objectives and networks that it registers can be chosen like ours."""
+    words = [word for word in sys.argv[1:] if word.startswith("plugins=")]
+    sys.argv[1:] = [word for word in sys.argv[1:] if word not in words]
+    names = [name for word in words for name in re.split(r"[\[\], ]+", word.partition("=")[2]) if name]
+    if not names and plugins.VARIABLE not in os.environ:
+        return
+    plugins.load(names)
+    from flowpolicy.flow import OBJECTIVES
+    from flowpolicy.models.network import NETWORKS, network_class
+
+    network_class("transformer")  # with ours registered, the rest are the user's
+    groups = {
+        "policy": (OBJECTIVES, "name"),
+        "model": ({k: v.Config for k, v in NETWORKS.items()}, "network"),
+    }
+    for group, (registry, key) in groups.items():
+        for name, cls in registry.items():
+            ConfigStore.instance().store(name, {key: name, **_defaults(cls)}, group)
+
+
+def _defaults(cls: Any) -> dict[str, Any]:
+    """The settings of a dataclass that have a default."""
+    found: dict[str, Any] = {}
+    for item in dataclasses.fields(cls):
+        if item.default is not dataclasses.MISSING:
+            found[item.name] = item.default
+        elif item.default_factory is not dataclasses.MISSING:
+            found[item.name] = item.default_factory()
+    return {
+        name: dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+        for name, value in found.items()
+    }
 
 
 def _claim(run_dir: Path, config_name: str) -> None:

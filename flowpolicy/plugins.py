@@ -1,10 +1,11 @@
 """What users add: registries of named parts, and the modules of theirs that register more.
 
-# mean_flow.py
-@register(OBJECTIVES)
-class MeanFlow(Flow): ...
+A plugin is any module that can be imported from the working directory, such as ``mean_flow.py``::
 
-python scripts/pretrain.py plugins=[mean_flow] policy.name=mean_flow
+    @register(OBJECTIVES)
+    class MeanFlow(Flow): ...
+
+The commands take it as ``flowpolicy pretrain plugins=mean_flow policy=mean_flow``.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from collections.abc import Callable, Iterable, MutableMapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from flowpolicy import settings
 from flowpolicy.errors import ConfigError
 
 VARIABLE = "FLOWPOLICY_PLUGINS"
@@ -43,9 +43,9 @@ def register(registry: MutableMapping[str, Any]) -> Callable[[T], T]:
     return decorate
 
 
-def load(modules: Iterable[str]) -> None:
-    """Import modules that register something, found from the working directory too; started processes do so
-    as well.
+def load(modules: Iterable[str] = ()) -> None:
+    """Import modules that register something, found from the working directory too, and those that this
+    program, or the one that started it, has named before.
 
     Raises:
         ConfigError: one cannot be imported.
@@ -60,18 +60,8 @@ def load(modules: Iterable[str]) -> None:
             importlib.import_module(name)
         except ImportError as error:
             raise ConfigError(f"The plugin '{name}' cannot be imported ({error}).") from error
-    os.environ[VARIABLE] = ",".join(names)
-
-
-def choose(registry: MutableMapping[str, T], name: str, where: str) -> T:
-    """Look ``name`` up in ``registry``, which plugins may have filled, or refuse it with the nearest one.
-
-    Raises:
-        ConfigError: there is none of this name.
-    """
-    if name not in registry and _named():
-        load([])
-    return settings.choose(registry, name, where)
+    if names:
+        os.environ[VARIABLE] = ",".join(names)
 
 
 def _kind(item: Any) -> str:

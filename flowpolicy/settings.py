@@ -11,6 +11,7 @@ import typing
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
+from flowpolicy import plugins
 from flowpolicy.errors import ConfigError
 
 T = TypeVar("T")
@@ -70,7 +71,11 @@ def shown(value: object) -> str:
 
 
 def choose(options: Mapping[str, T], name: str, where: str) -> T:
-    """Look ``name`` up in ``options``, or refuse it with the nearest valid name."""
+    """Look ``name`` up in ``options``, which plugins may have to fill first, or refuse it with the nearest
+    valid name.
+    """
+    if name not in options:
+        plugins.load()
     if name not in options:
         near = difflib.get_close_matches(str(name)[:_SHOWN], options, n=1)
         hint = f" (did you mean '{near[0]}'?)" if near else ""

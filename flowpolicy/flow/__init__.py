@@ -11,8 +11,7 @@ from flowpolicy.flow.network import Network
 from flowpolicy.flow.objective import Draws, Flow, Objective
 from flowpolicy.flow.regression import Regression
 from flowpolicy.flow.shortcut import Shortcut
-from flowpolicy.plugins import choose
-from flowpolicy.settings import build
+from flowpolicy.settings import build, choose
 
 OBJECTIVES: dict[str, type[Objective]] = {cls.name: cls for cls in (FlowMatching, Shortcut, Regression, MIP)}
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
-from flowpolicy.plugins import choose, register
-from flowpolicy.settings import build, require
+from flowpolicy.plugins import register
+from flowpolicy.settings import build, choose, require
 
 
 class Grid(Protocol):

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from flowpolicy.errors import ConfigError
 from flowpolicy.flow.network import Velocity
-from flowpolicy.plugins import choose
-from flowpolicy.settings import build
+from flowpolicy.settings import build, choose
 
 Transform = Callable[[Velocity], Velocity]
 

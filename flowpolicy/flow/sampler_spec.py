@@ -7,8 +7,7 @@ from typing import Any, Self
 
 from flowpolicy.flow.grids import Grid, build_grid
 from flowpolicy.flow.solvers import SOLVERS, Solver
-from flowpolicy.plugins import choose
-from flowpolicy.settings import require
+from flowpolicy.settings import choose, require
 
 MOST_STEPS = 1024
 """Integration steps K beyond which no chunk is sampled."""

@@ -10,8 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from flowpolicy.plugins import choose
-from flowpolicy.settings import build, require
+from flowpolicy.settings import build, choose, require
 
 
 class TimeSampler(Protocol):

@@ -9,8 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from flowpolicy.plugins import choose
-from flowpolicy.settings import build
+from flowpolicy.settings import build, choose
 from flowpolicy.spec import PolicySpec
 
 
