@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
 from flowpolicy.flow.grids import Grid, build_grid
@@ -86,4 +86,5 @@ class SamplerSpec:
     def content(self) -> dict[str, Any]:
         """What of it is not the default, for files."""
         default = SamplerSpec()
-        return {name: value for name, value in asdict(self).items() if value != getattr(default, name)}
+        values = {item.name: getattr(self, item.name) for item in fields(SamplerSpec)}
+        return {name: value for name, value in values.items() if value != getattr(default, name)}
