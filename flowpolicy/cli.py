@@ -35,6 +35,7 @@ from flowpolicy.settings import unknown_key
 
 CONFIG_PACKAGE = "flowpolicy_configs"
 Main = Callable[[dict[str, Any], Path], None]
+_plugin_words: list[str] = []  # of the command line, which Hydra does not see
 
 
 def script(config_name: str) -> Callable[[Main], Callable[[], None]]:
@@ -86,9 +87,11 @@ def script(config_name: str) -> Callable[[Main], Callable[[], None]]:
 
 def _adopt_plugins() -> None:
     """Import what ``plugins=`` names; objectives and networks that it registers can be chosen like ours."""
-    words = [word for word in sys.argv[1:] if word.startswith("plugins=")]
-    sys.argv[1:] = [word for word in sys.argv[1:] if word not in words]
-    names = [name for word in words for name in re.split(r"[\[\], ]+", word.partition("=")[2]) if name]
+    _plugin_words[:] = [word for word in sys.argv[1:] if word.startswith("plugins=")]
+    sys.argv[1:] = [word for word in sys.argv[1:] if word not in _plugin_words]
+    names = [
+        name for word in _plugin_words for name in re.split(r"[\[\], ]+", word.partition("=")[2]) if name
+    ]
     if not names and plugins.VARIABLE not in os.environ:
         return
     plugins.load(names)
@@ -96,13 +99,11 @@ def _adopt_plugins() -> None:
     from flowpolicy.models.network import NETWORKS, network_class
 
     network_class("transformer")  # with ours registered, the rest are the user's
-    groups = {
-        "policy": (OBJECTIVES, "name"),
-        "model": ({k: v.Config for k, v in NETWORKS.items()}, "network"),
-    }
-    for group, (registry, key) in groups.items():
-        for name, cls in registry.items():
-            ConfigStore.instance().store(name, {key: name, **_defaults(cls)}, group)
+    store = ConfigStore.instance().store
+    for name, objective in OBJECTIVES.items():
+        store(name, {"name": name, **_defaults(objective)}, "policy")
+    for name, network in NETWORKS.items():
+        store(name, {**_defaults(network.Config), "network": name}, "model")
 
 
 def _defaults(cls: Any) -> dict[str, Any]:
@@ -112,11 +113,9 @@ def _defaults(cls: Any) -> dict[str, Any]:
         if item.default is not dataclasses.MISSING:
             found[item.name] = item.default
         elif item.default_factory is not dataclasses.MISSING:
-            found[item.name] = item.default_factory()
-    return {
-        name: dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
-        for name, value in found.items()
-    }
+            value: Any = item.default_factory()
+            found[item.name] = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+    return found
 
 
 def _claim(run_dir: Path, config_name: str) -> None:
@@ -178,7 +177,7 @@ def _refusing_company(run_dir: Path) -> Iterator[None]:
 
 def command_line() -> str:
     """The command that started this program, as a user would type it."""
-    return " ".join([_program(), *map(shlex.quote, sys.argv[1:])])
+    return " ".join([_program(), *map(shlex.quote, [*_plugin_words, *sys.argv[1:]])])
 
 
 def _program() -> str:
