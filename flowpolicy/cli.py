@@ -114,7 +114,8 @@ def _defaults(cls: Any) -> dict[str, Any]:
             found[item.name] = item.default
         elif item.default_factory is not dataclasses.MISSING:
             value: Any = item.default_factory()
-            found[item.name] = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+            is_config = dataclasses.is_dataclass(value) and not isinstance(value, type)
+            found[item.name] = dataclasses.asdict(value) if is_config else value
     return found
 
 
