@@ -98,12 +98,18 @@ def _adopt_plugins() -> None:
     from flowpolicy.flow import OBJECTIVES
     from flowpolicy.models.network import NETWORKS, network_class
 
-    network_class("transformer")  # with ours registered, the rest are the user's
+    network_class("transformer")  # which has ours registered
     store = ConfigStore.instance().store
     for name, objective in OBJECTIVES.items():
-        store(name, {"name": name, **_defaults(objective)}, "policy")
+        if _is_users(objective):
+            store(name, {"name": name, **_defaults(objective)}, "policy")
     for name, network in NETWORKS.items():
-        store(name, {**_defaults(network.Config), "network": name}, "model")
+        if _is_users(network):
+            store(name, {**_defaults(network.Config), "network": name}, "model")
+
+
+def _is_users(cls: type) -> bool:
+    return not cls.__module__.startswith("flowpolicy.")
 
 
 def _defaults(cls: Any) -> dict[str, Any]:
