@@ -76,7 +76,7 @@ MISSING = [
 ]
 # A process that has imported what all scripts share, and runs each in a child that cannot import the module.
 FORKING = """
-import os, runpy, sys
+import os, runpy, sys, traceback
 import gymnasium, hydra, torch, zarr
 scripts = sys.argv[1]
 for number, (module, command) in enumerate(zip(sys.argv[2::2], sys.argv[3::2])):
@@ -88,8 +88,16 @@ for number, (module, command) in enumerate(zip(sys.argv[2::2], sys.argv[3::2])):
         os.dup2(os.open(f"{number}.{stream}", os.O_CREAT | os.O_WRONLY), stream)
     sys.modules[module] = None
     sys.argv = [f"{scripts}/{name}.py", *options]
-    runpy.run_path(sys.argv[0], run_name="__main__")
-    break
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as ended:
+        if isinstance(ended.code, str):
+            print(ended, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(0)  # to take down every module that the parent imported costs as much again
 """
 
 

@@ -14,7 +14,7 @@ pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 SMALL = [
     "num_steps=12", "updates=4", "observations=64", "noise_seeds=1", "test_observations=8", "episodes=3",
     "search_iterations=2", "search_observations=8", "threads=1", "env=pusht",
-    "+env.env_kwargs.max_episode_steps=150",
+    "+env.env_kwargs.max_episode_steps=120",
 ]  # fmt: skip
 TIMED = ["calls=6", "warm_up=1", "round_calls=3", "observations=8", "threads=1"]
 
