@@ -34,8 +34,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import load
 
 from flowpolicy.evaluation.summary import machine, versions
-from flowpolicy.reading import read_json
-from flowpolicy.storage import write_json
+from flowpolicy.files.reading import read_json
+from flowpolicy.files.storage import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKER = ROOT / "benchmarks" / "peers" / "version_worker.py"

@@ -26,9 +26,9 @@ from readings import HERE, NUMBERS, ROOT, SCHEDULES, UNFINISHED
 
 from flowpolicy import FlowPolicy, PolicyConfig
 from flowpolicy.__main__ import main as flowpolicy
-from flowpolicy.acceleration.schedule import Schedule, ScheduleKey
-from flowpolicy.acceleration.scheduling import uniform
-from flowpolicy.control.planning.plan import DeploymentPlan, PlannedSampler, fingerprint, hardware
+from flowpolicy.acceleration.caching.schedule import Schedule, ScheduleKey
+from flowpolicy.acceleration.caching.scheduling import uniform
+from flowpolicy.acceleration.choosing.plan import DeploymentPlan, PlannedSampler, fingerprint, hardware
 from flowpolicy.data.store import Demonstrations, write_demonstrations
 from flowpolicy.evaluation.summary import git_state, machine, versions
 from flowpolicy.finetuning.noise import NoiseConfig
@@ -36,7 +36,7 @@ from flowpolicy.finetuning.reinflow import ReinFlow
 from flowpolicy.models.config import ModelConfig
 from flowpolicy.models.vision.config import VisionConfig
 from flowpolicy.pretraining.state import TrainingState
-from flowpolicy.storage import write_json
+from flowpolicy.files.storage import write_json
 
 IMAGES = {"image": (36, 36, 3), "state": (3,)}
 

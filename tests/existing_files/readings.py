@@ -18,8 +18,8 @@ from questions import ROWS, Question
 
 from flowpolicy import FlowPolicy
 from flowpolicy.acceleration.sampler import build_sampler
-from flowpolicy.acceleration.schedule import Schedule, fingerprint
-from flowpolicy.control.planning.plan import DeploymentPlan
+from flowpolicy.acceleration.caching.schedule import Schedule, fingerprint
+from flowpolicy.acceleration.choosing.plan import DeploymentPlan
 from flowpolicy.data.store import read_demonstrations
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,7 +85,8 @@ def plan(name: str) -> dict[str, Any]:
     says = {key: getattr(found, key) for key in PLAN}
     for role in ("sampler", "fast"):
         chosen = getattr(found, role)
-        says[role] = {key: getattr(chosen, key) for key in SAMPLER}
+        sampling = {key: getattr(chosen.sampling, key) for key in SAMPLING}
+        says[role] = sampling | {key: getattr(chosen, key) for key in MEASURED}
     return says
 
 
@@ -93,10 +94,15 @@ PLAN = (
     "fingerprint", "hardware", "period_ms", "quantile", "max_action_error", "device", "threads",
     "execute_horizon", "rollouts", "reason", "delay_ticks",
 )  # fmt: skip
-SAMPLER = (
-    "num_steps", "solver", "backend", "schedule", "share", "nfe", "latency_ms", "action_error",
-    "action_error_bound", "largest_action_error", "dtype",
-)  # fmt: skip
+SAMPLING = ("num_steps", "solver", "backend", "schedule", "dtype")
+MEASURED = (
+    "share",
+    "nfe",
+    "latency_ms",
+    "action_error",
+    "action_error_bound",
+    "largest_action_error",
+)
 
 
 def model(name: str) -> dict[str, Any]:
