@@ -20,7 +20,7 @@ if [ "${SIZE:-full}" = small ]; then
     practice=(total_steps=512 num_envs=4 workers=0 reinflow.n_steps=32 reinflow.batch_size=64 reinflow.n_epochs=1
         reinflow.critic_warmup=0 final_episodes=2 evaluation_envs=2)
     planning=(period_ms=100 quantile=0.9 calls=40 bouts=2 pause_s=0.1 episodes=2 observations=16 backends=[onnx,eager])
-    driving=(duration_s=2 video=false)
+    driving=(duration_s=4 video=false)
 fi
 
 $PYTHON scripts/pretrain.py env=hopper policy=shortcut "${small[@]}" resume=true run_dir="$RUNS/pretrain"
