@@ -33,10 +33,10 @@ from flowpolicy.acceleration.sampler import build_sampler
 from flowpolicy.errors import FlowPolicyError
 from flowpolicy.evaluation.summary import git_state, machine, versions
 from flowpolicy.evaluation.task import Task, task_of
+from flowpolicy.features.vision.config import VisionConfig
 from flowpolicy.files.reading import read_json
 from flowpolicy.files.storage import write_json
 from flowpolicy.models.config import TransformerConfig
-from flowpolicy.models.vision.config import VisionConfig
 from flowpolicy.pretraining.state import TrainingState, refuse_other_settings
 from flowpolicy.runs.device import resolve_device
 
@@ -90,7 +90,7 @@ def make_policy(
     config = PolicyConfig(
         objective={"name": objective, "default_num_steps": 2},
         model=TransformerConfig(width=16, depth=1, num_heads=2, vision=VisionConfig(channels=16, keypoints=2)),
-        observation_shapes=dict(shapes or {"observation": (3,)}), action_dim=2, obs_horizon=1,
+        observations=dict(shapes or {"observation": (3,)}), action_dim=2, obs_horizon=1,
         action_horizon=4, execute_horizon=2, task=asdict(task), metadata={"steps": 10, "demo_return_mean": 3.5},
     )  # fmt: skip
     policy = FlowPolicy(config)

@@ -46,13 +46,16 @@ class PolicySpec:
         return self.action_horizon, self.action_dim
 
     def check(
-        self, name: str, observations: Mapping[str, tuple[int, ...]], action_shape: tuple[int, ...] | None
+        self,
+        name: str,
+        observations: Mapping[str, Feature | tuple[int, ...]],
+        action_shape: tuple[int, ...] | None,
     ) -> None:
         """Refuse an environment, a robot or anything else that the policy does not fit.
 
         Args:
             name: what the message calls it.
-            observations: key -> shape of one step that it offers.
+            observations: key -> feature that it offers, or shape of one step where it declares no kind.
             action_shape: of the actions that it takes; None where they are no vector of numbers.
 
         Raises:
@@ -63,15 +66,20 @@ class PolicySpec:
                 f"{name} takes actions of shape {action_shape} and the policy gives vectors of "
                 f"{self.action_dim}; choose the task and robot that the policy was trained for."
             )
-        for key, shape in self.observation_shapes.items():
+        for key, feature in self.features.items():
             if key not in observations:
                 raise TaskError(
                     f"{name} has no observation '{key}' that the policy needs (it has "
                     f"{', '.join(sorted(observations)) or 'none'}); choose the task and robot that the "
                     "policy was trained for, or map its observation."
                 )
-            if tuple(observations[key]) != shape:
+            offered = observations[key]
+            shape = offered.shape if isinstance(offered, Feature) else tuple(offered)
+            kind = offered.name if isinstance(offered, Feature) else feature.name
+            if (kind, shape) != (feature.name, feature.shape):
+                has, takes = ("", "") if kind == feature.name else (f" ({kind})", f" ({feature.name})")
                 raise TaskError(
-                    f"{name} gives '{key}' of shape {tuple(observations[key])} and the policy takes {shape}; "
-                    "choose the task and robot that the policy was trained for, or map its observation."
+                    f"{name} gives '{key}' of shape {shape}{has} and the policy takes "
+                    f"{feature.shape}{takes}; choose the task and robot that the policy was trained for, or "
+                    "map its observation."
                 )

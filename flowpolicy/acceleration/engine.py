@@ -17,7 +17,6 @@ from flowpolicy.flow.network import Context
 from flowpolicy.flow.objective import evaluations
 from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.models.blocks import AddressableBlocks, KeyValue, Modulation, spread
-from flowpolicy.observations import is_image
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.settings import choose
 
@@ -163,12 +162,9 @@ def _taken_apart(modulation: Tensor) -> Modulation:
 def random_observations(policy: FlowPolicy, rows: int, generator: torch.Generator) -> dict[str, Tensor]:
     """Observations over the range that the policy was trained on, for warming up and checking."""
     observation = {}
-    for key, shape in policy.spec.observation_shapes.items():
-        sizes = (rows, policy.spec.obs_horizon, *shape)
-        if is_image(shape):
-            pixels = torch.randint(256, sizes, generator=generator, dtype=torch.uint8)
-            observation[key] = pixels.to(policy.device)
-            continue
-        values = torch.rand(sizes, generator=generator) * 2 - 1
-        observation[key] = policy.observation_normalizers[key].denormalize(values.to(policy.device))
+    for key, feature in policy.spec.features.items():
+        values = feature.random((rows, policy.spec.obs_horizon), generator).to(policy.device)
+        if key in policy.observation_normalizers:
+            values = policy.observation_normalizers[key].denormalize(values)
+        observation[key] = values
     return observation

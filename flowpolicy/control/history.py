@@ -12,22 +12,23 @@ from numpy.typing import NDArray
 
 from flowpolicy.control.events import Event, EventLog
 from flowpolicy.control.robot import EPISODE, TIMESTAMP
-from flowpolicy.observations import dtype_of
+from flowpolicy.features import Feature
 
 
 class ObservationHistory:
     """Keeps what a policy looks at; an observation that cannot be used changes nothing.
 
     Args:
-        shapes: key -> shape of one observation.
+        features: key -> feature.
         obs_horizon: T_o.
         events: where unusable observations are counted.
     """
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]], obs_horizon: int, events: EventLog) -> None:
+    def __init__(self, features: Mapping[str, Feature], obs_horizon: int, events: EventLog) -> None:
         self._events = events
+        self._features = dict(features)
         self._rows: dict[str, NDArray[Any]] = {
-            key: np.zeros((obs_horizon, *shape), dtype_of(shape)) for key, shape in shapes.items()
+            key: np.zeros((obs_horizon, *feature.shape), feature.dtype) for key, feature in features.items()
         }
         self._episode: Any = None
         self._fresh = True
@@ -87,7 +88,7 @@ class ObservationHistory:
         missing = [key for key in self._rows if key not in observation]
         if missing:
             raise _UnusableError(", ".join(missing), Event.OBSERVATION_MISSING)
-        arrays = {key: _array(observation[key], key, rows) for key, rows in self._rows.items()}
+        arrays = {key: _array(observation[key], key, feature) for key, feature in self._features.items()}
         measured = observation.get(TIMESTAMP, now)
         if not isinstance(measured, (int, float, np.number)) or isinstance(measured, np.complexfloating):
             raise _UnusableError(f"{TIMESTAMP} is {measured!r}, not a number of seconds"[:200])
@@ -105,16 +106,15 @@ class _UnusableError(Exception):
         self.event = event
 
 
-def _array(value: Any, key: str, rows: NDArray[Any]) -> NDArray[Any]:
-    """Of the dtype and shape of one row; images must be uint8 already."""
+def _array(value: Any, key: str, feature: Feature) -> NDArray[Any]:
+    """One observation of its kind, of the dtype that the policy takes."""
     array = np.asarray(value)
-    if array.dtype != rows.dtype:
-        if rows.dtype != np.float32 or array.dtype.kind not in "fiub":
-            raise _UnusableError(f"{key}: a wrong type, {array.dtype}")
-        with np.errstate(over="ignore"):
-            array = array.astype(np.float32)
-    if array.shape != rows.shape[1:]:
-        raise _UnusableError(f"{key}: a wrong shape, {array.shape} in place of {rows.shape[1:]}")
-    if not np.isfinite(array).all():
-        raise _UnusableError(f"{key}: NaN or infinity")
+    if array.dtype.kind not in "fiub":
+        raise _UnusableError(f"{key}: a wrong type, {array.dtype}")
+    if array.shape != feature.shape:
+        raise _UnusableError(f"{key}: a wrong shape, {array.shape} in place of {feature.shape}")
+    array = feature.array(array)
+    problem = feature.problem(array)
+    if problem:
+        raise _UnusableError(f"{key} {problem}")
     return array

@@ -131,9 +131,7 @@ class ControlLoop:
             config.driver_timeout_s, self._driver_hangs, lambda: bool(self.status.stopped)
         )
         self.telemetry = Telemetry(config.telemetry_ticks, spec.action_dim)
-        self.history = ObservationHistory(
-            policy.spec.observation_shapes, policy.spec.obs_horizon, self.events
-        )
+        self.history = ObservationHistory(policy.spec.features, policy.spec.obs_horizon, self.events)
         shape = (horizon, spec.action_dim)
         timeout = config.hang_timeout(self.period, left)
         self._main = Pipeline(worker, shape, self.events, timeout, self.clock)

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from flowpolicy.acceleration.deployed import DeployedSampler
 from flowpolicy.control.inference import Request
 from flowpolicy.execution.receding_horizon import ChunkPolicy
-from flowpolicy.observations import dtype_of
 
 
 @dataclass(frozen=True)
@@ -69,8 +68,8 @@ class PolicyPlanner:
 
 
 def resting_observation(policy: ChunkPolicy) -> dict[str, NDArray[Any]]:
-    """Zeros of the policy's observation shapes, key -> ``(T_o, *shape)``."""
+    """Values that the policy takes, zeros where its kinds have them, key -> ``(T_o, *shape)``."""
     return {
-        key: np.zeros((policy.spec.obs_horizon, *shape), dtype=dtype_of(shape))
-        for key, shape in policy.spec.observation_shapes.items()
+        key: np.stack([feature.resting()] * policy.spec.obs_horizon)
+        for key, feature in policy.spec.features.items()
     }

@@ -15,12 +15,13 @@ from flowpolicy.data.normalization import lost_shares
 from flowpolicy.data.rounding import collapses_in_float32
 from flowpolicy.data.store import Demonstrations, episode_ends_problem
 from flowpolicy.data.versions import version_warning
-from flowpolicy.data.zarr_reading import EPISODE_KEYS, read_unchecked, resolve_path
+from flowpolicy.data.zarr_reading import NOT_OBSERVED, read_unchecked, resolve_path
 from flowpolicy.errors import DataError
+from flowpolicy.features.image import CHANNELS
+from flowpolicy.features.stored import stored_feature
 
 _BLOCK_BYTES = 1 << 24
 _IMAGES = 4  # dimensions of an array of images
-_NOT_OBSERVED = ("action", "done", *EPISODE_KEYS)
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,18 @@ class Inspection:
     collapsing: tuple[str, ...] = ()
     lost_actions: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def cameras(self) -> list[str]:
+        """Keys with images that can be shown."""
+        return [
+            key
+            for key, array in self.arrays.items()
+            if array.ndim == _IMAGES
+            and array.shape[-1] in CHANNELS
+            and len(array) == self.steps
+            and stored_feature(key, array.dtype, array.shape[1:], self.attributes, self.source).is_frame
+        ]
+
 
 def inspect_demonstrations(path: Path | str, format: str = "auto") -> Inspection:
     """Look at a store, or at a file of any importable format.
@@ -104,7 +117,7 @@ def inspect_demonstrations(path: Path | str, format: str = "auto") -> Inspection
         Demonstrations(arrays, ends, attributes, source)
     except DataError as error:
         problem = str(error)
-    if problem is None and all(key in _NOT_OBSERVED for key in arrays):
+    if problem is None and all(key in NOT_OBSERVED for key in arrays):
         problem = f"{source} holds no observation, and a policy needs at least one; import it with more keys."
     steps = max((len(array) for array in arrays.values() if array.ndim), default=0)
     lengths = None

@@ -74,6 +74,11 @@ class Normalizer(nn.Module):
         normalizer.scale.copy_(torch.where(is_constant, 0.0, scale))
         return normalizer
 
+    def leave(self, entries: Tensor) -> None:
+        """Map these entries, bool of the data's shape, to themselves: they have a range of their own."""
+        self.center.masked_fill_(entries.to(self.center.device), 0.0)
+        self.scale.masked_fill_(entries.to(self.scale.device), 1.0)
+
     @property
     def inverse_scale(self) -> Tensor:
         """1 / scale, and 0 where the dimension is constant."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from flowpolicy.data.rounding import collapses_in_float32
 from flowpolicy.data.store import Demonstrations
 from flowpolicy.errors import DataError
-from flowpolicy.observations import dtype_of
+from flowpolicy.features import Feature
 from flowpolicy.settings import require
 
 
@@ -105,13 +105,22 @@ class ChunkSampler:
         )
 
 
-def as_tensors(demos: Demonstrations, keys: Iterable[str], device: torch.device | str) -> dict[str, Tensor]:
+def as_tensors(
+    demos: Demonstrations, keys: Iterable[str] | Mapping[str, Feature], device: torch.device | str
+) -> dict[str, Tensor]:
     """Arrays as tensors on ``device``: float32, and uint8 of images.
 
-    Images stay on the CPU where they would take more than half of the device's free memory.
+    What has no statistics to be normalised by, as images, stays on the CPU where it would take more than half
+    of the device's free memory.
+
+    Args:
+        demos: the demonstrations.
+        keys: key -> feature, or keys of which the demonstrations say what they are.
+        device: of the tensors.
 
     Raises:
-        DataError: a missing key, images that are not uint8, or numbers that float32 cannot tell apart.
+        DataError: a missing key, values that are none of their kind, or numbers that float32 cannot tell
+            apart.
     """
     tensors = {}
     for key in keys:
@@ -120,20 +129,18 @@ def as_tensors(demos: Demonstrations, keys: Iterable[str], device: torch.device 
                 f"{demos.source} has no observation key '{key}'; it has {', '.join(sorted(demos.arrays))}."
             )
         array = demos.arrays[key]
-        dtype = dtype_of(array.shape[1:])
-        if dtype == np.uint8 and array.dtype != np.uint8:
-            raise DataError(
-                f"{demos.source}: '{key}' holds images of {array.dtype} that are no whole numbers from 0 to "
-                "255; store them as uint8."
-            )
-        if dtype == np.float32 and collapses_in_float32(array):
+        feature = keys[key] if isinstance(keys, Mapping) else demos.feature(key)
+        if feature.dtype == np.float32 and collapses_in_float32(array):
             raise DataError(
                 f"{demos.source}: '{key}' varies too little around too large a value for float32 (as UTM "
                 "metres or seconds since 1970 do); subtract a constant from it, in the recording and on the "
                 "robot, or leave it out."
             )
-        values = torch.from_numpy(np.ascontiguousarray(array, dtype=dtype))
-        stays = dtype == np.uint8 and not _fits(values, torch.device(device))
+        values = torch.from_numpy(np.ascontiguousarray(feature.array(array)))
+        problem = feature.problem(values)
+        if problem:
+            raise DataError(f"{demos.source}: '{key}' {problem}.")
+        stays = not feature.normalized().any() and not _fits(values, torch.device(device))
         tensors[key] = values if stays else values.to(device)
     return tensors
 

@@ -19,6 +19,8 @@ from flowpolicy.data.memory import free_memory_bytes
 from flowpolicy.data.store_writing import store_writer
 from flowpolicy.data.zarr_reading import listed, read_unchecked, resolve_path
 from flowpolicy.errors import DataError
+from flowpolicy.features import Feature
+from flowpolicy.features.stored import stored_feature
 
 _BLOCK_BYTES = 1 << 24
 _LONGEST_KEY = 200
@@ -72,6 +74,11 @@ class Demonstrations:
             return None
         rewards = self.arrays["reward"].reshape(self.num_steps).astype(np.float64)
         return np.add.reduceat(rewards, self.episode_starts)
+
+    def feature(self, key: str) -> Feature:
+        """What ``key`` holds, as it is declared or else as it looks."""
+        array = self.arrays[key]
+        return stored_feature(key, array.dtype, array.shape[1:], self.attributes, self.source)
 
     @property
     def masks(self) -> dict[str, list[int]]:
@@ -179,7 +186,10 @@ def episode_ends_problem(ends: NDArray[Any], steps: int) -> str | None:
 
 
 def read_demonstrations(
-    path: Path | str, keys: Iterable[str] | None = None, image_memory_bytes: int | None = None
+    path: Path | str,
+    keys: Iterable[str] | None = None,
+    image_memory_bytes: int | None = None,
+    kinds: Mapping[str, Any] | None = None,
 ) -> Demonstrations:
     """Read a store; with ``keys`` only those (plus ``action``, and rewards and ends where present).
 
@@ -192,13 +202,14 @@ def read_demonstrations(
             ``pkg://package/file`` is a file inside an installed package.
         keys: data keys; None reads all of them.
         image_memory_bytes: for the images of one key; None is half of what is free.
+        kinds: key -> kind, by its name or by ``{"kind": name, ...}``, where the store does not declare it.
 
     Raises:
         DataError: a missing, cut-off or inconsistent store, or a missing key.
     """
     path = resolve_path(path)
     limit = free_memory_bytes() // 2 if image_memory_bytes is None else image_memory_bytes
-    arrays, ends, attributes = read_unchecked(path, keys, limit)
+    arrays, ends, attributes = read_unchecked(path, keys, limit, kinds=kinds)
     return Demonstrations(arrays, ends, attributes, str(path))
 
 
@@ -217,9 +228,9 @@ def write_demonstrations(
     """
     rows = max(1, _BLOCK_BYTES // max(1, sum(array[:1].nbytes for array in demos.arrays.values())))
     with store_writer(path, demos.num_steps, zarr_format=zarr_format, image_codec=image_codec) as writer:
+        writer.attributes.update({**demos.attributes, **(attributes or {})})
         for start in range(0, demos.num_steps, rows):
             writer.append({key: array[start : start + rows] for key, array in demos.arrays.items()})
-        writer.attributes.update({**demos.attributes, **(attributes or {})})
         writer.finish(demos.episode_ends)
     return Path(str(path)).expanduser()
 

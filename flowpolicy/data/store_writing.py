@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from flowpolicy.data.image_codecs import image_codec as codec_for_images
 from flowpolicy.data.zarr_checks import COMPLETE
-from flowpolicy.data.zarr_reading import import_zarr
+from flowpolicy.data.zarr_reading import NOT_OBSERVED, import_zarr
 from flowpolicy.errors import DataError, FlowPolicyError
+from flowpolicy.features import Feature
+from flowpolicy.features.stored import KINDS, stored_feature
 from flowpolicy.files.storage import atomic_file
-from flowpolicy.observations import is_image
 from flowpolicy.runs.interrupts import held_interrupts
 from flowpolicy.settings import require
 
@@ -43,23 +44,30 @@ class StoreWriter:
         self._zarr, self._folder, self._format = import_zarr(), folder, zarr_format
         self._steps, self._codec, self._check = steps, codec, check
         self._columns: dict[str, _Pending] = {}
+        self._features: dict[str, Feature] = {}
         self.attributes: dict[str, Any] = {}
 
     def append(self, rows: Mapping[str, NDArray[Any]]) -> None:
-        """Take the next rows of each key, ``(rows, ...)``; the first decide each key's shape and type.
+        """Take the next rows of each key, ``(rows, ...)``; the first decide each key's shape and type, and
+        its kind unless the attributes declare that already.
 
         Ctrl-C takes effect here.
         """
         self._check()
         for key, values in rows.items():
             if key not in self._columns:
-                self._columns[key] = self._create(f"data/{key}", values, self._steps)
+                feature = stored_feature(key, values.dtype, values.shape[1:], self.attributes, self._folder)
+                self._features[key] = feature
+                self._columns[key] = self._create(f"data/{key}", values, self._steps, feature.is_frame)
             self._columns[key].append(values)
 
     def finish(self, episode_ends: NDArray[Any]) -> None:
         """Write what is pending, the ends of the episodes and the attributes."""
         for column in self._columns.values():
             column.flush(whole=False)
+        self.attributes[KINDS] = {
+            key: feature.declaration() for key, feature in self._features.items() if key not in NOT_OBSERVED
+        }
         ends = self._create("meta/episode_ends", episode_ends, len(episode_ends))
         ends.append(episode_ends)
         ends.flush(whole=False)
@@ -67,11 +75,10 @@ class StoreWriter:
         group.attrs.update(self.attributes)
         self._check()
 
-    def _create(self, name: str, like: NDArray[Any], steps: int) -> _Pending:
-        is_frames = like.dtype == np.uint8 and is_image(like.shape[1:])
+    def _create(self, name: str, like: NDArray[Any], steps: int, is_frame: bool = False) -> _Pending:
         row = max(1, int(np.prod(like.shape[1:], dtype=np.int64)) * like.dtype.itemsize)
         rows = max(1, min(steps, _CHUNK_BYTES // row))
-        if self._codec is not None and is_frames:
+        if self._codec is not None and is_frame and like.dtype == np.uint8:
             rows, compressors = 1, self._codec
         elif self._format == 2:
             import numcodecs

@@ -6,7 +6,7 @@ import contextlib
 import importlib.resources
 import logging
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -15,17 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.data.causes import reading_error
-from flowpolicy.data.features import Kind, kind_of
 from flowpolicy.data.image_codecs import register_codecs
 from flowpolicy.data.memory import free_memory_bytes
 from flowpolicy.data.zarr_checks import check_array, group_in_zip
 from flowpolicy.errors import DataError
+from flowpolicy.features.stored import KINDS, stored_feature
 from flowpolicy.files.storage import atomic_file
-from flowpolicy.observations import is_image
 
 logger = logging.getLogger(__name__)
 
 EPISODE_KEYS = ("reward", "terminated", "truncated")
+NOT_OBSERVED = ("action", "done", *EPISODE_KEYS)
+"""A store's own keys, which are no observations."""
 _BLOCK_BYTES = 1 << 24
 
 
@@ -111,11 +112,13 @@ def read_unchecked(
     image_memory_bytes: int | None = None,
     *,
     leave_images: bool = False,
+    kinds: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, NDArray[Any]], NDArray[Any], dict[str, Any]]:
     """The arrays, episode ends and attributes of a store as they stand, for looking at a broken one.
 
     Images of a key that take more than ``image_memory_bytes`` are mapped from a file; None: none is. With
-    ``leave_images`` those of uint8 stay on disk and are read where they are sliced.
+    ``leave_images`` those of uint8 stay on disk and are read where they are sliced. The ``kinds`` given count
+    before those that the store declares.
 
     Raises:
         DataError: where the store cannot be read at all; its content is not judged.
@@ -124,22 +127,26 @@ def read_unchecked(
         names = list(store.arrays)
         wanted = names if keys is None else _wanted(keys, names, store.path)
         arrays = {}
+        attributes = dict(store.attributes)
+        if kinds:
+            attributes[KINDS] = {**(attributes.get(KINDS) or {}), **kinds}
         for name in wanted:
             array = store.checked(name)
+            is_frame = stored_feature(name, array.dtype, array.shape[1:], attributes, store.path).is_frame
             size = math.prod(array.shape) * np.dtype(array.dtype).itemsize
-            if not is_image(array.shape[1:]) and size > free_memory_bytes():
+            if not is_frame and size > free_memory_bytes():
                 raise DataError(
                     f"{store.path}: '{name}' takes {size / 1e9:.1f} GB, more memory than is free; choose "
                     "fewer keys, or use a machine with more."
                 )
-            if leave_images and array.dtype == np.uint8 and is_image(array.shape[1:]):
+            if leave_images and array.dtype == np.uint8 and is_frame:
                 arrays[name] = cast("NDArray[Any]", StoredImages(array, store.path))
                 continue
-            is_large = image_memory_bytes is not None and is_image(array.shape[1:])
-            is_large = is_large and int(np.prod(array.shape)) > (image_memory_bytes or 0)
-            read = _mapped if is_large else _whole
-            arrays[name] = read(array, f"data/{name}", store.path)
-        return arrays, read_ends(store), store.attributes
+            if is_frame and image_memory_bytes is not None and math.prod(array.shape) > image_memory_bytes:
+                arrays[name] = _mapped(array, f"data/{name}", store.path)
+            else:
+                arrays[name] = _whole(array, is_frame)
+        return arrays, read_ends(store), attributes
 
 
 def read_ends(store: OpenStore) -> NDArray[Any]:
@@ -201,9 +208,9 @@ def resolve_path(path: Path | str) -> Path:
         ) from error
 
 
-def _whole(array: Any, key: str, path: Path) -> NDArray[Any]:
-    """The array's content."""
-    if array.dtype.kind == "f" and _are_images(array, key):
+def _whole(array: Any, is_frame: bool) -> NDArray[Any]:
+    """The array's content; images that are stored as floats as uint8."""
+    if array.dtype.kind == "f" and is_frame:
         images = np.empty(array.shape, np.uint8)
         if _fill_with_images(images, array):
             return images
@@ -233,10 +240,6 @@ def _mapped(array: Any, key: str, path: Path) -> NDArray[Any]:
             images.flush()
     mapped: NDArray[Any] = np.load(file, mmap_mode="c")
     return mapped
-
-
-def _are_images(array: Any, key: str) -> bool:
-    return is_image(array.shape[1:]) and kind_of(key, array.dtype, array.shape[1:]) is Kind.IMAGE
 
 
 def _fill_with_images(images: NDArray[Any], array: Any) -> bool:

@@ -1,36 +1,26 @@
-"""What a policy observes: features, each of a kind that is declared and never guessed from its shape."""
+"""What a policy observes: features, each of a kind that is declared and never guessed from its shape.
 
-from __future__ import annotations
+One file for each kind says how it is checked, normalised, stored, encoded to tokens, and drawn at random. A
+kind from outside the package is such a file too: a subclass of :class:`Feature` under
+``@register(FEATURE_KINDS)``.
+"""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from flowpolicy.features.depth import Depth
+from flowpolicy.features.feature import FEATURE_KINDS, Feature, declared
+from flowpolicy.features.image import Image
+from flowpolicy.features.pose import Pose
+from flowpolicy.features.task import Task
+from flowpolicy.features.undeclared import undeclared
+from flowpolicy.features.vector import Vector
 
-import numpy as np
-
-from flowpolicy.observations import TASK, is_image
-
-
-@dataclass(frozen=True)
-class Feature:
-    """One observation key.
-
-    Attributes:
-        kind: name of its kind: ``vector``, ``image``, ``task``.
-        shape: of one step.
-    """
-
-    kind: str
-    shape: tuple[int, ...]
-
-    @property
-    def dtype(self) -> type[np.generic]:
-        """How its values are kept: uint8 of an image, float32 of the rest."""
-        return np.uint8 if self.kind == "image" else np.float32
-
-
-def features_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Feature]:
-    """Features of which only the shapes are known, as in files of format 1."""
-    return {
-        key: Feature("task" if key == TASK else "image" if is_image(shape) else "vector", tuple(shape))
-        for key, shape in shapes.items()
-    }
+__all__ = [
+    "FEATURE_KINDS",
+    "Depth",
+    "Feature",
+    "Image",
+    "Pose",
+    "Task",
+    "Vector",
+    "declared",
+    "undeclared",
+]

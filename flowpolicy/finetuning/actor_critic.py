@@ -19,7 +19,6 @@ from flowpolicy.finetuning.features import ObservationFeatures
 from flowpolicy.finetuning.noise import NoiseConfig
 from flowpolicy.flow.network import encode_images
 from flowpolicy.models.encoders import ObservationEncoder
-from flowpolicy.observations import dtype_of, is_image
 from flowpolicy.policy import FlowPolicy
 
 State = tuple[NDArray[Any], ...]
@@ -28,10 +27,8 @@ State = tuple[NDArray[Any], ...]
 def spaces_of(policy: FlowPolicy) -> tuple[spaces.Space[Any], spaces.Box]:
     """Observation and action space of a policy that knows no environment: the shapes, without bounds."""
     boxes = {
-        key: spaces.Box(0, 255, shape, np.uint8)
-        if is_image(shape)
-        else spaces.Box(-np.inf, np.inf, shape, np.float32)
-        for key, shape in policy.spec.observation_shapes.items()
+        key: spaces.Box(*feature.bounds, feature.shape, feature.dtype)
+        for key, feature in policy.spec.features.items()
     }
     is_plain = tuple(boxes) == ("observation",)
     observation = boxes["observation"] if is_plain else spaces.Dict(dict(boxes))
@@ -70,10 +67,10 @@ class FlowActorCritic(BasePolicy):
         self.flow_policy = flow_policy
         self.execute_horizon = execute_horizon
         self.flow = NoisyFlow(flow_policy, num_steps, noise)
-        network, shapes = flow_policy.network, flow_policy.spec.observation_shapes
+        network, features = flow_policy.network, flow_policy.spec.features
         own = critic_encoder == "own"
         self.critic = Critic(
-            ObservationFeatures(network, shapes, flow_policy.spec.obs_horizon, own), critic_hidden
+            ObservationFeatures(network, features, flow_policy.spec.obs_horizon, own), critic_hidden
         )
         self.is_frozen = image_encoder == "frozen"
         encoder = getattr(network, "encoder", None)
@@ -190,12 +187,12 @@ class FlowActorCritic(BasePolicy):
             )
         batch = observation if isinstance(observation, Mapping) else {"observation": observation}
         rows, is_single = {}, False
-        for key, shape in self.flow_policy.spec.observation_shapes.items():
+        for key, feature in self.flow_policy.spec.features.items():
             if key not in batch:
                 raise FlowPolicyError(
                     f"The policy needs the observation '{key}' and got {', '.join(sorted(batch))}."
                 )
-            array = np.asarray(batch[key], dtype=dtype_of(shape))
-            is_single = array.ndim == len(shape)
+            array = feature.array(batch[key])
+            is_single = array.ndim == len(feature.shape)
             rows[key] = array[None] if is_single else array
         return rows, is_single

@@ -57,9 +57,7 @@ class NoisyFlow(nn.Module):
         self.num_steps = num_steps
         self.clip = policy.config.action_clip
         self.network = policy.network
-        features = ObservationFeatures(
-            policy.network, policy.spec.observation_shapes, policy.spec.obs_horizon
-        )
+        features = ObservationFeatures(policy.network, policy.spec.features, policy.spec.obs_horizon)
         self.noise = NoiseNetwork(
             features, num_steps, policy.spec.action_horizon, policy.spec.action_dim, noise
         )

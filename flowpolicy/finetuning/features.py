@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from flowpolicy.errors import ConfigError
+from flowpolicy.features import Feature, Image
+from flowpolicy.features.keyed import KeyedModules
+from flowpolicy.features.vision.encoder import ImageEncoder
 from flowpolicy.flow.network import Network
 from flowpolicy.models.encoders import ObservationEncoder
-from flowpolicy.models.keyed import KeyedModules
-from flowpolicy.models.vision.encoder import ImageEncoder
-from flowpolicy.observations import is_image
 
 TOKEN_FEATURES = 8
 
@@ -27,7 +26,7 @@ class ObservationFeatures(nn.Module):
 
     Args:
         network: the flow's network.
-        shapes: key -> shape of one observation step.
+        features: key -> feature.
         obs_horizon: T_o.
         own: copy the image encoders.
     """
@@ -35,17 +34,17 @@ class ObservationFeatures(nn.Module):
     def __init__(
         self,
         network: Network,
-        shapes: Mapping[str, tuple[int, ...]],
+        features: Mapping[str, Feature],
         obs_horizon: int,
         own: bool = False,
     ) -> None:
         super().__init__()
-        self.vectors = tuple(key for key, shape in shapes.items() if not is_image(shape))
-        self.size = obs_horizon * sum(math.prod(shapes[key]) for key in self.vectors)
+        self.vectors = {key: item for key, item in features.items() if not isinstance(item, Image)}
+        self.size = obs_horizon * sum(feature.size for feature in self.vectors.values())
         none = KeyedModules[ImageEncoder]({})
         encoder = getattr(network, "encoder", None)
         cameras = encoder.cameras if isinstance(encoder, ObservationEncoder) else none
-        images = [key for key, shape in shapes.items() if is_image(shape) and key not in cameras]
+        images = [key for key in features if key not in self.vectors and key not in cameras]
         if images:
             raise ConfigError(
                 f"The network encodes '{images[0]}' by itself, so nothing else can read it; fine-tune a "
@@ -68,7 +67,7 @@ class ObservationFeatures(nn.Module):
         Images come as the flow's tokens (:func:`~flowpolicy.flow.network.encode_images`), unless the encoders
         are own.
         """
-        parts = [observation[key].flatten(1) for key in self.vectors]
+        parts = [feature.numbers(observation[key]).flatten(1) for key, feature in self.vectors.items()]
         for key, narrow in self.narrow.items():
             own = self.cameras[key](observation[key]) if self.has_encoders else observation[key].detach()
             parts.append(narrow(own).flatten(1))

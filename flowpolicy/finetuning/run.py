@@ -243,7 +243,8 @@ def _regularizers(config: FinetuneConfig, base: FlowPolicy) -> tuple[Regularizer
                 "regularization.demonstrations=STORE."
             )
         data = DataConfig(observation_keys=tuple(base.spec.observation_shapes), validation_fraction=0.0)
-        demos = read_demonstrations(store, data.observation_keys)
+        kinds = {key: feature.declaration() for key, feature in base.spec.features.items()}
+        demos = read_demonstrations(store, data.observation_keys, kinds=kinds)
         training, _ = make_samplers(base, demos, data, config.seed)
         terms.append(BehaviourCloning(base.objective, training, wanted.behaviour_cloning))
     return tuple(terms)

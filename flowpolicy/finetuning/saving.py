@@ -188,7 +188,7 @@ def _content(model: ReinFlow) -> dict[str, Any]:
     return {
         "format_version": FORMAT_VERSION,
         "algorithm": "ReinFlow",
-        "policy": dataclasses.asdict(model.actor_critic.flow_policy.config),
+        "policy": model.actor_critic.flow_policy.config.content(),
         "settings": settings,
         "regularizers": [term.name for term in model.regularizers],
         "progress": {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from flowpolicy.features.vision.config import VisionConfig
 from flowpolicy.models.network import NetworkConfig
-from flowpolicy.models.vision.config import VisionConfig
 from flowpolicy.settings import require
 
 LARGEST = {"width": 8192, "depth": 128, "num_heads": 128, "feedforward_ratio": 16, "tokens_per_step": 64}

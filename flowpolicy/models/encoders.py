@@ -2,135 +2,74 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from flowpolicy.errors import ConfigError
+from flowpolicy.features import Feature, Image, Vector
+from flowpolicy.features.cameras import CameraEncoders
+from flowpolicy.features.keyed import KeyedModules
+from flowpolicy.features.state_encoder import StateEncoder
 from flowpolicy.models.config import EncoderConfig
-from flowpolicy.models.keyed import KeyedModules
-from flowpolicy.models.vision.encoder import ImageEncoder
-from flowpolicy.observations import TASK, is_image
+
+_BUILT = ("state", "task", "cameras")
+_TOKENS = ("cameras", "state", "task")
+"""Orders in which weights are drawn and tokens stand, which saved policies rely on; other kinds come after,
+in the order of declaration."""
 
 
-class StateEncoder(nn.Module):
-    """Low-dimensional keys, concatenated, to ``tokens_per_step`` tokens for each of the T_o steps.
-
-    Args:
-        shapes: key -> ``(size,)``, or ``()`` of a single number; the order of the keys is the order of
-            concatenation.
-        obs_horizon: T_o.
-        config: gives width and tokens per step.
-    """
-
-    def __init__(
-        self, shapes: Mapping[str, tuple[int, ...]], obs_horizon: int, config: EncoderConfig
-    ) -> None:
-        super().__init__()
-        for key, shape in shapes.items():
-            if len(shape) > 1:
-                raise ConfigError(
-                    f"Observation '{key}' has shape {shape}; a policy sees numbers, vectors, and images of "
-                    "height, width and 1, 3 or 4 channels."
-                )
-        self.keys = tuple(shapes)
-        self.tokens_per_step = config.tokens_per_step
-        size, width = sum(math.prod(shape) for shape in shapes.values()), config.width
-        self.mlp = nn.Sequential(
-            nn.Linear(size, 2 * width), nn.SiLU(), nn.Linear(2 * width, config.tokens_per_step * width)
-        )
-        self.position = nn.Parameter(torch.randn(obs_horizon * config.tokens_per_step, width).mul_(0.02))
-        self.norm = nn.LayerNorm(width)
-
-    def encode_images(self, observation: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The observation as it is: there are no images."""
-        return dict(observation)
-
-    def forward(self, observation: Mapping[str, Tensor]) -> Tensor:
-        """Tokens ``(B, T_o * tokens_per_step, d)``."""
-        parts = [observation[key] for key in self.keys]
-        state = torch.cat([part if part.ndim == 3 else part[..., None] for part in parts], dim=-1)
-        tokens = self.mlp(state).view(len(state), -1, self.position.shape[-1])
-        result: Tensor = self.norm(tokens) + self.position
-        return result
-
-
-class TaskEncoder(nn.Module):
-    """Which task is to be done, from the newest step, to one token.
-
-    Args:
-        num_tasks: length of the one-hot vector.
-        width: channels of a token, d.
-    """
-
-    def __init__(self, num_tasks: int, width: int) -> None:
-        super().__init__()
-        self.embed = nn.Linear(num_tasks, width)
-        self.norm = nn.LayerNorm(width)
-
-    def forward(self, task: Tensor) -> Tensor:
-        """A token ``(B, 1, d)`` from ``(B, T_o, num_tasks)``."""
-        result: Tensor = self.norm(self.embed(task[:, -1:]))
-        return result
-
-
-class ObservationEncoder(nn.Module):
+class ObservationEncoder(KeyedModules[nn.Module]):
     """Several kinds of observation, each encoded by its own module, to the tokens of all of them.
 
     Images may come as they are, ``(B, T_o, H, W, C)``, or as the tokens that :meth:`encode_images` made of
-    them: then the image encoder is not run again.
+    them: then the image encoder is not run again. The module ``cameras`` is there without cameras too.
 
     Args:
-        shapes: key -> shape of one step.
+        features: by key.
         obs_horizon: T_o.
         config: sizes.
     """
 
-    def __init__(
-        self, shapes: Mapping[str, tuple[int, ...]], obs_horizon: int, config: EncoderConfig
-    ) -> None:
-        super().__init__()
-        if TASK in shapes and len(shapes[TASK]) != 1:
-            raise ConfigError(
-                f"Observation '{TASK}' has shape {shapes[TASK]}; it is the one-hot vector of the task to do: "
-                "give one entry for each task, or name something else otherwise."
-            )
-        images = {key: shape for key, shape in shapes.items() if is_image(shape)}
-        vectors = {key: shape for key, shape in shapes.items() if key not in images and key != TASK}
-        self.state = StateEncoder(vectors, obs_horizon, config) if vectors else None
-        self.task = TaskEncoder(shapes[TASK][0], config.width) if TASK in shapes else None
-        self.cameras = KeyedModules(
+    cameras: CameraEncoders
+    _order: tuple[str, ...] = ()
+
+    def __init__(self, features: Mapping[str, Feature], obs_horizon: int, config: EncoderConfig) -> None:
+        groups: dict[str, dict[str, Feature]] = {}
+        for key, feature in features.items():
+            groups.setdefault(_group(feature), {})[key] = feature
+        order = tuple(_ordered(groups, _TOKENS))
+        groups.setdefault(Image.encoder_name, {})
+        kinds = {_group(feature): type(feature) for feature in features.values()}
+        super().__init__(
             {
-                key: ImageEncoder(shape, obs_horizon, config.width, config.vision)
-                for key, shape in images.items()
+                name: kinds.get(name, Image).encoder(groups[name], obs_horizon, config)
+                for name in _ordered(groups, _BUILT)
             }
         )
+        self._order = order
 
     def encode_images(self, observation: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The observation with each camera's images in place of them as tokens ``(B, num_tokens, d)``."""
-        encoded = dict(observation)
-        for key, camera in self.cameras.items():
-            if encoded[key].ndim == 5:
-                encoded[key] = camera(encoded[key])
-        return encoded
+        return self.cameras.encode_images(observation)
 
     def forward(self, observation: Mapping[str, Tensor]) -> Tensor:
         """Tokens ``(B, S, d)``."""
-        encoded = self.encode_images(observation)
-        parts = [encoded[key] for key in self.cameras]
-        if self.state is not None:
-            parts.append(self.state(encoded))
-        if self.task is not None:
-            parts.append(self.task(encoded[TASK]))
-        return torch.cat(parts, dim=1)
+        return torch.cat([self[name](observation) for name in self._order], dim=1)
 
 
 def build_encoder(
-    shapes: Mapping[str, tuple[int, ...]], obs_horizon: int, config: EncoderConfig
+    features: Mapping[str, Feature], obs_horizon: int, config: EncoderConfig
 ) -> StateEncoder | ObservationEncoder:
-    """The encoder for observations of these shapes."""
-    if TASK in shapes or any(is_image(shape) for shape in shapes.values()):
-        return ObservationEncoder(shapes, obs_horizon, config)
-    return StateEncoder(shapes, obs_horizon, config)
+    """The encoder for these features: where there are vectors alone, theirs."""
+    if all(isinstance(feature, Vector) for feature in features.values()):
+        return StateEncoder(features, obs_horizon, config.width, config.tokens_per_step)
+    return ObservationEncoder(features, obs_horizon, config)
+
+
+def _group(feature: Feature) -> str:
+    return feature.encoder_name or feature.name
+
+
+def _ordered(names: Iterable[str], first: Sequence[str]) -> list[str]:
+    return sorted(names, key=lambda name: first.index(name) if name in first else len(first))

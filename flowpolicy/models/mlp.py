@@ -35,7 +35,7 @@ class VelocityMLP(VelocityNetwork):
     def __init__(self, config: MLPConfig, spec: PolicySpec, levels: int = 1) -> None:
         super().__init__(config, spec, levels)
         self.config, hidden = config, config.hidden
-        self.encoder = build_encoder(spec.observation_shapes, spec.obs_horizon, config)
+        self.encoder = build_encoder(spec.features, spec.obs_horizon, config)
         self.embed_observation = nn.Linear(config.width, hidden)
         self.embed_chunk = nn.Linear(math.prod(spec.chunk_shape), hidden)
         self.embed_time = nn.Sequential(nn.Linear(64, hidden), nn.SiLU(), nn.Linear(hidden, hidden))

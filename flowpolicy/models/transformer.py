@@ -53,7 +53,7 @@ class VelocityTransformer(AddressableBlocks, VelocityNetwork):
         super().__init__(config, spec, levels)
         width = config.width
         self.config = config
-        self.encoder = build_encoder(spec.observation_shapes, spec.obs_horizon, config)
+        self.encoder = build_encoder(spec.features, spec.obs_horizon, config)
         self.embed_action = nn.Linear(spec.action_dim, width)
         self.position = nn.Parameter(torch.randn(spec.action_horizon, width).mul_(0.02))
         self.embed_time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))

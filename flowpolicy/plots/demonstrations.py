@@ -50,7 +50,7 @@ def draw_contact_sheet(inspection: Inspection, path: Path) -> Path:
     action = inspection.arrays.get("action")
     if inspection.lengths is None or action is None or action.ndim != 2 or len(action) != inspection.steps:
         raise DataError(f"{inspection.source}: no contact sheet, as the episodes cannot be told apart.")
-    images = [a for a in inspection.arrays.values() if _is_image(a) and len(a) == inspection.steps]
+    images = [inspection.arrays[key] for key in inspection.cameras]
     if images:
         figure = _frame_sheet(inspection, images[0])
     elif action.shape[1] == 2:
@@ -196,10 +196,6 @@ def _bare(axis: Any) -> None:
     axis.set_yticks([])
     for spine in axis.spines.values():
         spine.set_color("#d5dbe0")
-
-
-def _is_image(array: NDArray[Any]) -> bool:
-    return array.ndim == 4 and array.shape[-1] in (1, 3, 4)
 
 
 def _picture(image: NDArray[Any]) -> NDArray[Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,16 +10,16 @@ from typing import Any
 
 from flowpolicy.data.normalization import LARGEST_CLIP, MODES
 from flowpolicy.errors import CheckpointError, ConfigError
+from flowpolicy.features import Feature, undeclared
 from flowpolicy.files.reading import read_json
 from flowpolicy.flow import build_objective
 from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.models.network import NetworkConfig
-from flowpolicy.observations import is_image
-from flowpolicy.settings import build, require, shown
+from flowpolicy.settings import build, checked, require, shown
 
 FORMAT_VERSION = 2
-MOST_KEYS, MOST_NUMBERS, MOST_PIXELS = 100, 100_000, 2048
-"""Observation keys of a policy, numbers of one that is no image, pixels a side of one that is."""
+MOST_KEYS = 100
+"""Observations of a policy."""
 LONGEST = 1_000
 """Steps of a history, actions of a chunk, dimensions of an action."""
 TASK_NAME = re.compile(r"[\w.+\- ]{1,100}")
@@ -34,7 +33,8 @@ class PolicyConfig:
     Attributes:
         objective: name and settings of the objective (``flow_matching``, ``shortcut``, ...).
         model: sizes of the network.
-        observation_shapes: key -> shape of one step.
+        observations: key -> kind and shape of one step. A shape alone is taken for what it would be in a
+            file that declares no kinds; see :func:`~flowpolicy.features.undeclared`.
         action_dim: A.
         obs_horizon: T_o.
         action_horizon: T.
@@ -50,7 +50,7 @@ class PolicyConfig:
 
     objective: dict[str, Any]
     model: NetworkConfig
-    observation_shapes: dict[str, tuple[int, ...]]
+    observations: dict[str, Feature]
     action_dim: int
     obs_horizon: int
     action_horizon: int
@@ -63,12 +63,19 @@ class PolicyConfig:
     metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        require(
-            1 <= len(self.observation_shapes) <= MOST_KEYS, "the number of observation_shapes",
-            len(self.observation_shapes), f"between 1 and {MOST_KEYS}",
-        )  # fmt: skip
-        for key, shape in self.observation_shapes.items():
-            _check_shape(key, shape)
+        count = len(self.observations)
+        require(1 <= count <= MOST_KEYS, "the number of observations", count, f"between 1 and {MOST_KEYS}")
+        features = {
+            key: feature if isinstance(feature, Feature) else undeclared(key, feature)
+            for key, feature in self.observations.items()
+        }
+        object.__setattr__(self, "observations", features)
+        for key, feature in features.items():
+            is_key = 0 < len(key) <= 200 and key.isprintable()
+            require(is_key, "an observation's key", key, "1 to 200 characters that can be printed")
+            sides = all(side >= 1 for side in feature.shape)
+            require(sides, f"observations.{key[:80]}", feature.shape, "of sides of at least 1")
+            feature.check_declaration(key)
         for name in ("observation_normalization", "action_normalization"):
             require(getattr(self, name) in MODES, name, getattr(self, name), f"one of {', '.join(MODES)}")
         for name in ("action_dim", "obs_horizon", "action_horizon"):
@@ -100,20 +107,9 @@ class PolicyConfig:
     def content(self) -> dict[str, Any]:
         """What a JSON file says of it."""
         content = dataclasses.asdict(self)
+        content["observations"] = {key: feature.content() for key, feature in self.observations.items()}
         content["tuned"] = None if self.tuned is None else self.tuned.content()
         return content
-
-
-def _check_shape(key: str, shape: tuple[int, ...]) -> None:
-    is_key = 0 < len(key) <= 200 and key.isprintable()
-    require(is_key, "an observation's key", key, "1 to 200 characters that can be printed")
-    name = f"observation_shapes.{key[:80]}"
-    require(all(side >= 1 for side in shape), name, shape, "of sides of at least 1")
-    if is_image(shape):
-        require(max(shape) <= MOST_PIXELS, name, shape, f"an image of at most {MOST_PIXELS} pixels a side")
-    else:
-        size = math.prod(shape)
-        require(size <= MOST_NUMBERS, name, shape, f"a vector of at most {MOST_NUMBERS:,} numbers")
 
 
 def policy_config(content: Mapping[str, Any]) -> PolicyConfig:
@@ -127,6 +123,9 @@ def policy_config(content: Mapping[str, Any]) -> PolicyConfig:
     steps, solver = content.pop("tuned_num_steps", None), content.pop("tuned_solver", "euler")
     if steps is not None:
         content["tuned"] = {"num_steps": steps, "solver": solver}
+    if "observation_shapes" in content:  # so did format 1: it had no kinds
+        shapes = checked(content.pop("observation_shapes"), dict[str, tuple[int, ...]], "observation_shapes")
+        content["observations"] = {key: undeclared(key, shape) for key, shape in shapes.items()}
     config = build(PolicyConfig, content, "config")
     config.sampling()
     return config

@@ -13,16 +13,14 @@ from torch import Tensor, nn
 
 from flowpolicy.data.normalization import Normalizer
 from flowpolicy.errors import CheckpointError, ConfigError, FlowPolicyError
-from flowpolicy.features import features_of
+from flowpolicy.features.keyed import KeyedModules
 from flowpolicy.files.hub import download, upload
 from flowpolicy.files.reading import shapes_of, stored_tensors
 from flowpolicy.files.storage import atomic_folder, save_tensors
 from flowpolicy.flow import Objective, build_objective
 from flowpolicy.flow.network import field
 from flowpolicy.flow.sampler_spec import SamplerSpec
-from flowpolicy.models.keyed import KeyedModules
 from flowpolicy.models.network import build_network
-from flowpolicy.observations import is_image
 from flowpolicy.policy.config import FORMAT_VERSION, PolicyConfig, read_config
 from flowpolicy.spec import PolicySpec
 
@@ -42,7 +40,7 @@ class FlowPolicy(nn.Module):
         self.objective: Objective = build_objective(config.objective)
         self.sampling = config.sampling()
         self.spec = PolicySpec(
-            features_of(config.observation_shapes),
+            config.observations,
             config.obs_horizon,
             config.action_horizon,
             config.execute_horizon,
@@ -54,9 +52,9 @@ class FlowPolicy(nn.Module):
         self.network = build_network(config.model, self.spec, self.objective.levels)
         self.observation_normalizers = KeyedModules(
             {
-                key: Normalizer(shape, config.observation_normalization)
-                for key, shape in self.spec.observation_shapes.items()
-                if not is_image(shape)  # the encoder knows the range of a pixel
+                key: Normalizer(feature.shape, config.observation_normalization)
+                for key, feature in self.spec.features.items()
+                if feature.normalized().any()
             }
         )
         self.action_normalizer = Normalizer(
@@ -159,8 +157,9 @@ class FlowPolicy(nn.Module):
         return self.normalize(self.check_observations(observations))
 
     def normalize(self, observations: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Normalise checked observations, key -> ``(B, T_o, *shape)``; images stay as they are."""
-        normalized = {key: observations[key] for key in self.spec.observation_shapes}
+        """Normalise checked observations, key -> ``(B, T_o, *shape)``; what has no statistics
+        stays as it is."""
+        normalized = {key: observations[key] for key in self.spec.features}
         for key, normalizer in self.observation_normalizers.items():
             normalized[key] = normalizer.normalize(observations[key])
         return normalized
@@ -170,35 +169,29 @@ class FlowPolicy(nn.Module):
         float32, and uint8 of an image.
 
         Raises:
-            FlowPolicyError: a wrong shape, NaN or infinity, or a missing key.
+            FlowPolicyError: a missing key, a wrong shape, or values that are none of their kind.
         """
         if not isinstance(observations, Mapping):
             observations = {"observation": observations}
         checked, batch = {}, None
-        for key, shape in self.spec.observation_shapes.items():
+        for key, feature in self.spec.features.items():
             if key not in observations:
                 raise FlowPolicyError(
                     f"The observation lacks '{key}'; the policy takes {', '.join(self.spec.features)}."
                 )
             try:
-                values = _tensor(observations[key], is_image(shape), self.device)
+                values = feature.tensor(observations[key], self.device)
             except (TypeError, ValueError, RuntimeError) as error:
                 raise FlowPolicyError(f"Observation '{key}' is not an array of numbers; give one.") from error
-            wanted = (self.spec.obs_horizon, *shape)
+            wanted = (self.spec.obs_horizon, *feature.shape)
             if tuple(values.shape[1:]) != wanted or (batch is not None and len(values) != batch):
                 raise FlowPolicyError(
                     f"Observation '{key}' has shape {tuple(values.shape)}; the policy takes "
                     f"({batch if batch is not None else 'batch'}, {', '.join(map(str, wanted))})."
                 )
-            if is_image(shape):
-                if values.dtype != torch.uint8:
-                    raise FlowPolicyError(
-                        f"Observation '{key}' is an image of {values.dtype}; give uint8, 0 to 255."
-                    )
-            elif not torch.isfinite(values).all():
-                raise FlowPolicyError(
-                    f"Observation '{key}' holds NaN or infinity; no action is computed from it."
-                )
+            problem = feature.problem(values)
+            if problem:
+                raise FlowPolicyError(f"Observation '{key}' {problem}.")
             batch = len(values)
             checked[key] = values
         return checked
@@ -210,6 +203,7 @@ class FlowPolicy(nn.Module):
         """
         for key, normalizer in self.observation_normalizers.items():
             fitted = Normalizer.fit(observation[key], self.config.observation_normalization)
+            fitted.leave(~torch.as_tensor(self.spec.features[key].normalized()))
             normalizer.load_state_dict(fitted.state_dict())
         clip = self.action_normalizer.clip
         fitted = Normalizer.fit(action, self.config.action_normalization, clip, keep_all=True)
@@ -316,8 +310,3 @@ def declared_shapes(config: PolicyConfig, source: Path | str) -> dict[str, tuple
     except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")[:200]
         raise CheckpointError(f"{source} does not describe a policy: {reason}.") from error
-
-
-def _tensor(values: Any, is_image: bool, device: torch.device) -> Tensor:
-    """An image in its own type, anything else as float32."""
-    return torch.as_tensor(values, dtype=None if is_image else torch.float32, device=device)

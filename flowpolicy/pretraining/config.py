@@ -17,6 +17,8 @@ class DataConfig:
     Attributes:
         path: store to train on; None takes the task's own.
         observation_keys: store keys given to the policy, each under its own name.
+        kinds: store key -> what it holds (``depth``, ``pose``, ...), by the name of the kind or by
+            ``{kind: name, ...}`` with settings of it, where the store does not declare it.
         validation_fraction: share of the episodes held out (at least one episode, unless 0).
         validation_mask: hold out the episodes of this mask of the store instead, e.g. robomimic's ``valid``.
         max_episodes: train on this many episodes, drawn by the seed; None takes all.
@@ -30,6 +32,7 @@ class DataConfig:
 
     path: str | None = None
     observation_keys: tuple[str, ...] = ("observation",)
+    kinds: dict[str, Any] = field(default_factory=dict)
     validation_fraction: float = 0.05
     validation_mask: str | None = None
     max_episodes: int | None = None

@@ -23,7 +23,6 @@ from flowpolicy.evaluation.task import Task, task_from
 from flowpolicy.files.storage import write_json
 from flowpolicy.flow import build_objective
 from flowpolicy.models.network import NetworkConfig
-from flowpolicy.observations import is_image
 from flowpolicy.plots.learning import plot_learning_curves
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.policy.config import PolicyConfig
@@ -195,7 +194,7 @@ def find_demonstrations(config: PretrainConfig, task: Task) -> Demonstrations:
         )
     limit = config.data.image_memory_gb
     memory = None if limit is None else int(limit * 1e9)
-    return read_demonstrations(path, config.data.observation_keys, memory)
+    return read_demonstrations(path, config.data.observation_keys, memory, config.data.kinds)
 
 
 def _plot(run_dir: Path, task: Task, policy: str, metrics: dict[str, Any]) -> None:
@@ -229,7 +228,7 @@ def make_policy(config: PretrainConfig, task: Task, demos: Demonstrations) -> Fl
         PolicyConfig(
             objective=dict(config.policy),
             model=config.model,
-            observation_shapes={key: demos.arrays[key].shape[1:] for key in config.data.observation_keys},
+            observations={key: demos.feature(key) for key in config.data.observation_keys},
             action_dim=demos.arrays["action"].shape[1],
             obs_horizon=task.obs_horizon,
             action_horizon=task.action_horizon,
@@ -241,10 +240,7 @@ def make_policy(config: PretrainConfig, task: Task, demos: Demonstrations) -> Fl
             metadata=metadata,
         )
     )
-    vectors = [
-        key for key in config.data.observation_keys if not is_image(policy.spec.observation_shapes[key])
-    ]
-    arrays = as_tensors(demos, [*vectors, "action"], "cpu")
+    arrays = as_tensors(demos, [*policy.observation_normalizers, "action"], "cpu")
     policy.fit_normalizers(arrays, arrays["action"])
     metadata["lost_actions"] = policy.lost_actions(arrays["action"])
     metadata["lost_observations"] = policy.lost_observations(arrays)
@@ -255,7 +251,7 @@ def make_samplers(
     policy: FlowPolicy, demos: Demonstrations, data: DataConfig, seed: int
 ) -> tuple[ChunkSampler, ChunkSampler | None]:
     """Normalised training and held-out chunks on the policy's device; the episodes are split by the seed."""
-    observation = policy.normalize(as_tensors(demos, data.observation_keys, policy.device))
+    observation = policy.normalize(as_tensors(demos, policy.spec.features, policy.device))
     action = as_tensors(demos, ["action"], policy.device)["action"]
     action = policy.action_normalizer.normalize(action)
     train_episodes, held_out = split_episodes(demos, data, seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from flowpolicy.acceleration.sampler import Sampler
 from flowpolicy.control.planners import resting_observation
 from flowpolicy.errors import FlowPolicyError
 from flowpolicy.execution.receding_horizon import ChunkPolicy
-from flowpolicy.observations import TASK, is_image
+from flowpolicy.features import Feature, Task
 from flowpolicy.serving.messages import decode, encode
 from flowpolicy.settings import require
 
@@ -88,12 +89,11 @@ class PolicyService:
         self._has_told_of_prompt = False
         self._generator = torch.Generator().manual_seed(seed)
         self._chunk_shape = (policy.spec.action_horizon, policy.spec.action_dim)
-        self._shapes = {
-            key: (policy.spec.obs_horizon, *shape) for key, shape in policy.spec.observation_shapes.items()
-        }
+        self._features = dict(policy.spec.features)
         self.metadata: dict[str, Any] = {
             "server": f"flowpolicy {flowpolicy.__version__}",
             "observation_shapes": {key: list(shape) for key, shape in policy.spec.observation_shapes.items()},
+            "observations": {key: feature.content() for key, feature in self._features.items()},
             "obs_horizon": policy.spec.obs_horizon,
             "action_horizon": policy.spec.action_horizon,
             "execute_horizon": getattr(policy, "execute_horizon", policy.spec.action_horizon),
@@ -102,7 +102,8 @@ class PolicyService:
             "max_batch": max_batch,
             **(description or {}),
         }
-        numbers = sum(int(np.prod(shape)) for shape in [*self._shapes.values(), self._chunk_shape])
+        seen = sum(math.prod(shape) for shape in policy.spec.observation_shapes.values())
+        numbers = policy.spec.obs_horizon * seen + math.prod(self._chunk_shape)
         self.max_message_bytes = 65536 + 8 * numbers * max_batch  # 8: float64, the widest that is sent
 
     def warm_up(self, calls: int = 3) -> None:
@@ -168,12 +169,14 @@ class PolicyService:
         content = self._named(content)
         observations = {}
         batch: int | None = None  # None: sent without a batch dimension
-        for index, (key, shape) in enumerate(self._shapes.items()):
+        for index, (key, feature) in enumerate(self._features.items()):
             if key not in content:
                 raise FlowPolicyError(
-                    f"The observation lacks '{key}'; the policy takes {', '.join(self._shapes)}."
+                    f"The observation lacks '{key}'; the policy takes {', '.join(self._features)}."
                 )
-            observations[key], size = _checked(f"Observation '{key}'", content[key], shape)
+            observations[key], size = _checked(
+                f"Observation '{key}'", content[key], feature, self.policy.spec.obs_horizon
+            )
             if index and size != batch:
                 raise FlowPolicyError("The observations have different batch sizes; send all with the same.")
             batch = size
@@ -183,7 +186,8 @@ class PolicyService:
                 f"The batch has {rows} observations; this server takes 1 to {self.max_batch}."
             )
         if NOISE in content:
-            noise, size = _checked("The noise", content[NOISE], self._chunk_shape)
+            steps, action_dim = self._chunk_shape
+            noise, size = _checked("The noise", content[NOISE], Feature((action_dim,)), steps)
             if size != batch:
                 raise FlowPolicyError("The noise and the observations have different batch sizes.")
         else:
@@ -202,7 +206,7 @@ class PolicyService:
             if key is None:
                 raise FlowPolicyError(
                     f"The request has the unknown entry '{path[:60]}'; the policy takes "
-                    f"{', '.join(self._shapes)}, and {NOISE}."
+                    f"{', '.join(self._features)}, and {NOISE}."
                 )
             if key in named:
                 raise FlowPolicyError(
@@ -217,7 +221,7 @@ class PolicyService:
             return NOISE
         parts = path.split("/")
         ends = ("/".join(parts[start:]) for start in range(len(parts)))
-        return next((end for end in ends if end in self._shapes), None)
+        return next((end for end in ends if end in self._features), None)
 
     def _leave_out_prompt(self, prompt: Any) -> None:
         texts = prompt if isinstance(prompt, list) else [prompt]
@@ -225,11 +229,8 @@ class PolicyService:
             raise FlowPolicyError(f"The request's '{PROMPT}' is no text; send a string, or leave it out.")
         if not self._has_told_of_prompt:
             self._has_told_of_prompt = True
-            told = (
-                f"; it reads which task is meant from the one-hot vector '{TASK}'"
-                if TASK in self._shapes
-                else ""
-            )
+            tasks = [key for key, feature in self._features.items() if isinstance(feature, Task)]
+            told = f"; it reads which task is meant from the one-hot vector '{tasks[0]}'" if tasks else ""
             log.info("A client sends '%s', which this policy does not read%s.", PROMPT, told)
 
     def _plan(
@@ -261,39 +262,29 @@ def _entries(content: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str
             yield path, value
 
 
-def _channels_last(value: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any] | None:
-    """``(..., C, H, W)`` as ``(..., H, W, C)``, where that is what ``shape`` is; else None."""
-    if value.ndim < 3:
-        return None
-    moved = np.moveaxis(value, -3, -1)
-    fits = moved.shape in (shape, shape[1:]) or moved.shape[1:] == shape
-    return moved if fits else None
-
-
-def _checked(name: str, value: Any, shape: tuple[int, ...]) -> tuple[NDArray[Any], int | None]:
-    """``(B, *shape)`` from an array of that shape, of ``shape``, or, where T_o = 1, of ``shape[1:]``; and B,
-    None where it was sent without."""
+def _checked(name: str, value: Any, feature: Feature, steps: int) -> tuple[NDArray[Any], int | None]:
+    """``(B, steps, *shape)`` from an array of that shape, without B, or, where there is one step, without it;
+    and B, None where it was sent without."""
     if not isinstance(value, np.ndarray):
         raise FlowPolicyError(f"{name} is no array; send a numpy array of numbers.")
-    given = value.shape
-    batch: int | None = None
-    if given[1:] == shape:
-        rows, batch = value, len(value)
-    elif given == shape:
-        rows = value[None]
-    elif shape[0] == 1 and given == shape[1:]:
-        rows = value[None, None]
-    elif is_image(shape[1:]) and (moved := _channels_last(value, shape)) is not None:
-        return _checked(name, moved, shape)
-    else:
+    shape = (steps, *feature.shape)
+    fitted = _batched(value, shape)
+    if fitted is None and (moved := feature.rearranged(value)) is not None:
+        fitted = _batched(moved, shape)
+    if fitted is None:
         sizes = ", ".join(map(str, shape))
-        raise FlowPolicyError(f"{name} has shape {given}; send ({sizes}), or (batch, {sizes}).")
-    if is_image(shape[1:]):
-        if rows.dtype != np.uint8:
-            raise FlowPolicyError(f"{name} is an image of {rows.dtype}; send uint8, 0 to 255.")
-        return rows, batch
-    with np.errstate(over="ignore"):  # what float32 cannot hold is infinity, and refused as such
-        numbers: NDArray[np.float32] = rows.astype(np.float32)
-    if not np.isfinite(numbers).all():
-        raise FlowPolicyError(f"{name} holds NaN or infinity; no action is computed from it.")
-    return numbers, batch
+        raise FlowPolicyError(f"{name} has shape {value.shape}; send ({sizes}), or (batch, {sizes}).")
+    rows, batch = feature.array(fitted[0]), fitted[1]
+    problem = feature.problem(rows)
+    if problem:
+        raise FlowPolicyError(f"{name} {problem}.")
+    return rows, batch
+
+
+def _batched(value: NDArray[Any], shape: tuple[int, ...]) -> tuple[NDArray[Any], int | None] | None:
+    """``(B, *shape)`` and the B that it was sent with; None where the value has another shape."""
+    if value.shape[1:] == shape:
+        return value, len(value)
+    if value.shape == shape:
+        return value[None], None
+    return (value[None, None], None) if shape[0] == 1 and value.shape == shape[1:] else None

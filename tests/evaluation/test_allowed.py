@@ -31,7 +31,7 @@ def checkpoint(folder: Path, task: dict[str, Any]) -> str:
     torch.manual_seed(0)
     config = PolicyConfig(
         objective={"name": "flow_matching"}, model=TransformerConfig(width=16, depth=1, num_heads=2),
-        observation_shapes={"observation": (11,)}, action_dim=3, obs_horizon=1, action_horizon=4,
+        observations={"observation": (11,)}, action_dim=3, obs_horizon=1, action_horizon=4,
         execute_horizon=4, task=task,
     )  # fmt: skip
     return str(FlowPolicy(config).save(folder))

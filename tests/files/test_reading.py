@@ -27,7 +27,7 @@ def make_policy(**changes: Any) -> FlowPolicy:
     torch.manual_seed(0)
     settings: dict[str, Any] = {
         "objective": {"name": "flow_matching"}, "model": TransformerConfig(width=16, depth=1, num_heads=2),
-        "observation_shapes": {"observation": (3,)}, "action_dim": 2, "obs_horizon": 1, "action_horizon": 4,
+        "observations": {"observation": (3,)}, "action_dim": 2, "obs_horizon": 1, "action_horizon": 4,
         "execute_horizon": 4,
     }  # fmt: skip
     return FlowPolicy(PolicyConfig(**{**settings, **changes}))
@@ -133,9 +133,9 @@ def test_a_large_description_of_a_small_file_costs_nothing(folder: Path):
 
 
 def test_shapes_are_those_of_the_module_that_is_built():
-    images = make_policy(observation_shapes={"image": (40, 48, 3), "state": (2,), "task": (4,)})
+    images = make_policy(observations={"image": (40, 48, 3), "state": (2,), "task": (4,)})
     assert shapes_of(
-        lambda: make_policy(observation_shapes={"image": (40, 48, 3), "state": (2,), "task": (4,)})
+        lambda: make_policy(observations={"image": (40, 48, 3), "state": (2,), "task": (4,)})
     ) == {name: tuple(tensor.shape) for name, tensor in images.state_dict().items()}
 
 

@@ -147,7 +147,7 @@ def sized_policy(width):
     config = PolicyConfig(
         objective={"name": "flow_matching"},
         model=TransformerConfig(width=width, depth=1, num_heads=2),
-        observation_shapes={"observation": (3,)},
+        observations={"observation": (3,)},
         action_dim=2,
         obs_horizon=1,
         action_horizon=2,

@@ -12,10 +12,10 @@ from stable_baselines3.common.env_util import make_vec_env
 from flowpolicy.data.sampling import Batch
 from flowpolicy.evaluation.rollout import evaluate
 from flowpolicy.evaluation.task import Task
+from flowpolicy.features.vision.config import VisionConfig
 from flowpolicy.finetuning.chain import log_prob
 from flowpolicy.finetuning.reinflow import ReinFlow
 from flowpolicy.models.config import TransformerConfig
-from flowpolicy.models.vision.config import VisionConfig
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.policy.config import PolicyConfig
 

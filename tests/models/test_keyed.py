@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from flowpolicy.models.keyed import KeyedModules
+from flowpolicy.features.keyed import KeyedModules
 
 ORDINARY = ["observation", "agent_pos", "eye in hand", "a%b", "observation/state", "Größe", "0"]
 AWKWARD = ["a.b", "a%2Eb", "%a", "%a%2Eb", ".", "..", "type", "values", "train", "keys", "forward", "_names"]

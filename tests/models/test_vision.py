@@ -6,10 +6,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flowpolicy.acceleration.sampler import build_sampler
 from flowpolicy.errors import ConfigError, FlowPolicyError
+from flowpolicy.features.vision.config import BACKBONES, VisionConfig
+from flowpolicy.features.vision.encoder import ImageEncoder
 from flowpolicy.models.config import TransformerConfig
 from flowpolicy.models.transformer import VelocityTransformer
-from flowpolicy.models.vision.config import BACKBONES, VisionConfig
-from flowpolicy.models.vision.encoder import ImageEncoder
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.policy.config import PolicyConfig
 

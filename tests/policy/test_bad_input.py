@@ -37,7 +37,7 @@ def make_policy() -> FlowPolicy:
     config = PolicyConfig(
         objective={"name": "shortcut"},
         model=TransformerConfig(width=16, depth=1, num_heads=2),
-        observation_shapes={"observation": (3,)},
+        observations={"observation": (3,)},
         action_dim=2,
         obs_horizon=1,
         action_horizon=4,

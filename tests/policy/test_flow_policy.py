@@ -20,7 +20,7 @@ def make(objective="shortcut", *, seed=0, **changes):
     config = PolicyConfig(
         objective={"name": objective},
         model=TransformerConfig(width=16, depth=1, num_heads=2),
-        observation_shapes={"observation": (5,)},
+        observations={"observation": (5,)},
         action_dim=A,
         obs_horizon=T_O,
         action_horizon=T,
@@ -274,7 +274,7 @@ KEYS = ["a.b", "a%2Eb", "type", "values", "train", "keys", "forward", "noise", "
 
 
 def of_shapes(shapes, **changes):
-    policy = FlowPolicy(dataclasses.replace(make().config, observation_shapes=shapes, **changes)).eval()
+    policy = FlowPolicy(dataclasses.replace(make().config, observations=shapes, **changes)).eval()
     observation = {key: 5 + torch.randn(50, *shape) for key, shape in shapes.items()}
     policy.fit_normalizers(observation, torch.randn(50, A))
     return policy, {key: value[: B * T_O].unflatten(0, (B, T_O)) for key, value in observation.items()}
@@ -286,7 +286,7 @@ def test_observations_may_have_any_name(tmp_path, with_images):
     policy, observation = of_shapes(shapes)
     if with_images:
         shapes |= {f"{key}.image": (36, 36, 3) for key in KEYS[:2]} | {"half": (36, 36, 1)}
-        policy = FlowPolicy(dataclasses.replace(policy.config, observation_shapes=shapes)).eval()
+        policy = FlowPolicy(dataclasses.replace(policy.config, observations=shapes)).eval()
         images = {k: torch.randint(256, (B, T_O, *s)).byte() for k, s in shapes.items() if k not in KEYS}
         observation |= images
     loaded = FlowPolicy.load(policy.save(tmp_path / "checkpoint"))
@@ -295,7 +295,7 @@ def test_observations_may_have_any_name(tmp_path, with_images):
 
 def test_a_single_number_is_an_observation_as_a_vector_of_one_is():
     policy, observation = of_shapes({"gripper": (), "pose": (3,)})
-    twin = FlowPolicy(dataclasses.replace(policy.config, observation_shapes={"gripper": (1,), "pose": (3,)}))
+    twin = FlowPolicy(dataclasses.replace(policy.config, observations={"gripper": (1,), "pose": (3,)}))
     state = policy.state_dict()
     for name in ("center", "scale"):
         state[f"observation_normalizers.gripper.{name}"].unsqueeze_(0)

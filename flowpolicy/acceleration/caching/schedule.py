@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from flowpolicy.errors import CheckpointError, ConfigError
+from flowpolicy.features import undeclared
 from flowpolicy.files.reading import read_versioned
 from flowpolicy.files.storage import write_json
 from flowpolicy.flow.grids import build_grid
@@ -188,6 +189,11 @@ def fingerprint(policy: FlowPolicy) -> str:
     for name in ("task", "metadata", "execute_horizon"):
         del config[name]
     # Spelt as format 1 did, so that schedules and plans made then stay valid; what is new appears where used.
+    observations = policy.config.observations
+    shapes = {key: feature.shape for key, feature in observations.items()}
+    if observations == {key: undeclared(key, shape) for key, shape in shapes.items()}:
+        del config["observations"]
+        config["observation_shapes"] = shapes
     tuned = config.pop("tuned") or {}
     config["tuned_num_steps"], config["tuned_solver"] = (
         tuned.pop("num_steps", None),

@@ -78,7 +78,7 @@ def import_demonstrations(
     rename: Mapping[str, str] | None = None,
     concatenate: Mapping[str, Sequence[str]] | None = None,
     action: str | Sequence[str] | None = None,
-    kinds: Mapping[str, str] | None = None,
+    kinds: Mapping[str, Any] | None = None,
     demo_transform: str | None = None,
     keys: Iterable[str] | None = None,
     action_bounds: Sequence[Any] | None = None,
@@ -99,7 +99,8 @@ def import_demonstrations(
         rename: column -> new key.
         concatenate: new key -> columns whose flattened rows, side by side, make it; it replaces them.
         action: the column, or columns side by side, that make the action; None is the format's own.
-        kinds: column -> ``image`` or ``vector``, where the source does not declare what it holds.
+        kinds: column -> kind (``image``, ``vector``, ``depth``, ``pose``, ...), where the source does not
+            declare what it holds.
         demo_transform: dotted ``module:function`` from a dict of arrays to a dict of arrays, step by step.
         keys: the keys to keep beside ``action``, ``reward`` and the flags of episode ends; None: what the
             format takes by itself.
@@ -137,7 +138,7 @@ class Request(TypedDict, total=False):
     rename: Mapping[str, str] | None
     concatenate: Mapping[str, Sequence[str]] | None
     action: str | Sequence[str] | None
-    kinds: Mapping[str, str] | None
+    kinds: Mapping[str, Any] | None
     demo_transform: str | None
     keys: Iterable[str] | None
     action_bounds: Sequence[Any] | None
@@ -181,6 +182,7 @@ def import_to_store(
 
     def write(chosen: Import) -> None:
         with store_writer(path, chosen.num_steps, **writing) as writer:
+            writer.attributes.update(chosen.attributes)
             for rows in chosen.blocks():
                 writer.append(rows)
             writer.attributes.update({**chosen.attributes, **(attributes or {})})

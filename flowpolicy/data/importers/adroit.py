@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowpolicy.data.features import kind_of
 from flowpolicy.data.importers.restricted_pickle import load_arrays
 from flowpolicy.data.importers.source import Block, Bounds, Feature, Source, read_parts
 from flowpolicy.data.zarr_reading import resolve_path
 from flowpolicy.errors import DataError
+from flowpolicy.features.undeclared import kind_of
 
 _KEYS = {"observations": "observation", "actions": "action", "rewards": "reward"}
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flowpolicy.data.features import Kind
 from flowpolicy.data.importers.episodes import natural_order
 from flowpolicy.data.importers.hdf5 import (
     Hdf5Episodes,
@@ -19,6 +18,7 @@ from flowpolicy.data.importers.hdf5 import (
 from flowpolicy.data.importers.source import Feature, Source
 from flowpolicy.data.zarr_reading import resolve_path
 from flowpolicy.errors import DataError
+from flowpolicy.features.undeclared import Kind
 
 _PATTERN = "episode_*.hdf5"
 
@@ -73,7 +73,7 @@ def _describer(file: Any) -> Any:
         feature = feature_of(name, key, node, default=default)
         is_image = rest.startswith("images/") and node is not None
         # One row of bytes per image, or a text of variable length: a JPEG file, padded to the longest.
-        if is_image and (compressed or feature.kind is Kind.TEXT or len(feature.shape or ()) < 2):
+        if is_image and (compressed or feature.kind == Kind.TEXT or len(feature.shape or ()) < 2):
             return Feature(name, key, Kind.ENCODED, feature.shape, default)
         return feature
 

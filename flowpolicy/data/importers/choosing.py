@@ -10,16 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flowpolicy.data.features import Kind, channels_first
 from flowpolicy.data.importers.source import Feature, Source
 from flowpolicy.data.store import check_key
-from flowpolicy.data.zarr_reading import EPISODE_KEYS, listed
+from flowpolicy.data.zarr_reading import EPISODE_KEYS, NOT_OBSERVED, listed
 from flowpolicy.errors import DataError
-from flowpolicy.settings import require
+from flowpolicy.features import FEATURE_KINDS
+from flowpolicy.features.image import channels_first
+from flowpolicy.features.undeclared import Kind
+from flowpolicy.settings import choose, require
 
 logger = logging.getLogger(__name__)
-_DECLARABLE = {"vector": Kind.VECTOR, "image": Kind.IMAGE}
-_NOT_OBSERVED = ("action", "done", *EPISODE_KEYS)
 _OBSERVED = re.compile(r"(obs|observations?)[/.]")
 
 
@@ -33,14 +33,15 @@ class Choice:
         keys: what to keep beside ``action``, ``reward`` and the flags of episode ends; None keeps what the
             format takes by itself.
         action: the column or columns that make the action; None is the format's own.
-        kinds: column -> ``image`` or ``vector``, where the source does not declare it rightly.
+        kinds: column -> kind (``image``, ``vector``, ``depth``, ``pose``, ...), by its name or by
+            ``{"kind": name, ...}`` with settings, where the source does not declare it rightly.
     """
 
     rename: Mapping[str, str] = field(default_factory=dict)
     concatenate: Mapping[str, Sequence[str]] = field(default_factory=dict)
     keys: Sequence[str] | None = None
     action: str | Sequence[str] | None = None
-    kinds: Mapping[str, str] = field(default_factory=dict)
+    kinds: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def choose_columns(source: Source, choice: Choice) -> list[Column]:
             f"{listed(list(source.features)[:12])}); name its column, or several, with action=[...]."
         )
     _check(source, chosen, groups)
-    if choice.keys is None and all(key in _NOT_OBSERVED for key in chosen):
+    if choice.keys is None and all(key in NOT_OBSERVED for key in chosen):
         unread = [feature.name for feature in source.features.values() if feature.default and feature.problem]
         raise DataError(
             f"{source.where} has no observation that can be read (of {listed(source.features)} not read: "
@@ -146,16 +147,17 @@ class _Table:
         self._wanted.add(found[0])
         return self._features[found[0]]
 
-    def declare(self, name: str, kind: str) -> None:
+    def declare(self, name: str, declared: Any) -> None:
         """Take a column for what the user says it holds."""
-        require(kind in _DECLARABLE, f"kinds.{name}", kind, "'image' or 'vector'")
+        kind = str(declared.get("kind") if isinstance(declared, Mapping) else declared)
+        choose(FEATURE_KINDS, kind, f"kinds.{name}")
         feature = self.find(name, full_name_first=True)
         shape = feature.shape
-        if kind == "image" and shape is not None and len(shape) not in (2, 3):
+        if kind == Kind.IMAGE and shape is not None and len(shape) not in (2, 3):
             raise DataError(f"{self.where}: '{feature.name}' has rows of shape {shape}; no image has.")
-        first = kind == "image" and shape is not None and len(shape) == 3 and channels_first(shape)
+        first = kind == Kind.IMAGE and shape is not None and len(shape) == 3 and channels_first(shape)
         self._features[feature.name] = dataclasses.replace(
-            feature, kind=_DECLARABLE[kind], channels_first=first
+            feature, kind=kind, declared=declared, channels_first=first
         )
 
     def rename(self, name: str, key: str) -> None:
@@ -198,7 +200,7 @@ class _Table:
             for features in makers:
                 problem = features[0].problem
                 if problem and key not in groups and key != "action":
-                    reason = "" if features[0].note else features[0].kind.value
+                    reason = "" if features[0].note else str(features[0].kind)
                     left_out.setdefault(reason or problem, []).append(features[0].name)
                 else:
                     chosen.setdefault(key, []).append(features)
@@ -261,7 +263,7 @@ def _check(source: Source, chosen: Mapping[str, _Makers], groups: Mapping[str, A
             if feature.problem:
                 advice = _advice(key, feature)
                 raise DataError(f"{source.where}: '{feature.name}' {feature.problem}; {advice}.")
-            if feature.kind is Kind.IMAGE and key in groups:
+            if feature.kind == Kind.IMAGE and key in groups:
                 raise DataError(
                     f"{source.where}: '{feature.name}' holds images; they cannot be concatenated into "
                     f"'{key}'."
@@ -271,13 +273,17 @@ def _check(source: Source, chosen: Mapping[str, _Makers], groups: Mapping[str, A
 def _poses_as(key: str, features: Sequence[Feature]) -> bool:
     """Whether an observation goes by one of a store's own keys, only since that is what it is called."""
     feature = features[0]
-    is_own = key in _NOT_OBSERVED and feature.key == key
+    is_own = key in NOT_OBSERVED and feature.key == key
     return is_own and len(features) == 1 and _OBSERVED.match(feature.name) is not None
 
 
 def _advice(key: str, feature: Feature) -> str:
     if key == "action":
         return "name the columns that make the action with action=[...]"
-    if feature.kind is Kind.DEPTH:
-        return f"leave it out, or take it as plain numbers with kinds={{{Path(feature.name).name}: vector}}"
+    if feature.kind == Kind.DEPTH:
+        name = Path(feature.name).name
+        return (
+            f"leave it out, or take it as distances with kinds={{{name}: depth}} or as plain numbers with "
+            f"kinds={{{name}: vector}}"
+        )
     return "leave it out"

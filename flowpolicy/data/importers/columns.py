@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowpolicy.data.features import Kind, is_quaternion
 from flowpolicy.data.importers.checks import Episodes, Quaternions
 from flowpolicy.data.importers.choosing import Column
 from flowpolicy.data.importers.source import Block, Feature
 from flowpolicy.data.rounding import RoundingCheck
 from flowpolicy.data.zarr_reading import EPISODE_KEYS
 from flowpolicy.errors import DataError
-from flowpolicy.observations import is_image
+from flowpolicy.features.image import CHANNELS
+from flowpolicy.features.undeclared import Kind, is_quaternion
 
 _PER_STEP = (*EPISODE_KEYS, "done")
 
@@ -73,7 +73,7 @@ class ColumnReader:
     def _part(self, feature: Feature, block: Block) -> NDArray[Any]:
         values = block.arrays[feature.name]
         self._check_shape(feature.name, values.shape[1:], block.start)
-        if feature.kind is Kind.IMAGE:
+        if feature.kind == Kind.IMAGE:
             return _pixels(values, feature, self._where)
         self._rounding.setdefault(feature.name, RoundingCheck()).rows(values)
         values = numeric(values, self.column.key, self._where, is_wide=self._is_wide)
@@ -113,8 +113,8 @@ class ColumnReader:
             if rows.size != len(rows):
                 raise DataError(f"{self._where}: '{key}' has rows of shape {shape}; it is one number a step.")
             return rows.reshape(len(rows))
-        is_vector = self.column.features[0].kind is Kind.VECTOR
-        if not shape or (is_vector and is_image(shape)):  # a pose is no picture, whatever its shape
+        is_vector = self.column.features[0].kind == Kind.VECTOR
+        if not shape or (is_vector and len(shape) > 1):
             return rows.reshape(len(rows), -1)
         return rows
 
@@ -145,7 +145,7 @@ def _pixels(values: NDArray[Any], feature: Feature, where: str) -> NDArray[np.ui
         values = values[..., None]
     elif feature.channels_first:
         values = np.moveaxis(values, 1, -1)
-    if not is_image(values.shape[1:]):
+    if values.ndim != 4 or values.shape[3] not in CHANNELS:
         raise DataError(
             f"{where}: '{feature.name}' has images of shape {values.shape[1:]}; they must have 1, 3 or 4 "
             "channels, last or first."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowpolicy.data.features import Kind, channels_first, kind_of
 from flowpolicy.data.importers.source import Block, Feature, Source, read_parts
 from flowpolicy.data.store import episode_ends_problem
 from flowpolicy.data.zarr_checks import MISSING_CHUNKS
 from flowpolicy.data.zarr_reading import OpenStore, listed, open_store, read_ends, resolve_path
 from flowpolicy.errors import DataError
+from flowpolicy.features.image import channels_first
+from flowpolicy.features.stored import KINDS, stored_feature
+from flowpolicy.features.undeclared import Kind, kind_of
 from flowpolicy.settings import require
 
 
@@ -45,7 +47,7 @@ def open_diffusion_policy(
             if key not in store.arrays:
                 raise DataError(f"{path} has no key '{key}'; it has {listed(store.arrays)}.")
         features = {
-            name: _feature(name, array)
+            name: _feature(name, array, store)
             for name, array in store.arrays.items()
             if wanted is None or name in wanted
         }
@@ -58,15 +60,20 @@ def open_diffusion_policy(
         )  # fmt: skip
 
 
-def _feature(name: str, array: Any) -> Feature:
-    shape = tuple(array.shape[1:])
+def _feature(name: str, array: Any, store: OpenStore) -> Feature:
+    shape, kinds = tuple(array.shape[1:]), store.attributes.get(KINDS) or {}
+    key = name.replace("/", ".")
     try:
         dtype = np.dtype(array.dtype)
     except TypeError:
-        return Feature(name, name.replace("/", "."), Kind.OTHER)
-    kind = kind_of(name, dtype, shape)
-    first = kind is Kind.IMAGE and len(shape) == 3 and channels_first(shape)
-    return Feature(name, name.replace("/", "."), kind, shape, channels_first=first)
+        return Feature(name, key, Kind.OTHER)
+    is_declared = isinstance(kinds, Mapping) and name in kinds
+    kind: str = kind_of(name, dtype, shape)
+    if is_declared:
+        kind = stored_feature(name, dtype, shape, store.attributes, store.path).name
+    first = kind == Kind.IMAGE and len(shape) == 3 and channels_first(shape)
+    declared = kinds[name] if is_declared else None
+    return Feature(name, key, kind, shape, channels_first=first, declared=declared)
 
 
 @dataclass

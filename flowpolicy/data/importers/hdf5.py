@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.data.causes import first_line, reading_error
-from flowpolicy.data.features import Kind, channels_first, kind_of
 from flowpolicy.data.importers.source import Block, Feature, Source, read_parts
 from flowpolicy.errors import DataError
+from flowpolicy.features.image import channels_first
+from flowpolicy.features.undeclared import Kind, kind_of
 
 _MAX_DEPTH = 12
 _MAX_LEAVES = 2000

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowpolicy.data.features import Kind, channels_first, kind_of
 from flowpolicy.data.importers import parquet
 from flowpolicy.data.importers.source import BLOCK_BYTES, Block, Feature, Source, json_object
 from flowpolicy.data.zarr_reading import resolve_path
 from flowpolicy.errors import DataError
+from flowpolicy.features.image import channels_first
+from flowpolicy.features.undeclared import Kind, kind_of
 from flowpolicy.files.hub import download_dataset
 
 _EPISODE, _FRAME, _TIME = "episode_index", "frame_index", "timestamp"

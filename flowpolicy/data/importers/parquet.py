@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.data.causes import reading_error
-from flowpolicy.data.features import Kind
 from flowpolicy.data.memory import free_memory_bytes
 from flowpolicy.errors import DataError
+from flowpolicy.features.undeclared import Kind
 
 _MAX_DEPTH = 6
 _NUMPY_NAMES = {"halffloat": "float16", "float": "float32", "double": "float64"}

@@ -20,8 +20,10 @@ from flowpolicy.data.memory import free_memory_bytes
 from flowpolicy.data.rounding import collapses_in_float32
 from flowpolicy.data.store import Demonstrations, episode_ends_problem
 from flowpolicy.data.versions import version_warning
-from flowpolicy.data.zarr_reading import EPISODE_KEYS
+from flowpolicy.data.zarr_reading import EPISODE_KEYS, NOT_OBSERVED
 from flowpolicy.errors import ConfigError, DataError
+from flowpolicy.features.stored import KINDS
+from flowpolicy.features.undeclared import Kind
 from flowpolicy.settings import require
 
 logger = logging.getLogger(__name__)
@@ -103,7 +105,7 @@ class Import:
         self._columns = [column for column in columns if not column.optional or self._is_sound(column)]
         own = action.names == (source.action,) and not action.flatten
         self._bounds = self._bounds_check(source.bounds if own else None)
-        self.attributes = dict(source.attributes)
+        self.attributes = {**source.attributes, KINDS: _kinds(self._columns)}
         if source.bounds is not None and own:
             self.attributes["action_bounds"] = [_plain(bound) for bound in source.bounds]
         warning = version_warning(self.attributes)
@@ -266,6 +268,16 @@ def _called(demos: Demonstrations, dotted: str) -> Mapping[str, NDArray[Any]]:
     if not isinstance(arrays, Mapping) or not all(isinstance(array, np.ndarray) for array in arrays.values()):
         raise DataError(f"demo_transform '{dotted}' must return a dict of numpy arrays.")
     return arrays
+
+
+def _kinds(columns: Sequence[Column]) -> dict[str, Any]:
+    """What the columns are declared to be; of undeclared vectors a store tells that they are."""
+    whole = {column.key: column.features[0] for column in columns if not column.flatten}
+    return {
+        key: feature.declared or str(feature.kind)
+        for key, feature in whole.items()
+        if key not in NOT_OBSERVED and (feature.declared or feature.kind != Kind.VECTOR)
+    }
 
 
 def _plain(bound: NDArray[np.float64]) -> Any:

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.data.causes import reading_error
-from flowpolicy.data.features import USABLE, Kind
 from flowpolicy.errors import DataError
+from flowpolicy.features import FEATURE_KINDS
+from flowpolicy.features.undeclared import Kind
 from flowpolicy.runs.progress import progress
 
 BLOCK_BYTES = 1 << 24
@@ -28,25 +29,28 @@ class Feature:
     Attributes:
         name: what the source calls it, in full: ``obs/agentview_image``, ``observation.state``.
         key: what it is called in a store unless it is renamed.
-        kind: of its rows.
+        kind: of its rows: a name in ``FEATURE_KINDS``, or what it is that no policy takes.
         shape: of one row; None where the source does not declare it.
         default: whether it is taken where no keys are chosen.
         note: why it cannot be read, in words that follow its name; empty where it can.
         channels_first: images are (channels, height, width).
+        declared: the kind as a store or the user declares it, with its settings if any; None where it is told
+            by how the column is stored.
     """
 
     name: str
     key: str
-    kind: Kind = Kind.VECTOR
+    kind: str = Kind.VECTOR
     shape: tuple[int, ...] | None = None
     default: bool = True
     note: str = ""
     channels_first: bool = False
+    declared: Any = None
 
     @property
     def problem(self) -> str:
         """Why it cannot be taken, in words that follow its name; empty where it can."""
-        return self.note or ("" if self.kind in USABLE else f"holds {self.kind}")
+        return self.note or ("" if self.kind in FEATURE_KINDS else f"holds {self.kind}")
 
 
 class Bounds(NamedTuple):

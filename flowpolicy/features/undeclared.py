@@ -1,7 +1,7 @@
-"""What a column of demonstrations holds: a vector, an image, a depth map, text; by what is declared of it.
+"""What numbers are that nobody declared: by the key, the element type and the shape that they come with.
 
-The declaration is the column's element type, its name, and what the format or the user says of it. A shape
-alone decides nothing: ``(2, 4, 4)`` is two poses as well as a tiny image.
+A shape alone says little: ``(2, 4, 4)`` is two poses as well as a tiny image. Importers tell here what a
+column of a foreign file holds; the result is declared in what they write.
 """
 
 from __future__ import annotations
@@ -12,14 +12,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-_CHANNELS = (1, 3, 4)
+from flowpolicy.features.feature import Feature
+from flowpolicy.features.image import CHANNELS, Image
+from flowpolicy.features.task import Task
+from flowpolicy.features.vector import Vector
+
 _SMALLEST_SIDE = 8  # pixels: nothing smaller is taken for a camera's image unless it is called one
 _IMAGE_NAME = re.compile(r"(?<![a-z])(image|img|rgba?|pixels?)s?(?![a-z])", re.IGNORECASE)
 _DEPTH_NAME = re.compile(r"(?<![a-z])(depth|disparity|segmentation|seg|mask)s?(?![a-z])", re.IGNORECASE)
 
 
 class Kind(enum.StrEnum):
-    """What the rows of a column are; only vectors and images can be observed by a policy."""
+    """What the rows of an undeclared column look like; only vectors and images are taken unasked."""
 
     VECTOR = "vector"
     IMAGE = "image"
@@ -30,7 +34,23 @@ class Kind(enum.StrEnum):
     OTHER = "no plain numbers"
 
 
-USABLE = (Kind.VECTOR, Kind.IMAGE)
+def undeclared(key: str, shape: Sequence[int], dtype: np.dtype[np.generic] | None = None) -> Feature:
+    """The feature that a file without declared kinds means: ``(height, width, 1, 3 or 4)`` is an image, the
+    key ``task`` the one-hot vector of the task, and all else a vector.
+
+    Args:
+        key: of the observation.
+        shape: of one step.
+        dtype: as a store has it; an image is of uint8 then, or called one. None: a checkpoint, which does not
+            say.
+    """
+    shape = tuple(shape)
+    is_image = len(shape) == 3 and shape[2] in CHANNELS
+    if dtype is not None:
+        is_image = kind_of(key, dtype, shape) is Kind.IMAGE
+    if key == Task.name:
+        return Task(shape)
+    return Image(shape) if is_image else Vector(shape)
 
 
 def kind_of(name: str, dtype: np.dtype[np.generic], shape: Sequence[int]) -> Kind:
@@ -52,16 +72,11 @@ def kind_of(name: str, dtype: np.dtype[np.generic], shape: Sequence[int]) -> Kin
     is_large = sorted(shape)[-2] >= _SMALLEST_SIDE
     if is_large and (_DEPTH_NAME.search(name) or (dtype.kind in "iu" and dtype.itemsize > 1)):
         return Kind.DEPTH
-    if len(shape) == 2 or not (shape[0] in _CHANNELS or shape[2] in _CHANNELS):
+    if len(shape) == 2 or not (shape[0] in CHANNELS or shape[2] in CHANNELS):
         return Kind.VECTOR
     if _IMAGE_NAME.search(name) or (dtype == np.uint8 and is_large):
         return Kind.IMAGE
     return Kind.VECTOR
-
-
-def channels_first(shape: Sequence[int]) -> bool:
-    """Whether images of this shape are (channels, height, width); channels last where both would do."""
-    return shape[0] in _CHANNELS and shape[-1] not in _CHANNELS
 
 
 def is_quaternion(name: str, shape: Sequence[int]) -> bool:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowpolicy.models.vision.config import VisionConfig
+from flowpolicy.features.vision.config import VisionConfig
 
 
 class Residual(nn.Module):

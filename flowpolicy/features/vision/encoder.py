@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from flowpolicy.errors import ConfigError
-from flowpolicy.models.vision.backbones import BUILDERS
-from flowpolicy.models.vision.config import VisionConfig
+from flowpolicy.features.vision.backbones import BUILDERS
+from flowpolicy.features.vision.config import VisionConfig
 
 SMALLEST = 32  # pixels a side
 MOST_TOKENS = 64
