@@ -24,9 +24,10 @@ CONFIG = CalibrationConfig(
 
 
 def test_similarity_is_the_mean_over_samples(policy):
-    found = measure_similarity(policy, random_observations(64), num_steps=3, noise_seeds=2, seed=5, rows=24)
-    key = ScheduleKey.of(policy, SamplerSpec(num_steps=3))
-    engine = BlockEngine(policy, SamplerSpec(num_steps=3, solver="euler"), 128, full_schedule(key))
+    sampling = policy.checked(SamplerSpec(num_steps=3))
+    found = measure_similarity(policy, random_observations(64), sampling, noise_seeds=2, seed=5, rows=24)
+    key = ScheduleKey.of(policy, sampling)
+    engine = BlockEngine(policy, sampling, 128, full_schedule(key))
     outputs = {}
     engine.observe = lambda evaluation, block, output: outputs.update(
         {(evaluation, block): output.flatten(1)}
@@ -105,11 +106,11 @@ def test_everything_is_written(calibrated, tmp_path):
 
 def test_bad_calibration_sets_are_refused(policy):
     with pytest.raises(DataError, match="at least 64"):
-        measure_similarity(policy, random_observations(63), num_steps=4)
+        measure_similarity(policy, random_observations(63), SamplerSpec(num_steps=4))
     broken = random_observations(64)
     broken["goal"][3] = float("nan")
     with pytest.raises(FlowPolicyError, match="NaN"):
-        measure_similarity(policy, broken, num_steps=4)
+        measure_similarity(policy, broken, SamplerSpec(num_steps=4))
     with pytest.raises(ConfigError, match="nothing to reuse"):
         calibrate(random_policy("shortcut"), broken, broken, CalibrationConfig("none", num_steps=1))
     with pytest.raises(ConfigError, match="at most the 4 evaluations"):

@@ -105,12 +105,13 @@ def test_without_a_prefix_it_is_the_policy_to_the_last_bit(objective, num_steps,
     assert ((mixed - expected).abs().amax((1, 2)) > 1e-3).tolist() == [True, False, True, True, True]
 
 
-def test_a_trained_policy_keeps_to_the_prefix(repo_root):
+@pytest.mark.parametrize("solver", ["euler", "midpoint", "heun"])
+def test_a_trained_policy_keeps_to_the_prefix(repo_root, solver):
     policy = FlowPolicy.load(repo_root / "benchmarks" / "checkpoints" / "pusht-flow_matching-seed0")
     generator = torch.Generator().manual_seed(0)
     observations = random_observations(policy, 30, generator)
     noises = torch.randn(2, 30, 16, 2, generator=generator)
-    wanted, free = (policy.act(observations, noise=noise, num_steps=16) for noise in noises)
+    wanted, free = (policy.act(observations, noise=noise, num_steps=16, solver=solver) for noise in noises)
     weights = torch.zeros(30, 16)
     weights[:, :4] = 1
 
@@ -119,7 +120,7 @@ def test_a_trained_policy_keeps_to_the_prefix(repo_root):
         return difference[:, :4].square().mean().sqrt()
 
     def guided(**settings):
-        sampler = guided_sampler(policy, 16, **settings)
+        sampler = guided_sampler(policy, 16, solver, **settings)
         return distance(sampler.act(observations, noise=noises[1], prefix=(wanted.numpy(), weights.numpy())))
 
     assert guided() < 0.7 * distance(free)
@@ -136,9 +137,9 @@ def test_guidance_leaves_no_shipped_policy_farther_from_what_was_committed_to(pa
     steps = [policy.sampling.num_steps] if policy.config.tuned else [1, 2, 4, 5, 8]
     for num_steps in steps:
         try:
-            sampler = DeployedSampler(
-                checkpoint=str(path), num_steps=num_steps, guidance={"name": "prefix"}
-            ).build()
+            guidance = {"name": "prefix", "beta": 4.0 * num_steps, "prior_std": 0.2}
+            settings = DeployedSampler(checkpoint=str(path), num_steps=num_steps, guidance=guidance)
+            sampler = settings.build()
         except ConfigError:  # shortcut models have no K = 5
             assert num_steps == 5
             continue
@@ -199,7 +200,6 @@ def test_it_takes_the_place_of_the_policy(policy, observations):
 
 def test_what_it_cannot_do_is_refused_in_one_sentence(policy, observations, noise):
     for wrong, said in (
-        ({"solver": "heun"}, "euler"),
         ({"beta": 0.0}, "beta"),
         ({"prior_std": -1.0}, "prior_std"),
     ):
