@@ -55,8 +55,10 @@ def measure(policy: FlowPolicy, store: str, seed: int, windows: int) -> list[dic
     state = torch.cat([value.flatten(1) for value in observation.values()], dim=1)
     context = policy.network.encode(observation)
 
+    velocity = field(policy.network, context, policy.objective.step_size)
+
     def sample(num_steps: int) -> Tensor:
-        chunk = policy.objective.sample(policy.network, context, noise, num_steps, "euler")
+        chunk = policy.objective.sample(velocity, noise, SamplerSpec(num_steps=num_steps, solver="euler"))
         return chunk.clamp(-1, 1).flatten(1)
 
     reference = sample(REFERENCE)
