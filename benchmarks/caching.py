@@ -43,6 +43,7 @@ from flowpolicy.evaluation.summary import git_state, machine, versions
 from flowpolicy.evaluation.task import task_of
 from flowpolicy.files.reading import read_json
 from flowpolicy.files.storage import write_json
+from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.plots.caching import plot_schedules
 from flowpolicy.plots.figure import BLUE, GREEN, GREY, ORANGE, house_figure
 

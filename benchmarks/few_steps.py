@@ -23,6 +23,8 @@ from flowpolicy.data.store import read_demonstrations
 from flowpolicy.evaluation.statistics import mean_interval
 from flowpolicy.evaluation.summary import machine, versions
 from flowpolicy.files.storage import write_json
+from flowpolicy.flow.network import field
+from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.pretraining.config import DataConfig
 from flowpolicy.pretraining.run import make_samplers
 

@@ -36,6 +36,7 @@ from flowpolicy.evaluation.summary import git_state, machine, versions
 from flowpolicy.evaluation.task import Task, task_of
 from flowpolicy.files.reading import read_json
 from flowpolicy.files.storage import write_json
+from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.models.config import TransformerConfig
 from flowpolicy.models.vision.config import VisionConfig
 from flowpolicy.pretraining.state import TrainingState, refuse_other_settings

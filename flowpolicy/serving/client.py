@@ -87,9 +87,10 @@ class PolicyClient:
         """What the served policy sees and does."""
         told = self.metadata
         shapes = {key: tuple(shape) for key, shape in told["observation_shapes"].items()}
-        names = ("obs_horizon", "action_horizon", "execute_horizon", "action_dim")
-        sizes = {name: int(told[name]) for name in names}
-        return PolicySpec(features_of(shapes), **sizes, name=str(told.get("policy", "remote")))
+        return PolicySpec(
+            features_of(shapes), told["obs_horizon"], told["action_horizon"], told["execute_horizon"],
+            told["action_dim"], name=str(told.get("policy", "remote")),
+        )  # fmt: skip
 
     @property
     def device(self) -> torch.device:
