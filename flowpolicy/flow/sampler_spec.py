@@ -86,5 +86,5 @@ class SamplerSpec:
 
     def content(self) -> dict[str, Any]:
         """What of it is not the default, for files."""
-        default = SamplerSpec()
-        return {name: value for name, value in asdict(self).items() if value != getattr(default, name)}
+        default = asdict(SamplerSpec())  # subclasses have entries of other things
+        return {name: getattr(self, name) for name in default if getattr(self, name) != default[name]}
