@@ -37,7 +37,7 @@ def test_a_plan_is_made_explained_and_driven(repo_root, tmp_path, checkpoints):
     run_script(tmp_path, repo_root, "run_control.py", checkpoints["shortcut"], *drive, "run_dir=drive")
     about = json.loads((tmp_path / "drive" / "summary.json").read_text())["about"]
     assert about["sampling"]["num_steps"] == plan["sampler"]["sampling"]["num_steps"]
-    assert about["backend"] == "eager"
+    assert about["sampling"]["backend"] == "eager"
     done = run_script(
         tmp_path, repo_root, "run_control.py", checkpoints["reinflow"], *drive, "run_dir=no", fails=True
     )
