@@ -182,7 +182,7 @@ def load(checkpoint: str, count: int) -> dict[str, Any]:
             server = running.end()
         found = np.load(file)
     policy = FlowPolicy.load(ROOT / checkpoint)
-    sampler = build_sampler(policy, 1, backend=fastest_backend(policy.device))
+    sampler = build_sampler(policy, batch_size=1, backend=fastest_backend(policy.device))
     shapes = {key: list(shape) for key, shape in policy.spec.observation_shapes.items()}
     chunk = (policy.spec.action_horizon, policy.spec.action_dim)
     observations, noise = requests_of(shapes, policy.spec.obs_horizon, chunk, count)
@@ -411,7 +411,7 @@ def attack(
         found, knocked = np.load(folder / "good.npz"), np.load(folder / "knock.npz")
         by_kind = json.loads((folder / "siege.json").read_text())
         with PolicyClient(port=port, token=TOKEN) as client:  # it still serves
-            client.infer(np.zeros(client.spec.metadata["observation_shapes"]["observation"]))
+            client.infer(np.zeros(client.metadata["observation_shapes"]["observation"]))
         after = _memory_mb(pid)
         server = running.end()["metrics"]
     during = (found["at"] > began) & (found["at"] < ended)

@@ -10,7 +10,7 @@ from flowpolicy.features.feature import FEATURE_KINDS, Feature, declared
 from flowpolicy.features.image import Image
 from flowpolicy.features.pose import Pose
 from flowpolicy.features.task import Task
-from flowpolicy.features.undeclared import undeclared
+from flowpolicy.features.undeclared import features_of, undeclared
 from flowpolicy.features.vector import Vector
 
 __all__ = [
@@ -22,5 +22,6 @@ __all__ = [
     "Task",
     "Vector",
     "declared",
+    "features_of",
     "undeclared",
 ]

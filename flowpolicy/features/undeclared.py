@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -51,6 +51,11 @@ def undeclared(key: str, shape: Sequence[int], dtype: np.dtype[np.generic] | Non
     if key == Task.name:
         return Task(shape)
     return Image(shape) if is_image else Vector(shape)
+
+
+def features_of(shapes: Mapping[str, Sequence[int]]) -> dict[str, Feature]:
+    """Features of which only the shapes are known, as in checkpoints of format 1; see :func:`undeclared`."""
+    return {key: undeclared(key, shape) for key, shape in shapes.items()}
 
 
 def kind_of(name: str, dtype: np.dtype[np.generic], shape: Sequence[int]) -> Kind:

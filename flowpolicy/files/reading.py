@@ -119,18 +119,19 @@ def read_versioned(path: Path | str, kind: str, version: int, remedy: str) -> di
     Args:
         path: of the file.
         kind: what it holds, for the message.
-        version: that this package reads.
+        version: the newest that this package reads.
         remedy: ends the message: how to come by such a file.
 
     Raises:
-        CheckpointError: there is no such file, it is damaged, or of another format.
+        CheckpointError: there is no such file, it is damaged, or of a newer format.
     """
     if not Path(path).exists():
         raise CheckpointError(f"No {kind} at {path}; {remedy}.")
     content = read_json(path, kind, remedy)
     found = content.pop("format_version", None)
-    if isinstance(found, bool) or found != version:
-        raise CheckpointError(f"{path} is not a {kind} of format {version}; {remedy}.")
+    if type(found) is not int or not 1 <= found <= version:
+        formats = "format 1" if version == 1 else f"formats 1 to {version}"
+        raise CheckpointError(f"{path} is not a {kind} of {formats}; {remedy}.")
     return content
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from flowpolicy.data.normalization import LARGEST_CLIP, MODES
 from flowpolicy.errors import CheckpointError, ConfigError
-from flowpolicy.features import Feature, undeclared
+from flowpolicy.features import Feature, features_of, undeclared
 from flowpolicy.files.reading import read_json
 from flowpolicy.flow import build_objective
 from flowpolicy.flow.sampler_spec import SamplerSpec
@@ -120,12 +120,14 @@ def policy_config(content: Mapping[str, Any]) -> PolicyConfig:
     """
     content = dict(content)
     # Format 1 had the two by themselves, and its reader gave files without them these defaults.
-    steps, solver = content.pop("tuned_num_steps", None), content.pop("tuned_solver", "euler")
-    if steps is not None:
-        content["tuned"] = {"num_steps": steps, "solver": solver}
+    names = {"tuned_num_steps": "num_steps", "tuned_solver": "solver"}
+    old = {name: content.pop(key) for key, name in names.items() if key in content}
+    tuned = build(SamplerSpec, {"solver": "euler", **old}, "config")
+    if tuned.num_steps is not None:
+        content["tuned"] = {"num_steps": tuned.num_steps, "solver": tuned.solver}
     if "observation_shapes" in content:  # so did format 1: it had no kinds
         shapes = checked(content.pop("observation_shapes"), dict[str, tuple[int, ...]], "observation_shapes")
-        content["observations"] = {key: undeclared(key, shape) for key, shape in shapes.items()}
+        content["observations"] = features_of(shapes)
     config = build(PolicyConfig, content, "config")
     config.sampling()
     return config

@@ -96,7 +96,7 @@ class PolicyService:
             "observations": {key: feature.content() for key, feature in self._features.items()},
             "obs_horizon": policy.spec.obs_horizon,
             "action_horizon": policy.spec.action_horizon,
-            "execute_horizon": getattr(policy, "execute_horizon", policy.spec.action_horizon),
+            "execute_horizon": policy.spec.execute_horizon,
             "action_dim": policy.spec.action_dim,
             "nfe": policy.nfe(),
             "max_batch": max_batch,

@@ -9,6 +9,7 @@ from toy_training import toy_settings, toy_trainer, write_toy_store
 
 from flowpolicy import CheckpointError, ConfigError, FlowPolicy, FlowPolicyError
 from flowpolicy.flow import OBJECTIVES
+from flowpolicy.models.config import MLPConfig
 from flowpolicy.pretraining.ema import EMA
 from flowpolicy.pretraining.run import pretrain
 from flowpolicy.runs.distributed import Processes
@@ -43,6 +44,19 @@ def test_training_beats_a_bar_on_held_out_episodes(policy, bar):
     trainer.run()
     after = trainer.validate()["validation/action_error"]
     assert after < bar
+
+
+@pytest.mark.slow
+def test_a_network_named_in_the_settings_is_trained_and_kept(tmp_path):
+    settings = toy_settings(store=write_toy_store(tmp_path / "demos.zarr"), steps=250, learning_rate=3e-3)
+    pretrain({**settings, "model": {"network": "mlp", "width": 16, "hidden": 64}}, tmp_path / "run")
+    policy = FlowPolicy.load(tmp_path / "run" / "checkpoint")
+    assert policy.config.model == MLPConfig(width=16, hidden=64)
+    rows = read_metrics(tmp_path / "run" / "metrics.csv")
+    errors = [
+        row["validation/action_error"] for row in rows if row.get("validation/action_error") is not None
+    ]
+    assert errors[-1] < 0.3 < errors[0]
 
 
 @pytest.mark.parametrize("policy", ALL)
@@ -154,7 +168,7 @@ def test_the_parts_of_a_batch_are_the_whole():
         assert torch.equal(part.action, batch.action[rows])
         assert torch.equal(part.observation["observation"], batch.observation["observation"][rows])
         assert torch.equal(part_draws.noise, draws.noise[rows])
-        assert torch.equal(part_draws.level > 0, torch.arange(8) % 4 == 0)
+        assert torch.equal(part_draws.d > 0, torch.arange(8) % 4 == 0)
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused():
@@ -260,7 +274,7 @@ def test_actions_that_a_narrow_clip_cuts_off_are_reported(tmp_path, store, caplo
     lost = json.loads(pretrain(settings, tmp_path).read_text())["metrics"]["lost_actions"]
     assert 0.05 < lost < 0.9
     assert f"{100 * lost:.3g}% of the demonstrated steps have an action beyond 0.5" in caplog.text
-    metadata = FlowPolicy.load(tmp_path / "checkpoint").metadata
+    metadata = FlowPolicy.load(tmp_path / "checkpoint").spec.metadata
     assert metadata["lost_actions"] == lost
     assert metadata["lost_observations"] == {"observation": 0.0}
 

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from flowpolicy.errors import CheckpointError, ConfigError
-from flowpolicy.features import undeclared
+from flowpolicy.features import features_of
 from flowpolicy.files.reading import read_versioned
 from flowpolicy.files.storage import write_json
 from flowpolicy.flow.grids import build_grid
@@ -56,6 +56,7 @@ class ScheduleKey:
         )  # fmt: skip
         require(bool(self.blocks), "schedule.key.blocks", self.blocks, "one name or more")
         require(min(self.chunk_shape) >= 1, "schedule.key.chunk_shape", self.chunk_shape, "positive")
+        build_grid(self.grid)
 
     @classmethod
     def of(cls, policy: FlowPolicy, sampling: SamplerSpec) -> ScheduleKey:
@@ -191,7 +192,7 @@ def fingerprint(policy: FlowPolicy) -> str:
     # Spelt as format 1 did, so that schedules and plans made then stay valid; what is new appears where used.
     observations = policy.config.observations
     shapes = {key: feature.shape for key, feature in observations.items()}
-    if observations == {key: undeclared(key, shape) for key, shape in shapes.items()}:
+    if observations == features_of(shapes):
         del config["observations"]
         config["observation_shapes"] = shapes
     tuned = config.pop("tuned") or {}
