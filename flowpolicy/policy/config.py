@@ -125,7 +125,7 @@ def policy_config(content: Mapping[str, Any]) -> PolicyConfig:
     tuned = build(SamplerSpec, {"solver": "euler", **old}, "config")
     if tuned.num_steps is not None:
         content["tuned"] = {"num_steps": tuned.num_steps, "solver": tuned.solver}
-    if "observation_shapes" in content:  # so did format 1: it had no kinds
+    if "observations" not in content and "observation_shapes" in content:  # format 1 had no kinds
         shapes = checked(content.pop("observation_shapes"), dict[str, tuple[int, ...]], "observation_shapes")
         content["observations"] = features_of(shapes)
     config = build(PolicyConfig, content, "config")

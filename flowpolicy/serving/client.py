@@ -19,7 +19,7 @@ from websockets.exceptions import InvalidHandshake, InvalidStatus, WebSocketExce
 from websockets.sync.client import ClientConnection, connect
 
 from flowpolicy.errors import ConfigError, FlowPolicyError
-from flowpolicy.features import features_of
+from flowpolicy.features import Feature, features_of
 from flowpolicy.serving.messages import MessageError, decode, encode
 from flowpolicy.settings import require
 from flowpolicy.spec import PolicySpec
@@ -86,9 +86,11 @@ class PolicyClient:
     def spec(self) -> PolicySpec:
         """What the served policy sees and does."""
         told = self.metadata
-        shapes = {key: tuple(shape) for key, shape in told["observation_shapes"].items()}
+        features = features_of({key: tuple(shape) for key, shape in told["observation_shapes"].items()})
+        for key, kind in told.get("observations", {}).items():
+            features[key] = Feature.from_settings(kind, f"observations.{key}")
         return PolicySpec(
-            features_of(shapes), told["obs_horizon"], told["action_horizon"], told["execute_horizon"],
+            features, told["obs_horizon"], told["action_horizon"], told["execute_horizon"],
             told["action_dim"], name=str(told.get("policy", "remote")),
         )  # fmt: skip
 

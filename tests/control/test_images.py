@@ -10,6 +10,7 @@ from flowpolicy.control.history import ObservationHistory
 from flowpolicy.control.inference import Request
 from flowpolicy.control.planners import PlannerBuilder
 from flowpolicy.errors import FlowPolicyError
+from flowpolicy.features import features_of
 from flowpolicy.models.config import TransformerConfig
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.policy.config import PolicyConfig
@@ -32,7 +33,7 @@ def observation(seed=0):
 
 
 def test_a_history_keeps_images_as_they_are():
-    history = ObservationHistory(SHAPES, 2, EventLog())
+    history = ObservationHistory(features_of(SHAPES), 2, EventLog())
     history.add(observation(0), 0, 0.0)
     history.add(observation(1), 1, 0.1)
     newest = history.newest()
@@ -43,7 +44,7 @@ def test_a_history_keeps_images_as_they_are():
 @pytest.mark.parametrize("spoil", [lambda image: image / 255.0, lambda image: image[:20], lambda image: "no"])
 def test_an_image_of_another_kind_is_left_out_and_counted(spoil):
     events = EventLog()
-    history = ObservationHistory(SHAPES, 2, events)
+    history = ObservationHistory(features_of(SHAPES), 2, events)
     history.add(observation(0), 0, 0.0)
     before = history.newest()
     bad = observation(1)
@@ -58,7 +59,7 @@ def test_the_server_plans_what_the_loop_plans(policy, tmp_path):
     from flowpolicy.serving.service import PolicyService
 
     checkpoint = policy.save(tmp_path / "checkpoint")
-    history = ObservationHistory(SHAPES, 2, EventLog())
+    history = ObservationHistory(features_of(SHAPES), 2, EventLog())
     for seed in range(2):
         history.add(observation(seed), seed, 0.0)
     planner = PlannerBuilder(DeployedSampler(checkpoint=str(checkpoint), backend="eager"))()
@@ -69,5 +70,5 @@ def test_the_server_plans_what_the_loop_plans(policy, tmp_path):
     service = PolicyService(policy)
     answers = list(service.answer(encode({**history.newest(), "noise": noise[0]})))
     np.testing.assert_allclose(decode(answers[-1])["actions"], planned, atol=1e-5)
-    with pytest.raises(FlowPolicyError, match="'camera' is an image of float64; send uint8"):
+    with pytest.raises(FlowPolicyError, match="'camera' is an image of float64; give uint8"):
         list(service.answer(encode({**history.newest(), "camera": history.newest()["camera"] / 255})))

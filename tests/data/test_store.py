@@ -27,7 +27,8 @@ def test_round_trip_is_exact(tmp_path: Path, demos: Demonstrations, name: str, z
         assert back.arrays[key].dtype == array.dtype
         np.testing.assert_array_equal(back.arrays[key], array)
     np.testing.assert_array_equal(back.episode_ends, demos.episode_ends)
-    assert back.attributes == {**demos.attributes, "recipe": "r"}
+    kinds = {"observation": "vector", "goal": "vector"}
+    assert back.attributes == {**demos.attributes, "recipe": "r", "kinds": kinds}
     assert [p.name for p in tmp_path.iterdir()] == [name]
 
 

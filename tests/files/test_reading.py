@@ -33,6 +33,10 @@ def make_policy(**changes: Any) -> FlowPolicy:
     return FlowPolicy(PolicyConfig(**{**settings, **changes}))
 
 
+def declared(shapes: dict[str, list[Any]], kind: str = "vector") -> dict[str, Any]:
+    return {key: {"kind": kind, "shape": shape} for key, shape in shapes.items()}
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return make_policy().save(tmp_path / "checkpoint")
@@ -163,13 +167,13 @@ def test_shapes_are_those_of_the_module_that_is_built():
         {"model__dropout": "nan"},
         {"model__vision": {"channels": 16 * 10**6}},
         {"model__vision": 3},
-        {"observation_shapes": {"": [3]}},
-        {"observation_shapes": {"x" * 300: [3]}},
-        {"observation_shapes": {f"key{number}": [1] for number in range(1000)}},
-        {"observation_shapes": {"observation": [10**12]}},
-        {"observation_shapes": {"observation": [-3]}},
-        {"observation_shapes": {"observation": [True]}},
-        {"observation_shapes": {"image": [40_000, 40_000, 3]}},
+        {"observations": declared({"": [3]})},
+        {"observations": declared({"x" * 300: [3]})},
+        {"observations": declared({f"key{number}": [1] for number in range(1000)})},
+        {"observations": declared({"observation": [10**12]})},
+        {"observations": declared({"observation": [-3]})},
+        {"observations": declared({"observation": [True]})},
+        {"observations": declared({"image": [40_000, 40_000, 3]}, "image")},
         {"action_horizon": 10**9},
         {"obs_horizon": 10**9},
         {"task": {"name": "two $\\frac$ words: ../x"}},

@@ -6,6 +6,7 @@ from flowpolicy.features import features_of
 from flowpolicy.models.blocks import Dropout, attend, bernoulli_positions
 from flowpolicy.models.config import TransformerConfig
 from flowpolicy.models.transformer import VelocityTransformer
+from flowpolicy.policy.config import PolicyConfig
 from flowpolicy.spec import PolicySpec
 
 B, T, A, T_O = 5, 4, 3, 2
@@ -250,4 +251,4 @@ def test_impossible_sizes_are_refused(settings, word):
 @pytest.mark.parametrize("shape", [(96, 96), (96, 96, 7), (2, 96, 96, 3)])
 def test_what_is_neither_vector_nor_image_is_refused(shape):
     with pytest.raises(ConfigError, match="camera"):
-        VelocityTransformer(TINY, spec_of({"camera": shape}, 1))
+        PolicyConfig({"name": "flow_matching"}, TINY, {"camera": shape}, 2, 1, 4, 1)

@@ -152,11 +152,18 @@ for _name, _changes in {
     "config with a format in words": {"format_version": "one"},
     "config with an unknown key": {"action_dimension": 2},
     "config without a key": {"action_dim": ...},
-    "config without shapes": {"observation_shapes": ...},
-    "config of other observations": {"observation_shapes": {"observation": [5]}},
-    "config of other keys": {"observation_shapes": {"state": [3]}},
-    "config with shapes in words": {"observation_shapes": {"observation": ["three"]}},
-    "config with shapes that are none": {"observation_shapes": 3},
+    "config without shapes": {"observations": ...},
+    "config of other observations": {"observations": {"observation": {"kind": "vector", "shape": [5]}}},
+    "config of other keys": {"observations": {"state": {"kind": "vector", "shape": [3]}}},
+    "config with shapes in words": {"observations": {"observation": {"kind": "vector", "shape": ["three"]}}},
+    "config with shapes that are none": {"observations": {"observation": {"kind": "vector", "shape": 3}}},
+    "config with observations that are none": {"observations": 3},
+    "config with a kind that is none": {"observations": {"observation": {"kind": "scent", "shape": [3]}}},
+    "config without a kind": {"observations": {"observation": {"shape": [3]}}},
+    "config with a setting no kind has": {
+        "observations": {"observation": {"kind": "vector", "shape": [3], "unit": "m"}}
+    },
+    "config of both formats": {"observation_shapes": {"observation": [3]}},
     "config of other actions": {"action_dim": 7},
     "config with negative actions": {"action_dim": -2},
     "config without actions": {"action_dim": 0},
@@ -170,7 +177,7 @@ for _name, _changes in {
     "config of an impossible width": {"model": {"width": 15, "depth": 1, "num_heads": 2}},
     "config of more layers": {"model": {"width": 16, "depth": 2, "num_heads": 2}},
     "config with an unknown model setting": {"model": {"widht": 16}},
-    "config without observations": {"observation_shapes": {}},
+    "config without observations": {"observations": {}},
 }.items():
     CASES[_name] = (lambda folder, rng, changes=_changes: _config(folder, **changes), 1)  # type: ignore[misc]
 for _name, _content in {

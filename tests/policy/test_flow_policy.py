@@ -217,7 +217,7 @@ def test_the_config_on_disk_is_plain_json_with_a_version(tmp_path):
     content = json.loads((tmp_path / "checkpoint" / "config.json").read_text())
     assert content["format_version"] == 2
     assert content["objective"] == {"name": "shortcut"}
-    assert content["observation_shapes"] == {"observation": [5]}
+    assert content["observations"] == {"observation": {"kind": "vector", "shape": [5]}}
 
 
 @pytest.mark.parametrize(
