@@ -32,7 +32,7 @@ class DataConfig:
 
     path: str | None = None
     observation_keys: tuple[str, ...] = ("observation",)
-    kinds: dict[str, Any] = field(default_factory=dict)
+    kinds: dict[str, Any] | None = None
     validation_fraction: float = 0.05
     validation_mask: str | None = None
     max_episodes: int | None = None

@@ -35,7 +35,9 @@ class Question:
     def of(cls, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Question:
         """The question to the policy of a ``config.json`` and its tensors."""
         rng, observations = np.random.default_rng(0), dict[str, NDArray[Any]]()
-        for key, shape in config["observation_shapes"].items():
+        declared = config.get("observations", {})  # of format 2; format 1 has the shapes alone
+        shapes = config.get("observation_shapes") or {key: item["shape"] for key, item in declared.items()}
+        for key, shape in shapes.items():
             size = (ROWS, config["obs_horizon"], *shape)
             if len(shape) == 3:
                 observations[key] = rng.integers(0, 256, size, np.uint8)
