@@ -7,7 +7,7 @@ the optimiser's moments and the step. No pickle: tensors in safetensors, the res
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,18 +104,18 @@ class _Saved:
 
 def refuse_other_settings(run_dir: Path, saved: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """Raise a CheckpointError that names the first of the ``settings`` in which a resumed run differs."""
-    ours = json.loads(json.dumps(settings))
-    for key in sorted(saved.keys() | ours.keys()):
-        if saved.get(key) != ours.get(key):
-            raise CheckpointError(
-                f"{run_dir} was trained with {_difference(key, saved.get(key), ours.get(key))}; "
-                "resume with the same settings or choose another run_dir."
-            )
+    difference = next(_differences("", saved, json.loads(json.dumps(settings))), None)
+    if difference is not None:
+        raise CheckpointError(
+            f"{run_dir} was trained with {difference}; "
+            "resume with the same settings or choose another run_dir."
+        )
 
 
-def _difference(key: str, saved: Any, ours: Any) -> str:
-    if isinstance(saved, dict) and isinstance(ours, dict):
+def _differences(key: str, saved: Any, ours: Any) -> Iterator[str]:
+    """A setting that is absent is null: a run begun before there was one does not have it."""
+    if isinstance(saved, Mapping) and isinstance(ours, Mapping):
         for inner in sorted(saved.keys() | ours.keys()):
-            if saved.get(inner) != ours.get(inner):
-                return _difference(f"{key}.{inner}", saved.get(inner), ours.get(inner))
-    return f"{key[:80]}={shown(saved)} and not {shown(ours)}"
+            yield from _differences(f"{key}.{inner}" if key else inner, saved.get(inner), ours.get(inner))
+    elif saved != ours:
+        yield f"{key[:80]}={shown(saved)} and not {shown(ours)}"
