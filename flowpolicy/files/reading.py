@@ -119,7 +119,7 @@ def read_versioned(path: Path | str, kind: str, version: int, remedy: str) -> di
     Args:
         path: of the file.
         kind: what it holds, for the message.
-        version: that this package reads.
+        version: the newest that this package reads.
         remedy: ends the message: how to come by such a file.
 
     Raises:
@@ -129,8 +129,8 @@ def read_versioned(path: Path | str, kind: str, version: int, remedy: str) -> di
         raise CheckpointError(f"No {kind} at {path}; {remedy}.")
     content = read_json(path, kind, remedy)
     found = content.pop("format_version", None)
-    if isinstance(found, bool) or found != version:
-        raise CheckpointError(f"{path} is not a {kind} of format {version}; {remedy}.")
+    if type(found) is not int or not 1 <= found <= version:
+        raise CheckpointError(f"{path} is not a {kind} of a format up to {version}; {remedy}.")
     return content
 
 

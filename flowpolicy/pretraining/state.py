@@ -105,6 +105,8 @@ class _Saved:
 def refuse_other_settings(run_dir: Path, saved: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """Raise a CheckpointError that names the first of the ``settings`` in which a resumed run differs."""
     ours = json.loads(json.dumps(settings))
+    if isinstance(saved.get("model"), dict):  # a run from before there were other networks
+        saved = {**saved, "model": {"network": "transformer", **saved["model"]}}
     for key in sorted(saved.keys() | ours.keys()):
         if saved.get(key) != ours.get(key):
             raise CheckpointError(
