@@ -201,7 +201,7 @@ class Study:
         self, group: Group, method: str, schedule: Schedule | None, first: int, count: int
     ) -> dict[str, Any]:
         policy = self.policies[group.policy]
-        sampler = build_sampler(policy, ROWS, group.num_steps, schedule=schedule, backend="onnx")
+        sampler = build_sampler(policy, batch_size=ROWS, num_steps=group.num_steps, schedule=schedule, backend="onnx")
         task = task_of(policy.spec.task, None, self.paths[group.policy])
         result = evaluate(
             cast("Any", sampler), task, episodes=count, seed=EVALUATION_SEED + first, num_envs=NUM_ENVS,

@@ -151,7 +151,7 @@ def use_schedule(folder: Path) -> None:
     policy = make_policy()
     schedule = Schedule.load(folder / "schedule.json")
     key = schedule.key
-    use_policy(build_sampler(policy, 1, key.num_steps, key.solver, schedule))
+    use_policy(build_sampler(policy, batch_size=1, num_steps=key.num_steps, solver=key.solver, schedule=schedule))
 
 
 def use_plan(folder: Path) -> None:
@@ -162,7 +162,7 @@ def use_plan(folder: Path) -> None:
     settings = plan.sampler_settings("checkpoint")
     resolve_device(settings.device)
     schedule = Schedule.load(settings.schedule) if settings.schedule else None
-    use_policy(build_sampler(policy, 1, settings.num_steps, settings.solver, schedule))
+    use_policy(build_sampler(policy, batch_size=1, num_steps=settings.num_steps, solver=settings.solver, schedule=schedule))
 
 
 def use_archive(folder: Path) -> None:
@@ -197,7 +197,7 @@ def write_all(folder: Path) -> None:
     state = _trained()
     _one_step(state)
     state.save(folder / "state", SETTINGS)
-    schedule = full_schedule(ScheduleKey.of(policy, 4))
+    schedule = full_schedule(ScheduleKey.of(policy, SamplerSpec(num_steps=4)))
     (folder / "schedule").mkdir()
     schedule.save(folder / "schedule" / "schedule.json")
     (folder / "plan").mkdir()

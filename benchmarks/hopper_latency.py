@@ -73,7 +73,7 @@ def main() -> None:
     for backend in BACKENDS:
         for steps in STEPS:
             try:
-                sampler = build_sampler(policy, 1, steps, backend=backend)
+                sampler = build_sampler(policy, batch_size=1, num_steps=steps, backend=backend)
             except FlowPolicyError as error:
                 missing[backend] = str(error)
                 break

@@ -70,7 +70,7 @@ def measure(arguments: argparse.Namespace, num_steps: int, rounds: int) -> dict[
     missing = {}
     for backend in BACKENDS:
         try:
-            sampler = build_sampler(policy, 1, num_steps, backend=backend)
+            sampler = build_sampler(policy, batch_size=1, num_steps=num_steps, backend=backend)
         except FlowPolicyError as error:
             missing[backend] = str(error)
             continue
@@ -92,7 +92,7 @@ def measure(arguments: argparse.Namespace, num_steps: int, rounds: int) -> dict[
             "quartiles": [float(np.percentile(ratio, 25)), float(np.percentile(ratio, 75))],
         }
     best = min((name for name in rows if name != PEER), key=lambda name: rows[name]["milliseconds"]["p50"])
-    plan = build_sampler(policy, 1, num_steps).plan
+    plan = build_sampler(policy, batch_size=1, num_steps=num_steps).plan
     return {
         "num_steps": num_steps,
         "rounds": rounds,

@@ -182,7 +182,7 @@ def load(checkpoint: str, count: int) -> dict[str, Any]:
             server = running.end()
         found = np.load(file)
     policy = FlowPolicy.load(ROOT / checkpoint)
-    sampler = build_sampler(policy, 1, backend=fastest_backend(policy.device))
+    sampler = build_sampler(policy, batch_size=1, backend=fastest_backend(policy.device))
     shapes = {key: list(shape) for key, shape in policy.spec.observation_shapes.items()}
     chunk = (policy.spec.action_horizon, policy.spec.action_dim)
     observations, noise = requests_of(shapes, policy.spec.obs_horizon, chunk, count)

@@ -24,7 +24,8 @@ from flowpolicy.settings import choose
 RunBlock = Callable[[Tensor, Modulation, KeyValue], Tensor]
 Observe = Callable[[int, int, Tensor], None]
 Evaluate = Callable[[int, Tensor], Tensor]  # the velocity (B, T, A) of an evaluation's number and x
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.float32}
+"""What the network computes in; weights of int8 are quantised by the backend that has it."""
 
 
 class Engine:

@@ -139,6 +139,8 @@ def build_sampler(
     if sampling.backend == "auto":
         sampling = replace(sampling, backend=fastest_backend(policy.device, sampling))
     make = choose(BACKENDS, sampling.backend, "backend")
+    if sampling.dtype == "int8":
+        require(sampling.backend == "onnx", "dtype", "int8", f"float32 or bfloat16 for {sampling.backend}")
     if sampling.guidance:
         policy.objective.require_flow()
         allowed = "eager, which alone can take gradients, where there is guidance"

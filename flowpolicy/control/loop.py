@@ -115,7 +115,7 @@ class ControlLoop:
                 f"{spec.heartbeat_s:g} s without a command",
             )  # fmt: skip
         horizon = policy.spec.action_horizon
-        own = int(getattr(policy, "execute_horizon", horizon))
+        own = policy.spec.execute_horizon
         self.execute_horizon = own if config.execute_horizon is None else config.execute_horizon
         left = max(horizon - self.execute_horizon, 0)
         self.max_delay = left if config.max_delay is None else config.max_delay

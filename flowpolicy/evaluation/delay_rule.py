@@ -44,9 +44,11 @@ class DelayRule:
     def of(cls, policy: ChunkPolicy, strategy: str, delay: Delay, execute_horizon: int) -> DelayRule:
         """Check the settings; see :func:`flowpolicy.evaluation.delayed.run_delayed`."""
         require(strategy in STRATEGIES, "strategy", strategy, f"one of {', '.join(STRATEGIES)}")
-        if strategy == "rtc" and "prefix" not in inspect.signature(policy.act).parameters:
+        options = {*inspect.signature(policy.act).parameters, *getattr(policy, "options", ())}
+        if strategy == "rtc" and "prefix" not in options:
             raise ConfigError(
-                "strategy=rtc needs a policy that takes a prefix; give it an InpaintingSampler of the policy."
+                "strategy=rtc needs a policy that takes a prefix; give it a sampler of the policy with "
+                "guidance={'name': 'prefix'}."
             )
         draw, fixed = _drawn(delay)
         rule = cls(policy, strategy, draw, fixed, execute_horizon)

@@ -279,4 +279,4 @@ def _latency(horizon: RecedingHorizon, observation: dict[str, NDArray[Any]]) -> 
 
 
 def _caption(policy: ChunkPolicy, task: Task, nfe: int) -> str:
-    return f"{task.name}  {getattr(policy, 'name', 'policy')}  NFE {nfe}  T_e {task.execute_horizon}"
+    return f"{task.name}  {policy.spec.name}  NFE {nfe}  T_e {task.execute_horizon}"

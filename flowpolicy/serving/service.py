@@ -96,7 +96,7 @@ class PolicyService:
             "observation_shapes": {key: list(shape) for key, shape in policy.spec.observation_shapes.items()},
             "obs_horizon": policy.spec.obs_horizon,
             "action_horizon": policy.spec.action_horizon,
-            "execute_horizon": getattr(policy, "execute_horizon", policy.spec.action_horizon),
+            "execute_horizon": policy.spec.execute_horizon,
             "action_dim": policy.spec.action_dim,
             "nfe": policy.nfe(),
             "max_batch": max_batch,

@@ -12,9 +12,10 @@ from flowpolicy.acceleration.caching.schedule import Schedule, ScheduleKey, full
 from flowpolicy.acceleration.caching.scheduling import uniform
 from flowpolicy.acceleration.caching.search import ActionError, search
 from flowpolicy.acceleration.caching.similarity import measure_similarity
-from flowpolicy.acceleration.engine import Engine, Plan
+from flowpolicy.acceleration.engine import BlockEngine
 from flowpolicy.acceleration.sampler import build_sampler
 from flowpolicy.errors import ConfigError, DataError, FlowPolicyError
+from flowpolicy.flow.sampler_spec import SamplerSpec
 
 CONFIG = CalibrationConfig(
     "none", num_steps=12, updates=4, bubbles=2, observations=64, noise_seeds=1, test_observations=8,
@@ -23,9 +24,10 @@ CONFIG = CalibrationConfig(
 
 
 def test_similarity_is_the_mean_over_samples(policy):
-    found = measure_similarity(policy, random_observations(64), num_steps=3, noise_seeds=2, seed=5, rows=24)
-    key = ScheduleKey.of(policy, 3)
-    engine = Engine(policy, Plan(128, 3, "euler", full_schedule(key)))
+    sampling = policy.checked(SamplerSpec(num_steps=3))
+    found = measure_similarity(policy, random_observations(64), sampling, noise_seeds=2, seed=5, rows=24)
+    key = ScheduleKey.of(policy, sampling)
+    engine = BlockEngine(policy, sampling, 128, full_schedule(key))
     outputs = {}
     engine.observe = lambda evaluation, block, output: outputs.update(
         {(evaluation, block): output.flatten(1)}
@@ -59,7 +61,9 @@ def test_schedules_of_every_method_and_their_errors(policy, calibrated):
     normalize = policy.action_normalizer.normalize
     plain = normalize(policy.act(judging, num_steps=12, noise=noise))
     for schedule in calibrated.schedules.values():
-        cached = normalize(build_sampler(policy, 8, 12, schedule=schedule)(judging, noise))
+        cached = normalize(
+            build_sampler(policy, batch_size=8, num_steps=12, schedule=schedule)(judging, noise)
+        )
         difference = cached - plain
         assert schedule.calibration["rms_error"] == pytest.approx(
             float(difference.square().mean().sqrt()), rel=1e-3
@@ -75,7 +79,7 @@ def test_schedules_of_every_method_and_their_errors(policy, calibrated):
 
 
 def test_search_does_not_lose_to_what_it_starts_from(policy):
-    key = ScheduleKey.of(policy, 12)
+    key = ScheduleKey.of(policy, SamplerSpec(num_steps=12))
     start = Schedule(key, (uniform(12, 4),) * 6, "uniform")
     error = ActionError(policy, random_observations(8, seed=1), start)
     before = error(start.updates)
@@ -102,11 +106,11 @@ def test_everything_is_written(calibrated, tmp_path):
 
 def test_bad_calibration_sets_are_refused(policy):
     with pytest.raises(DataError, match="at least 64"):
-        measure_similarity(policy, random_observations(63), num_steps=4)
+        measure_similarity(policy, random_observations(63), SamplerSpec(num_steps=4))
     broken = random_observations(64)
     broken["goal"][3] = float("nan")
     with pytest.raises(FlowPolicyError, match="NaN"):
-        measure_similarity(policy, broken, num_steps=4)
+        measure_similarity(policy, broken, SamplerSpec(num_steps=4))
     with pytest.raises(ConfigError, match="nothing to reuse"):
         calibrate(random_policy("shortcut"), broken, broken, CalibrationConfig("none", num_steps=1))
     with pytest.raises(ConfigError, match="at most the 4 evaluations"):

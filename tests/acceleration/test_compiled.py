@@ -34,7 +34,7 @@ def test_any_number_of_sizes_can_be_built_in_one_process(back_end):
     with torch._dynamo.config.patch(recompile_limit=1):
         for policy in (random_policy(depth=1), random_policy("shortcut", depth=2)):
             for rows in (1, 2, 3):
-                sampler = build_sampler(policy, rows, 2, backend="compile")
+                sampler = build_sampler(policy, batch_size=rows, num_steps=2, backend="compile")
                 observations, noise = random_observations(rows), torch.randn(rows, 4, 2)
                 wanted = policy.act(observations, num_steps=2, noise=noise)
                 torch.testing.assert_close(sampler(observations, noise), wanted)
@@ -43,9 +43,9 @@ def test_any_number_of_sizes_can_be_built_in_one_process(back_end):
 def test_samplers_of_the_same_sizes_share_what_was_compiled(back_end):
     graphs = []
     back_end(lambda graph, inputs: graphs.append(graph) or graph.forward)
-    build_sampler(random_policy(), 2, 4, backend="compile")
+    build_sampler(random_policy(), batch_size=2, num_steps=4, backend="compile")
     assert len(graphs) == 4  # three kinds of block, and the output
-    build_sampler(random_policy(seed=1), 2, 8, backend="compile")
+    build_sampler(random_policy(seed=1), batch_size=2, num_steps=8, backend="compile")
     assert len(graphs) == 4
 
 
@@ -66,7 +66,7 @@ def no_compiler():
 def test_the_error_names_its_own_cause(back_end, error, is_compiler):
     back_end(partial(fail, error=error))
     with pytest.raises(BackendError) as raised:
-        build_sampler(random_policy(), 1, 2, backend="compile")
+        build_sampler(random_policy(), batch_size=1, num_steps=2, backend="compile")
     sentence = str(raised.value)
     assert ("needs a C++ compiler" in sentence) == is_compiler
     assert "\n" not in sentence

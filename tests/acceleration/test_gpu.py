@@ -7,6 +7,7 @@ from toy_policy import random_observations, random_policy
 from flowpolicy.acceleration.caching.schedule import Schedule, ScheduleKey
 from flowpolicy.acceleration.caching.scheduling import uniform
 from flowpolicy.acceleration.sampler import build_sampler
+from flowpolicy.flow.sampler_spec import SamplerSpec
 
 pytestmark = [
     pytest.mark.gpu,
@@ -25,7 +26,7 @@ def gpu_policy():
 def schedule(policy, cached):
     if not cached:
         return None
-    key = ScheduleKey.of(policy, STEPS, "euler")
+    key = ScheduleKey.of(policy, SamplerSpec(num_steps=STEPS, solver="euler"))
     return Schedule(key, (uniform(key.num_evaluations, 4),) * len(key.blocks), "uniform")
 
 
@@ -38,8 +39,10 @@ def normalized(policy, chunk):
 @pytest.mark.parametrize("backend", ["compile", "cuda_graph"])
 def test_backends_agree_with_eager(gpu_policy, backend, cached, dtype):
     plan = schedule(gpu_policy, cached)
-    eager = build_sampler(gpu_policy, ROWS, STEPS, schedule=plan)
-    fast = build_sampler(gpu_policy, ROWS, STEPS, schedule=plan, backend=backend, dtype=dtype)
+    eager = build_sampler(gpu_policy, batch_size=ROWS, num_steps=STEPS, schedule=plan)
+    fast = build_sampler(
+        gpu_policy, batch_size=ROWS, num_steps=STEPS, schedule=plan, backend=backend, dtype=dtype
+    )
     for seed in range(3):  # a captured graph must read each call's own inputs
         observations = {key: value.cuda() for key, value in random_observations(ROWS, seed).items()}
         noise = torch.randn(ROWS, 4, 2, generator=torch.Generator().manual_seed(seed)).cuda()
@@ -50,7 +53,7 @@ def test_backends_agree_with_eager(gpu_policy, backend, cached, dtype):
 
 
 def test_a_captured_call_leaves_earlier_chunks_alone(gpu_policy):
-    sampler = build_sampler(gpu_policy, ROWS, 4, backend="cuda_graph")
+    sampler = build_sampler(gpu_policy, batch_size=ROWS, num_steps=4, backend="cuda_graph")
     observations = {key: value.cuda() for key, value in random_observations(ROWS).items()}
     first = sampler(observations, torch.zeros(ROWS, 4, 2).cuda())
     before = first.clone()
@@ -59,7 +62,7 @@ def test_a_captured_call_leaves_earlier_chunks_alone(gpu_policy):
 
 
 def test_a_captured_call_allocates_only_the_chunk_it_returns(gpu_policy):
-    sampler = build_sampler(gpu_policy, ROWS, 4, backend="cuda_graph")
+    sampler = build_sampler(gpu_policy, batch_size=ROWS, num_steps=4, backend="cuda_graph")
     observations = {key: value.cuda() for key, value in random_observations(ROWS).items()}
     noise = torch.zeros(ROWS, 4, 2).cuda()
     sampler(observations, noise)

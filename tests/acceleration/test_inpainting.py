@@ -8,12 +8,18 @@ import torch
 from toy_policy import random_policy
 
 from flowpolicy import FlowPolicy
+from flowpolicy.acceleration.deployed import DeployedSampler
 from flowpolicy.acceleration.engine import random_observations
-from flowpolicy.acceleration.inpainting import InpaintingSampler, guidance_weight, guided_velocity
-from flowpolicy.control.planners import SamplerSettings
+from flowpolicy.acceleration.sampler import build_sampler
 from flowpolicy.errors import ConfigError, FlowPolicyError
 from flowpolicy.execution.fusion import prefix_weights
 from flowpolicy.execution.receding_horizon import RecedingHorizon
+from flowpolicy.flow.prefix_guidance import guidance_weight, guided_velocity
+
+
+def guided_sampler(policy, num_steps=None, solver=None, **settings):
+    guidance = {"name": "prefix", **settings}
+    return build_sampler(policy, num_steps=num_steps, solver=solver, backend="eager", guidance=guidance)
 
 
 def half_prefix(rows, weight=1.0):
@@ -67,7 +73,7 @@ def test_the_pull_is_the_gradient_of_the_weighted_squared_error():
     t = 0.3
 
     def velocity(x, t):
-        return network(x, x.new_full((1,), t), torch.zeros(1, dtype=torch.long), context)
+        return network.velocity(x, x.new_full((1,), t), x.new_zeros(1), context)
 
     x, actions = (torch.randn(2, 4, 2, generator=generator).double() for _ in range(2))
     weights = torch.rand(2, 4, generator=generator).double()
@@ -88,7 +94,7 @@ def test_the_pull_is_the_gradient_of_the_weighted_squared_error():
 @pytest.mark.parametrize(("objective", "num_steps"), [("flow_matching", 5), ("shortcut", 1), ("shortcut", 4)])
 def test_without_a_prefix_it_is_the_policy_to_the_last_bit(objective, num_steps, observations, noise):
     policy = random_policy(objective)
-    sampler = InpaintingSampler(policy, num_steps)
+    sampler = guided_sampler(policy, num_steps)
     expected = policy.act(observations, num_steps=num_steps, noise=noise)
     actions, weights = half_prefix(5)
     assert torch.equal(sampler.act(observations, noise=noise), expected)
@@ -99,12 +105,13 @@ def test_without_a_prefix_it_is_the_policy_to_the_last_bit(objective, num_steps,
     assert ((mixed - expected).abs().amax((1, 2)) > 1e-3).tolist() == [True, False, True, True, True]
 
 
-def test_a_trained_policy_keeps_to_the_prefix(repo_root):
+@pytest.mark.parametrize("solver", ["euler", "midpoint", "heun"])
+def test_a_trained_policy_keeps_to_the_prefix(repo_root, solver):
     policy = FlowPolicy.load(repo_root / "benchmarks" / "checkpoints" / "pusht-flow_matching-seed0")
     generator = torch.Generator().manual_seed(0)
     observations = random_observations(policy, 30, generator)
     noises = torch.randn(2, 30, 16, 2, generator=generator)
-    wanted, free = (policy.act(observations, noise=noise, num_steps=16) for noise in noises)
+    wanted, free = (policy.act(observations, noise=noise, num_steps=16, solver=solver) for noise in noises)
     weights = torch.zeros(30, 16)
     weights[:, :4] = 1
 
@@ -113,7 +120,7 @@ def test_a_trained_policy_keeps_to_the_prefix(repo_root):
         return difference[:, :4].square().mean().sqrt()
 
     def guided(**settings):
-        sampler = InpaintingSampler(policy, 16, **settings)
+        sampler = guided_sampler(policy, 16, solver, **settings)
         return distance(sampler.act(observations, noise=noises[1], prefix=(wanted.numpy(), weights.numpy())))
 
     assert guided() < 0.7 * distance(free)
@@ -127,10 +134,12 @@ CHECKPOINTS = Path(__file__).resolve().parents[2] / "benchmarks" / "checkpoints"
 def test_guidance_leaves_no_shipped_policy_farther_from_what_was_committed_to(path):
     policy = FlowPolicy.load(path)
     horizon, rows = policy.spec.action_horizon, 6
-    steps = [policy.config.tuned_num_steps] if policy.config.tuned_num_steps else [1, 2, 4, 5, 8]
+    steps = [policy.sampling.num_steps] if policy.config.tuned else [1, 2, 4, 5, 8]
     for num_steps in steps:
         try:
-            sampler = SamplerSettings(str(path), num_steps).build_inpainting()
+            guidance = {"name": "prefix", "beta": 4.0 * num_steps, "prior_std": 0.2}
+            settings = DeployedSampler(checkpoint=str(path), num_steps=num_steps, guidance=guidance)
+            sampler = settings.build()
         except ConfigError:  # shortcut models have no K = 5
             assert num_steps == 5
             continue
@@ -166,7 +175,7 @@ def test_a_step_of_guidance_goes_no_farther_than_its_target():
 
 
 def test_gradients_are_had_where_the_caller_has_switched_them_off(policy, observations, noise):
-    sampler, prefix = InpaintingSampler(policy, 4), half_prefix(5)
+    sampler, prefix = guided_sampler(policy, 4), half_prefix(5)
     expected = sampler.act(observations, noise=noise, prefix=prefix)
     with torch.inference_mode():
         inside = {key: value + 0 for key, value in observations.items()}
@@ -177,8 +186,8 @@ def test_gradients_are_had_where_the_caller_has_switched_them_off(policy, observ
 
 
 def test_it_takes_the_place_of_the_policy(policy, observations):
-    sampler = InpaintingSampler(policy)
-    assert sampler.nfe() == policy.default_num_steps
+    sampler = guided_sampler(policy)
+    assert sampler.nfe() == policy.sampling.num_steps
     batch = {key: value[:, -1].numpy() for key, value in observations.items()}
     chosen = []
     for runs in (policy, sampler):
@@ -191,15 +200,14 @@ def test_it_takes_the_place_of_the_policy(policy, observations):
 
 def test_what_it_cannot_do_is_refused_in_one_sentence(policy, observations, noise):
     for wrong, said in (
-        ({"solver": "heun"}, "euler"),
         ({"beta": 0.0}, "beta"),
         ({"prior_std": -1.0}, "prior_std"),
     ):
         with pytest.raises(ConfigError, match=said):
-            InpaintingSampler(policy, 4, **wrong)
+            guided_sampler(policy, 4, **wrong)
     with pytest.raises(ConfigError, match="powers of two"):
-        InpaintingSampler(random_policy("shortcut"), 3)
-    sampler = InpaintingSampler(policy, 4)
+        guided_sampler(random_policy("shortcut"), 3)
+    sampler = guided_sampler(policy, 4)
     for wrong in ({"num_steps": 8}, {"solver": "heun"}):
         with pytest.raises(ConfigError, match="built for num_steps=4"):
             sampler.act(observations, noise=noise, **wrong)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from flowpolicy.acceleration import latency
+from flowpolicy.flow.sampler_spec import SamplerSpec
 
 
 def test_the_peak_of_an_earlier_sampler_is_forgotten(monkeypatch):
@@ -14,7 +15,7 @@ def test_the_peak_of_an_earlier_sampler_is_forgotten(monkeypatch):
         nonlocal peak
         peak = held
 
-    def build(*arguments):
+    def build(*arguments, **settings):
         nonlocal held, peak
         held += 30e6
         peak = max(peak, held)
@@ -24,7 +25,6 @@ def test_the_peak_of_an_earlier_sampler_is_forgotten(monkeypatch):
     monkeypatch.setattr("torch.cuda.max_memory_allocated", lambda device: peak)
     monkeypatch.setattr(latency, "build_sampler", build)
     policy = SimpleNamespace(device=SimpleNamespace(type="cuda"))
-    config = SimpleNamespace(batch_size=1)
-    timed = latency._Timed(policy, config, "eager", "float32", 1, "euler", None)
+    timed = latency._Timed(policy, 1, SamplerSpec(num_steps=1, backend="eager"), None)
     timed.warm_up([], None, 0)
     assert timed.memory == pytest.approx(30.0)

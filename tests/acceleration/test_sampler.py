@@ -11,6 +11,7 @@ from flowpolicy.acceleration.caching.schedule import Schedule, ScheduleKey, full
 from flowpolicy.acceleration.caching.scheduling import uniform
 from flowpolicy.acceleration.sampler import accelerate, build_sampler
 from flowpolicy.errors import ConfigError, FlowPolicyError
+from flowpolicy.flow.sampler_spec import SamplerSpec
 
 BACKENDS = ["eager", "compile", "onnx"]
 
@@ -20,7 +21,7 @@ def normalized(policy, chunk):
 
 
 def some_schedule(policy, num_steps, seed=0, solver="euler"):
-    key = ScheduleKey.of(policy, num_steps, solver)
+    key = ScheduleKey.of(policy, SamplerSpec(num_steps=num_steps, solver=solver))
     rng = np.random.default_rng(seed)
     rest = [np.flatnonzero(rng.random(key.num_evaluations - 1) < 0.4) + 1 for _ in key.blocks]
     return Schedule(key, tuple((0, *map(int, steps)) for steps in rest), "random")
@@ -36,9 +37,9 @@ def test_recomputing_everything_is_the_plain_policy_to_the_last_bit(
 ):
     policy = random_policy(objective)
     expected = policy.act(observations, num_steps=num_steps, solver=solver, noise=noise)
-    sampler = build_sampler(policy, 5, num_steps, solver)
+    sampler = build_sampler(policy, batch_size=5, num_steps=num_steps, solver=solver)
     assert torch.equal(sampler(observations, noise), expected)
-    full = full_schedule(ScheduleKey.of(policy, num_steps, solver))
+    full = full_schedule(ScheduleKey.of(policy, SamplerSpec(num_steps=num_steps, solver=solver)))
     assert torch.equal(accelerate(policy, full, batch_size=5)(observations, noise), expected)
 
 
@@ -50,21 +51,23 @@ def test_caching_is_a_loop_that_adds_the_last_output_of_each_block(solver, polic
 
     @torch.no_grad()
     def velocity(x, t):
-        blocks, last = network.modulations(torch.full((1,), t), torch.zeros(1, dtype=torch.long))
-        h = network.enter(x)
+        blocks, last = network.modulations(torch.full((1,), t), torch.zeros(1))
+        h = network.embed(x)
         for index, block in enumerate(network.blocks()):
             if at[0] in schedule.updates[index]:
                 outputs[index] = block.module(h, blocks[:, index], context[block.layer])
             h = h + outputs[index]
         at[0] += 1
-        return network.leave(h, last)
+        return network.readout(h, last)
 
     x, h = noise, 1 / 9
     for k in range(9):
         first = velocity(x, k / 9)
         x = x + h * first if solver == "euler" else x + h / 2 * (first + velocity(x + h * first, k / 9 + h))
     expected = policy.finish(x)
-    found = build_sampler(policy, 5, 9, solver, schedule)(observations, noise)
+    found = build_sampler(policy, batch_size=5, num_steps=9, solver=solver, schedule=schedule)(
+        observations, noise
+    )
     torch.testing.assert_close(normalized(policy, found), normalized(policy, expected), rtol=0, atol=1e-5)
     plain = policy.act(observations, num_steps=9, solver=solver, noise=noise)
     assert (normalized(policy, found) - normalized(policy, plain)).abs().max() > 1e-3  # it does cache
@@ -79,15 +82,27 @@ def test_every_backend_computes_what_eager_does(
     backend, num_steps, cached, solver, policy, observations, noise, exports
 ):
     schedule = some_schedule(policy, num_steps, solver=solver) if cached else None
-    expected = build_sampler(policy, 5, num_steps, solver, schedule)(observations, noise)
-    sampler = build_sampler(policy, 5, num_steps, solver, schedule, backend, exports=exports)
+    expected = build_sampler(policy, batch_size=5, num_steps=num_steps, solver=solver, schedule=schedule)(
+        observations, noise
+    )
+    sampler = build_sampler(
+        policy,
+        batch_size=5,
+        num_steps=num_steps,
+        solver=solver,
+        schedule=schedule,
+        backend=backend,
+        exports=exports,
+    )
     for _ in range(2):  # nothing is left over from the first call
         found = sampler(observations, noise)
         error = (normalized(policy, found) - normalized(policy, expected)).abs().max()
         assert error < 1e-4
     # Other inputs after these: the buffers are written anew.
     other = random_observations(5, seed=3)
-    error = sampler(other, -noise) - build_sampler(policy, 5, num_steps, solver, schedule)(other, -noise)
+    error = sampler(other, -noise) - build_sampler(
+        policy, batch_size=5, num_steps=num_steps, solver=solver, schedule=schedule
+    )(other, -noise)
     assert error.abs().max() < 1e-3
 
 
@@ -95,7 +110,7 @@ def test_every_backend_computes_what_eager_does(
 def test_any_number_of_rows_passes_in_parts(backend, policy, exports):
     observations, noise = random_observations(12), torch.randn(12, 4, 2)
     expected = policy.act(observations, num_steps=4, noise=noise)
-    sampler = build_sampler(policy, 5, 4, backend=backend, exports=exports)
+    sampler = build_sampler(policy, batch_size=5, num_steps=4, backend=backend, exports=exports)
     torch.testing.assert_close(sampler(observations, noise), expected, rtol=0, atol=1e-4)
     generator = torch.Generator().manual_seed(3)
     again = sampler.act(observations, generator=generator)
@@ -106,7 +121,7 @@ def test_any_number_of_rows_passes_in_parts(backend, policy, exports):
 @pytest.mark.parametrize(("backend", "dtype"), [("eager", "bfloat16"), ("onnx", "int8")])
 def test_reduced_precision_is_near(backend, dtype, policy, observations, noise, exports):
     expected = normalized(policy, policy.act(observations, num_steps=4, noise=noise))
-    sampler = build_sampler(policy, 5, 4, backend=backend, dtype=dtype, exports=exports)
+    sampler = build_sampler(policy, batch_size=5, num_steps=4, backend=backend, dtype=dtype, exports=exports)
     found = normalized(policy, sampler(observations, noise))
     error = (found - expected).abs()
     assert error.max() > 1e-5
@@ -116,17 +131,17 @@ def test_reduced_precision_is_near(backend, dtype, policy, observations, noise, 
 def test_an_onnx_sampler_is_built_again_from_what_was_exported(
     policy, observations, noise, exports, monkeypatch
 ):
-    first = build_sampler(policy, 5, 2, backend="onnx", exports=exports)
+    first = build_sampler(policy, batch_size=5, num_steps=2, backend="onnx", exports=exports)
     monkeypatch.setattr(torch.onnx, "export", lambda *args, **kwargs: pytest.fail("it was exported again"))
-    again = build_sampler(policy, 5, 2, backend="onnx", exports=exports)
+    again = build_sampler(policy, batch_size=5, num_steps=2, backend="onnx", exports=exports)
     assert torch.equal(again(observations, noise), first(observations, noise))
     with pytest.raises(FlowPolicyError, match="differs from the policy"):  # another policy's are not taken
-        build_sampler(random_policy(seed=4), 5, 2, backend="onnx", exports=exports)
+        build_sampler(random_policy(seed=4), batch_size=5, num_steps=2, backend="onnx", exports=exports)
 
 
 def test_a_sampler_keeps_the_weights_it_was_built_with(observations, noise):
     policy = random_policy(seed=4)
-    sampler = build_sampler(policy, 5, 4)
+    sampler = build_sampler(policy, batch_size=5, num_steps=4)
     before = sampler(observations, noise)
     with torch.no_grad():
         policy.network.embed_action.weight.mul_(2)
@@ -134,14 +149,14 @@ def test_a_sampler_keeps_the_weights_it_was_built_with(observations, noise):
 
 
 def test_a_shortcut_policy_tuned_for_one_k_is_refused_another(observations):
-    policy = random_policy("shortcut", tuned_num_steps=4)
-    assert build_sampler(policy).plan.num_steps == 4
+    policy = random_policy("shortcut", tuned=SamplerSpec(num_steps=4, solver="euler"))
+    assert build_sampler(policy).sampling.num_steps == 4
     with pytest.raises(ConfigError, match="tuned for num_steps=4"):
         build_sampler(policy, num_steps=8)
 
 
 def test_what_a_sampler_was_not_built_for_is_refused(policy, observations, noise):
-    sampler = build_sampler(policy, 5, 4)
+    sampler = build_sampler(policy, batch_size=5, num_steps=4)
     with pytest.raises(ConfigError, match="built for num_steps=4, solver=euler"):
         sampler.act(observations, num_steps=8)
     with pytest.raises(FlowPolicyError, match="NaN"):
@@ -158,7 +173,7 @@ def test_what_a_sampler_was_not_built_for_is_refused(policy, observations, noise
         build_sampler(policy, backend="cuda_graph")
 
 
-@pytest.mark.parametrize("change", ["checkpoint", "steps", "solver", "level", "shape"])
+@pytest.mark.parametrize("change", ["checkpoint", "steps", "solver", "grid", "shape"])
 def test_a_schedule_for_something_else_is_refused(change, policy):
     schedule = some_schedule(policy, 8)
     other, steps, solver = policy, 8, "euler"
@@ -168,12 +183,14 @@ def test_a_schedule_for_something_else_is_refused(change, policy):
         steps = 9
     elif change == "solver":
         solver = "heun"
-    elif change == "level":
-        schedule = dataclasses.replace(schedule, key=dataclasses.replace(schedule.key, level=2))
+    elif change == "grid":
+        schedule = dataclasses.replace(
+            schedule, key=dataclasses.replace(schedule.key, grid={"name": "shifted"})
+        )
     else:
         schedule = dataclasses.replace(schedule, key=dataclasses.replace(schedule.key, chunk_shape=(8, 2)))
     with pytest.raises(ConfigError, match=r"was made for another .*calibrate-cache"):
-        build_sampler(other, 1, steps, solver, schedule)
+        build_sampler(other, batch_size=1, num_steps=steps, solver=solver, schedule=schedule)
 
 
 def test_a_backend_that_is_not_installed_says_so(policy, monkeypatch):
@@ -183,16 +200,16 @@ def test_a_backend_that_is_not_installed_says_so(policy, monkeypatch):
 
 
 def test_an_export_that_differs_is_refused(policy, monkeypatch):
-    leave = type(policy.network).leave
+    readout = type(policy.network).readout
     exporting = torch.compiler.is_exporting
 
     def wrong(self, h, modulation):
-        result = leave(self, h, modulation)
+        result = readout(self, h, modulation)
         return result * 1.01 if exporting() else result
 
-    monkeypatch.setattr(type(policy.network), "leave", wrong)
+    monkeypatch.setattr(type(policy.network), "readout", wrong)
     with pytest.raises(FlowPolicyError, match="ONNX export differs"):
-        build_sampler(policy, 1, 4, backend="onnx")
+        build_sampler(policy, batch_size=1, num_steps=4, backend="onnx")
 
 
 def test_saved_schedules_come_back(policy, tmp_path):
@@ -213,9 +230,11 @@ def test_saved_schedules_come_back(policy, tmp_path):
 
 
 def test_the_fewest_updates_still_give_a_chunk(policy, observations, noise, exports):
-    key = ScheduleKey.of(policy, 30)
+    key = ScheduleKey.of(policy, SamplerSpec(num_steps=30))
     schedule = Schedule(key, (uniform(30, 1),) * len(key.blocks), "uniform")
     for backend in ("eager", "onnx"):
-        sampler = build_sampler(policy, 5, 30, schedule=schedule, backend=backend, exports=exports)
+        sampler = build_sampler(
+            policy, batch_size=5, num_steps=30, schedule=schedule, backend=backend, exports=exports
+        )
         chunk = sampler(observations, noise)
         assert torch.isfinite(chunk).all()

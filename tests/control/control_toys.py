@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
 
 import numpy as np
 
 from flowpolicy.control.inference import Answer, Request, WorkerDiedError
 from flowpolicy.control.robot import RobotSpec
+from flowpolicy.features import features_of
+from flowpolicy.spec import PolicySpec
 
-A = 2
+A, T = 2, 8
 
 
 class ToyPolicy:
     """The shapes of a policy; who plans is the worker."""
 
-    observation_shapes: ClassVar = {"observation": (3,)}
-    obs_horizon, action_horizon, action_dim, execute_horizon = 2, 8, A, 4
+    def __init__(self, observation_dim: int = 3, action_dim: int = A, **images: tuple[int, ...]) -> None:
+        shapes = images or {"observation": (observation_dim,)}
+        self.spec = PolicySpec(features_of(shapes), 2, T, 4, action_dim)
 
 
 class ToyClock:
@@ -61,7 +63,7 @@ class ToyRobot:
 
 def encoded(request: Request) -> np.ndarray:
     """A chunk that says for which tick each action was planned, and by which request, both over 1000."""
-    ticks = request.step + np.arange(ToyPolicy.action_horizon)
+    ticks = request.step + np.arange(T)
     return np.stack([ticks / 1000, np.full(len(ticks), request.step / 1000)], axis=1).astype(np.float32)
 
 

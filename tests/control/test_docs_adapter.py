@@ -85,11 +85,6 @@ def robot(adapter, arm, port):
     robot.close()
 
 
-class SixJoints(ToyPolicy):
-    observation_shapes = {"observation": (6,)}  # noqa: RUF012
-    action_dim = 6
-
-
 def test_it_drives_an_arm_and_stops_when_the_arm_falls_silent(robot, arm):
     def plan(request):  # a tenth of a radian further than the newest position
         return np.tile(request.observation["observation"][-1] + 0.1, (8, 1)).astype(np.float32)
@@ -97,7 +92,7 @@ def test_it_drives_an_arm_and_stops_when_the_arm_falls_silent(robot, arm):
     config = ControlConfig(
         priority=False, wait_share=0.0, safety=SafetyConfig(max_observation_age_s=0.08, miss_limit=1000)
     )
-    loop = ControlLoop(robot, SixJoints(), ToyWorker(1, plan), config)
+    loop = ControlLoop(robot, ToyPolicy(6, 6), ToyWorker(1, plan), config)
 
     def silence():
         while loop.status.tick < 60:

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from flowpolicy.acceleration.deployed import DeployedSampler
 from flowpolicy.control.events import EventLog
 from flowpolicy.control.history import ObservationHistory
 from flowpolicy.control.inference import Request
-from flowpolicy.control.planners import PlannerBuilder, SamplerSettings
+from flowpolicy.control.planners import PlannerBuilder
 from flowpolicy.errors import FlowPolicyError
 from flowpolicy.models.config import TransformerConfig
 from flowpolicy.policy import FlowPolicy
@@ -60,7 +61,7 @@ def test_the_server_plans_what_the_loop_plans(policy, tmp_path):
     history = ObservationHistory(SHAPES, 2, EventLog())
     for seed in range(2):
         history.add(observation(seed), seed, 0.0)
-    planner = PlannerBuilder(SamplerSettings(str(checkpoint), backend="eager"))()
+    planner = PlannerBuilder(DeployedSampler(checkpoint=str(checkpoint), backend="eager"))()
     state = planner.generator.get_state()
     planned = planner(Request(0, history.newest()))
     planner.generator.set_state(state)

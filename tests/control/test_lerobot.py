@@ -305,13 +305,12 @@ def test_lerobots_own_mock_robot_is_driven(mock_robots):
     assert robot.spec.name == "mock_robot"
     assert mock.is_connected
 
-    class Policy(ToyPolicy):
-        action_dim = 3
-
     def plan(request):
         return np.tile(request.observation["observation"][-1] + 1, (8, 1))
 
-    loop = ControlLoop(robot, Policy(), ToyWorker(1, plan), ControlConfig(priority=False, wait_share=0.0))
+    loop = ControlLoop(
+        robot, ToyPolicy(action_dim=3), ToyWorker(1, plan), ControlConfig(priority=False, wait_share=0.0)
+    )
     status = loop.run(50)
     robot.close()
     assert status.stopped == "finished"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -138,7 +137,7 @@ def test_a_late_chunk_is_bridged_by_the_previous_one_then_the_fast_one_then_the_
     assert list(source[11:13]) == [PREVIOUS] * 2
     fast_ticks = np.flatnonzero(source == FAST)
     assert fast_ticks.tolist() == list(range(13, 13 + len(fast_ticks)))
-    assert len(fast_ticks) >= ToyPolicy.action_horizon - 3
+    assert len(fast_ticks) >= ToyPolicy().spec.action_horizon - 3
     assert set(source[13 + len(fast_ticks) :]) == {SAFE}
     assert loop.events.counts[Event.INFERENCE_LATE] == 1
     assert (np.array(robot.commands[13 + len(fast_ticks) : 40]) == 0).all()
@@ -376,13 +375,8 @@ def test_jerk_is_limited_where_nothing_else_is():
 
 
 def test_a_policy_that_does_not_fit_is_refused():
-    class Other(ToyPolicy):
-        action_dim = 3
-
-    class Blind(ToyPolicy):
-        observation_shapes: ClassVar = {"camera": (4, 4, 3)}
-
-    for policy, words in ((Other(), "takes actions of 2"), (Blind(), "'camera'")):
+    other, blind = ToyPolicy(action_dim=3), ToyPolicy(camera=(4, 4, 3))
+    for policy, words in ((other, "takes actions of 2"), (blind, "'camera'")):
         with pytest.raises(TaskError, match=words):
             build(ToyWorker(), policy=policy)
 

@@ -14,6 +14,8 @@ from flowpolicy.evaluation.rollout import evaluate
 from flowpolicy.evaluation.seams import smoothness
 from flowpolicy.evaluation.task import Task
 from flowpolicy.execution.fusion import prefix_weights
+from flowpolicy.features import features_of
+from flowpolicy.spec import PolicySpec
 
 EXECUTED: dict[int, list[float]] = {}
 
@@ -49,11 +51,10 @@ gymnasium.register("CountingEnv-v0", CountingEnv, disable_env_checker=True, orde
 class CountingPolicy:
     """Action k of a chunk planned at observation c is 100 c + k; it keeps the prefixes it is given."""
 
-    obs_horizon, action_dim, device = 1, 1, torch.device("cpu")
-    observation_shapes = {"observation": (1,)}  # noqa: RUF012
+    obs_horizon, device = 1, torch.device("cpu")
 
     def __init__(self, horizon=8):
-        self.action_horizon = horizon
+        self.spec = PolicySpec(features_of({"observation": (1,)}), self.obs_horizon, horizon, horizon, 1)
         self.batches, self.prefixes = [], []
 
     def nfe(self, num_steps=None, solver=None):
@@ -63,7 +64,7 @@ class CountingPolicy:
         self.batches.append(len(noise))
         self.prefixes.append(prefix)
         start = torch.as_tensor(observations["observation"])[:, -1:]
-        return 100 * start + torch.arange(self.action_horizon)[:, None]
+        return 100 * start + torch.arange(self.spec.action_horizon)[:, None]
 
 
 class NoisyPolicy(CountingPolicy):
@@ -240,7 +241,7 @@ def test_what_cannot_be_run_is_refused_in_one_sentence():
             run_delayed(
                 CountingPolicy(), task(), **{"strategy": "switch", "delay": 1, "episodes": 1, **settings}
             )
-    with pytest.raises(ConfigError, match="InpaintingSampler"):
+    with pytest.raises(ConfigError, match="guidance="):
         run_delayed(NoisyPolicy(), task(), strategy="rtc", delay=1, episodes=1)
 
     class Broken(CountingPolicy):

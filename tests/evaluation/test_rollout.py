@@ -1,4 +1,5 @@
 import csv
+from dataclasses import replace
 
 import gymnasium
 import numpy as np
@@ -10,6 +11,7 @@ from flowpolicy.evaluation.parallel import evaluate_checkpoint
 from flowpolicy.evaluation.result import concatenate
 from flowpolicy.evaluation.rollout import evaluate
 from flowpolicy.execution.receding_horizon import RecedingHorizon
+from flowpolicy.features import features_of
 
 
 def _by_hand(seed: int) -> tuple[float, int, bool]:
@@ -75,8 +77,7 @@ def test_metrics_agree_with_the_arrays(tmp_path):
 def test_a_task_without_success_or_score_says_none():
     task = toy_task(name="pendulum", env_id="InvertedPendulum-v5", execute_horizon=4)
     policy = ToyPolicy()
-    policy.spec.observation_shapes = {"observation": (4,)}
-    policy.spec.action_dim = 1
+    policy.spec = replace(policy.spec, features=features_of({"observation": (4,)}), action_dim=1)
     policy.act = lambda observations, *, noise, **_: noise  # type: ignore[method-assign]
     found = evaluate(policy, task, episodes=3, num_envs=2).metrics()
     assert found["success_rate"] is None
@@ -93,11 +94,11 @@ def test_dictionary_observations_and_a_chunk_shorter_than_the_episode():
 
 def test_spaces_that_do_not_fit_are_refused():
     policy = ToyPolicy()
-    policy.spec.action_dim = 3
+    policy.spec = replace(policy.spec, action_dim=3)
     with pytest.raises(TaskError, match="vectors of 3"):
         evaluate(policy, toy_task(), episodes=1)
     policy = ToyPolicy()
-    policy.spec.observation_shapes = {"observation": (5,)}
+    policy.spec = replace(policy.spec, features=features_of({"observation": (5,)}))
     with pytest.raises(TaskError, match=r"\(3,\).*\(5,\)"):
         evaluate(policy, toy_task(), episodes=1)
     with pytest.raises(TaskError, match="no observation 'pose'"):

@@ -10,6 +10,8 @@ import torch
 
 from flowpolicy.errors import ConfigError
 from flowpolicy.evaluation.task import Task
+from flowpolicy.features import features_of
+from flowpolicy.spec import PolicySpec
 
 
 class ToyEnv(gymnasium.Env):
@@ -65,23 +67,18 @@ class ToyEnv(gymnasium.Env):
 class ToyPolicy:
     """Action k of a chunk is mean(history)[:2] / 10 + noise + k / 100, row by row."""
 
-    name = "toy"
-    default_num_steps = 4
-    obs_horizon = 2
-    action_horizon = 4
-    action_dim = 2
     device = torch.device("cpu")
 
     def __init__(self, key: str = "observation", fault: float | None = None) -> None:
         self.key = key
         self.fault = fault
-        self.observation_shapes = {key: (3,)}
+        self.spec = PolicySpec(features_of({key: (3,)}), 2, 4, 4, action_dim=2, name="toy")
         self.batches: list[int] = []
         self.noises: list[torch.Tensor] = []
         self.seen: list[np.ndarray] = []
 
     def nfe(self, num_steps: int | None = None, solver: str | None = None) -> int:
-        return num_steps or self.default_num_steps
+        return num_steps or 4
 
     def act(
         self,

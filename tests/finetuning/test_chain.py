@@ -188,7 +188,7 @@ def test_noise_stays_within_bounds_that_fall_late():
 
 def test_a_policy_without_a_flow_is_refused():
     for objective in ("regression", "mip"):
-        with pytest.raises(ConfigError, match="no flow to fine-tune"):
+        with pytest.raises(ConfigError, match="no flow to integrate"):
             make(objective, 1)
     with pytest.raises(ConfigError, match="powers of two"):
         make("shortcut", 3)

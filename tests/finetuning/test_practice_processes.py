@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 pytest.importorskip("stable_baselines3", reason="stable-baselines3 is not installed")
 
 from flowpolicy import FlowPolicy
+from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.runs.loggers import read_metrics
 
 pytestmark = [
@@ -42,7 +43,7 @@ def test_a_run_killed_at_five_random_moments_loses_at_most_an_iteration_each(pra
     assert steps == sorted(set(steps))  # no iteration twice, none missing
     assert max(later - earlier for earlier, later in itertools.pairwise(steps)) <= 128
     policy = FlowPolicy.load(folder / "run" / "checkpoint")
-    assert policy.config.tuned_num_steps == 2
+    assert policy.config.tuned == SamplerSpec(num_steps=2, solver="euler")
     assert policy.act(torch.zeros(1, 1, 3)).shape == (1, 4, 1)
     assert not [item for item in (folder / "run").iterdir() if ".tmp-" in item.name]
 

@@ -14,6 +14,7 @@ from flowpolicy.finetuning.distillation import distill
 from flowpolicy.finetuning.noise import NoiseConfig
 from flowpolicy.finetuning.regularization import BehaviourCloning, Wasserstein
 from flowpolicy.finetuning.update import Minibatch
+from flowpolicy.flow.sampler_spec import SamplerSpec
 
 
 def minibatch(count=6, steps=2):
@@ -58,20 +59,20 @@ def test_behaviour_cloning_is_the_pretraining_loss_on_demonstrations():
 @pytest.mark.parametrize("objective", ["shortcut", "flow_matching"])
 def test_distillation_teaches_the_other_steps_what_the_tuned_ones_do(objective):
     # What practice may leave behind: at K = 2 the flow plans +0.6 everywhere, at other K something else.
-    tuned = make_policy(objective=objective, tuned_num_steps=2)
+    tuned = make_policy(objective=objective, tuned=SamplerSpec(num_steps=2, solver="euler"))
     target = 0.6
 
     original = type(tuned.objective).sample
 
-    def sample(self, network, context, noise, steps, solver):
-        planned = original(self, network, context, noise, steps, solver)
-        return 0 * planned + target if steps == 2 else planned
+    def sample(self, velocity, noise, spec):
+        planned = original(self, velocity, noise, spec)
+        return 0 * planned + target if spec.steps == 2 else planned
 
     observation = {"observation": torch.rand(128, 1, 2, generator=torch.Generator().manual_seed(5))}
     with mock.patch.object(type(tuned.objective), "sample", sample):
         config = DistillConfig(steps=180, batch_size=32, learning_rate=6e-3)
         student = distill(tuned, observation, config, seed=0)
-    assert student.config.tuned_num_steps is None
+    assert student.config.tuned is None
     noise = torch.randn(128, 4, 2, generator=torch.Generator().manual_seed(6))
     for steps in (1, 2, 4, 32):
         error = (student.act(observation, noise=noise, num_steps=steps) - target).abs().mean()

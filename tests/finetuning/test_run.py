@@ -16,6 +16,7 @@ from flowpolicy.errors import CheckpointError, ConfigError, FlowPolicyError, Tas
 from flowpolicy.finetuning.recorder import STATE_FILE
 from flowpolicy.finetuning.reinflow import ReinFlow
 from flowpolicy.finetuning.run import finetune
+from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.pretraining.run import pretrain
 from flowpolicy.runs.loggers import read_metrics
 from flowpolicy.runs.run_folder import PRETRAINING, claim
@@ -53,7 +54,7 @@ def test_a_run_leaves_a_checkpoint_curves_and_figures_before_and_after(settings,
     assert set(metrics["seconds"]) == {"simulation", "inference", "update"}
     assert min(metrics["seconds"].values()) > 0
     policy = FlowPolicy.load(content["checkpoint"])
-    assert policy.config.tuned_num_steps == 2
+    assert policy.config.tuned == SamplerSpec(num_steps=2, solver="euler")
     assert policy.spec.task["env_id"] == "toy_practice:toy/Reach-v0"
     assert not [name for name in policy.state_dict() if "noise" in name]
     with pytest.raises(ConfigError, match="tuned for num_steps=2"):
@@ -91,7 +92,7 @@ def test_regularizers_and_distillation_run_and_are_recorded(settings, tmp_path, 
     assert any(row.get("train/wasserstein", 0) > 0 for row in rows)
     assert any(row.get("train/behaviour_cloning", 0) > 0 for row in rows)
     policy = FlowPolicy.load(tmp_path / "run" / "checkpoint")
-    assert policy.config.tuned_num_steps is None  # any K again
+    assert policy.config.tuned is None  # any K again
     assert policy.spec.metadata["distilled"]
     policy.act(torch.zeros(1, 1, 2), num_steps=8)
     finetune({**settings, **extra, "resume": True, "total_steps": settings["total_steps"]}, tmp_path / "run")

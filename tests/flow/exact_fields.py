@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 
 from flowpolicy.data.sampling import Batch
+from flowpolicy.flow.network import Network, field
+from flowpolicy.flow.objective import Objective
+from flowpolicy.flow.sampler_spec import SamplerSpec
 
 
 class Field:
-    """A network that is a formula: ``function(x, t, level)`` with t and level shaped to broadcast over x.
+    """A network that is a formula: ``function(x, t, d)`` with t and d shaped to broadcast over x.
 
-    ``calls`` keeps the (t, level) of every evaluation.
+    ``calls`` keeps the (t, d) of every evaluation.
     """
 
     def __init__(self, function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
@@ -25,9 +28,15 @@ class Field:
     def encode(self, observation: Mapping[str, Tensor]) -> Any:
         return None
 
-    def __call__(self, x: Tensor, t: Tensor, level: Tensor, context: Any) -> Tensor:
-        self.calls.append((t.clone(), level.clone()))
-        return self.function(x, t.view(-1, 1, 1), level.view(-1, 1, 1))
+    def velocity(self, x: Tensor, t: Tensor, d: Tensor, context: Any) -> Tensor:
+        self.calls.append((t.clone(), d.clone()))
+        return self.function(x, t.view(-1, 1, 1), d.view(-1, 1, 1))
+
+
+def sample(objective: Objective, network: Network, noise: Tensor, num_steps: int, solver: str) -> Tensor:
+    """What a policy of this objective samples where observations play no part."""
+    velocity = field(network, None, objective.step_size)
+    return objective.sample(velocity, noise, SamplerSpec(num_steps=num_steps, solver=solver))
 
 
 @dataclass

@@ -2,15 +2,20 @@ import math
 
 import pytest
 import torch
-from exact_fields import Field, GaussianFlow, energy_distance
+from exact_fields import Field, GaussianFlow, energy_distance, sample
 
 from flowpolicy.data.sampling import Batch
 from flowpolicy.errors import ConfigError
+from flowpolicy.features import features_of
 from flowpolicy.flow import FlowMatching, build_objective
+from flowpolicy.flow.grids import Uniform
+from flowpolicy.flow.network import field
 from flowpolicy.flow.path import interpolate, velocity_target
+from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.flow.solvers import SOLVERS, integrate
 from flowpolicy.models.config import TransformerConfig
 from flowpolicy.models.transformer import VelocityTransformer
+from flowpolicy.spec import PolicySpec
 
 FLOW = GaussianFlow(mean=0.7, std=0.4)
 COUNT = 200_000
@@ -30,7 +35,7 @@ def test_path_is_the_straight_line_and_its_derivative():
 def per_sample_losses(field, batch, draws):
     """The loss of every row by itself, for its standard error."""
     x = interpolate(draws.noise, batch.action, draws.t)
-    error = field(x, draws.t, draws.level, None) - (batch.action - draws.noise)
+    error = field.velocity(x, draws.t, draws.d, None) - (batch.action - draws.noise)
     return error.square().flatten()
 
 
@@ -39,14 +44,14 @@ def test_loss_of_the_optimal_field_is_its_analytic_minimum():
     batch = FLOW.batch(COUNT, generator)
     objective = FlowMatching()
     draws = objective.draw(tuple(batch.action.shape), generator, "cpu")
-    field = Field(lambda x, t, level: FLOW.velocity(x, t))
+    field = Field(lambda x, t, d: FLOW.velocity(x, t))
     loss, metrics = objective.loss(field, batch, draws)
     standard_error = float(per_sample_losses(field, batch, draws).std()) / math.sqrt(COUNT)
     assert standard_error < 0.005
     assert abs(float(loss) - FLOW.least_loss()) < 4 * standard_error
     assert metrics["loss/flow_matching"] == loss
     # any other field costs its mean squared distance more
-    worse, _ = objective.loss(Field(lambda x, t, level: FLOW.velocity(x, t) + 0.3), batch, draws)
+    worse, _ = objective.loss(Field(lambda x, t, d: FLOW.velocity(x, t) + 0.3), batch, draws)
     assert abs(float(worse - loss) - 0.09) < 8 * standard_error
 
 
@@ -60,11 +65,11 @@ def test_samples_of_the_exact_field_match_the_gaussian():
         std = abs(float(samples.std()) - FLOW.std) / (FLOW.std / math.sqrt(2 * count))
         return max(mean, std)
 
-    field = Field(lambda x, t, level: FLOW.velocity(x, t))
-    assert deviation(FlowMatching().sample(field, None, noise, 64, "heun")) < 4
-    assert deviation(FlowMatching().sample(field, None, noise, 1024, "euler")) < 4
-    reversed_time = Field(lambda x, t, level: FLOW.velocity(x, 1 - t))
-    assert deviation(FlowMatching().sample(reversed_time, None, noise, 64, "heun")) > 20
+    field = Field(lambda x, t, d: FLOW.velocity(x, t))
+    assert deviation(sample(FlowMatching(), field, noise, 64, "heun")) < 4
+    assert deviation(sample(FlowMatching(), field, noise, 1024, "euler")) < 4
+    reversed_time = Field(lambda x, t, d: FLOW.velocity(x, 1 - t))
+    assert deviation(sample(FlowMatching(), reversed_time, noise, 64, "heun")) > 20
     assert deviation(noise) > 100
 
 
@@ -80,8 +85,9 @@ def two_moons(count, generator):
 
 def trained_on_moons(objective, steps=350, rows=256):
     torch.manual_seed(0)
+    spec = PolicySpec(features_of({"observation": (1,)}), 1, 1, 1, action_dim=2)
     config = TransformerConfig(width=32, depth=2, num_heads=2, tokens_per_step=1)
-    network = VelocityTransformer(config, 2, 1, {"observation": (1,)}, 1, objective.num_levels)
+    network = VelocityTransformer(config, spec, objective.levels)
     optimizer = torch.optim.Adam(network.parameters(), lr=8e-3)
     generator = torch.Generator().manual_seed(1)
     blind, mask = {"observation": torch.zeros(rows, 1, 1)}, torch.ones(rows, 1, dtype=torch.bool)
@@ -107,12 +113,13 @@ def test_a_trained_network_samples_two_moons(settings, num_steps):
     data, noise = two_moons(2000, generator), torch.randn(2000, 1, 2, generator=generator)
     with torch.no_grad():
         context = network.encode({"observation": torch.zeros(2000, 1, 1)})
-        samples = objective.sample(network, context, noise, num_steps, "euler")
+        velocity = field(network, context, objective.step_size)
+        samples = objective.sample(velocity, noise, SamplerSpec(num_steps=num_steps, solver="euler"))
 
-        def reversed_time(x, t):
-            return network(x, x.new_full((1,), 1 - t), torch.zeros(1, dtype=torch.int64), context)
+        def reversed_time(x, t, h):
+            return network.velocity(x, x.new_full((1,), 1 - t), torch.zeros(1), context)
 
-        wrong = integrate(reversed_time, noise, num_steps, SOLVERS["euler"])
+        wrong = integrate(reversed_time, noise, num_steps, SOLVERS["euler"], Uniform())
     chance = abs(energy_distance(two_moons(2000, generator)[:, 0], data[:, 0]))
     bound = 0.01
     assert chance < bound / 4

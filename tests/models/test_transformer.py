@@ -2,18 +2,24 @@ import pytest
 import torch
 
 from flowpolicy.errors import ConfigError
+from flowpolicy.features import features_of
 from flowpolicy.models.blocks import Dropout, attend, bernoulli_positions
 from flowpolicy.models.config import TransformerConfig
 from flowpolicy.models.transformer import VelocityTransformer
+from flowpolicy.spec import PolicySpec
 
 B, T, A, T_O = 5, 4, 3, 2
 TINY = TransformerConfig(width=16, depth=2, num_heads=2, tokens_per_step=2)
 
 
+def spec_of(shapes, obs_horizon=T_O, action_horizon=T, action_dim=A):
+    return PolicySpec(features_of(shapes), obs_horizon, action_horizon, 1, action_dim)
+
+
 def make(config=TINY, *, trained=True, num_levels=6):
     """With ``trained`` every parameter is random, so that no zero hides a path."""
     torch.manual_seed(0)
-    network = VelocityTransformer(config, A, T, {"pose": (4,), "goal": (2,)}, T_O, num_levels)
+    network = VelocityTransformer(config, spec_of({"pose": (4,), "goal": (2,)}), num_levels)
     if trained:
         for parameter in network.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
@@ -27,16 +33,16 @@ def inputs(count=B, seed=1):
         return torch.randn(shape, generator=generator)
 
     observation = {"goal": randn(count, T_O, 2), "pose": randn(count, T_O, 4)}
-    level = torch.randint(0, 6, (count,), generator=generator)
-    return randn(count, T, A), torch.rand(count, generator=generator), level, observation
+    d = torch.exp2(torch.randint(0, 6, (count,), generator=generator)) / 32
+    return randn(count, T, A), torch.rand(count, generator=generator), d, observation
 
 
 def test_the_untrained_network_is_zero_and_every_block_the_identity():
     network = make(trained=False)
-    x, t, level, observation = inputs()
+    x, t, d, observation = inputs()
     context = network.encode(observation)
-    assert not network(x, t, level, context).any()
-    per_block, _ = network.modulations(t, level)
+    assert not network.velocity(x, t, d, context).any()
+    per_block, _ = network.modulations(t, d)
     stream = torch.randn(B, T, TINY.width)
     for index, block in enumerate(network.blocks()):
         assert not block.module(stream, per_block[:, index], context[block.layer]).any()
@@ -50,36 +56,36 @@ def test_blocks_are_addressed_in_the_order_of_computation():
     order = []
     for index, block in enumerate(blocks):
         block.module.register_forward_hook(lambda *_, index=index: order.append(index))
-    x, t, level, observation = inputs()
-    network(x, t, level, network.encode(observation))
+    x, t, d, observation = inputs()
+    network.velocity(x, t, d, network.encode(observation))
     assert order == list(range(6))
 
 
 def test_the_residual_stream_is_the_sum_of_the_blocks():
     """Adding up gated outputs from outside, as a cache does, gives the network's own velocity."""
     network = make()
-    x, t, level, observation = inputs()
+    x, t, d, observation = inputs()
     context = network.encode(observation)
-    per_block, last = network.modulations(t, level)
+    per_block, last = network.modulations(t, d)
     stream = network.embed_action(x) + network.position
     for index, block in enumerate(network.blocks()):
         stream = stream + block.module(stream, per_block[:, index], context[block.layer])
     normed = torch.nn.functional.layer_norm(stream, (TINY.width,))
     velocity = network.output(last[:, 0:1] + normed * (1 + last[:, 1:2]))
-    assert torch.allclose(velocity, network(x, t, level, context), atol=1e-6)
+    assert torch.allclose(velocity, network.velocity(x, t, d, context), atol=1e-6)
 
 
 def test_the_three_parts_make_up_the_whole():
     network = make()
-    x, t, level, observation = inputs()
+    x, t, d, observation = inputs()
     context = network.encode(observation)
-    whole = network(x, t, level, context)
+    whole = network.velocity(x, t, d, context)
     assert whole.shape == (B, T, A)
     assert whole.abs().min() > 0
-    assert torch.equal(network.velocity(x, network.modulations(t, level), context), whole)
-    again = network.velocity(x, network.modulations(t, level), context)  # the context is not used up
+    assert torch.equal(network.modulated(x, network.modulations(t, d), context), whole)
+    again = network.modulated(x, network.modulations(t, d), context)  # the context is not used up
     assert torch.equal(again, whole)
-    per_block, last = network.modulations(t, level)
+    per_block, last = network.modulations(t, d)
     assert per_block.shape == (B, 6, 3, TINY.width)
     assert last.shape == (B, 2, TINY.width)
     assert context[0].key.shape == context[0].value.shape == (B, 2, T_O * 2, TINY.width // 2)
@@ -89,8 +95,8 @@ def test_modulations_of_one_time_serve_the_whole_batch():
     network = make()
     x, _, _, observation = inputs()
     context = network.encode(observation)
-    one = network(x, torch.tensor([0.25]), torch.tensor([3]), context)
-    each = network(x, torch.full((B,), 0.25), torch.full((B,), 3), context)
+    one = network.velocity(x, torch.tensor([0.25]), torch.tensor([0.25]), context)
+    each = network.velocity(x, torch.full((B,), 0.25), torch.full((B,), 0.25), context)
     assert torch.allclose(one, each, atol=1e-6)
 
 
@@ -98,30 +104,30 @@ def test_many_times_of_one_batch_are_computed_with_one_context():
     network = make()
     x, _, _, observation = inputs()
     context = network.encode(observation)
-    times, levels = torch.tensor([0.0, 0.25, 0.75]), torch.tensor([0, 3, 5])
+    times, sizes = torch.tensor([0.0, 0.25, 0.75]), torch.tensor([0.0, 0.25, 1.0])
     chunks = torch.stack([x, x + 1, 2 * x])
-    together = network.velocity(chunks, network.modulations(times, levels), context)
-    for chunk, t, level, found in zip(chunks, times, levels, together, strict=True):
-        assert torch.allclose(found, network(chunk, t[None], level[None], context), atol=1e-6)
+    together = network.velocities(chunks, times, sizes, context)
+    for chunk, t, d, found in zip(chunks, times, sizes, together, strict=True):
+        assert torch.allclose(found, network.velocity(chunk, t[None], d[None], context), atol=1e-6)
     assert not torch.allclose(together[0], together[1], atol=1e-3)
 
 
 def test_rows_do_not_see_each_other():
     network = make()
-    x, t, level, observation = inputs()
-    whole = network(x, t, level, network.encode(observation))
+    x, t, d, observation = inputs()
+    whole = network.velocity(x, t, d, network.encode(observation))
     for row in range(B):
         cut = slice(row, row + 1)
         alone = {key: value[cut] for key, value in observation.items()}
-        single = network(x[cut], t[cut], level[cut], network.encode(alone))
+        single = network.velocity(x[cut], t[cut], d[cut], network.encode(alone))
         assert torch.allclose(single, whole[cut], atol=1e-5)
 
 
-@pytest.mark.parametrize("what", ["x", "t", "level", "pose", "goal", "oldest"])
+@pytest.mark.parametrize("what", ["x", "t", "d", "pose", "goal", "oldest"])
 def test_every_input_matters(what):
     network = make()
-    x, t, level, observation = inputs()
-    before = network(x, t, level, network.encode(observation))
+    x, t, d, observation = inputs()
+    before = network.velocity(x, t, d, network.encode(observation))
     changed = {key: value.clone() for key, value in observation.items()}
     if what == "oldest":
         changed["pose"][:, 0] += 1
@@ -129,30 +135,30 @@ def test_every_input_matters(what):
         changed[what] += 1
     x = x + (what == "x")
     t = t + 0.1 * (what == "t")
-    level = (level + (what == "level")) % 6
-    after = network(x, t, level, network.encode(changed))
+    d = torch.where(d < 1, 2 * d, d / 2) if what == "d" else d
+    after = network.velocity(x, t, d, network.encode(changed))
     assert ((after - before).abs().amax((1, 2)) > 1e-4).all()
 
 
 def test_tokens_and_observation_steps_have_positions():
     network = make()
-    x, t, level, observation = inputs()
+    x, t, d, observation = inputs()
     x = x[:, :1].expand(-1, T, -1)
-    velocity = network(x, t, level, network.encode(observation))
+    velocity = network.velocity(x, t, d, network.encode(observation))
     assert (velocity[:, 0] - velocity[:, 1]).abs().max() > 1e-4  # equal tokens, different places
     swapped = {key: value.flip(1) for key, value in observation.items()}
-    assert (network(x, t, level, network.encode(swapped)) - velocity).abs().max() > 1e-4
+    assert (network.velocity(x, t, d, network.encode(swapped)) - velocity).abs().max() > 1e-4
 
 
 def test_gradients_reach_every_parameter_once_the_gates_have_opened():
     """adaLN-zero opens from the output backwards: output layer, then gates, then what is behind them."""
     network = make(trained=False, num_levels=2).train()
     x, t, _, observation = inputs(32)
-    level, target = torch.arange(32) % 2, torch.randn(32, T, A)
+    d, target = torch.arange(32) % 2, torch.randn(32, T, A)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     for _ in range(4):
         optimizer.zero_grad()
-        ((network(x, t, level, network.encode(observation)) - target) ** 2).mean().backward()
+        ((network.velocity(x, t, d, network.encode(observation)) - target) ** 2).mean().backward()
         optimizer.step()
     without = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()]
     assert without == []
@@ -161,11 +167,11 @@ def test_gradients_reach_every_parameter_once_the_gates_have_opened():
 def test_dropout_acts_in_training_only():
     config = TransformerConfig(width=16, depth=2, num_heads=2, dropout=0.5)
     network = make(config)
-    x, t, level, observation = inputs()
+    x, t, d, observation = inputs()
     context = network.encode(observation)
-    assert torch.equal(network(x, t, level, context), network(x, t, level, context))
+    assert torch.equal(network.velocity(x, t, d, context), network.velocity(x, t, d, context))
     network.train()
-    assert not torch.equal(network(x, t, level, context), network(x, t, level, context))
+    assert not torch.equal(network.velocity(x, t, d, context), network.velocity(x, t, d, context))
 
 
 @pytest.mark.parametrize("probability", [0.01, 0.1])
@@ -217,7 +223,10 @@ def test_the_small_size_has_at_most_half_a_million_parameters(repo_root):
         for name in ("small", "medium", "large")
     }
     counts = {
-        name: sum(p.numel() for p in VelocityTransformer(s, 3, 4, {"observation": (11,)}, 1, 6).parameters())
+        name: sum(
+            p.numel()
+            for p in VelocityTransformer(s, spec_of({"observation": (11,)}, 1, 4, 3), 6).parameters()
+        )
         for name, s in sizes.items()
     }
     assert counts["small"] <= 500_000
@@ -241,4 +250,4 @@ def test_impossible_sizes_are_refused(settings, word):
 @pytest.mark.parametrize("shape", [(96, 96), (96, 96, 7), (2, 96, 96, 3)])
 def test_what_is_neither_vector_nor_image_is_refused(shape):
     with pytest.raises(ConfigError, match="camera"):
-        VelocityTransformer(TINY, A, T, {"camera": shape}, 1)
+        VelocityTransformer(TINY, spec_of({"camera": shape}, 1))

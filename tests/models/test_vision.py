@@ -6,12 +6,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flowpolicy.acceleration.sampler import build_sampler
 from flowpolicy.errors import ConfigError, FlowPolicyError
+from flowpolicy.features import features_of
 from flowpolicy.models.config import TransformerConfig
 from flowpolicy.models.transformer import VelocityTransformer
 from flowpolicy.models.vision.config import BACKBONES, VisionConfig
 from flowpolicy.models.vision.encoder import ImageEncoder
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.policy.config import PolicyConfig
+from flowpolicy.spec import PolicySpec
 
 T_O = 2
 
@@ -123,7 +125,7 @@ def test_a_sampler_computes_what_the_policy_does_and_encodes_images_once(backend
         camera.register_forward_hook(lambda *_: calls.append(1))
     chunk = policy.act(observation, num_steps=8, noise=noise)
     assert len(calls) == 2  # one for each camera, whatever K is
-    sampler = build_sampler(policy, 2, 8, backend=backend)
+    sampler = build_sampler(policy, batch_size=2, num_steps=8, backend=backend)
     torch.testing.assert_close(sampler(observation, noise), chunk, rtol=0, atol=1e-4)
     other = {**observation, "wrist": 255 - observation["wrist"]}
     assert not torch.allclose(sampler(other, noise), chunk, atol=1e-3)
@@ -132,7 +134,7 @@ def test_a_sampler_computes_what_the_policy_does_and_encodes_images_once(backend
 def test_images_that_are_encoded_already_give_the_same_context():
     policy, observation = image_policy(), observations()
     normalized = policy.normalize_observations(observation)
-    seen = policy.network.see(normalized)
+    seen = policy.network.encode_images(normalized)
     assert seen["front"].shape[1:] == (policy.network.encoder.cameras["front"].num_tokens, 16)
     for given, wanted in zip(policy.network.encode(seen), policy.network.encode(normalized), strict=True):
         assert torch.equal(given.key, wanted.key)
@@ -151,7 +153,7 @@ def test_every_kind_of_observation_reaches_the_velocity():
 def test_a_task_has_a_token_of_its_own():
     shapes = {"observation": (3,), "task": (4,)}
     config = TransformerConfig(width=16, depth=1, num_heads=2, tokens_per_step=2)
-    network = VelocityTransformer(config, 2, 4, shapes, T_O)
+    network = VelocityTransformer(config, PolicySpec(features_of(shapes), T_O, 4, 1, 2))
     seen = {"observation": torch.zeros(1, T_O, 3), "task": torch.eye(4)[:1, None].expand(-1, T_O, -1)}
     tokens = network.encoder(seen)
     assert tokens.shape == (1, 2 * T_O + 1, 16)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from flowpolicy import CheckpointError, ConfigError, FlowPolicy, FlowPolicyError, PolicyConfig
+from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.models.config import TransformerConfig
 
 B, T_O, T, A = 3, 2, 4, 2
@@ -138,7 +139,7 @@ def test_rows_do_not_depend_on_their_batch():
 
 def test_the_number_of_steps_is_used():
     policy = make()
-    assert policy.default_num_steps == 4
+    assert policy.sampling.num_steps == 4
     samples = {k: policy.act(seen(), noise=NOISE, num_steps=k) for k in (1, 2, 4)}
     assert torch.equal(samples[4], policy.act(seen(), noise=NOISE))
     assert not torch.equal(samples[1], samples[2])
@@ -149,7 +150,7 @@ def test_the_number_of_steps_is_used():
     ("objective", "arguments", "words"),
     [
         ("shortcut", {"num_steps": 3}, "powers of two"),
-        ("shortcut", {"num_steps": 0}, "powers of two"),
+        ("shortcut", {"num_steps": 0}, "at least 1"),
         ("shortcut", {"num_steps": 4, "solver": "heun"}, "euler"),
         ("flow_matching", {"num_steps": 0}, "at least 1"),
         ("flow_matching", {"solver": "rk45"}, "midpoint"),
@@ -163,9 +164,9 @@ def test_steps_the_policy_does_not_have_are_refused(objective, arguments, words)
 
 
 def test_a_tuned_checkpoint_takes_other_steps_only_when_told(tmp_path):
-    policy = make(tuned_num_steps=2)
+    policy = make(tuned=SamplerSpec(num_steps=2, solver="euler"))
     policy = FlowPolicy.load(policy.save(tmp_path / "tuned"))
-    assert policy.default_num_steps == 2
+    assert policy.sampling.num_steps == 2
     assert torch.equal(policy.act(seen(), noise=NOISE), policy.act(seen(), noise=NOISE, num_steps=2))
     with pytest.raises(ConfigError, match=r"num_steps=2.*num_steps=4.*allow_any_steps=True"):
         policy.act(seen(), noise=NOISE, num_steps=4)
@@ -211,7 +212,7 @@ def test_saving_replaces_the_whole_folder(tmp_path):
 def test_the_config_on_disk_is_plain_json_with_a_version(tmp_path):
     make().save(tmp_path / "checkpoint")
     content = json.loads((tmp_path / "checkpoint" / "config.json").read_text())
-    assert content["format_version"] == 1
+    assert content["format_version"] == 2
     assert content["objective"] == {"name": "shortcut"}
     assert content["observation_shapes"] == {"observation": [5]}
 

@@ -154,7 +154,7 @@ def test_the_parts_of_a_batch_are_the_whole():
         assert torch.equal(part.action, batch.action[rows])
         assert torch.equal(part.observation["observation"], batch.observation["observation"][rows])
         assert torch.equal(part_draws.noise, draws.noise[rows])
-        assert torch.equal(part_draws.level > 0, torch.arange(8) % 4 == 0)
+        assert torch.equal(part_draws.d > 0, torch.arange(8) % 4 == 0)
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused():
@@ -260,7 +260,7 @@ def test_actions_that_a_narrow_clip_cuts_off_are_reported(tmp_path, store, caplo
     lost = json.loads(pretrain(settings, tmp_path).read_text())["metrics"]["lost_actions"]
     assert 0.05 < lost < 0.9
     assert f"{100 * lost:.3g}% of the demonstrated steps have an action beyond 0.5" in caplog.text
-    metadata = FlowPolicy.load(tmp_path / "checkpoint").metadata
+    metadata = FlowPolicy.load(tmp_path / "checkpoint").spec.metadata
     assert metadata["lost_actions"] == lost
     assert metadata["lost_observations"] == {"observation": 0.0}
 

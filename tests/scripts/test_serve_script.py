@@ -17,8 +17,9 @@ pytest.importorskip("hydra", reason="hydra is not installed")
 
 from flowpolicy import FlowPolicy
 from flowpolicy.acceleration.caching.schedule import fingerprint
-from flowpolicy.acceleration.choosing.plan import DeploymentPlan, PlannedSampler, hardware
+from flowpolicy.acceleration.choosing.plan import DeploymentPlan, MeasuredSampler, hardware
 from flowpolicy.errors import CheckpointError, ConfigError
+from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.serving.client import PolicyClient
 from flowpolicy.serving.run import ServeConfig
 
@@ -39,13 +40,14 @@ def environment(**changes):
 
 def test_a_plan_decides_how_its_policy_is_sampled(repo_root, tmp_path):
     policy = FlowPolicy.load(repo_root / CHECKPOINT)
-    chosen = PlannedSampler(2, "euler", "eager", None, 1.0, 2, {"bound": 1.0}, 0.0)
+    sampling = SamplerSpec(num_steps=2, solver="euler", backend="eager")
+    chosen = MeasuredSampler(sampling, 1.0, 2, {"bound": 1.0}, 0.0)
     plan = DeploymentPlan(
         fingerprint(policy), hardware(1), 8.0, 0.99, 0.1, chosen, None, "cpu", 1, policy.spec.execute_horizon
     )
     file = str(plan.save(tmp_path / "plan.json"))
     checkpoint = str(repo_root / CHECKPOINT)
-    assert ServeConfig(checkpoint=checkpoint, plan=file).sampler().plan.num_steps == 2
+    assert ServeConfig(checkpoint=checkpoint, plan=file).sampler().sampling.num_steps == 2
     with pytest.raises(ConfigError, match="plan= decides num_steps too"):
         ServeConfig(checkpoint=checkpoint, plan=file, num_steps=4)
     other = str(repo_root / CHECKPOINT.replace("seed0", "seed1"))

@@ -36,7 +36,7 @@ def make_policy(obs_horizon=2):
 @contextmanager
 def serving(policy, **settings):
     """A server in a thread; yields it."""
-    description = describe(policy) if hasattr(policy, "plan") else {}
+    description = describe(policy) if hasattr(policy, "schedule") else {}
     service = PolicyService(policy, max_batch=settings.get("max_batch", 64), description=description)
     server = PolicyServer(service, ServerConfig(port=0, **settings))
     with server.running():

@@ -16,9 +16,11 @@ import torch
 from served_policy import TOKEN, frame, handshake, observation, raw, serving, until_closed
 
 from flowpolicy.errors import FlowPolicyError
+from flowpolicy.features import features_of
 from flowpolicy.serving.client import PolicyClient, ServerUnreachableError
 from flowpolicy.serving.messages import MessageError, decode, encode
 from flowpolicy.serving.service import PolicyService
+from flowpolicy.spec import PolicySpec
 
 ALOHA = {
     "state": np.ones(14),
@@ -35,10 +37,8 @@ LIBERO = {
 class Observer:
     """A policy of T_o = 1 that keeps what it was given."""
 
-    obs_horizon, action_horizon, action_dim = 1, 4, 2
-
     def __init__(self, **shapes):
-        self.observation_shapes = shapes
+        self.spec = PolicySpec(features_of(shapes), 1, 4, 4, action_dim=2)
 
     def nfe(self):
         return 1

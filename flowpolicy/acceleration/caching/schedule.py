@@ -55,6 +55,7 @@ class ScheduleKey:
         )  # fmt: skip
         require(bool(self.blocks), "schedule.key.blocks", self.blocks, "one name or more")
         require(min(self.chunk_shape) >= 1, "schedule.key.chunk_shape", self.chunk_shape, "positive")
+        build_grid(self.grid)
 
     @classmethod
     def of(cls, policy: FlowPolicy, sampling: SamplerSpec) -> ScheduleKey:

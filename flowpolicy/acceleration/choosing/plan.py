@@ -164,7 +164,8 @@ class DeploymentPlan:
         """
         content = read_versioned(path, "plan", FORMAT_VERSION, "make one with flowpolicy plan")
         for name in ("sampler", "fast"):
-            content[name] = _of_format_1(content.get(name))
+            if name in content:
+                content[name] = _of_format_1(content[name])
         try:
             return build(cls, {**content, "folder": str(Path(path).parent)}, "plan")
         except ConfigError as error:

@@ -32,9 +32,10 @@ from flowpolicy.acceleration.choosing.choose import (
 )
 from flowpolicy.acceleration.choosing.config import PlanConfig
 from flowpolicy.acceleration.choosing.measuring import Measured, bounding_rank, measure, upper_bound
-from flowpolicy.acceleration.choosing.plan import DeploymentPlan, PlannedSampler, hardware
+from flowpolicy.acceleration.choosing.plan import DeploymentPlan, MeasuredSampler, hardware
 from flowpolicy.errors import CheckpointError, ConfigError
 from flowpolicy.evaluation.task import Task
+from flowpolicy.flow.sampler_spec import SamplerSpec
 
 
 @pytest.fixture(scope="module")
@@ -79,24 +80,27 @@ def test_the_rank_is_the_least_that_is_sure(count, quantile):
 
 def test_only_valid_samplings_are_candidates(policies):
     shortcut = candidates_of(policies["shortcut"])
-    assert {c.num_steps for c in shortcut} <= {1, 2, 4, 8, 16, 32, 64}
-    assert {c.solver for c in shortcut} == {"euler"} or all(
-        c.num_steps >= 32 for c in shortcut if c.solver != "euler"
+    assert {c.sampling.num_steps for c in shortcut} <= {1, 2, 4, 8, 16, 32, 64}
+    assert {c.sampling.solver for c in shortcut} == {"euler"} or all(
+        c.sampling.num_steps >= 32 for c in shortcut if c.sampling.solver != "euler"
     )
     flow = candidates_of(policies["flow_matching"])
-    assert {c.solver for c in flow} == {"euler", "midpoint", "heun"}
+    assert {c.sampling.solver for c in flow} == {"euler", "midpoint", "heun"}
     assert any(c.schedule is not None for c in flow)
     assert all(a.work <= b.work for a, b in itertools.pairwise(flow))
     (tuned,) = candidates_of(policies["reinflow"])
-    assert (tuned.num_steps, tuned.nfe) == (policies["reinflow"].config.tuned_num_steps,) * 2
+    assert (tuned.sampling.num_steps, tuned.nfe) == (policies["reinflow"].config.tuned.num_steps,) * 2
 
 
 def test_errors_are_to_the_best_sampling_with_the_same_noise(policies):
     policy = policies["flow_matching"]
-    assert reference_of(policy) == (100, "euler")
-    asked = [c for c in candidates_of(policy) if c.schedule is None and c.num_steps in (1, 4, 16, 100)]
+    assert reference_of(policy) == SamplerSpec(num_steps=100, solver="euler")
+    asked = [
+        c for c in candidates_of(policy) if c.schedule is None and c.sampling.num_steps in (1, 4, 16, 100)
+    ]
     found = {
-        (c.num_steps, c.solver): c.error for c in with_errors(policy, asked, observations(policy), seed=0)
+        (c.sampling.num_steps, c.sampling.solver): c.error
+        for c in with_errors(policy, asked, observations(policy), seed=0)
     }
     assert found[100, "euler"] == 0
     assert found[1, "euler"] > found[4, "euler"] > found[16, "euler"] > 0
@@ -106,7 +110,7 @@ def test_errors_are_to_the_best_sampling_with_the_same_noise(policies):
 def test_the_error_of_other_observations_is_within_its_bound(policies):
     """The bound is of the mean square over observations: most fresh sets stay below it."""
     policy = policies["shortcut"]
-    asked = [c for c in candidates_of(policy) if c.schedule is None and c.num_steps == 1][:1]
+    asked = [c for c in candidates_of(policy) if c.schedule is None and c.sampling.num_steps == 1][:1]
     many = observations(policy, 320)
     parts = [{key: value[i : i + 32] for key, value in many.items()} for i in range(0, 320, 32)]
     found = [next(with_errors(policy, asked, part, seed)) for seed, part in enumerate(parts)]
@@ -119,7 +123,7 @@ def test_searched_schedules_do_the_work_of_uniform_ones_with_less_error(policies
     policy = policies["shortcut"]
     making = observations(policy, 8)
     found = searched_schedules(policy, making, iterations=6, seed=0)
-    uniform = [c for c in candidates_of(policy) if c.num_steps == 32 and c.schedule is not None]
+    uniform = [c for c in candidates_of(policy) if c.sampling.num_steps == 32 and c.schedule is not None]
     assert [s.share for s in found] == [c.share for c in uniform]
     for schedule in found:
         assert schedule.calibration["rms_error"] <= schedule.calibration["rms_error_of_starts"][0]
@@ -127,7 +131,7 @@ def test_searched_schedules_do_the_work_of_uniform_ones_with_less_error(policies
 
 def test_what_cannot_be_the_best_is_not_built():
     def item(steps, nfe, error, bound):
-        return Candidate(steps, "euler", None, nfe, error, bound)
+        return Candidate(SamplerSpec(num_steps=steps, solver="euler"), None, nfe, error, bound)
 
     small, good, worse, equal, vague = (
         item(1, 1, 0.3, 0.31), item(4, 4, 0.1, 0.12), item(5, 5, 0.2, 0.21), item(6, 4, 0.1, 0.12),
@@ -147,11 +151,11 @@ def test_a_call_becomes_a_delay_in_whole_control_steps():
 
 
 def good_candidate():
-    return Candidate(4, "euler", None, 4, 0.1, 0.1)
+    return Candidate(SamplerSpec(num_steps=4, solver="euler"), None, 4, 0.1, 0.1)
 
 
 def row(error, bound, work=1, verdict="in time"):
-    candidate = Candidate(work, "euler", None, work, error, error)
+    candidate = Candidate(SamplerSpec(num_steps=work, solver="euler"), None, work, error, error)
     return Measured(candidate, "onnx", [np.full(10, bound)], bound, verdict)
 
 
@@ -176,7 +180,7 @@ def test_measuring_prunes_by_error_and_by_time(policies):
         "x", 400.0, quantile=0.5, calls=12, bouts=2, pause_s=0, observations=4, backends=("eager",),
         max_action_error=0.2,
     )  # fmt: skip
-    some = [c for c in candidates_of(policy) if c.schedule is None and c.num_steps in (1, 4, 16)]
+    some = [c for c in candidates_of(policy) if c.schedule is None and c.sampling.num_steps in (1, 4, 16)]
     judged = list(with_errors(policy, some, observations(policy, 4), seed=0))
     rows = measure(policy, judged, observations(policy, 4), config)
     for item in rows:
@@ -192,10 +196,12 @@ def test_measuring_prunes_by_error_and_by_time(policies):
 
 @pytest.fixture
 def plan(policies):
-    sampler = PlannedSampler(4, "euler", "onnx", None, 1.0, 4, {"p50": 1.0, "bound": 2.0}, 0.05)
+    sampling = SamplerSpec(num_steps=4, solver="euler", backend="onnx")
+    sampler = MeasuredSampler(sampling, 1.0, 4, {"p50": 1.0, "bound": 2.0}, 0.05)
+    fast = SamplerSpec(num_steps=1, solver="euler", backend="onnx", schedule="schedule.json")
     return DeploymentPlan(
         fingerprint(policies["shortcut"]), hardware(1), 4.0, 0.99, 0.1, sampler,
-        dataclasses.replace(sampler, num_steps=1, schedule="schedule.json"), "cpu", 1, 4,
+        dataclasses.replace(sampler, sampling=fast), "cpu", 1, 4,
     )  # fmt: skip
 
 
@@ -203,14 +209,18 @@ def test_a_plan_survives_its_file_and_says_what_to_build(plan, policies, tmp_pat
     loaded = DeploymentPlan.load(plan.save(tmp_path / "plan.json"))
     assert dataclasses.replace(loaded, folder="") == plan
     loaded.check(policies["shortcut"])
-    settings = loaded.sampler_settings("somewhere")
+    settings = loaded.deployed("somewhere")
     assert (settings.checkpoint, settings.num_steps, settings.backend) == ("somewhere", 4, "onnx")
-    assert Path(loaded.fast_settings("x").schedule) == tmp_path / "schedule.json"
+    assert Path(loaded.deployed_fast("x").schedule) == tmp_path / "schedule.json"
 
 
 def test_schedules_of_equal_work_have_files_of_their_own(policies):
     flow = policies["flow_matching"]
-    (one,) = [c for c in candidates_of(flow) if c.schedule is not None and c.num_steps == 20 and c.work == 2]
+    (one,) = [
+        c
+        for c in candidates_of(flow)
+        if c.schedule is not None and c.sampling.num_steps == 20 and c.work == 2
+    ]
     other = dataclasses.replace(one, schedule=dataclasses.replace(one.schedule, method="searched"))
     assert schedule_file(Measured(one, "onnx")) != schedule_file(Measured(other, "onnx"))
 

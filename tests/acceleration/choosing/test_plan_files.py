@@ -12,9 +12,10 @@ import torch
 
 from flowpolicy import FlowPolicy, PolicyConfig
 from flowpolicy.acceleration.caching.schedule import Schedule, ScheduleKey, full_schedule
-from flowpolicy.acceleration.choosing.plan import DeploymentPlan, PlannedSampler, fingerprint, hardware
-from flowpolicy.control.planners import SamplerSettings
+from flowpolicy.acceleration.choosing.plan import DeploymentPlan, MeasuredSampler, fingerprint, hardware
+from flowpolicy.acceleration.deployed import DeployedSampler
 from flowpolicy.errors import CheckpointError, ConfigError
+from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.models.config import TransformerConfig
 from flowpolicy.runs.device import resolve_device
 
@@ -27,7 +28,8 @@ def policy() -> FlowPolicy:
 
 
 def plan_of(policy: FlowPolicy, **changes: Any) -> DeploymentPlan:
-    chosen = PlannedSampler(4, "euler", "eager", None, 1.0, 4, {"p50": 1.0, "bound": 2.0}, 0.01)
+    sampling = SamplerSpec(num_steps=4, solver="euler", backend="eager")
+    chosen = MeasuredSampler(sampling, 1.0, 4, {"p50": 1.0, "bound": 2.0}, 0.01)
     plan = DeploymentPlan(
         fingerprint(policy), hardware(1), 20.0, 0.99, 0.1, chosen, None, "cpu", 1, 4, {"return": 3.0}, "Why."
     )  # fmt: skip
@@ -62,13 +64,13 @@ def refused(load: Any, path: Path, content: Any, dotted: str, value: Any) -> Non
         ("threads", 0),
         ("threads", 10**9),
         ("execute_horizon", 0),
-        ("sampler.num_steps", 10**9),
-        ("sampler.solver", "rk45"),
-        ("sampler.backend", "cloud"),
-        ("sampler.dtype", "float8"),
-        ("sampler.schedule", "../../etc/passwd"),
-        ("sampler.schedule", "/dev/zero"),
-        ("sampler.schedule", ".."),
+        ("sampler.sampling.num_steps", 10**9),
+        ("sampler.sampling.solver", "rk45"),
+        ("sampler.sampling.backend", "cloud"),
+        ("sampler.sampling.dtype", "float8"),
+        ("sampler.sampling.schedule", "../../etc/passwd"),
+        ("sampler.sampling.schedule", "/dev/zero"),
+        ("sampler.sampling.schedule", ".."),
         ("sampler.share", 0),
         ("sampler.nfe", 0),
         ("sampler.latency_ms", {"p50": "fast"}),
@@ -100,7 +102,7 @@ def test_a_plan_of_a_longer_chunk_is_refused(policy: FlowPolicy):
         ("key.num_steps", 0),
         ("key.num_evaluations", 3),
         ("key.num_evaluations", 10**9),
-        ("key.level", -1),
+        ("key.grid", {"name": "even"}),
         ("key.chunk_shape", [0, 2]),
         ("key.chunk_shape", [4]),
         ("key.blocks", []),
@@ -118,13 +120,13 @@ def test_a_plan_of_a_longer_chunk_is_refused(policy: FlowPolicy):
     ],
 )
 def test_a_schedule_out_of_range_is_refused(policy: FlowPolicy, tmp_path: Path, dotted: str, value: Any):
-    path = full_schedule(ScheduleKey.of(policy, 4)).save(tmp_path / "schedule.json")
-    assert Schedule.load(path) == full_schedule(ScheduleKey.of(policy, 4))
+    path = full_schedule(ScheduleKey.of(policy, SamplerSpec(num_steps=4))).save(tmp_path / "schedule.json")
+    assert Schedule.load(path) == full_schedule(ScheduleKey.of(policy, SamplerSpec(num_steps=4)))
     refused(Schedule.load, path, json.loads(path.read_text()), dotted, value)
 
 
 def test_threads_and_devices_are_those_of_machines():
     with pytest.raises(ConfigError, match="threads"):
-        SamplerSettings("a", threads=10**9)
+        DeployedSampler(checkpoint="a", threads=10**9)
     with pytest.raises(ConfigError, match="device=meta"):
         resolve_device("meta")
