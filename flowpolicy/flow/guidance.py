@@ -62,8 +62,8 @@ class Guidance(ABC):
 GUIDANCES: dict[str, type[Guidance]] = {}
 
 
-def build_guidance(settings: Mapping[str, Any]) -> Guidance | None:
-    """A guidance from a mapping with ``name`` and that guidance's settings; None where it is empty."""
+def build_guidance(settings: Mapping[str, Any] | None) -> Guidance | None:
+    """A guidance from a mapping with ``name`` and that guidance's settings; None where there is none."""
     if not settings:
         return None
     from flowpolicy.flow import prefix_guidance  # noqa: F401 - it registers itself

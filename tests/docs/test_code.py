@@ -43,7 +43,7 @@ def _script(words):
     for before, word in zip(["", *words], words, strict=False):
         if word.startswith("scripts/") and word.endswith(".py"):
             return word.removeprefix("scripts/").removesuffix(".py")
-        if before == "flowpolicy" and not word.startswith("-"):
+        if before == "flowpolicy" and re.fullmatch(r"[a-z][a-z-]*", word):
             return word.replace("-", "_")
     return None
 
