@@ -7,6 +7,8 @@ navigation, because its file is there.
 from __future__ import annotations
 
 import ast
+import posixpath
+import re
 import tempfile
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +17,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {"flowpolicy": "flowpolicy", "flowpolicy_envs": "envs"}  # name on import: folder
+_PATH = re.compile(r"`((?:flowpolicy|envs)(?:/\w+)+)(?:\.py|/)?`")
 _names = tempfile.TemporaryDirectory()  # in it the packages have the names that they are imported by
 
 
@@ -129,3 +132,16 @@ def on_files(files: Any, config: Any) -> Any:
         for module in modules:
             files.append(File.generated(config, module.page, content=text(module, modules)))
     return files
+
+
+def on_page_markdown(markdown: str, page: Any, files: Any, **_: Any) -> str:
+    """Link the code that a page names by its path to its entry here."""
+
+    def linked(found: re.Match[str]) -> str:
+        name = re.sub("^envs", "flowpolicy_envs", found[1])
+        for target in (f"reference/{name}.md", f"reference/{name}/index.md"):
+            if files.get_file_from_path(target):
+                return f"[{found[0]}]({posixpath.relpath(target, posixpath.dirname(page.file.src_uri) or '.')})"
+        return found[0]
+
+    return _PATH.sub(linked, markdown)

@@ -40,11 +40,11 @@ def commands(page):
 
 def _script(words):
     """The script that a command line calls, and nothing for other commands."""
-    for before, word in zip(["", *words], words, strict=False):
+    for before, word, after in zip(["", *words], words, [*words[1:], ""], strict=False):
         if word.startswith("scripts/") and word.endswith(".py"):
             return word.removeprefix("scripts/").removesuffix(".py")
-        if before == "flowpolicy" and re.fullmatch(r"[a-z][a-z-]*", word):
-            return word.replace("-", "_")
+        if word == "flowpolicy" and before in ("", "-m"):
+            return after.replace("-", "_")
     return None
 
 

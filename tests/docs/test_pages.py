@@ -52,6 +52,11 @@ def _found(dotted):
 
 
 @each_page
+def test_code_is_not_wider_than_the_page(page):
+    assert not [line for block in page.blocks for line in block.text.splitlines() if len(line) > 110]
+
+
+@each_page
 def test_every_fence_is_closed_and_names_its_language(page):
     fences = re.findall(r"^ *```", page.text, re.MULTILINE)
     assert len(fences) == 2 * len(page.blocks)
