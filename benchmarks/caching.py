@@ -43,6 +43,7 @@ from flowpolicy.evaluation.summary import git_state, machine, versions
 from flowpolicy.evaluation.task import task_of
 from flowpolicy.files.reading import read_json
 from flowpolicy.files.storage import write_json
+from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.plots.caching import plot_schedules
 from flowpolicy.plots.figure import BLUE, GREEN, GREY, ORANGE, house_figure
 
@@ -201,7 +202,9 @@ class Study:
         self, group: Group, method: str, schedule: Schedule | None, first: int, count: int
     ) -> dict[str, Any]:
         policy = self.policies[group.policy]
-        sampler = build_sampler(policy, batch_size=ROWS, num_steps=group.num_steps, schedule=schedule, backend="onnx")
+        sampler = build_sampler(
+            policy, batch_size=ROWS, num_steps=group.num_steps, schedule=schedule, backend="onnx"
+        )
         task = task_of(policy.spec.task, None, self.paths[group.policy])
         result = evaluate(
             cast("Any", sampler), task, episodes=count, seed=EVALUATION_SEED + first, num_envs=NUM_ENVS,
@@ -213,8 +216,8 @@ class Study:
             "policy": group.policy,
             "num_steps": group.num_steps,
             "method": method,
-            "share": sampler.plan.schedule.share,
-            "settings": sampler.plan.schedule.settings,
+            "share": sampler.schedule.share,
+            "settings": sampler.schedule.settings,
             "parity": cast("Any", sampler.compute).parity,
             "episodes": count,
             "first_seed": EVALUATION_SEED + first,
@@ -256,7 +259,7 @@ class Study:
     def _fewer(policy: FlowPolicy, group: Group) -> Iterator[int]:
         for k in sorted({*FEWER, *PLAIN[group.policy]}):
             try:
-                policy.check_steps(k, policy.config.tuned_solver)
+                policy.checked(SamplerSpec(num_steps=k))
             except ConfigError:
                 continue
             yield k

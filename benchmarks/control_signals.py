@@ -25,11 +25,12 @@ from typing import Any
 import numpy as np
 
 from flowpolicy import FlowPolicy
+from flowpolicy.acceleration.deployed import DeployedSampler
 from flowpolicy.control.config import ControlConfig
 from flowpolicy.control.inference import Planner, build_worker
 from flowpolicy.control.loop import ControlLoop
 from flowpolicy.control.planner_hosts import Build, process_context
-from flowpolicy.control.planners import PlannerBuilder, SamplerSettings
+from flowpolicy.control.planners import PlannerBuilder
 from flowpolicy.control.robot import RobotSpec
 from flowpolicy.control.run import RunConfig
 from flowpolicy.evaluation.summary import git_state, machine, versions
@@ -150,7 +151,9 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="also signals that were measured before")
     arguments = parser.parse_args()
     rows = {row["signal"]: row for row in read_json(RESULTS)["rows"]} if RESULTS.exists() else {}
-    planner: Planner = PlannerBuilder(SamplerSettings(str(ROOT / CHECKPOINT)))()  # exports once for all
+    planner: Planner = PlannerBuilder(
+        DeployedSampler(checkpoint=str(ROOT / CHECKPOINT))
+    )()  # exports once for all
     for number in SIGNALS:
         if arguments.again or number.name not in rows:
             rows[number.name] = run_signal(number, planner.again)

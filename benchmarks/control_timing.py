@@ -27,10 +27,11 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from flowpolicy import FlowPolicy
+from flowpolicy.acceleration.deployed import DeployedSampler
 from flowpolicy.control.config import ControlConfig
 from flowpolicy.control.inference import Answer, Request, build_worker
 from flowpolicy.control.loop import ControlLoop
-from flowpolicy.control.planners import PlannerBuilder, SamplerSettings
+from flowpolicy.control.planners import PlannerBuilder
 from flowpolicy.control.robots.simulated import SimulatedRobot
 from flowpolicy.control.safety import SafetyConfig
 from flowpolicy.control.statistics import run_statistics
@@ -130,7 +131,9 @@ def drive(arm: Arm, ticks: int) -> dict[str, Any]:
     if arm.inference == "none":
         worker: Any = NoInference((policy.spec.action_horizon, policy.spec.action_dim))
     else:
-        worker = build_worker(arm.inference, PlannerBuilder(SamplerSettings(str(ROOT / CHECKPOINT))))
+        worker = build_worker(
+            arm.inference, PlannerBuilder(DeployedSampler(checkpoint=str(ROOT / CHECKPOINT)))
+        )
     config = ControlConfig(priority=arm.priority, safety=SafetyConfig(miss_limit=10**9))
     loop = ControlLoop(robot, policy, worker, config)
     load = os.getloadavg()[0]

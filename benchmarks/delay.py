@@ -12,7 +12,7 @@ some delays all are run with a chunk every 4 actions as well, and naive switchin
 for T - max(T_e, d) - d ticks at delay d: not at all at d = 8, where ensembling is naive switching.
 
 Real-time chunking comes twice: with the published guidance, which supposes that actions have a standard deviation of
-1 given the observation, and with one of 0.2 (`InpaintingSampler`, prior_std = 0.2, beta = 4 K).
+1 given the observation, and with one of 0.2 (`guidance={"name": "prefix"}`, prior_std = 0.2, beta = 4 K).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from flowpolicy import FlowPolicy
-from flowpolicy.acceleration.inpainting import InpaintingSampler
+from flowpolicy.acceleration.sampler import Sampler, build_sampler
 from flowpolicy.evaluation.delayed import run_delayed
 from flowpolicy.evaluation.rollout import EVALUATION_SEED
 from flowpolicy.evaluation.statistics import mean_interval, paired_difference_interval, wilson_interval
@@ -88,11 +88,18 @@ def arms() -> list[Arm]:
     return list(dict.fromkeys([*fewer, *main, *fair, *often]))
 
 
+def guided(policy: FlowPolicy, num_steps: int, **settings: float) -> Sampler:
+    """A sampler of chunks that agree with a prefix."""
+    return build_sampler(
+        policy, num_steps=num_steps, backend="eager", guidance={"name": "prefix", **settings}
+    )
+
+
 def run(arm: Arm, episodes: int) -> dict[str, Any]:
     """The arm's episodes."""
     policy = FlowPolicy.load(ROOT / CHECKPOINT)
     guidance = GUIDANCE.get(arm.strategy)
-    sampler = policy if guidance is None else InpaintingSampler(policy, arm.num_steps, **guidance)
+    sampler = policy if guidance is None else guided(policy, arm.num_steps, **guidance)
     started = time.time()
     result = run_delayed(
         sampler, task_of(policy.spec.task, None, CHECKPOINT),
@@ -123,7 +130,7 @@ def run(arm: Arm, episodes: int) -> dict[str, Any]:
 def chunk_milliseconds(calls: int = 60) -> dict[str, float]:
     """Median time of a chunk planned alone, freely and in agreement with a prefix, taking turns; eager, one thread."""
     policy = FlowPolicy.load(ROOT / CHECKPOINT)
-    sampler = InpaintingSampler(policy, K)
+    sampler = guided(policy, K)
     shape = (1, policy.spec.action_horizon, policy.spec.action_dim)
     observation = {
         key: np.zeros((1, policy.spec.obs_horizon, *s)) for key, s in policy.spec.observation_shapes.items()

@@ -23,6 +23,8 @@ from flowpolicy.data.store import read_demonstrations
 from flowpolicy.evaluation.statistics import mean_interval
 from flowpolicy.evaluation.summary import machine, versions
 from flowpolicy.files.storage import write_json
+from flowpolicy.flow.network import field
+from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.pretraining.config import DataConfig
 from flowpolicy.pretraining.run import make_samplers
 
@@ -55,8 +57,10 @@ def measure(policy: FlowPolicy, store: str, seed: int, windows: int) -> list[dic
     state = torch.cat([value.flatten(1) for value in observation.values()], dim=1)
     context = policy.network.encode(observation)
 
+    velocity = field(policy.network, context, policy.objective.step_size)
+
     def sample(num_steps: int) -> Tensor:
-        chunk = policy.objective.sample(policy.network, context, noise, num_steps, "euler")
+        chunk = policy.objective.sample(velocity, noise, SamplerSpec(num_steps=num_steps, solver="euler"))
         return chunk.clamp(-1, 1).flatten(1)
 
     reference = sample(REFERENCE)

@@ -28,13 +28,15 @@ from file_mutations import ARCHIVE, BYTES, JSON, TENSORS, Damage, odd_file
 
 from flowpolicy import FlowPolicy, PolicyConfig
 from flowpolicy.acceleration.caching.schedule import Schedule, ScheduleKey, full_schedule
-from flowpolicy.acceleration.choosing.plan import DeploymentPlan, PlannedSampler, fingerprint, hardware
-from flowpolicy.acceleration.sampler import build_sampler
+from flowpolicy.acceleration.choosing.plan import DeploymentPlan, MeasuredSampler, fingerprint, hardware
+from flowpolicy.acceleration.deployed import only
+from flowpolicy.acceleration.sampler import accelerate, build_sampler
 from flowpolicy.errors import FlowPolicyError
 from flowpolicy.evaluation.summary import git_state, machine, versions
 from flowpolicy.evaluation.task import Task, task_of
 from flowpolicy.files.reading import read_json
 from flowpolicy.files.storage import write_json
+from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.models.config import TransformerConfig
 from flowpolicy.models.vision.config import VisionConfig
 from flowpolicy.pretraining.state import TrainingState, refuse_other_settings
@@ -150,8 +152,7 @@ def use_state(folder: Path) -> None:
 def use_schedule(folder: Path) -> None:
     policy = make_policy()
     schedule = Schedule.load(folder / "schedule.json")
-    key = schedule.key
-    use_policy(build_sampler(policy, batch_size=1, num_steps=key.num_steps, solver=key.solver, schedule=schedule))
+    use_policy(accelerate(policy, schedule))
 
 
 def use_plan(folder: Path) -> None:
@@ -159,10 +160,9 @@ def use_plan(folder: Path) -> None:
     plan = DeploymentPlan.load(folder / "plan.json")
     assert np.isfinite([plan.period_ms, plan.quantile, plan.max_action_error]).all()
     plan.check(policy)
-    settings = plan.sampler_settings("checkpoint")
+    settings = plan.deployed("checkpoint")
     resolve_device(settings.device)
-    schedule = Schedule.load(settings.schedule) if settings.schedule else None
-    use_policy(build_sampler(policy, batch_size=1, num_steps=settings.num_steps, solver=settings.solver, schedule=schedule))
+    use_policy(build_sampler(policy, only(settings, SamplerSpec), backend="eager"))
 
 
 def use_archive(folder: Path) -> None:
@@ -202,7 +202,8 @@ def write_all(folder: Path) -> None:
     schedule.save(folder / "schedule" / "schedule.json")
     (folder / "plan").mkdir()
     schedule.save(folder / "plan" / "cached.json")
-    chosen = PlannedSampler(4, "euler", "eager", "cached.json", 1.0, 4, {"p50": 1.0, "bound": 2.0}, 0.01)
+    sampling = SamplerSpec(num_steps=4, solver="euler", backend="eager", schedule="cached.json")
+    chosen = MeasuredSampler(sampling, 1.0, 4, {"p50": 1.0, "bound": 2.0}, 0.01)
     DeploymentPlan(
         fingerprint(policy), hardware(1), 20.0, 0.99, 0.1, chosen, None, "cpu", 1, 2, {"return": 3.0}, "A reason.",
     ).save(folder / "plan" / "plan.json")  # fmt: skip

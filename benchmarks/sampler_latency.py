@@ -92,7 +92,7 @@ def measure(arguments: argparse.Namespace, num_steps: int, rounds: int) -> dict[
             "quartiles": [float(np.percentile(ratio, 25)), float(np.percentile(ratio, 75))],
         }
     best = min((name for name in rows if name != PEER), key=lambda name: rows[name]["milliseconds"]["p50"])
-    plan = build_sampler(policy, batch_size=1, num_steps=num_steps).plan
+    sampler = build_sampler(policy, num_steps=num_steps)
     return {
         "num_steps": num_steps,
         "rounds": rounds,
@@ -100,7 +100,7 @@ def measure(arguments: argparse.Namespace, num_steps: int, rounds: int) -> dict[
         "best_backend": best,
         "ratio": rows[best]["peer_over_this"],
         "not_measured": missing,
-        "floor_ms": floor_of(policy, plan, measure_machine(policy.device)).milliseconds,
+        "floor_ms": floor_of(sampler, measure_machine(policy.device)).milliseconds,
         "parameters": policy.num_parameters(),
         "peer_parameters": sum(p.numel() for p in model.parameters()),
     }

@@ -411,7 +411,7 @@ def attack(
         found, knocked = np.load(folder / "good.npz"), np.load(folder / "knock.npz")
         by_kind = json.loads((folder / "siege.json").read_text())
         with PolicyClient(port=port, token=TOKEN) as client:  # it still serves
-            client.infer(np.zeros(client.spec.metadata["observation_shapes"]["observation"]))
+            client.infer(np.zeros(client.metadata["observation_shapes"]["observation"]))
         after = _memory_mb(pid)
         server = running.end()["metrics"]
     during = (found["at"] > began) & (found["at"] < ended)

@@ -50,7 +50,9 @@ class Noise(gym.Env[Any, Any]):
 
 
 def build(settings: dict[str, Any]) -> ReinFlow:
-    model = TransformerConfig(width=settings["width"], depth=settings["depth"], num_heads=settings["num_heads"])
+    model = TransformerConfig(
+        width=settings["width"], depth=settings["depth"], num_heads=settings["num_heads"]
+    )
     config = PolicyConfig(
         {"name": settings["objective"]}, model, {"observation": (OBSERVATION,)}, ACTION, 1, 4, 4
     )

@@ -123,14 +123,15 @@ def read_versioned(path: Path | str, kind: str, version: int, remedy: str) -> di
         remedy: ends the message: how to come by such a file.
 
     Raises:
-        CheckpointError: there is no such file, it is damaged, or of another format.
+        CheckpointError: there is no such file, it is damaged, or of a newer format.
     """
     if not Path(path).exists():
         raise CheckpointError(f"No {kind} at {path}; {remedy}.")
     content = read_json(path, kind, remedy)
     found = content.pop("format_version", None)
     if type(found) is not int or not 1 <= found <= version:
-        raise CheckpointError(f"{path} is not a {kind} of a format up to {version}; {remedy}.")
+        formats = "format 1" if version == 1 else f"formats 1 to {version}"
+        raise CheckpointError(f"{path} is not a {kind} of {formats}; {remedy}.")
     return content
 
 

@@ -124,9 +124,11 @@ def policy_config(content: Mapping[str, Any]) -> PolicyConfig:
     """
     content = dict(content)
     # Format 1 had the two by themselves, and its reader gave files without them these defaults.
-    steps, solver = content.pop("tuned_num_steps", None), content.pop("tuned_solver", "euler")
-    if steps is not None:
-        content["tuned"] = {"num_steps": steps, "solver": solver}
+    names = {"tuned_num_steps": "num_steps", "tuned_solver": "solver"}
+    old = {name: content.pop(key) for key, name in names.items() if key in content}
+    tuned = build(SamplerSpec, {"solver": "euler", **old}, "config")
+    if tuned.num_steps is not None:
+        content["tuned"] = {"num_steps": tuned.num_steps, "solver": tuned.solver}
     config = build(PolicyConfig, content, "config")
     config.sampling()
     return config

@@ -19,8 +19,10 @@ from websockets.exceptions import InvalidHandshake, InvalidStatus, WebSocketExce
 from websockets.sync.client import ClientConnection, connect
 
 from flowpolicy.errors import ConfigError, FlowPolicyError
+from flowpolicy.features import features_of
 from flowpolicy.serving.messages import MessageError, decode, encode
 from flowpolicy.settings import require
+from flowpolicy.spec import PolicySpec
 
 MAX_MESSAGE_BYTES = 2**26
 """Of an answer; a chunk has kilobytes."""
@@ -81,34 +83,14 @@ class PolicyClient:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
-    def name(self) -> str:
-        """The policy's name."""
-        return str(self.metadata.get("policy", "remote"))
-
-    @property
-    def observation_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Key -> shape of one observation step."""
-        return {key: tuple(shape) for key, shape in self.metadata["observation_shapes"].items()}
-
-    @property
-    def obs_horizon(self) -> int:
-        """T_o."""
-        return int(self.metadata["obs_horizon"])
-
-    @property
-    def action_horizon(self) -> int:
-        """T."""
-        return int(self.metadata["action_horizon"])
-
-    @property
-    def execute_horizon(self) -> int:
-        """T_e."""
-        return int(self.metadata["execute_horizon"])
-
-    @property
-    def action_dim(self) -> int:
-        """A."""
-        return int(self.metadata["action_dim"])
+    def spec(self) -> PolicySpec:
+        """What the served policy sees and does."""
+        told = self.metadata
+        shapes = {key: tuple(shape) for key, shape in told["observation_shapes"].items()}
+        return PolicySpec(
+            features_of(shapes), told["obs_horizon"], told["action_horizon"], told["execute_horizon"],
+            told["action_dim"], name=str(told.get("policy", "remote")),
+        )  # fmt: skip
 
     @property
     def device(self) -> torch.device:
@@ -144,10 +126,7 @@ class PolicyClient:
             raise FlowPolicyError(answer)
         content = decode(answer)
         actions = content.get("actions") if isinstance(content, dict) else None
-        if not isinstance(actions, np.ndarray) or actions.shape[-2:] != (
-            self.action_horizon,
-            self.action_dim,
-        ):
+        if not isinstance(actions, np.ndarray) or actions.shape[-2:] != self.spec.chunk_shape:
             raise MessageError(f"The server at {self.address} answered without a chunk of actions.")
         return dict(content)
 
@@ -170,12 +149,10 @@ class PolicyClient:
         self._check_sampling(num_steps, solver)
         if not isinstance(observations, Mapping):
             observations = {"observation": observations}
-        request = {
-            key: _as_array(observations[key]) for key in self.observation_shapes if key in observations
-        }
+        request = {key: _as_array(observations[key]) for key in self.spec.features if key in observations}
         if noise is None and generator is not None:
             rows = len(next(iter(request.values()), ()))
-            shape = (rows, self.action_horizon, self.action_dim)
+            shape = (rows, *self.spec.chunk_shape)
             noise = torch.randn(shape, generator=generator, device=generator.device)
         if noise is not None:
             request["noise"] = _as_array(noise)
@@ -197,7 +174,7 @@ class PolicyClient:
 
     def _check_sampling(self, num_steps: int | None, solver: str | None) -> None:
         for name, asked in (("num_steps", num_steps), ("solver", solver)):
-            served = self.metadata.get(name)
+            served = self.metadata["sampling"].get(name)
             if asked is not None and asked != served:
                 raise ConfigError(f"The server samples with {name}={served}, not {asked}; start another one.")
 
@@ -300,6 +277,7 @@ class PolicyClient:
                 f"The server at {self.address} now has a policy of another {changed[0]}; make a new "
                 "client for it."
             )
+        metadata.setdefault("sampling", {})  # of a policy that is served without a sampler
         self.metadata = metadata
 
     def _other_server(self, reason: object) -> ServerUnreachableError:
@@ -332,6 +310,8 @@ def _describes_policy(metadata: Any, keys: tuple[str, ...]) -> bool:
         return False
     shapes = metadata["observation_shapes"]
     sizes = [metadata[key] for key in keys[1:]]
+    if not isinstance(metadata.get("sampling", {}), dict):
+        return False
     if not isinstance(shapes, dict) or not all(isinstance(key, str) for key in shapes):
         return False
     if not all(isinstance(shape, list) for shape in shapes.values()):

@@ -9,10 +9,10 @@ from flowpolicy.policy import FlowPolicy
 from flowpolicy.policy.config import PolicyConfig
 
 
-def random_policy(objective="flow_matching", seed=0, depth=2, **settings):
+def random_policy(objective="flow_matching", seed=0, depth=2, model=None, **settings):
     """Random weights (a fresh network is the zero velocity), and normalisers that do something."""
     torch.manual_seed(seed)
-    model = TransformerConfig(width=16, depth=depth, num_heads=2)
+    model = model or TransformerConfig(width=16, depth=depth, num_heads=2)
     config = PolicyConfig(
         {"name": objective}, model, {"observation": (3,), "goal": (2,)},
         action_dim=2, obs_horizon=2, action_horizon=4, execute_horizon=2, **settings,

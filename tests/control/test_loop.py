@@ -70,7 +70,8 @@ def test_after_a_pause_the_next_action_is_the_next_one(pause, delay):
     robot.on_observe, robot.on_act = observe, act
     dead_man = None if pause != "dead man" else lambda: not 30 <= loop.status.tick < 44
     config = dataclasses.replace(DEFAULTS, execute_horizon=8, fusion="switch")
-    policy = type("Long", (ToyPolicy,), {"action_horizon": 16})()
+    policy = ToyPolicy()
+    policy.spec = dataclasses.replace(policy.spec, action_horizon=16)
 
     def plan(request):
         return np.repeat((request.step + np.arange(16.0))[:, None] / 1000, A, 1).astype(np.float32)

@@ -63,7 +63,7 @@ def _plan(path: str, run_dir: Path) -> None:
 def _drive(path: str, run_dir: Path) -> None:
     from flowpolicy.control.run import RunConfig, run_control
 
-    run_control(RunConfig(path), run_dir, "")
+    run_control(RunConfig(checkpoint=path), run_dir, "")
 
 
 @pytest.mark.parametrize("use", [_evaluate, _calibrate, _time, _plan, _drive])

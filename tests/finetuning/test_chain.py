@@ -9,16 +9,18 @@ from flowpolicy.errors import ConfigError
 from flowpolicy.finetuning.chain import NoisyFlow, entropy, kl_divergence, log_prob, transition_mask
 from flowpolicy.finetuning.noise import NoiseConfig
 from flowpolicy.finetuning.update import PPO, Minibatch
-from flowpolicy.models.config import TransformerConfig
+from flowpolicy.models.config import MLPConfig, TransformerConfig
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.policy.config import PolicyConfig
 
 B, T, A, T_O = 6, 4, 3, 2
 
 
-def make(objective="shortcut", num_steps=4, *, dtype=torch.float64, action_dim=A, horizon=T, **noise):
+def make(
+    objective="shortcut", num_steps=4, *, dtype=torch.float64, action_dim=A, horizon=T, model=None, **noise
+):
     torch.manual_seed(0)
-    model = TransformerConfig(width=16, depth=2, num_heads=2, dropout=0.3)
+    model = model or TransformerConfig(width=16, depth=2, num_heads=2, dropout=0.3)
     config = PolicyConfig(
         {"name": objective}, model, {"observation": (5,)}, action_dim, T_O, horizon, horizon
     )
@@ -48,10 +50,12 @@ def minibatch(observation, chain, executed=None, advantage=None):
 
 @pytest.mark.parametrize("objective", ["shortcut", "flow_matching"])
 @pytest.mark.parametrize("num_steps", [1, 2, 4])
-@pytest.mark.parametrize("sees_chunk", [False, True])
-def test_scoring_repeats_what_was_sampled(objective, num_steps, sees_chunk):
+@pytest.mark.parametrize(
+    ("model", "sees_chunk"), [(None, False), (None, True), (MLPConfig(width=16, depth=2, hidden=24), False)]
+)
+def test_scoring_repeats_what_was_sampled(objective, num_steps, model, sees_chunk):
     for dtype, bound in ((torch.float64, 1e-9), (torch.float32, 1e-5 * math.sqrt(num_steps * T * A))):
-        _, flow = make(objective, num_steps, dtype=dtype, sees_chunk=sees_chunk)
+        _, flow = make(objective, num_steps, dtype=dtype, model=model, sees_chunk=sees_chunk)
         observation, chain = sampled(flow, dtype)
         mean, std = flow(observation, chain.x)
         recomputed = log_prob(chain.x, mean, std).sum((1, 2, 3))

@@ -15,6 +15,7 @@ from toy_practice import Reach, make, make_policy
 
 from flowpolicy.errors import ConfigError, FlowPolicyError
 from flowpolicy.finetuning.reinflow import ReinFlow
+from flowpolicy.models.config import MLPConfig
 from flowpolicy.policy import FlowPolicy
 
 
@@ -60,6 +61,16 @@ def test_practice_helps():
     model.learn(10_000)
     after, _ = evaluate_policy(model, Reach(), n_eval_episodes=40, warn=False)
     assert after > before + 1.0, (before, after)  # of 10 at most
+
+
+def test_a_network_without_blocks_is_fine_tuned():
+    policy = make_policy(model=MLPConfig(width=16, hidden=32))
+    model = make(policy=policy)
+    before = {name: value.clone() for name, value in policy.network.state_dict().items()}
+    model.learn(4 * 16)
+    tuned = model.actor_critic.flow_policy.network.state_dict()
+    assert any(not torch.equal(tuned[name], value) for name, value in before.items())
+    assert all(torch.isfinite(value).all() for value in tuned.values())
 
 
 def test_a_step_far_beyond_the_kl_bound_is_taken_back_and_the_rate_falls():

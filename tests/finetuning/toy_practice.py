@@ -58,9 +58,9 @@ gym.register("toy/Reach-v0", Reach)
 gym.register("toy/Mortal-v0", Mortal)
 
 
-def make_policy(obs_horizon=1, objective="shortcut", **settings):
+def make_policy(obs_horizon=1, objective="shortcut", model=None, **settings):
     torch.manual_seed(0)
-    model = TransformerConfig(width=16, depth=1, num_heads=2)
+    model = model or TransformerConfig(width=16, depth=1, num_heads=2)
     config = PolicyConfig({"name": objective}, model, {"observation": (2,)}, 2, obs_horizon, 4, 4, **settings)
     policy = FlowPolicy(config)
     for parameter in policy.network.parameters():

@@ -9,7 +9,7 @@ import torch
 
 from flowpolicy import CheckpointError, ConfigError, FlowPolicy, FlowPolicyError, PolicyConfig
 from flowpolicy.flow.sampler_spec import SamplerSpec
-from flowpolicy.models.config import TransformerConfig
+from flowpolicy.models.config import MLPConfig, TransformerConfig
 
 B, T_O, T, A = 3, 2, 4, 2
 OFFSET, SPREAD = torch.tensor([100.0, -7.0]), torch.tensor([20.0, 0.5])  # of the actions' range
@@ -48,8 +48,11 @@ NOISE = torch.randn(B, T, A, generator=torch.Generator().manual_seed(4))
 
 
 @pytest.mark.parametrize("objective", ["flow_matching", "shortcut", "regression", "mip"])
-def test_saved_and_loaded_policies_act_alike_bit_for_bit(tmp_path, objective):
-    policy = make(objective)
+@pytest.mark.parametrize(
+    "model", [TransformerConfig(width=16, depth=1, num_heads=2), MLPConfig(width=16, hidden=24)]
+)
+def test_saved_and_loaded_policies_act_alike_bit_for_bit(tmp_path, objective, model):
+    policy = make(objective, model=model)
     loaded = FlowPolicy.load(policy.save(tmp_path / "checkpoint"))
     assert torch.equal(loaded.act(seen(), noise=NOISE), policy.act(seen(), noise=NOISE))
     assert loaded.config == policy.config
@@ -215,6 +218,35 @@ def test_the_config_on_disk_is_plain_json_with_a_version(tmp_path):
     assert content["format_version"] == 2
     assert content["objective"] == {"name": "shortcut"}
     assert content["observation_shapes"] == {"observation": [5]}
+
+
+@pytest.mark.parametrize(
+    "tuned",
+    [
+        SamplerSpec(num_steps=2, solver="euler"),
+        SamplerSpec(num_steps=3, solver="heun", grid={"name": "shifted", "shift": 0.3}),
+    ],
+)
+def test_the_sampling_that_a_policy_was_tuned_for_is_kept(tmp_path, tuned):
+    policy = make("flow_matching", tuned=tuned)
+    loaded = FlowPolicy.load(policy.save(tmp_path / "checkpoint"))
+    assert loaded.config.tuned == loaded.sampling == tuned
+    given = policy.act(seen(), noise=NOISE, sampler=dataclasses.replace(tuned))
+    assert torch.equal(loaded.act(seen(), noise=NOISE), given)
+    with pytest.raises(ConfigError, match="tuned for num_steps="):
+        loaded.act(seen(), sampler=dataclasses.replace(tuned, grid={"name": "shifted", "shift": 0.9}))
+
+
+def test_a_checkpoint_of_format_1_names_the_two_by_themselves(tmp_path):
+    file = make("flow_matching").save(tmp_path / "checkpoint") / "config.json"
+    content = json.loads(file.read_text())
+    del content["tuned"]
+    del content["model"]["network"]
+    old = {**content, "format_version": 1, "tuned_num_steps": 2, "tuned_solver": "heun"}
+    file.write_text(json.dumps(old))
+    assert FlowPolicy.load(tmp_path / "checkpoint").sampling == SamplerSpec(num_steps=2, solver="heun")
+    file.write_text(json.dumps({**old, "tuned_num_steps": None}))
+    assert FlowPolicy.load(tmp_path / "checkpoint").config.tuned is None
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from toy_training import toy_settings, toy_trainer, write_toy_store
 
 from flowpolicy import CheckpointError, ConfigError, FlowPolicy, FlowPolicyError
 from flowpolicy.flow import OBJECTIVES
+from flowpolicy.models.config import MLPConfig
 from flowpolicy.pretraining.ema import EMA
 from flowpolicy.pretraining.run import pretrain
 from flowpolicy.runs.distributed import Processes
@@ -43,6 +44,19 @@ def test_training_beats_a_bar_on_held_out_episodes(policy, bar):
     trainer.run()
     after = trainer.validate()["validation/action_error"]
     assert after < bar
+
+
+@pytest.mark.slow
+def test_a_network_named_in_the_settings_is_trained_and_kept(tmp_path):
+    settings = toy_settings(store=write_toy_store(tmp_path / "demos.zarr"), steps=250, learning_rate=3e-3)
+    pretrain({**settings, "model": {"network": "mlp", "width": 16, "hidden": 64}}, tmp_path / "run")
+    policy = FlowPolicy.load(tmp_path / "run" / "checkpoint")
+    assert policy.config.model == MLPConfig(width=16, hidden=64)
+    rows = read_metrics(tmp_path / "run" / "metrics.csv")
+    errors = [
+        row["validation/action_error"] for row in rows if row.get("validation/action_error") is not None
+    ]
+    assert errors[-1] < 0.3 < errors[0]
 
 
 @pytest.mark.parametrize("policy", ALL)

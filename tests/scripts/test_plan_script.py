@@ -36,8 +36,8 @@ def test_a_plan_is_made_explained_and_driven(repo_root, tmp_path, checkpoints):
     drive = ["env=hopper", "duration_s=1", "video=0", "plan=plan/plan.json"]
     run_script(tmp_path, repo_root, "run_control.py", checkpoints["shortcut"], *drive, "run_dir=drive")
     about = json.loads((tmp_path / "drive" / "summary.json").read_text())["about"]
-    assert about["num_steps"] == plan["sampler"]["num_steps"]
-    assert about["backend"] == "eager"
+    assert about["sampling"]["num_steps"] == plan["sampler"]["sampling"]["num_steps"]
+    assert about["sampling"]["backend"] == "eager"
     done = run_script(
         tmp_path, repo_root, "run_control.py", checkpoints["reinflow"], *drive, "run_dir=no", fails=True
     )

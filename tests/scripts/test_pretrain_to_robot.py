@@ -29,5 +29,6 @@ def test_pretrain_practise_plan_and_drive(repo_root, tmp_path):
     assert summaries["control"]["metrics"]["stopped"] == "finished"
     assert summaries["control"]["metrics"]["world"]["steps"] > 100
     plan = json.loads((tmp_path / "plan" / "plan.json").read_text())
-    assert plan["sampler"]["num_steps"] == summaries["control"]["about"]["num_steps"] == 4
+    steps = [each["sampling"]["num_steps"] for each in (plan["sampler"], summaries["control"]["about"])]
+    assert steps == [4, 4]
     assert (tmp_path / "control" / "report.html").exists()

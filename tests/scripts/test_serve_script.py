@@ -70,7 +70,7 @@ def test_the_script_serves_until_it_is_told_to_end(repo_root, tmp_path, number):
                 break
         assert found, said
         with PolicyClient("127.0.0.1", int(found.group(1)), TOKEN) as client:
-            assert client.spec.metadata["num_steps"] == 1
+            assert client.metadata["sampling"]["num_steps"] == 1
             for _ in range(5):
                 assert client.infer(np.zeros(11))["actions"].shape == (4, 3)
             program.send_signal(number)

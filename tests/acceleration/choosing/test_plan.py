@@ -33,6 +33,7 @@ from flowpolicy.acceleration.choosing.choose import (
 from flowpolicy.acceleration.choosing.config import PlanConfig
 from flowpolicy.acceleration.choosing.measuring import Measured, bounding_rank, measure, upper_bound
 from flowpolicy.acceleration.choosing.plan import DeploymentPlan, MeasuredSampler, hardware
+from flowpolicy.acceleration.deployed import only
 from flowpolicy.errors import CheckpointError, ConfigError
 from flowpolicy.evaluation.task import Task
 from flowpolicy.flow.sampler_spec import SamplerSpec
@@ -214,6 +215,25 @@ def test_a_plan_survives_its_file_and_says_what_to_build(plan, policies, tmp_pat
     assert Path(loaded.deployed_fast("x").schedule) == tmp_path / "schedule.json"
 
 
+def test_a_plan_keeps_all_of_a_samplers_description(plan, tmp_path):
+    sampling = SamplerSpec(
+        num_steps=3, solver="heun", grid={"name": "shifted", "shift": 0.3}, backend="onnx", dtype="int8"
+    )
+    plan = dataclasses.replace(plan, sampler=dataclasses.replace(plan.sampler, sampling=sampling))
+    loaded = DeploymentPlan.load(plan.save(tmp_path / "plan.json"))
+    assert loaded.sampler.sampling == only(loaded.deployed("somewhere"), SamplerSpec) == sampling
+
+
+def test_a_plan_of_format_1_has_its_sampling_among_the_figures(plan, tmp_path):
+    path = plan.save(tmp_path / "plan.json")
+    content = json.loads(path.read_text())
+    for name in ("sampler", "fast"):
+        sampling = content[name].pop("sampling")
+        content[name] |= {key: sampling[key] for key in ("num_steps", "solver", "backend", "schedule")}
+    path.write_text(json.dumps({**content, "format_version": 1}))
+    assert dataclasses.replace(DeploymentPlan.load(path), folder="") == plan
+
+
 def test_schedules_of_equal_work_have_files_of_their_own(policies):
     flow = policies["flow_matching"]
     (one,) = [
@@ -236,7 +256,7 @@ def test_a_plan_for_another_checkpoint_or_machine_is_refused(plan, policies):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda c: c.update(format_version=9), "not a plan of format"),
+        (lambda c: c.update(format_version=9), "not a plan of formats 1 to 2"),
         (lambda c: c.pop("sampler"), "plan.sampler is missing"),
         (lambda c: c.update(periodms=3), "did you mean 'plan.period_ms'"),
     ],

@@ -125,6 +125,17 @@ def test_a_schedule_out_of_range_is_refused(policy: FlowPolicy, tmp_path: Path, 
     refused(Schedule.load, path, json.loads(path.read_text()), dotted, value)
 
 
+def test_a_schedule_of_format_1_had_the_level_of_its_step_size(policy: FlowPolicy, tmp_path: Path):
+    schedule = full_schedule(ScheduleKey.of(policy, SamplerSpec(num_steps=4)))
+    path = schedule.save(tmp_path / "schedule.json")
+    content = json.loads(path.read_text())
+    del content["key"]["grid"]
+    content["key"]["level"] = 0
+    path.write_text(json.dumps({**content, "format_version": 1}))
+    assert Schedule.load(path) == schedule
+    Schedule.load(path).check(policy, SamplerSpec(num_steps=4))
+
+
 def test_threads_and_devices_are_those_of_machines():
     with pytest.raises(ConfigError, match="threads"):
         DeployedSampler(checkpoint="a", threads=10**9)

@@ -1,0 +1,64 @@
+"""Parts that users add: names are theirs alone, and started processes know them too."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from flowpolicy import plugins
+from flowpolicy.errors import ConfigError
+from flowpolicy.flow.grids import GRIDS, Uniform, build_grid
+
+MODULE = """
+from flowpolicy.flow.grids import GRIDS, Uniform
+from flowpolicy.plugins import register
+
+@register(GRIDS)
+class Even(Uniform):
+    name = "even"
+"""
+
+
+class Other(Uniform):
+    name = "uniform"
+
+
+def test_a_name_is_taken_once():
+    registry = {}
+    plugins.register(registry)(Uniform)
+    plugins.register(registry)(Uniform)  # the same again, as when a module is loaded anew
+    with pytest.raises(ConfigError, match="'uniform'; give it a name of its own"):
+        plugins.register(registry)(Other)
+    with pytest.raises(ConfigError, match="give it a name"):
+        plugins.register(registry)(object())
+    assert registry == {"uniform": Uniform}
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """A module of the working directory that adds a grid."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv(plugins.VARIABLE, "")
+    (tmp_path / "my_even_grid.py").write_text(MODULE)
+    yield "my_even_grid"
+    sys.modules.pop("my_even_grid", None)
+    GRIDS.pop("even", None)
+
+
+def test_a_module_of_the_working_directory_is_loaded_here_and_in_processes_started_from_here(module):
+    with pytest.raises(ConfigError, match="even"):
+        build_grid({"name": "even"})
+    plugins.load([module])
+    assert build_grid({"name": "even"}).steps(2) == Uniform().steps(2)
+    assert os.environ[plugins.VARIABLE] == module
+    code = "from flowpolicy.flow.grids import build_grid; print(build_grid({'name': 'even'}).name)"
+    started = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert started.stdout.strip() == "even"
+
+
+def test_a_module_that_is_not_there_is_one_sentence(module):
+    with pytest.raises(ConfigError, match=r"'no_such_module_at_all' cannot be imported"):
+        plugins.load(["no_such_module_at_all"])
+    assert os.environ[plugins.VARIABLE] == ""
