@@ -1,4 +1,4 @@
-"""Equations become MathML when the site is built, so that pages need no script and no network to show them."""
+"""Equations become MathML when the site is built: a page needs no script and no network to show them."""
 
 from __future__ import annotations
 

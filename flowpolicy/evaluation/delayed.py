@@ -89,8 +89,8 @@ def run_delayed(
 
     Args:
         policy: anything with the interface of :class:`~flowpolicy.execution.receding_horizon.ChunkPolicy`;
-            ``rtc`` needs one that takes a prefix, an
-            :class:`~flowpolicy.acceleration.inpainting.InpaintingSampler`.
+            ``rtc`` needs one that takes a prefix, such as a sampler guided by
+            :class:`~flowpolicy.flow.prefix_guidance.PrefixGuidance`.
         task: the environment and T_e.
         strategy: ``synchronous``, ``switch``, ``ensemble`` or ``rtc``.
         delay: in environment steps: one number, several of which one is drawn for each request, or a
