@@ -1,4 +1,4 @@
-"""Equations become MathML when the site is built, so that pages need no script and no network to show them."""
+"""Equations become MathML when the site is built: a page needs no script and no network to show them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 _EQUATION = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 
-# What latex2mathml makes of \\sim and of a slash is not spaced as TeX spaces it.
+# What latex2mathml makes of \sim and of a slash is not spaced as TeX spaces it.
 _CORRECTIONS = {
     "<mi>&#x0007E;</mi>": "<mo>&#x0223C;</mo>",
     "<mo>&#x0002F;</mo>": '<mo lspace="0" rspace="0">&#x0002F;</mo>',

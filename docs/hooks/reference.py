@@ -91,7 +91,9 @@ def text(module: Module, modules: list[Module]) -> str:
         lines += ["", "| module | |", "| --- | --- |"] if inside else []
         for other in inside:
             path = other.page.removeprefix(module.page.removesuffix("index.md"))
-            lines.append(f"| [`{other.name.rpartition('.')[2]}`]({path}) | {other.summary.replace('|', '/')} |")
+            lines.append(
+                f"| [`{other.name.rpartition('.')[2]}`]({path}) | {other.summary.replace('|', '/')} |"
+            )
     return "\n".join([f"---\ntitle: {module.name.rpartition('.')[2]}\n---", "", *lines, ""])
 
 
@@ -141,7 +143,9 @@ def on_page_markdown(markdown: str, page: Any, files: Any, **_: Any) -> str:
         name = re.sub("^envs", "flowpolicy_envs", found[1])
         for target in (f"reference/{name}.md", f"reference/{name}/index.md"):
             if files.get_file_from_path(target):
-                return f"[{found[0]}]({posixpath.relpath(target, posixpath.dirname(page.file.src_uri) or '.')})"
+                return (
+                    f"[{found[0]}]({posixpath.relpath(target, posixpath.dirname(page.file.src_uri) or '.')})"
+                )
         return found[0]
 
     return _PATH.sub(linked, markdown)

@@ -1,4 +1,4 @@
-"""The documentation's pages as data: their blocks of code, headings and links, and how a page's example is run.
+"""The pages of the documentation as data: code, headings and links, and how the example of a page is run.
 
 A block of a page that has a title is part of the page's example: its title names the file that it is, and a
 block of bash titled RUN holds commands that are run among those files.
@@ -19,7 +19,8 @@ RUN = "Run it"
 CHECKOUT = ("scripts", "configs", "benchmarks")  # what the commands of a page expect beside them
 
 _BLOCK = re.compile(
-    r'^(?P<indent> *)```(?P<language>\w*)(?: title="(?P<title>[^"]+)")?\n(?P<text>.*?)^(?P=indent)```$',
+    r'^(?P<indent> *)(?P<fence>`{3,})(?P<language>\w*)(?: title="(?P<title>[^"]+)")?\n'
+    r"(?P<text>.*?)^(?P=indent)(?P=fence)$",
     re.DOTALL | re.MULTILINE,
 )
 _CODE = re.compile(r"`[^`\n]+`")

@@ -13,7 +13,7 @@ def test_the_example_of_a_page_runs(page, tmp_path):
     page.run(tmp_path)
 
 
-EXAMPLE = '''
+EXAMPLE = """
 ```python title="package/greeting.py"
 WORDS = "hello"
 ```
@@ -30,7 +30,7 @@ python -c "from package.greeting import WORDS; print(WORDS)" > said.txt
     test "$(cat said.txt)" = {expected}
     test -f scripts/pretrain.py
     ```
-'''
+"""
 
 
 def test_files_are_written_and_commands_run_among_them(tmp_path):
