@@ -1,6 +1,7 @@
-# Two commands on a fresh machine:
+# Commands for a fresh machine:
 #   make pretrain   trains the default policy and leaves a video of the robot it drives
 #   make test       runs the tests, the linter and the type checker
+#   make docs       builds the documentation into site/
 # Each makes a virtual environment of its own if there is none.
 
 PYTHON ?= python3
@@ -8,10 +9,10 @@ VENV ?= .venv
 ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: help pretrain test lint clean
+.PHONY: help pretrain test lint docs docs-serve clean
 
 help:
-	@sed -n '1,4p' Makefile
+	@sed -n '1,5p' Makefile
 
 pretrain: $(VENV)/.train
 	$(BIN)/python scripts/pretrain.py run_dir=runs/pretrain/$$(date +%Y-%m-%d_%H-%M-%S) $(ARGS)
@@ -25,16 +26,26 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
+
+docs-serve: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve $(ARGS)
+
 $(VENV)/.train: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[train,mujoco]"
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
-	@touch $@ $(VENV)/.train
+	@touch $@ $(VENV)/.train $(VENV)/.docs
+
+$(VENV)/.docs: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[docs]"
+	@touch $@
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -77,7 +77,7 @@ class Stage:
 
 
 class ArmScript:
-    """Plays stages one after another; a demonstrator's :meth:`begin` sets them.
+    """Plays stages one after another; ``begin`` of a demonstrator sets them.
 
     Args:
         slowest: lowest speed, as a share of the fastest; an episode's speed is drawn between the two.

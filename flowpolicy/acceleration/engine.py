@@ -63,8 +63,8 @@ class Engine:
         with torch.inference_mode(False), torch.no_grad():
             start = noise.clone()
             context = self.encode({key: value.clone() for key, value in observation.items()})
-            finish, normalize = self.policy.finish, self.policy.action_normalizer.normalize
-            chunk = GuidedChunk(start, normalize, finish, options)
+            finish, actions = self.policy.finish, self.policy.action_normalizer
+            chunk = GuidedChunk(start, actions.normalize, actions.denormalize, finish, options)
             return finish(self.guidance.sample(lambda wrap: self.integrate(context, start, wrap), chunk))
 
     @torch.no_grad()

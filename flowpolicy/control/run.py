@@ -123,7 +123,7 @@ class RunConfig(DeployConfig):
             given = replace(given, backend="eager", guidance=given.guidance or guidance)
         if self.fast_steps is None:
             return given, None
-        faster = replace(given, num_steps=self.fast_steps, solver=None, schedule=None, guidance={})
+        faster = replace(given, num_steps=self.fast_steps, solver=None, schedule=None, guidance=None)
         policy.checked(faster)
         return given, replace(faster, backend=self.backend)
 

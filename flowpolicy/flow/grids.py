@@ -59,8 +59,8 @@ class Shifted:
         return [(start, end - start) for start, end in itertools.pairwise(times)]
 
 
-def build_grid(given: Mapping[str, Any]) -> Grid:
-    """A grid from a mapping with ``name`` and that grid's settings; empty is the uniform one."""
-    values = dict(given)
+def build_grid(given: Mapping[str, Any] | None) -> Grid:
+    """A grid from a mapping with ``name`` and that grid's settings; None is the uniform one."""
+    values = dict(given or {})
     cls = choose(GRIDS, str(values.pop("name", Uniform.name)), "grid.name")
     return build(cls, values, "grid")

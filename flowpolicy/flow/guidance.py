@@ -27,12 +27,14 @@ class GuidedChunk:
     Attributes:
         noise: x_0 ``(B, T, A)``.
         normalize: actions ``(B, T, A)`` in physical units to normalised ones.
-        finish: a normalised chunk ``(B, T, A)`` to physical units, within the policy's bounds.
+        physical: normalised actions ``(B, T, A)`` to physical units, with gradients.
+        finish: the same for the chunk that is given out, within the policy's bounds.
         options: what the caller of ``act`` gave for it, by name.
     """
 
     noise: Tensor
     normalize: Callable[[Tensor], Tensor]
+    physical: Callable[[Tensor], Tensor]
     finish: Callable[[Tensor], Tensor]
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -60,8 +62,8 @@ class Guidance(ABC):
 GUIDANCES: dict[str, type[Guidance]] = {}
 
 
-def build_guidance(settings: Mapping[str, Any]) -> Guidance | None:
-    """A guidance from a mapping with ``name`` and that guidance's settings; None where it is empty."""
+def build_guidance(settings: Mapping[str, Any] | None) -> Guidance | None:
+    """A guidance from a mapping with ``name`` and that guidance's settings; None where there is none."""
     if not settings:
         return None
     from flowpolicy.flow import prefix_guidance  # noqa: F401 - it registers itself

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 from flowpolicy.flow.grids import Grid, build_grid
@@ -21,21 +21,21 @@ class SamplerSpec:
     Attributes:
         num_steps: integration steps K; None takes the policy's own.
         solver: name of the ODE solver; None takes the policy's own.
-        grid: ``name`` and settings of the grid of flow times; empty takes the policy's own.
+        grid: ``name`` and settings of the grid of flow times; None takes the policy's own.
         schedule: file of a cache schedule; None computes every block at every evaluation.
         backend: ``auto`` (ONNX Runtime on a CPU where it is installed, a CUDA graph on a GPU, else eager),
             ``eager``, ``compile``, ``cuda_graph`` or ``onnx``.
         dtype: of the network: ``float32``, ``bfloat16`` (not ``onnx``) or ``int8`` (weights, ``onnx`` only).
-        guidance: ``name`` and settings of what bends the velocity field; empty leaves it as it is.
+        guidance: ``name`` and settings of what bends the velocity field; None leaves it as it is.
     """
 
     num_steps: int | None = None
     solver: str | None = None
-    grid: dict[str, Any] = field(default_factory=dict)
+    grid: dict[str, Any] | None = None
     schedule: str | None = None
     backend: str = "auto"
     dtype: str = "float32"
-    guidance: dict[str, Any] = field(default_factory=dict)
+    guidance: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         steps = self.num_steps

@@ -104,6 +104,8 @@ class _Saved:
 
 def refuse_other_settings(run_dir: Path, saved: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """Raise a CheckpointError that names the first of the ``settings`` in which a resumed run differs."""
+    if isinstance(saved.get("model"), dict):  # a run from before there were other networks
+        saved = {**saved, "model": {"network": "transformer", **saved["model"]}}
     difference = next(_differences("", saved, json.loads(json.dumps(settings))), None)
     if difference is not None:
         raise CheckpointError(

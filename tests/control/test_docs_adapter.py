@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import socket
 import threading
 import time
@@ -10,6 +9,7 @@ import time
 import numpy as np
 import pytest
 from control_toys import ToyPolicy, ToyWorker
+from pages import ROOT, Page
 
 from flowpolicy.control.config import ControlConfig
 from flowpolicy.control.events import Event
@@ -54,11 +54,9 @@ class Arm:
 
 
 @pytest.fixture(scope="module")
-def adapter(repo_root):
-    """The class of the first example under 'Write an adapter'."""
-    text = (repo_root / "docs" / "deploy.md").read_text()
-    section = text.split("## Write an adapter")[1]
-    code = re.search(r"```python\n(.*?)```", section, re.DOTALL).group(1)
+def adapter():
+    """The class of the example under 'Write an adapter'."""
+    code = Page.read(ROOT / "docs" / "deploy.md").files["udp_arm.py"]
     names = {}
     exec(compile(code, "docs/deploy.md", "exec"), names)
     return names["UdpArm"]

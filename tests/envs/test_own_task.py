@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import re
 from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from pages import ROOT, Page
 
 gymnasium = pytest.importorskip("gymnasium")
 pytest.importorskip("mujoco")
@@ -19,20 +19,21 @@ from flowpolicy.data.store import read_demonstrations  # noqa: E402
 from flowpolicy.evaluation.task import Task  # noqa: E402
 from flowpolicy.settings import build  # noqa: E402
 
-PAGE = Path(__file__).parents[2] / "docs" / "add_your_own_task.md"
+PATH = ROOT / "docs" / "add_your_own_task.md"
 
 
-def _blocks(language: str) -> list[str]:
-    if not PAGE.exists():
+@pytest.fixture(scope="module")
+def page() -> Page:
+    if not PATH.exists():
         pytest.skip("the documentation is not part of an installed package")
-    return re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    return Page.read(PATH)
 
 
-def test_the_example_goes_from_expert_to_store(tmp_path: Path) -> None:
+def test_the_example_goes_from_expert_to_store(page: Page, tmp_path: Path) -> None:
     experts = pytest.importorskip("flowpolicy_envs.experts")
     from flowpolicy_envs.collection import collect_store
 
-    env = yaml.safe_load(_blocks("yaml")[0])
+    env = yaml.safe_load(page.files["tasks/env/balance.yaml"])
     task = build(Task, {item.name: env[item.name] for item in fields(Task) if item.name in env}, "env")
     recipe = build(experts.ExpertConfig, env["expert"], "env.expert")
     recipe = replace(recipe, total_steps=1024, checkpoint_every=512, eval_episodes=1)
@@ -48,8 +49,10 @@ def test_the_example_goes_from_expert_to_store(tmp_path: Path) -> None:
     assert demos.attributes["task"] == "balance"
 
 
-def test_the_wrapper_of_the_page_reports_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "upright.py").write_text(_blocks("python")[0])
+def test_the_wrapper_of_the_page_reports_success(
+    page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page.write_files(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     importlib.invalidate_caches()
     env = Task("upright", "upright:Upright-v0", metric="success").make()

@@ -6,6 +6,7 @@ import pytest
 import torch
 from control_toys import ToyClock, ToyPolicy, ToyRobot, ToyWorker
 
+from flowpolicy.acceleration.sampler import build_sampler
 from flowpolicy.control.config import ControlConfig
 from flowpolicy.control.loop import ControlLoop
 from flowpolicy.errors import ConfigError, FlowPolicyError
@@ -15,6 +16,9 @@ from flowpolicy.evaluation.seams import smoothness
 from flowpolicy.evaluation.task import Task
 from flowpolicy.execution.fusion import prefix_weights
 from flowpolicy.features import features_of
+from flowpolicy.models.config import TransformerConfig
+from flowpolicy.policy import FlowPolicy
+from flowpolicy.policy.config import PolicyConfig
 from flowpolicy.spec import PolicySpec
 
 EXECUTED: dict[int, list[float]] = {}
@@ -221,6 +225,27 @@ def test_a_straight_line_has_changes_and_no_jerk():
     assert found.inside_jump.mean == pytest.approx(0.1)
     assert found.seam_jerk.p95 == pytest.approx(0, abs=1e-9)
     assert (found.seam_jerk.count, found.inside_jerk.count) == (3, 5)
+
+
+def test_a_guided_sampler_takes_the_rest_of_the_chunk():
+    model = TransformerConfig(width=16, depth=1, num_heads=2)
+    config = PolicyConfig({"name": "flow_matching"}, model, {"observation": (1,)}, 1, 1, 8, 8)
+    policy = FlowPolicy(config).eval()
+    guided = build_sampler(policy, num_steps=2, guidance={"name": "prefix"})
+    prefixes = []
+    compute = guided.compute
+
+    def kept(observation, noise, **options):
+        prefixes.append(options.get("prefix"))
+        return compute(observation, noise, **options)
+
+    guided.compute = kept
+    run_delayed(guided, task(), strategy="rtc", delay=2, episodes=1)
+    assert prefixes[0] is None or not np.any(prefixes[0][1])
+    assert all(np.any(weights) for _, weights in prefixes[1:])
+    assert len(prefixes) > 2
+    with pytest.raises(ConfigError, match="guidance="):
+        run_delayed(policy, task(), strategy="rtc", delay=2, episodes=1)
 
 
 def test_what_cannot_be_run_is_refused_in_one_sentence():

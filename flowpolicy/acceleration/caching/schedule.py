@@ -36,7 +36,7 @@ class ScheduleKey:
         num_evaluations: network evaluations of one chunk, E.
         blocks: ``layer.kind`` of every block in the order of computation.
         chunk_shape: (T, A).
-        grid: of flow times; empty is the uniform one.
+        grid: of flow times; None is the uniform one.
     """
 
     fingerprint: str
@@ -45,7 +45,7 @@ class ScheduleKey:
     num_evaluations: int
     blocks: tuple[str, ...]
     chunk_shape: tuple[int, int]
-    grid: dict[str, Any] = field(default_factory=dict)
+    grid: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         steps, evaluations = self.num_steps, self.num_evaluations
@@ -81,7 +81,7 @@ class ScheduleKey:
             policy.objective.nfe(sampling),
             tuple(f"{block.layer}.{block.kind}" for block in network.blocks()),
             policy.spec.chunk_shape,
-            {} if sampling.grid_object() == build_grid({}) else sampling.grid,
+            None if sampling.grid_object() == build_grid(None) else sampling.grid,
         )
 
     def sampling(self) -> dict[str, Any]:

@@ -1,0 +1,76 @@
+"""Code on the pages is code: Python parses and imports what exists, and commands are taken by the scripts."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import shlex
+
+import pytest
+from pages import ROOT, name, pages
+
+ALL = pages("*.md", "docs/**/*.md")
+PYTHON = [page for page in ALL if any(block.language == "python" for block in page.blocks)]
+SHELL = ("bash", "console")
+PLACEHOLDER = re.compile(r"\w+=[A-Z_]+")  # env=NAME: the reader's own
+
+
+@pytest.mark.parametrize("page", PYTHON, ids=name)
+def test_python_parses_and_the_names_that_it_imports_exist(page):
+    for block in page.blocks:
+        if block.language == "python":
+            for node in ast.walk(ast.parse(block.text)):
+                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("flowpolicy"):
+                    module = importlib.import_module(node.module)
+                    for alias in node.names:
+                        assert hasattr(module, alias.name), f"{node.module} has no {alias.name}"
+
+
+def commands(page):
+    """Words of every command line of this package on the page, from the script's name on."""
+    for block in page.blocks:
+        if block.language in SHELL:
+            for line in block.text.replace("\\\n", " ").splitlines():
+                words = shlex.split(line.removeprefix("$ "), comments=True)
+                script = _script(words)
+                if script is not None:
+                    yield script, words
+
+
+def _script(words):
+    """The script that a command line calls, and nothing for other commands."""
+    for before, word, after in zip(["", *words], words, [*words[1:], ""], strict=False):
+        if word.startswith("scripts/") and word.endswith(".py"):
+            return word.removeprefix("scripts/").removesuffix(".py")
+        if word == "flowpolicy" and before in ("", "-m"):
+            return after.replace("-", "_")
+    return None
+
+
+COMMANDS = [(page, script, words) for page in ALL for script, words in commands(page)]
+
+
+@pytest.mark.parametrize(
+    ("page", "script", "words"),
+    COMMANDS,
+    ids=[f"{name(page)}-{number}-{script}" for number, (page, script, _) in enumerate(COMMANDS)],
+)
+def test_the_script_takes_the_command(page, script, words, tmp_path, monkeypatch):
+    """With the settings composed as the script itself does, and nothing done with them."""
+    pytest.importorskip("hydra")
+    from flowpolicy.cli import script as program
+
+    assert (ROOT / "scripts" / f"{script}.py").is_file()
+    options = [word for word in words if "=" in word or word == "--multirun"]
+    options = [word for word in options if not word.startswith("--nproc") and not _chooses_own_task(word)]
+    page.write_files(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", [f"scripts/{script}.py", *options])
+    composed = []
+    program(script)(lambda config, run_dir: composed.append(config))()
+    assert composed
+
+
+def _chooses_own_task(word):
+    return word.startswith("env=") and PLACEHOLDER.fullmatch(word)
