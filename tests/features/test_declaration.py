@@ -11,7 +11,7 @@ from flowpolicy.acceleration.caching.schedule import fingerprint
 from flowpolicy.data.importers import import_demonstrations, import_to_store
 from flowpolicy.data.sampling import as_tensors
 from flowpolicy.data.store import Demonstrations, read_demonstrations, write_demonstrations
-from flowpolicy.errors import DataError, TaskError
+from flowpolicy.errors import ConfigError, DataError, TaskError
 from flowpolicy.features import Depth, Image, Pose, Task, Vector, undeclared
 from flowpolicy.policy import FlowPolicy
 
@@ -91,6 +91,16 @@ def test_images_with_their_channels_first_are_turned_around_by_an_import(tmp_pat
     path = write_demonstrations(tmp_path / "a.zarr", demos)
     assert read_demonstrations(path).feature("camera") == Image((3, 40, 36))  # which no policy takes
     assert import_demonstrations(path).feature("camera") == Image((40, 36, 3))
+
+
+def test_what_is_none_of_its_kind_is_not_imported(tmp_path, demos):
+    demos.arrays["tool"][3, 0] *= 2
+    path = write_demonstrations(tmp_path / "a.zarr", demos)
+    with pytest.raises(DataError, match="'tool' holds matrices that are no poses"):
+        import_to_store(path, tmp_path / "b.zarr")
+    assert not (tmp_path / "b.zarr").exists()
+    with pytest.raises(ConfigError, match=r"'state' of shape .* is declared a pose"):
+        import_demonstrations(path, keys=["state"], kinds={"state": "pose"})
 
 
 @pytest.mark.parametrize(

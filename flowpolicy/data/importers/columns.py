@@ -12,8 +12,9 @@ from flowpolicy.data.importers.checks import Episodes, Quaternions
 from flowpolicy.data.importers.choosing import Column
 from flowpolicy.data.importers.source import Block, Feature
 from flowpolicy.data.rounding import RoundingCheck
-from flowpolicy.data.zarr_reading import EPISODE_KEYS
+from flowpolicy.data.zarr_reading import EPISODE_KEYS, NOT_OBSERVED
 from flowpolicy.errors import DataError
+from flowpolicy.features import declared
 from flowpolicy.features.image import CHANNELS
 from flowpolicy.features.undeclared import Kind, is_quaternion
 
@@ -58,7 +59,9 @@ class ColumnReader:
             dtype = np.float64 if self._is_wide else np.float32
             parts = [part.reshape(len(part), -1).astype(dtype) for part in parts]
         rows = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
-        return self._shaped(rows)
+        rows = self._shaped(rows)
+        self._check_kind(rows, block.start)
+        return rows
 
     @property
     def collapses(self) -> bool:
@@ -82,6 +85,20 @@ class ColumnReader:
         if feature.name in self._quaternions:
             values = self._quaternions[feature.name].follow(values, block.start)
         return values
+
+    def _check_kind(self, rows: NDArray[Any], start: int) -> None:
+        """Refuse rows that are not what the column is declared to be."""
+        key, kind = self.column.key, self.column.features[0].declared
+        if kind is None or self.column.flatten or key in NOT_OBSERVED:
+            return
+        feature = declared(kind, rows.shape[1:], f"kinds.{key}")
+        feature.check_declaration(key)
+        problem = feature.problem(feature.array(rows))
+        if problem:
+            raise DataError(
+                f"{self._where}: '{key}' {problem} (steps {start} to {start + len(rows) - 1}, from "
+                f"'{self._episodes.name(start)}' on)."
+            )
 
     def _check_shape(self, name: str, shape: tuple[int, ...], start: int) -> None:
         first = self._shapes.setdefault(name, shape)
