@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from flowpolicy.errors import ConfigError
 from flowpolicy.features import Feature, Image
+from flowpolicy.features.cameras import CameraEncoders
 from flowpolicy.features.keyed import KeyedModules
-from flowpolicy.features.vision.encoder import ImageEncoder
+from flowpolicy.features.vision.config import VisionConfig
 from flowpolicy.flow.network import Network
 from flowpolicy.models.encoders import ObservationEncoder
 
@@ -41,7 +42,7 @@ class ObservationFeatures(nn.Module):
         super().__init__()
         self.vectors = {key: item for key, item in features.items() if not isinstance(item, Image)}
         self.size = obs_horizon * sum(feature.size for feature in self.vectors.values())
-        none = KeyedModules[ImageEncoder]({})
+        none = CameraEncoders({}, obs_horizon, 1, VisionConfig())
         encoder = getattr(network, "encoder", None)
         cameras = encoder.cameras if isinstance(encoder, ObservationEncoder) else none
         images = [key for key in features if key not in self.vectors and key not in cameras]
@@ -68,7 +69,8 @@ class ObservationFeatures(nn.Module):
         are own.
         """
         parts = [feature.numbers(observation[key]).flatten(1) for key, feature in self.vectors.items()]
+        encoded = self.cameras.encode_images(observation)
         for key, narrow in self.narrow.items():
-            own = self.cameras[key](observation[key]) if self.has_encoders else observation[key].detach()
-            parts.append(narrow(own).flatten(1))
+            tokens = encoded[key] if self.has_encoders else encoded[key].detach()
+            parts.append(narrow(tokens).flatten(1))
         return torch.cat(parts, dim=-1)
