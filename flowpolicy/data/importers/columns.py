@@ -14,7 +14,7 @@ from flowpolicy.data.importers.source import Block, Feature
 from flowpolicy.data.rounding import RoundingCheck
 from flowpolicy.data.zarr_reading import EPISODE_KEYS, NOT_OBSERVED
 from flowpolicy.errors import DataError
-from flowpolicy.features import declared
+from flowpolicy.features import Image, declared, undeclared
 from flowpolicy.features.image import CHANNELS
 from flowpolicy.features.undeclared import Kind, is_quaternion
 
@@ -131,7 +131,7 @@ class ColumnReader:
                 raise DataError(f"{self._where}: '{key}' has rows of shape {shape}; it is one number a step.")
             return rows.reshape(len(rows))
         is_vector = self.column.features[0].kind == Kind.VECTOR
-        if not shape or (is_vector and len(shape) > 1):
+        if not shape or (is_vector and isinstance(undeclared(key, shape), Image)):
             return rows.reshape(len(rows), -1)
         return rows
 
