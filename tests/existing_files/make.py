@@ -31,12 +31,12 @@ from flowpolicy.acceleration.caching.scheduling import uniform
 from flowpolicy.acceleration.choosing.plan import DeploymentPlan, PlannedSampler, fingerprint, hardware
 from flowpolicy.data.store import Demonstrations, write_demonstrations
 from flowpolicy.evaluation.summary import git_state, machine, versions
+from flowpolicy.files.storage import write_json
 from flowpolicy.finetuning.noise import NoiseConfig
 from flowpolicy.finetuning.reinflow import ReinFlow
 from flowpolicy.models.config import ModelConfig
 from flowpolicy.models.vision.config import VisionConfig
 from flowpolicy.pretraining.state import TrainingState
-from flowpolicy.files.storage import write_json
 
 IMAGES = {"image": (36, 36, 3), "state": (3,)}
 

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from questions import ROWS, Question
 
 from flowpolicy import FlowPolicy
-from flowpolicy.acceleration.sampler import build_sampler
 from flowpolicy.acceleration.caching.schedule import Schedule, fingerprint
 from flowpolicy.acceleration.choosing.plan import DeploymentPlan
+from flowpolicy.acceleration.sampler import build_sampler
 from flowpolicy.data.store import read_demonstrations
 
 ROOT = Path(__file__).resolve().parents[2]
