@@ -22,7 +22,6 @@ from unittest import mock
 
 RENAMED = {"flowpolicy_configs": "configs", "flowpolicy_envs": "envs", "flowpolicy_scripts": "scripts"}
 QUESTIONS = Path(__file__).resolve().parents[2] / "tests" / "existing_files"
-TICKS = 1000
 SPEAK = os.dup(1)
 Turn = Callable[[], object]
 
@@ -147,8 +146,8 @@ class QuickClock:
 
 
 def ticks(settings: Mapping[str, Any]) -> Turn:
-    """TICKS ticks of a new control loop."""
-    return lambda: loop(settings, QuickClock()).run(TICKS)
+    """So many ticks of a new control loop."""
+    return lambda: loop(settings, QuickClock()).run(settings["ticks"])
 
 
 def inside(settings: Mapping[str, Any]) -> None:
