@@ -55,6 +55,11 @@ class OpenStore:
         check_array(array, f"data/{key}", self.path, missing_chunks)
         return array
 
+    def read_ends(self) -> NDArray[Any]:
+        """The ends of the episodes, as stored; their content is not judged."""
+        check_array(self.episode_ends, "meta/episode_ends", self.path)
+        return np.asarray(self.episode_ends[...])
+
 
 @contextlib.contextmanager
 def open_store(path: Path | str) -> Iterator[OpenStore]:
@@ -122,7 +127,7 @@ def read_unchecked(
     """
     with open_store(path) as store:
         names = list(store.arrays)
-        wanted = names if keys is None else _wanted(keys, names, store.path)
+        wanted = names if keys is None else chosen_keys(keys, names, store.path)
         arrays = {}
         for name in wanted:
             array = store.checked(name)
@@ -139,13 +144,7 @@ def read_unchecked(
             is_large = is_large and int(np.prod(array.shape)) > (image_memory_bytes or 0)
             read = _mapped if is_large else _whole
             arrays[name] = read(array, f"data/{name}", store.path)
-        return arrays, read_ends(store), store.attributes
-
-
-def read_ends(store: OpenStore) -> NDArray[Any]:
-    """The ends of the episodes, as stored."""
-    check_array(store.episode_ends, "meta/episode_ends", store.path)
-    return np.asarray(store.episode_ends[...])
+        return arrays, store.read_ends(), store.attributes
 
 
 class StoredImages:
@@ -252,11 +251,17 @@ def _fill_with_images(images: NDArray[Any], array: Any) -> bool:
     return True
 
 
-def _wanted(keys: Iterable[str], names: list[str], path: Path) -> list[str]:
+def chosen_keys(keys: Iterable[str], names: Iterable[str], where: Path | str) -> list[str]:
+    """The keys that are asked for, the action, and rewards and flags where there are any.
+
+    Raises:
+        DataError: a key that is not there.
+    """
+    names = list(names)
     wanted = dict.fromkeys([*keys, "action", *(key for key in EPISODE_KEYS if key in names)])
     for key in wanted:
         if key not in names:
-            raise DataError(f"{path} has no key '{key}'; it has {listed(names)}.")
+            raise DataError(f"{where} has no key '{key}'; it has {listed(names)}.")
     return list(wanted)
 
 

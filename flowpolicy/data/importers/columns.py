@@ -68,7 +68,7 @@ class ColumnReader:
     def report(self) -> None:
         """Say what was found on the way."""
         for quaternions in self._quaternions.values():
-            quaternions.report()
+            quaternions.finish()
 
     def _part(self, feature: Feature, block: Block) -> NDArray[Any]:
         values = block.arrays[feature.name]
@@ -80,7 +80,7 @@ class ColumnReader:
         if values.dtype.kind == "f":
             self._check_finite(feature.name, values, block.start)
         if feature.name in self._quaternions:
-            values = self._quaternions[feature.name].follow(values, block.start)
+            values = self._quaternions[feature.name].rows(values, block.start)
         return values
 
     def _check_shape(self, name: str, shape: tuple[int, ...], start: int) -> None:

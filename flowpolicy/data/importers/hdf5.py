@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.data.causes import first_line, reading_error
-from flowpolicy.data.features import Kind, channels_first, kind_of
-from flowpolicy.data.importers.source import Block, Feature, Source, read_parts
+from flowpolicy.data.features import Kind
+from flowpolicy.data.importers.source import Feature
 from flowpolicy.errors import DataError
 
 _MAX_DEPTH = 12
@@ -106,16 +105,13 @@ def _class_of(group: Any, name: str) -> Any:
         return None
 
 
-def feature_of(name: str, key: str, node: Any, *, default: bool, note: str = "") -> Feature:
-    """How a dataset is listed; ``node`` is None where it cannot be opened, and ``note`` says why."""
+def feature_of(name: str, key: str, node: Any, *, default: bool) -> Feature:
+    """How a dataset is listed; ``node`` is None where it cannot be opened."""
     if node is None:
-        return Feature(name, key, Kind.OTHER, default=default, note=note or "cannot be opened")
-    shape = tuple(int(n) for n in (node.shape or ())[1:])
-    kind = kind_of(name, node.dtype, shape)
-    if node.dtype.kind == "O":  # of variable length: text, or one encoded image a row
-        kind = Kind.TEXT
-    first = kind is Kind.IMAGE and len(shape) == 3 and channels_first(shape)
-    return Feature(name, key, kind, shape, default=default, note=note, channels_first=first)
+        return Feature(name, key, Kind.OTHER, default=default, note="cannot be opened")
+    feature = Feature.of_array(name, key, node.dtype, (node.shape or ())[1:], default)
+    # Objects have a variable length: text, or one encoded image a row.
+    return dataclasses.replace(feature, kind=Kind.TEXT) if node.dtype.kind == "O" else feature
 
 
 def open_rows(group: Any, key: str, path: Path) -> Any:
@@ -210,45 +206,6 @@ def _is_written(node: Any) -> bool:
         )
     )
     return int(node.id.get_num_chunks()) >= expected
-
-
-@dataclass
-class Hdf5Episodes(Source):
-    """Episodes that are groups of HDF5, in one file or in several.
-
-    Attributes:
-        group: ``group(number)`` is the open group of an episode.
-        path: ``path(number)`` is the file it lies in.
-        longer: whether a column has one row more than there are actions; the last row is left out.
-    """
-
-    group: Callable[[int], Any] = field(kw_only=True)
-    path: Callable[[int], Path] = field(kw_only=True)
-    longer: Callable[[str], bool] = field(kw_only=True, default=lambda name: False)
-
-    def lengths(self, action: Sequence[str]) -> NDArray[np.int64]:
-        """Rows of the action in each episode, ``(episodes,)``."""
-        counts = [
-            len(open_rows(self.group(i), action[0], self.path(i))) - self.longer(action[0])
-            for i in range(len(self.episodes))
-        ]
-        return np.array([max(0, count) for count in counts], np.int64)
-
-    def read(self, names: Sequence[str], lengths: NDArray[np.int64]) -> Iterator[Block]:
-        """The chosen columns, episode by episode."""
-
-        def rows(number: int, name: str) -> Any:
-            node = open_rows(self.group(number), name, self.path(number))
-            extra = int(self.longer(name))
-            if len(node) != lengths[number] + extra:
-                rule = "one row more than actions" if extra else "one row per step"
-                raise DataError(
-                    f"{self.path(number)}: '{name}' has {len(node)} rows in '{self.episodes[number]}' and "
-                    f"its actions have {lengths[number]}; every such key needs {rule}."
-                )
-            return node
-
-        return read_parts(lengths, names, rows, self.where)
 
 
 def list_features(groups: Sequence[Any], path: Path, describe: Describe) -> dict[str, Feature]:
