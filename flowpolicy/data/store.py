@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from flowpolicy.data.memory import free_memory_bytes
 from flowpolicy.data.store_writing import store_writer
-from flowpolicy.data.zarr_reading import listed, read_unchecked, resolve_path
+from flowpolicy.data.zarr_reading import chosen_keys, listed, open_store, resolve_path
 from flowpolicy.errors import DataError
 
 _BLOCK_BYTES = 1 << 24
@@ -198,8 +198,10 @@ def read_demonstrations(
     """
     path = resolve_path(path)
     limit = free_memory_bytes() // 2 if image_memory_bytes is None else image_memory_bytes
-    arrays, ends, attributes = read_unchecked(path, keys, limit)
-    return Demonstrations(arrays, ends, attributes, str(path))
+    with open_store(path) as store:
+        names = list(store.arrays) if keys is None else chosen_keys(keys, store.arrays, path)
+        arrays, ends = {name: store.read(name, limit) for name in names}, store.read_ends()
+    return Demonstrations(arrays, ends, store.attributes, str(path))
 
 
 def write_demonstrations(

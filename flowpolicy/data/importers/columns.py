@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.data.features import Kind, is_quaternion
+from flowpolicy.data.image_codecs import is_whole_uint8
 from flowpolicy.data.importers.checks import Episodes, Quaternions
 from flowpolicy.data.importers.choosing import Column
 from flowpolicy.data.importers.source import Block, Feature
@@ -150,12 +151,9 @@ def _pixels(values: NDArray[Any], feature: Feature, where: str) -> NDArray[np.ui
             f"{where}: '{feature.name}' has images of shape {values.shape[1:]}; they must have 1, 3 or 4 "
             "channels, last or first."
         )
-    if values.dtype != np.uint8:
-        whole = (values >= 0) & (values <= 255) & (values == np.round(values))
-        if not whole.all():
-            raise DataError(
-                f"{where}: '{feature.name}' holds images of {values.dtype} that are no whole numbers from 0 "
-                f"to 255; store them as uint8, or take them as numbers with "
-                f"kinds={{'{feature.name}': vector}}."
-            )
+    if not is_whole_uint8(values):
+        raise DataError(
+            f"{where}: '{feature.name}' holds images of {values.dtype} that are no whole numbers from 0 to "
+            f"255; store them as uint8, or take them as numbers with kinds={{'{feature.name}': vector}}."
+        )
     return np.ascontiguousarray(values, np.uint8)
