@@ -11,16 +11,16 @@ import torch
 from numpy.typing import NDArray
 
 from flowpolicy.data.importers import detect_format, import_demonstrations
+from flowpolicy.data.keys import PER_STEP_KEYS
 from flowpolicy.data.normalization import lost_shares
 from flowpolicy.data.rounding import collapses_in_float32
 from flowpolicy.data.store import Demonstrations, episode_ends_problem
 from flowpolicy.data.versions import version_warning
-from flowpolicy.data.zarr_reading import EPISODE_KEYS, open_store
+from flowpolicy.data.zarr_reading import open_store
 from flowpolicy.errors import DataError
 
 _BLOCK_BYTES = 1 << 24
 _IMAGES = 4  # dimensions of an array of images
-_NOT_OBSERVED = ("action", "done", *EPISODE_KEYS)
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def inspect_demonstrations(path: Path | str, format: str = "auto") -> Inspection
         Demonstrations(arrays, ends, attributes, source)
     except DataError as error:
         problem = str(error)
-    if problem is None and all(key in _NOT_OBSERVED for key in arrays):
+    if problem is None and set(arrays) <= {"action", *PER_STEP_KEYS}:
         problem = f"{source} holds no observation, and a policy needs at least one; import it with more keys."
     steps = max((len(array) for array in arrays.values() if array.ndim), default=0)
     lengths = None

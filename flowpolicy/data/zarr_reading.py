@@ -6,7 +6,7 @@ import contextlib
 import importlib.resources
 import logging
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -25,7 +25,6 @@ from flowpolicy.observations import is_image
 
 logger = logging.getLogger(__name__)
 
-EPISODE_KEYS = ("reward", "terminated", "truncated")
 _BLOCK_BYTES = 1 << 24
 
 
@@ -221,22 +220,3 @@ def _fill_with_images(images: NDArray[Any], array: Any) -> bool:
             return False
         images[start : start + rows] = block
     return True
-
-
-def chosen_keys(keys: Iterable[str], names: Iterable[str], where: Path | str) -> list[str]:
-    """The keys that are asked for, the action, and rewards and flags where there are any.
-
-    Raises:
-        DataError: a key that is not there.
-    """
-    names = list(names)
-    wanted = dict.fromkeys([*keys, "action", *(key for key in EPISODE_KEYS if key in names)])
-    for key in wanted:
-        if key not in names:
-            raise DataError(f"{where} has no key '{key}'; it has {listed(names)}.")
-    return list(wanted)
-
-
-def listed(names: Iterable[str]) -> str:
-    """The names in quotes, for a message."""
-    return ", ".join(f"'{name}'" for name in names) or "none"

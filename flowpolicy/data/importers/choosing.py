@@ -12,13 +12,12 @@ from typing import Any
 from flowpolicy.data.features import USABLE, Kind, channels_first
 from flowpolicy.data.importers.request import Request
 from flowpolicy.data.importers.source import Feature, Source
-from flowpolicy.data.store import check_key
-from flowpolicy.data.zarr_reading import EPISODE_KEYS, listed
+from flowpolicy.data.keys import EPISODE_KEYS, PER_STEP_KEYS, check_key, listed
 from flowpolicy.errors import DataError
 from flowpolicy.settings import require
 
 logger = logging.getLogger(__name__)
-_NOT_OBSERVED = ("action", "done", *EPISODE_KEYS)
+_NOT_OBSERVED = ("action", *PER_STEP_KEYS)
 _OBSERVED = re.compile(r"(obs|observations?)[/.]")
 
 

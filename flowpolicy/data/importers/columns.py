@@ -13,12 +13,10 @@ from flowpolicy.data.image_codecs import is_whole_uint8
 from flowpolicy.data.importers.checks import Episodes, Quaternions
 from flowpolicy.data.importers.choosing import Column
 from flowpolicy.data.importers.source import Block, Feature
+from flowpolicy.data.keys import PER_STEP_KEYS
 from flowpolicy.data.rounding import RoundingCheck
-from flowpolicy.data.zarr_reading import EPISODE_KEYS
 from flowpolicy.errors import DataError
 from flowpolicy.observations import is_image
-
-_PER_STEP = (*EPISODE_KEYS, "done")
 
 
 class WideNumbersError(Exception):
@@ -110,7 +108,7 @@ class ColumnReader:
                 f"{self._where}: 'action' has rows of shape {shape}; it must be (steps, action dimension), "
                 f"and action=[{self.column.names[0]}] takes it as one vector."
             )
-        if key in _PER_STEP:
+        if key in PER_STEP_KEYS:
             if rows.size != len(rows):
                 raise DataError(f"{self._where}: '{key}' has rows of shape {shape}; it is one number a step.")
             return rows.reshape(len(rows))

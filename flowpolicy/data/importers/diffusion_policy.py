@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from flowpolicy.data.features import Kind
 from flowpolicy.data.importers.registry import Contents, importer
 from flowpolicy.data.importers.source import ArraySource, Feature, Source
+from flowpolicy.data.keys import listed
 from flowpolicy.data.store import episode_ends_problem
 from flowpolicy.data.zarr_checks import MISSING_CHUNKS
-from flowpolicy.data.zarr_reading import listed, open_store
+from flowpolicy.data.zarr_reading import open_store
 from flowpolicy.errors import DataError
 from flowpolicy.settings import require
 

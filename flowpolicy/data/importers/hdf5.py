@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,50 +59,6 @@ def hdf5_explained(path: Path) -> Iterator[None]:
     except Exception as error:  # h5py raises OSError, KeyError, RuntimeError, ... for damaged files
         remedy = "it is damaged or of another format"
         raise reading_error(error, path, "cannot be read as HDF5", remedy) from error
-
-
-class _Leaves:
-    """The datasets below groups of one layout by their path inside each: empty text, or why not to open one.
-
-    Links to other files are not followed, nothing is opened, and what one group has shown of a name is not
-    looked up in the next: files have thousands of episodes.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.found: dict[str, str] = {}
-        self._groups: set[str] = set()
-        self._path = path
-
-    def add(self, group: Any, prefix: str = "", depth: int = _MAX_DEPTH) -> None:
-        """Collect what is below ``group``."""
-        import h5py
-
-        for name in group:
-            full = f"{prefix}{name}"
-            if full in self.found:
-                continue
-            link = group.get(name, getlink=True)
-            if isinstance(link, h5py.ExternalLink):
-                self.found[full] = "is a link to another file"
-            elif full in self._groups or _class_of(group, name) is h5py.Group:
-                if depth == 0:
-                    self.found[full] = "is nested too deeply"
-                else:
-                    self._groups.add(full)
-                    self.add(group[name], f"{full}/", depth - 1)
-            else:
-                self.found[full] = "" if _class_of(group, name) is h5py.Dataset else "cannot be opened"
-            if len(self.found) > _MAX_LEAVES:
-                raise DataError(
-                    f"{self._path}: '{group.name}' holds more than {_MAX_LEAVES} arrays; is it one episode?"
-                )
-
-
-def _class_of(group: Any, name: str) -> Any:
-    try:
-        return group.get(name, getclass=True)
-    except Exception:  # a link to nowhere, or a damaged header
-        return None
 
 
 def feature_of(name: str, key: str, node: Any, *, default: bool) -> Feature:
@@ -209,23 +165,65 @@ def _is_written(node: Any) -> bool:
 
 
 def list_features(groups: Sequence[Any], path: Path, describe: Describe) -> dict[str, Feature]:
-    """The columns of episodes that are HDF5 groups, each as it is where it first occurs; nothing is read."""
+    """The columns of episodes that are HDF5 groups, each as it is where it first occurs; nothing is read.
+
+    Links to other files are not followed, and what one group has shown of a name is not looked up in the
+    next: files have thousands of episodes.
+    """
     features: dict[str, Feature] = {}
-    known = _Leaves(path)
+    inner: set[str] = set()
     for group in groups:
         if not is_group(group):
             raise DataError(f"{path}: '{group.name}' is an array where a demonstration is expected.")
-        known.add(group)
-        for name in list(known.found)[len(features) :]:
-            feature = describe(name, _node(group, name, known.found[name]))
-            features[name] = dataclasses.replace(feature, note=feature.note or known.found[name])
+        for name, note in _leaves(group, features, inner):
+            feature = describe(name, None if note else _node(group, name))
+            features[name] = dataclasses.replace(feature, note=note or feature.note)
+            if len(features) > _MAX_LEAVES:
+                raise DataError(
+                    f"{path}: '{group.name}' holds more than {_MAX_LEAVES} arrays; is it one episode?"
+                )
     return features
 
 
-def _node(group: Any, name: str, note: str) -> Any:
-    """A dataset, or None where it cannot be opened or holds nothing."""
-    if note:
+def _leaves(
+    group: Any, known: Container[str], inner: set[str], prefix: str = "", depth: int = _MAX_DEPTH
+) -> Iterator[tuple[str, str]]:
+    """Datasets below a group that are not known yet: path inside it, and why not to open it, if so.
+
+    Args:
+        group: open.
+        known: paths of datasets.
+        inner: paths of groups; those that are found are added.
+        prefix: the group's own path.
+        depth: levels to go down.
+    """
+    import h5py
+
+    for name in group:
+        full = f"{prefix}{name}"
+        if full in known:
+            continue
+        if isinstance(group.get(name, getlink=True), h5py.ExternalLink):
+            yield full, "is a link to another file"
+        elif full in inner or _class_of(group, name) is h5py.Group:
+            inner.add(full)
+            if depth == 0:
+                yield full, "is nested too deeply"
+            else:
+                yield from _leaves(group[name], known, inner, f"{full}/", depth - 1)
+        else:
+            yield full, "" if _class_of(group, name) is h5py.Dataset else "cannot be opened"
+
+
+def _class_of(group: Any, name: str) -> Any:
+    try:
+        return group.get(name, getclass=True)
+    except Exception:  # a link to nowhere, or a damaged header
         return None
+
+
+def _node(group: Any, name: str) -> Any:
+    """A dataset, or None where it cannot be opened or holds nothing."""
     try:
         node = group[name]
         return None if node.dtype is None else node

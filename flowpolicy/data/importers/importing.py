@@ -18,12 +18,12 @@ from flowpolicy.data.importers.columns import ColumnReader, WideNumbersError, nu
 from flowpolicy.data.importers.registry import open_source
 from flowpolicy.data.importers.request import Request, requested_bounds, wants_clipping
 from flowpolicy.data.importers.source import Source
+from flowpolicy.data.keys import chosen_keys
 from flowpolicy.data.memory import free_memory_bytes
 from flowpolicy.data.rounding import collapses_in_float32
 from flowpolicy.data.store import Demonstrations, episode_ends_problem, write_demonstrations
 from flowpolicy.data.store_writing import check_new, store_writer
 from flowpolicy.data.versions import version_warning
-from flowpolicy.data.zarr_reading import chosen_keys
 from flowpolicy.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
