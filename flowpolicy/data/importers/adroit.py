@@ -58,7 +58,7 @@ def open_adroit(path: Path, clip: bool = True) -> Iterator[Source]:
 
     def rows(number: int, name: str) -> NDArray[Any]:
         value = episodes[number].get(name)
-        if not isinstance(value, np.ndarray) or value.ndim == 0:
+        if not isinstance(value, np.ndarray):
             found = f"no key '{name}'" if value is None else f"a {type(value).__name__} as '{name}'"
             raise DataError(f"{path}: episode {number} has {found}; it must be an array, one row per step.")
         return value

@@ -45,8 +45,8 @@ def open_d4rl(path: Path, episode_length: int | None = None) -> Iterator[Source]
     flags: dict[str, NDArray[np.bool_]] = {}
     with open_hdf5(path) as file:
 
-        def lengths(action: str) -> NDArray[np.int64]:
-            flags.update(_flags(file, path, action, episode_length))
+        def lengths(steps: int) -> NDArray[np.int64]:
+            flags.update(_flags(file, path, steps, episode_length))
             return np.diff(np.flatnonzero(flags[_TERMINALS] | flags[_TIMEOUTS]) + 1, prepend=0)
 
         def rows(_: int, name: str) -> Any:
@@ -62,11 +62,8 @@ def _feature(name: str, node: Any) -> Feature:
     return feature_of(name, key, node, default=name in _KEYS or name.startswith("observations/"))
 
 
-def _flags(file: Any, path: Path, action: str, episode_length: int | None) -> dict[str, NDArray[np.bool_]]:
+def _flags(file: Any, path: Path, steps: int, episode_length: int | None) -> dict[str, NDArray[np.bool_]]:
     """``terminals`` and ``timeouts`` of every step, ``(steps,)`` each; the last step has one of them."""
-    steps = len(open_rows(file, action, path))
-    if steps == 0:
-        raise DataError(f"{path}: '{action}' holds no step; record at least one episode.")
     terminated, truncated = (_flag(file, name, path, steps) for name in (_TERMINALS, _TIMEOUTS))
     if episode_length is not None:
         truncated |= _after_every(episode_length, terminated | truncated) & ~terminated

@@ -48,34 +48,22 @@ def open_diffusion_policy(
             raise DataError(f"{path} has no key '{key}'; it has {listed(store.arrays)}.")
         features = {name: _feature(name, array) for name, array in store.arrays.items() if name in wanted}
 
-        def lengths(action: str) -> NDArray[np.int64]:
+        def lengths(steps: int) -> NDArray[np.int64]:
             ends = store.read_ends()
-            problem = episode_ends_problem(ends, _steps(store.arrays[action], action, path))
+            problem = episode_ends_problem(ends, steps)
             if problem is not None:
                 raise DataError(f"{path}: {problem}.")
             return np.diff(ends.astype(np.int64), prepend=0)
 
-        def rows(_: int, name: str) -> Any:
-            steps = int(store.episode_ends[-1])
-            if (
-                _steps(store.arrays[name], name, path) != steps
-            ):  # before its chunks: they may be absurdly many
-                raise DataError(
-                    f"{path}: '{name}' has shape {store.arrays[name].shape} and there are {steps} steps; "
-                    "every key needs one row per step."
-                )
-            return store.checked(name, missing_chunks)
-
         yield ArraySource(
-            str(path), features, rows=rows, attributes=dict(store.attributes), action="action",
-            timestamps="timestamp" if "timestamp" in features else None, flat_lengths=lengths,
-        )  # fmt: skip
-
-
-def _steps(array: Any, name: str, path: Path) -> int:
-    if not array.shape:
-        raise DataError(f"{path}: '{name}' is a single number; it must have one row per step.")
-    return int(array.shape[0])
+            str(path),
+            features,
+            attributes=dict(store.attributes),
+            action="action",
+            timestamps="timestamp" if "timestamp" in features else None,
+            rows=lambda _, name: store.checked(name, missing_chunks),
+            flat_lengths=lengths,
+        )
 
 
 def _feature(name: str, array: Any) -> Feature:

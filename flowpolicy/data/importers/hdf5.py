@@ -83,8 +83,6 @@ def open_rows(group: Any, key: str, path: Path) -> Any:
         raise DataError(f"{path}: '{full}' is a group where an array is expected.")
     if node.dtype.kind not in "fiub":
         raise DataError(f"{path}: '{full}' holds {node.dtype}, not numbers; convert or leave it out.")
-    if not node.shape:
-        raise DataError(f"{path}: '{full}' is a single number; it must have one row per step.")
     if node.external is not None or node.is_virtual:
         raise DataError(
             f"{path}: '{full}' keeps its data in another file; copy them into this one (h5repack)."

@@ -122,13 +122,13 @@ class ArraySource(Source):
         rows: ``rows(episode, column)`` is an array with that episode's rows, of which only slices are read;
             with ``flat_lengths`` it has the rows of all episodes, one after another.
         longer: whether a column has one row more in each episode than there are actions; it is left out.
-        flat_lengths: from the name of the column that is the action to the steps of each episode
-            ``(episodes,)``, where a column is one array over all episodes; None where it is one an episode.
+        flat_lengths: from the number of steps to the steps of each episode ``(episodes,)``, where a column is
+            one array over all episodes; None where it is one an episode.
     """
 
     rows: Callable[[int, str], Any] = field(kw_only=True)
     longer: Callable[[str], bool] = field(kw_only=True, default=lambda name: False)
-    flat_lengths: Callable[[str], NDArray[np.int64]] | None = field(kw_only=True, default=None)
+    flat_lengths: Callable[[int], NDArray[np.int64]] | None = field(kw_only=True, default=None)
 
     def __post_init__(self) -> None:
         if not self.episodes and self.flat_lengths is None:
@@ -137,7 +137,10 @@ class ArraySource(Source):
     def lengths(self, action: str) -> NDArray[np.int64]:
         """Steps of each episode, ``(episodes,)``."""
         if self.flat_lengths is not None:
-            lengths = self.flat_lengths(action)
+            steps = int(self._rows(0, action).shape[0])
+            if steps == 0:
+                raise DataError(f"{self.where}: '{action}' holds no step; record at least one episode.")
+            lengths = self.flat_lengths(steps)
             self.episodes = self.episodes or [f"episode {number}" for number in range(len(lengths))]
             return lengths
         extra = int(self.longer(action))
@@ -172,9 +175,12 @@ class ArraySource(Source):
 
     def _rows(self, part: int, name: str) -> Any:
         try:
-            return self.rows(part, name)
+            array = self.rows(part, name)
         except Exception as error:  # whatever an importer's libraries raise
             raise reading_error(error, self.where, f"cannot be read at '{name}'") from error
+        if not array.shape:
+            raise DataError(f"{self.where}: '{name}' is a single number; it must have one row per step.")
+        return array
 
     def _slice(self, array: Any, first: int, until: int, name: str) -> NDArray[Any]:
         try:
