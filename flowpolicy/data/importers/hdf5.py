@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from flowpolicy.data.causes import first_line, reading_error
 from flowpolicy.data.features import Kind
-from flowpolicy.data.importers.source import Feature
+from flowpolicy.data.importers.source import ArraySource, Feature
 from flowpolicy.errors import DataError
 
 _MAX_DEPTH = 12
@@ -160,6 +160,23 @@ def _is_written(node: Any) -> bool:
         )
     )
     return int(node.id.get_num_chunks()) >= expected
+
+
+def group_source(path: Path, groups: Mapping[str, Any], describe: Describe, **about: Any) -> ArraySource:
+    """A source whose episodes are groups of one file, each with an array a column.
+
+    Args:
+        path: the file, for messages.
+        groups: the episodes' groups, open, by their names, in order.
+        describe: how a column is listed.
+        about: the other fields of :class:`ArraySource`.
+    """
+    opened = list(groups.values())
+
+    def rows(number: int, name: str) -> Any:
+        return open_rows(opened[number], name, path)
+
+    return ArraySource(str(path), list_features(opened, path, describe), list(groups), rows=rows, **about)
 
 
 def list_features(groups: Sequence[Any], path: Path, describe: Describe) -> dict[str, Feature]:

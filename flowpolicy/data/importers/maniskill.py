@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flowpolicy.data.importers.hdf5 import child, feature_of, is_group, list_features, open_hdf5, open_rows
+from flowpolicy.data.importers.hdf5 import child, feature_of, group_source, is_group, open_hdf5
 from flowpolicy.data.importers.registry import importer
-from flowpolicy.data.importers.source import ArraySource, Feature, Source, json_object, natural_order
+from flowpolicy.data.importers.source import Feature, Source, json_object, natural_order
 
 _KEYS = {
     "actions": "action",
@@ -40,8 +40,10 @@ def open_maniskill(path: Path) -> Iterator[Source]:
     """
     with open_hdf5(path) as file:
         names = natural_order([name for name in file if name.startswith("traj_")])
-        groups = [child(file, name, path) for name in names]
-        has_observations = any(is_group(group) and _holds_arrays(group.get("obs")) for group in groups)
+        groups = {name: child(file, name, path) for name in names}
+        has_observations = any(
+            is_group(group) and _holds_arrays(group.get("obs")) for group in groups.values()
+        )
 
         def feature(name: str, node: Any) -> Feature:
             head, _, rest = name.partition("/")
@@ -49,13 +51,12 @@ def open_maniskill(path: Path) -> Iterator[Source]:
             key = _KEYS.get(name) or (rest if head == "obs" else name).replace("/", ".")
             return feature_of(name, key, node, default=default)
 
-        yield ArraySource(
-            str(path),
-            list_features(groups, path, feature),
-            names,
-            _attributes(path.with_suffix(".json")),
+        yield group_source(
+            path,
+            groups,
+            feature,
+            attributes=_attributes(path.with_suffix(".json")),
             longer=lambda name: name.partition("/")[0] in ("obs", "env_states", "env_init_state"),
-            rows=lambda number, name: open_rows(groups[number], name, path),
         )
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from flowpolicy.data.causes import first_line
-from flowpolicy.data.importers.hdf5 import child, feature_of, list_features, open_hdf5, open_rows
+from flowpolicy.data.importers.hdf5 import child, feature_of, group_source, open_hdf5
 from flowpolicy.data.importers.registry import Contents, importer
-from flowpolicy.data.importers.source import ArraySource, Bounds, Feature, Source, json_object, natural_order
+from flowpolicy.data.importers.source import Bounds, Feature, Source, json_object, natural_order
 from flowpolicy.errors import DataError
 
 _MAIN_FILE = "main_data.hdf5"
@@ -56,15 +56,13 @@ def open_minari(path: Path, download: bool = False) -> Iterator[Source]:
             raise DataError(
                 f"{file_path} holds {len(names)} episodes and its metadata {expected}; copy it again."
             )
-        groups = [child(file, name, file_path) for name in names]
-        yield ArraySource(
-            str(file_path),
-            list_features(groups, file_path, _feature),
-            names,
-            _attributes(metadata, file_path),
+        yield group_source(
+            file_path,
+            {name: child(file, name, file_path) for name in names},
+            _feature,
+            attributes=_attributes(metadata, file_path),
             bounds=_bounds(_parsed(metadata.get("action_space"))),
             longer=lambda name: name.partition("/")[0] in ("observations", "infos"),
-            rows=lambda number, name: open_rows(groups[number], name, file_path),
         )
 
 

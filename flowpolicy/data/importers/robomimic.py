@@ -10,14 +10,13 @@ from typing import Any
 from flowpolicy.data.importers.hdf5 import (
     child,
     feature_of,
+    group_source,
     is_group,
     json_attribute,
-    list_features,
     open_hdf5,
-    open_rows,
 )
 from flowpolicy.data.importers.registry import importer
-from flowpolicy.data.importers.source import ArraySource, Feature, Source, natural_order
+from flowpolicy.data.importers.source import Feature, Source, natural_order
 from flowpolicy.errors import DataError
 
 _KEYS = {"actions": "action", "rewards": "reward", "dones": "done", "obs": "observation"}
@@ -52,15 +51,14 @@ def open_robomimic(path: Path, filter_key: str | None = None) -> Iterator[Source
         if not is_group(data):
             raise DataError(f"{path}: 'data' is an array where a group of demonstrations is expected.")
         names = natural_order(_chosen(file, data, filter_key, path))
-        groups = [child(data, name, path) for name in names]
-        has_observations = any(is_group(group) and "obs" in group for group in groups)
+        groups = {name: child(data, name, path) for name in names}
+        has_observations = any(is_group(group) and "obs" in group for group in groups.values())
 
-        yield ArraySource(
-            str(path),
-            list_features(groups, path, lambda name, node: _feature(name, node, has_observations)),
-            names,
-            _attributes(file, data, names if filter_key is None else None, path),
-            rows=lambda number, name: open_rows(groups[number], name, path),
+        yield group_source(
+            path,
+            groups,
+            lambda name, node: _feature(name, node, has_observations),
+            attributes=_attributes(file, data, names if filter_key is None else None, path),
         )
 
 
