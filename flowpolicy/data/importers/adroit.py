@@ -23,7 +23,7 @@ def _is_pickle(contents: Contents) -> bool:
     )
 
 
-@importer("adroit", "pickled Adroit demonstrations, read without running them", _is_pickle)
+@importer("adroit", _is_pickle)
 def open_adroit(path: Path, clip: bool = True) -> Iterator[Source]:
     """A pickled list of episodes, dicts with ``observations``, ``actions`` and, if any, ``rewards``.
 

@@ -20,7 +20,7 @@ def _is_aloha(contents: Contents) -> bool:
     return contents.has(_PATTERN) or contents.hdf5 >= {"action", "observations"}
 
 
-@importer("aloha", "ALOHA or ACT: a folder of episode_<i>.hdf5, or one of them", _is_aloha)
+@importer("aloha", _is_aloha)
 def open_aloha(path: Path) -> Iterator[Source]:
     """Files with ``/action`` and ``/observations/{qpos, qvel, effort, images/<camera>}``.
 

@@ -24,11 +24,7 @@ _KEYS = {
 }
 
 
-@importer(
-    "d4rl",
-    "flat HDF5 with observations, actions, terminals, timeouts",
-    lambda contents: "actions" in contents.hdf5,
-)
+@importer("d4rl", lambda contents: "actions" in contents.hdf5)
 def open_d4rl(path: Path, episode_length: int | None = None) -> Iterator[Source]:
     """A file with ``observations``, ``actions`` and, where present, ``rewards``, ``terminals``, ``timeouts``.
 

@@ -24,7 +24,7 @@ def _is_store(contents: Contents) -> bool:
     return contents.is_zip or any(map(contents.has, (".zgroup", "zarr.json", "meta/episode_ends")))
 
 
-@importer("diffusion_policy", "Diffusion Policy's zarr replay buffer, folder or zip", _is_store)
+@importer("diffusion_policy", _is_store)
 def open_diffusion_policy(
     path: Path, keys: Iterable[str] | None = None, missing_chunks: str = "refuse"
 ) -> Iterator[Source]:

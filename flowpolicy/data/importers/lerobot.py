@@ -23,11 +23,7 @@ _BOOKKEEPING = {_EPISODE, _FRAME, _TIME, "index", "task_index"}
 _KEYS = {"observation.state": "observation", "next.reward": "reward", "next.done": "done"}
 
 
-@importer(
-    "lerobot",
-    "LeRobot dataset: its folder (parquet) or a repository id",
-    lambda contents: contents.has("meta/info.json"),
-)
+@importer("lerobot", lambda contents: contents.has("meta/info.json"))
 def open_lerobot(path: Path) -> Iterator[Source]:
     """A LeRobot dataset: its folder, or the repository id of one on the Hugging Face Hub.
 

@@ -19,11 +19,7 @@ _KEYS = {
 }
 
 
-@importer(
-    "maniskill",
-    "ManiSkill HDF5 with traj_i groups",
-    lambda contents: any(name.startswith("traj_") for name in contents.hdf5),
-)
+@importer("maniskill", lambda contents: any(name.startswith("traj_") for name in contents.hdf5))
 def open_maniskill(path: Path) -> Iterator[Source]:
     """A ManiSkill file: ``traj_i/{obs, actions, terminated, truncated, rewards, success, env_states}``.
 

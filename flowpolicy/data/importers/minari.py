@@ -30,7 +30,7 @@ def _is_minari(contents: Contents) -> bool:
     return is_folder or any(name.startswith("episode_") for name in contents.hdf5)
 
 
-@importer("minari", "Minari dataset: its folder, its HDF5 file, or an id", _is_minari)
+@importer("minari", _is_minari)
 def open_minari(path: Path, download: bool = False) -> Iterator[Source]:
     """A Minari dataset: its folder, its HDF5 file, or the id of one that the minari package knows.
 

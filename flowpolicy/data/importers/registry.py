@@ -70,7 +70,6 @@ class Importer:
     """A format; see :func:`importer`."""
 
     open: Callable[..., AbstractContextManager[Source]]
-    description: str
     detect: Callable[[Contents], bool]
 
     @property
@@ -84,7 +83,7 @@ FORMATS: dict[str, Importer] = {}
 
 
 def importer(
-    name: str, description: str, detect: Callable[[Contents], bool] = lambda contents: False
+    name: str, detect: Callable[[Contents], bool] = lambda contents: False
 ) -> Callable[[Callable[P, Iterator[Source]]], Callable[P, AbstractContextManager[Source]]]:
     """Enter a generator function as the importer of a format; an earlier one of that name gives way.
 
@@ -93,14 +92,13 @@ def importer(
 
     Args:
         name: of the format, as in ``format=name``.
-        description: one line for people.
         detect: whether a file or folder looks like this format, for ``format=auto``.
     """
 
     def enter(function: Callable[P, Iterator[Source]]) -> Callable[P, AbstractContextManager[Source]]:
         opened = contextlib.contextmanager(function)
         FORMATS.pop(name, None)
-        FORMATS[name] = Importer(opened, description, detect)
+        FORMATS[name] = Importer(opened, detect)
         return opened
 
     return enter

@@ -23,11 +23,7 @@ _KEYS = {"actions": "action", "rewards": "reward", "dones": "done", "obs": "obse
 _ROBOSUITE_TYPE = 1  # robomimic's number for robosuite's environments
 
 
-@importer(
-    "robomimic",
-    "robomimic, robosuite or Isaac Lab HDF5 with data/demo_i groups",
-    lambda contents: "data" in contents.hdf5,
-)
+@importer("robomimic", lambda contents: "data" in contents.hdf5)
 def open_robomimic(path: Path, filter_key: str | None = None) -> Iterator[Source]:
     """A robomimic, robosuite or Isaac Lab file, in numeric order (``demo_10`` after ``demo_2``).
 
