@@ -1,4 +1,4 @@
-"""Roll demonstrators out into a store: python scripts/collect_demos.py env=hopper level=medium."""
+"""Roll experts out into a store: python scripts/collect_demos.py env=hopper level=medium."""
 
 from __future__ import annotations
 

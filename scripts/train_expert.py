@@ -1,4 +1,4 @@
-"""Train a task's demonstrator: python scripts/train_expert.py env=hopper."""
+"""Train a task's expert: python scripts/train_expert.py env=hopper."""
 
 from __future__ import annotations
 

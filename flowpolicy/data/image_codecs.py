@@ -1,14 +1,24 @@
-"""How images are compressed in a store."""
+"""Images in a store: whole numbers from 0 to 255, and how they are compressed."""
 
 from __future__ import annotations
 
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from flowpolicy.errors import DataError
 from flowpolicy.settings import require
 
 CODECS = ("zstd", "jpeg2000")
 _JPEG2000_LEVEL = 50  # as Diffusion Policy writes its own
+
+
+def is_whole_uint8(values: NDArray[Any]) -> bool:
+    """Whether uint8 holds these values as they are."""
+    if values.dtype == np.uint8:
+        return True
+    return bool(((values >= 0) & (values <= 255) & (values == np.round(values))).all())
 
 
 def register_codecs() -> bool:
