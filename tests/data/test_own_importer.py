@@ -1,15 +1,15 @@
-"""The importer in docs/bring_your_own_demonstrations.md runs as it stands there, from outside the package."""
+"""The importer in docs/extend/importer.md as it stands there, from outside the package."""
 
 from __future__ import annotations
 
 import importlib
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from pages import Page
 
 for module in ("zarr", "h5py", "pyarrow"):
     pytest.importorskip(module)
@@ -19,7 +19,7 @@ from flowpolicy.data.store import Demonstrations, read_demonstrations  # noqa: E
 from flowpolicy.errors import ConfigError, DataError  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "bring_your_own_demonstrations.md"
+PAGE = ROOT / "docs" / "extend" / "importer.md"
 LENGTHS = (5, 3, 7)
 
 
@@ -28,10 +28,7 @@ def own_importer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
     """The page's file, in a folder where Python finds it."""
     if not PAGE.exists():
         pytest.skip("the documentation is not part of an installed package")
-    section = PAGE.read_text().partition("## Add an importer")[2]
-    found = re.search(r"```python\n(.*?)```", section, re.DOTALL)
-    assert found is not None
-    (tmp_path / "csv_logs.py").write_text(found.group(1))
+    (tmp_path / "csv_logs.py").write_text(Page.read(PAGE).files["csv_logs.py"])
     monkeypatch.syspath_prepend(str(tmp_path))
     importlib.invalidate_caches()
     yield
