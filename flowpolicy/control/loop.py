@@ -320,7 +320,8 @@ class ControlLoop:
                 self._is_due = True
             return None
         actions, start, seconds = answer
-        chunk = Chunk(actions, start, self.status.steps)
+        step = self.status.steps
+        chunk = Chunk(actions, start, step, waited=tick - self._asked_tick - (step - start))
         self.fusion.add(chunk)
         self._newest = chunk
         self._recent.append(seconds)

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from flowpolicy.errors import ConfigError, TaskError
+from flowpolicy.execution.fusion import Action as Action
 from flowpolicy.execution.receding_horizon import ChunkPolicy
 from flowpolicy.execution.rotations import Rotation
 from flowpolicy.settings import require
 
-Action = NDArray[np.float32]
 Observation = Mapping[str, Any]
 
 TIMESTAMP = "timestamp"
