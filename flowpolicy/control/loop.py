@@ -12,18 +12,21 @@ from typing import Any
 
 import numpy as np
 
-from flowpolicy.control.clock import Clock, MonotonicClock
 from flowpolicy.control.config import ControlConfig
-from flowpolicy.control.driver_watch import DriverWatch
 from flowpolicy.control.events import Event, EventLog
-from flowpolicy.control.exclusive import exclusive
 from flowpolicy.control.history import ObservationHistory
-from flowpolicy.control.inference import Worker
-from flowpolicy.control.pipeline import Pipeline
-from flowpolicy.control.priority import real_time_priority, without_collection
+from flowpolicy.control.inference import Pipeline, Worker
 from flowpolicy.control.robot import Action, Robot
 from flowpolicy.control.safety import SafetyGate
-from flowpolicy.control.signals import ending_signals
+from flowpolicy.control.system import (
+    Clock,
+    DriverWatch,
+    MonotonicClock,
+    ending_signals,
+    exclusive,
+    real_time_priority,
+    without_collection,
+)
 from flowpolicy.control.telemetry import SOURCES, Telemetry
 from flowpolicy.execution.fusion import Chunk, Fusion, build_fusion
 from flowpolicy.execution.receding_horizon import ChunkPolicy

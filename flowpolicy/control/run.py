@@ -21,8 +21,8 @@ from flowpolicy.control.report import write_report
 from flowpolicy.control.robot import Robot
 from flowpolicy.control.robots.simulated import SimulatedRobot, WorldReport, film
 from flowpolicy.control.robots.trace import TraceRobot
-from flowpolicy.control.signals import ending_signals
 from flowpolicy.control.statistics import run_statistics
+from flowpolicy.control.system import ending_signals
 from flowpolicy.data.store import read_demonstrations
 from flowpolicy.errors import ConfigError
 from flowpolicy.evaluation.summary import machine, versions, write_summary

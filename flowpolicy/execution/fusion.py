@@ -179,8 +179,8 @@ class RealTimeChunking(Switch):
     is free (algorithm 1 and equation 5 there). How many will be executed is the second largest of the delays
     counted recently: a chunk rarely arrives later than it was planned for, and one delay that was out of the
     ordinary freezes nothing. Those counts outlive an episode: they belong to the machine. The first chunk of
-    an episode, for which a worker may still be warming up, and one that the robot waited for, holding, are no
-    measure of what is executed meanwhile: the ticks that such a chunk took count only while there is no other.
+    an episode, for which a worker may still be warming up, and one that the robot waited for do not measure
+    what is executed meanwhile: the ticks that such a chunk took count only while there is no other.
 
     Args:
         horizon: T.

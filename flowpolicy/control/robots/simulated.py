@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowpolicy.control.clock import MonotonicClock
 from flowpolicy.control.planner_hosts import process_context
 from flowpolicy.control.robot import EPISODE, TIMESTAMP, Action, Observation, RobotError, RobotSpec
 from flowpolicy.control.robots.shared import Mailbox
-from flowpolicy.control.signals import leave_to_the_loop
+from flowpolicy.control.system import MonotonicClock, leave_to_the_loop
 from flowpolicy.errors import ConfigError, FlowPolicyError, TaskError
 from flowpolicy.evaluation.task import Task
 from flowpolicy.execution.rotations import Rotation

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowpolicy.control.clock import Clock, MonotonicClock
 from flowpolicy.control.robot import EPISODE, TIMESTAMP, Action, Observation, RobotSpec
+from flowpolicy.control.system import Clock, MonotonicClock
 from flowpolicy.data.store import Demonstrations
 from flowpolicy.settings import require
 
