@@ -1,8 +1,8 @@
 """Inference beside the loop: requests go to a worker and chunks come back, whatever becomes of the worker.
 
-A :class:`Pipeline` is what the loop asks; it counts every way in which a request can fail. A
-:class:`SparedWorker` is a planner at work with spares that stand by for it. Each planner runs in a thread or a
-process (:mod:`flowpolicy.control.planner_hosts`).
+A :class:`Pipeline` is what the loop asks; it counts every way in which a request can fail.
+A :class:`SparedWorker` is a planner at work with spares that stand by for it, each in a thread or process of
+its own (:mod:`flowpolicy.control.planner_hosts`).
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ START_TIMEOUT_S = 60.0
 SILENCE_S = 0.05
 """Without a new observation after which the process is looked at."""
 KEPT_STEPS = 200_000
-"""Steps whose commands are kept for a film; in a longer run the later ones are not."""
+"""Steps whose commands are kept for a video; in a longer run the later ones are not."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,7 @@ class SimulatedRobot:
                 f"Task '{task.name}' does not say what its safe action is; name the task with env=..., or "
                 "add safe_action: hold (position control) or zero (torque, velocity) to its file."
             )
+        self.task = task
         rate = task.control_hz if rate_hz is None else rate_hz
         require(rate > 0, "robot.rate_hz", rate, "positive")
         require(heartbeat_s > 0, "heartbeat_s", heartbeat_s, "positive")
@@ -289,7 +290,7 @@ class _World:
         self.observations.write(**items, timestamp=time.monotonic(), episode=self.episode)
 
 
-def film(task: Task, report: WorldReport, path: Path, seconds: float = 60.0) -> Path | None:
+def record_video(task: Task, report: WorldReport, path: Path, seconds: float = 60.0) -> Path | None:
     """The run's episodes again from their executed commands, as a video in real time.
 
     A simulator given the same seed and commands does the same again, so that nothing had to be rendered
@@ -299,7 +300,7 @@ def film(task: Task, report: WorldReport, path: Path, seconds: float = 60.0) -> 
         task: of the world.
         report: of the run.
         path: the mp4.
-        seconds: of film at most.
+        seconds: of video at most.
 
     Returns:
         ``path``, or None where nothing can be rendered here (one sentence is logged).
