@@ -13,10 +13,10 @@ from flowpolicy.acceleration.sampler import Sampler
 from flowpolicy.evaluation.summary import write_summary
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.serving.config import TOKEN_VARIABLE, ServerConfig
+from flowpolicy.serving.connections import ServerStatistics
 from flowpolicy.serving.listener import Listener, listen_on
 from flowpolicy.serving.server import PolicyServer
 from flowpolicy.serving.service import PolicyService, describe
-from flowpolicy.serving.statistics import ServerStatistics
 
 log = logging.getLogger(__name__)
 

@@ -29,9 +29,8 @@ from websockets.exceptions import ConnectionClosed
 from websockets.protocol import State
 
 from flowpolicy.errors import FlowPolicyError
-from flowpolicy.serving.admission import MAX_HANDSHAKES, Admission
 from flowpolicy.serving.config import ServerConfig
-from flowpolicy.serving.connection import GuardedConnection
+from flowpolicy.serving.connections import MAX_HANDSHAKES, Admission, GuardedConnection, ServerStatistics
 from flowpolicy.serving.listener import (
     BACKLOG,
     SPARE_FILES,
@@ -43,7 +42,6 @@ from flowpolicy.serving.listener import (
 )
 from flowpolicy.serving.messages import MessageError, encode
 from flowpolicy.serving.service import PolicyService
-from flowpolicy.serving.statistics import ServerStatistics
 
 log = logging.getLogger(__name__)
 # Its own records are a traceback for every stranger's bad handshake; what matters is counted here.
