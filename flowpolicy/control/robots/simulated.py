@@ -324,5 +324,5 @@ def record_video(task: Task, report: WorldReport, path: Path, seconds: float = 6
             left -= len(commands)
     finally:
         env.close()
-        path_or_none = video.close()
-    return path_or_none
+        made = video.close()
+    return made
