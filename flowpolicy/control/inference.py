@@ -63,7 +63,6 @@ class Worker(Protocol):
 
     def submit(self, request: Request) -> None:
         """Hand over a request; one answer follows, unless the worker is replaced first."""
-        ...
 
     def poll(self, timeout: float = 0.0) -> Answer | None:
         """The next answer, waiting at most ``timeout`` seconds for it.
@@ -71,7 +70,6 @@ class Worker(Protocol):
         Raises:
             WorkerDiedError: there will be none.
         """
-        ...
 
     def ready(self, timeout: float = 0.0) -> bool:
         """Whether a planner is built, waiting at most ``timeout`` seconds for it, and for its spares.
@@ -79,15 +77,12 @@ class Worker(Protocol):
         Raises:
             WorkerDiedError: it cannot be built.
         """
-        ...
 
     def restart(self) -> None:
         """Give up the planner and whatever it has under way, and go on with a spare, without waiting."""
-        ...
 
     def close(self) -> None:
         """End it; a second call does nothing."""
-        ...
 
 
 class SparedWorker:

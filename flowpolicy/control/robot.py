@@ -111,16 +111,12 @@ class Robot(Protocol):
     @property
     def spec(self) -> RobotSpec:
         """What it takes and gives."""
-        ...
 
     def observe(self) -> Observation:
         """The newest observation: key -> array of the spec's shape; ``timestamp``, ``episode`` if known."""
-        ...
 
     def act(self, action: Action) -> None:
         """Take a command ``(A,)`` within the bounds; it holds until the next one."""
-        ...
 
     def close(self) -> None:
         """Let go of it; a second call does nothing."""
-        ...

@@ -41,11 +41,9 @@ class Clock(Protocol):
 
     def now(self) -> float:
         """Seconds since some fixed moment."""
-        ...
 
     def sleep_until(self, moment: float) -> None:
         """Return at ``moment``, or at once where it has passed."""
-        ...
 
 
 class MonotonicClock:

@@ -74,19 +74,15 @@ class Fusion(Protocol):
 
     def reset(self) -> None:
         """Forget all chunks: a new episode begins."""
-        ...
 
     def add(self, chunk: Chunk) -> None:
         """A chunk has arrived."""
-        ...
 
     def action(self, step: int) -> Action | None:
         """The action ``(A,)`` of a step, or None where no chunk covers it."""
-        ...
 
     def prefix(self, step: int) -> Prefix | None:
         """What a chunk requested at ``step`` should agree with; None where it is planned freely."""
-        ...
 
 
 class Switch:

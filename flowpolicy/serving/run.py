@@ -65,11 +65,7 @@ def serve_checkpoint(config: ServeConfig, run_dir: Path, command: str) -> Server
 
 
 def serve_sampler(
-    sampler: Sampler,
-    config: ServeConfig,
-    run_dir: Path,
-    command: str,
-    listener: Listener | None = None,
+    sampler: Sampler, config: ServeConfig, run_dir: Path, command: str, listener: Listener | None = None
 ) -> ServerStatistics:
     """As :func:`serve_checkpoint`, with a sampler that is built already."""
     started = time.time()
