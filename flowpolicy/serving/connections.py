@@ -298,7 +298,8 @@ class GuardedConnection(ServerConnection):
             self._be_patient()
 
     def _be_patient(self) -> None:
-        if self._patience is not None and not self.is_busy:  # else it is the server that is slow
+        # Busy, or with messages that wait for their turn, it is the server that is slow.
+        if self._patience is not None and not self.is_busy and self.transport.is_reading():
             self.drop("message not finished in time")
             return
         self._patience = self.loop.call_later(self.host.config.message_timeout_s, self._be_patient)
