@@ -183,15 +183,16 @@ def run_control(
 
     started = time.time()
     with ending_signals(on_signal), ExitStack() as opened:
+        opened.callback(lambda: robot.close() if robot is not None else None)
         policy = FlowPolicy.load(config.checkpoint)
         plan = config.read_plan(policy)
         settings, faster = config.samplers(policy, plan)
         control = config.control
         if plan is not None and control.execute_horizon is None:
             control = replace(control, execute_horizon=plan.execute_horizon)
+        kind = config.robot.kind if robot is None else f"{type(robot).__module__}:{type(robot).__name__}"
         if robot is None:
             robot = build_robot(config.robot, policy, env, config.checkpoint)
-        opened.callback(robot.close)
         robot.spec.check(policy)
         fast = None
         if faster is not None:
@@ -213,7 +214,7 @@ def run_control(
             loop.run(ticks)
         opened.close()
         about = {
-            "task": task, "robot": config.robot.kind, "checkpoint": config.checkpoint,
+            "task": task, "robot": kind, "checkpoint": config.checkpoint,
             "policy": policy.name, "num_steps": settings.num_steps or policy.default_num_steps,
             "backend": "eager" if config.inpainting else settings.backend,
             "plan": config.plan, "fast_steps": faster.num_steps if faster else None,

@@ -201,6 +201,9 @@ def test_one_file_outside_the_package_is_a_robot(
     assert (summary["task"], summary["metrics"]["stopped"]) == ("arm", "finished")
     assert summary["metrics"]["sources"]["chunk"] > 0.3
     assert len(arm.commands) > 10
+    assert not any(
+        thread.name.startswith("Thread") and "_listen" in thread.name for thread in threading.enumerate()
+    )
     assert {"report.html", "events.json"} <= {file.name for file in run_dir.iterdir()}
 
 
