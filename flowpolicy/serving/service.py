@@ -72,14 +72,9 @@ class PolicyService:
     """
 
     def __init__(
-        self,
-        policy: ChunkPolicy,
-        *,
-        max_batch: int = 64,
-        seed: int = 0,
-        rows_per_turn: int = 1,
+        self, policy: ChunkPolicy, *, max_batch: int = 64, seed: int = 0, rows_per_turn: int = 1,
         description: Mapping[str, Any] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         require(max_batch >= 1, "max_batch", max_batch, "at least 1")
         require(rows_per_turn >= 1, "rows_per_turn", rows_per_turn, "at least 1")
         if NOISE in policy.spec.observation_shapes:
@@ -125,16 +120,15 @@ class PolicyService:
         """
         started = time.perf_counter()
         request = self.read(message)
-        rows, planning = len(request.noise), 0.0
+        count, planning = len(request.noise), 0.0
         chunks = []
-        for start in range(0, rows, self.rows_per_turn):
+        for start in range(0, count, self.rows_per_turn):
             if start:
                 yield None
             part = slice(start, start + self.rows_per_turn)
+            observations = {key: rows[part] for key, rows in request.observations.items()}
             before = time.perf_counter()
-            chunks.append(
-                self._plan({k: v[part] for k, v in request.observations.items()}, request.noise[part])
-            )
+            chunks.append(self._plan(observations, request.noise[part]))
             planning += time.perf_counter() - before
         actions = np.concatenate(chunks) if len(chunks) > 1 else chunks[0]
         if not np.isfinite(actions).all():
@@ -145,13 +139,9 @@ class PolicyService:
         timing = {"infer_ms": 1e3 * (time.perf_counter() - started)}
         if received is not None:
             timing["queue_ms"] = 1e3 * (started - received)
-        yield encode(
-            {
-                "actions": actions if request.is_batch else actions[0],
-                "server_timing": timing,
-                "policy_timing": {"infer_ms": 1e3 * planning},
-            }
-        )
+        actions = actions if request.is_batch else actions[0]
+        policy_timing = {"infer_ms": 1e3 * planning}
+        yield encode({"actions": actions, "server_timing": timing, "policy_timing": policy_timing})
 
     def read(self, message: bytes | str) -> PlanRequest:
         """Check a message.
@@ -225,11 +215,8 @@ class PolicyService:
             raise FlowPolicyError(f"The request's '{PROMPT}' is no text; send a string, or leave it out.")
         if not self._has_told_of_prompt:
             self._has_told_of_prompt = True
-            told = (
-                f"; it reads which task is meant from the one-hot vector '{TASK}'"
-                if TASK in self._shapes
-                else ""
-            )
+            told = f"; it reads which task is meant from the one-hot vector '{TASK}'"
+            told = told if TASK in self._shapes else ""
             log.info("A client sends '%s', which this policy does not read%s.", PROMPT, told)
 
     def _plan(
@@ -276,13 +263,10 @@ def _checked(name: str, value: Any, shape: tuple[int, ...]) -> tuple[NDArray[Any
     if not isinstance(value, np.ndarray):
         raise FlowPolicyError(f"{name} is no array; send a numpy array of numbers.")
     given = value.shape
-    batch: int | None = None
-    if given[1:] == shape:
-        rows, batch = value, len(value)
-    elif given == shape:
-        rows = value[None]
-    elif shape[0] == 1 and given == shape[1:]:
-        rows = value[None, None]
+    batch = len(value) if given[1:] == shape else None
+    single = (shape, shape[1:]) if shape[0] == 1 else (shape,)
+    if batch is not None or given in single:
+        rows = value.reshape(-1, *shape)
     elif is_image(shape[1:]) and (moved := _channels_last(value, shape)) is not None:
         return _checked(name, moved, shape)
     else:
