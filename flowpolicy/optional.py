@@ -1,0 +1,26 @@
+"""Packages of the extras: imported where they are needed, and where one is missing, its extra is named."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+from flowpolicy.errors import ConfigError
+
+
+@contextlib.contextmanager
+def optional(need: str, extra: str, raised: Callable[[str], BaseException] = ConfigError) -> Iterator[None]:
+    """A block that imports what ``flowpolicy[extra]`` brings.
+
+    ``with optional("Plots need matplotlib", "train"): import matplotlib``
+
+    Args:
+        need: the sentence's first words; ``{name}`` stands for the module that is missing.
+        extra: that brings it.
+        raised: the error, made of the sentence.
+    """
+    try:
+        yield
+    except ImportError as error:
+        need = need.replace("{name}", f"'{error.name}'")
+        raise raised(f"{need}; install it with: pip install 'flowpolicy[{extra}]'.") from error
