@@ -12,7 +12,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-try:
+from flowpolicy.errors import FlowPolicyError
+from flowpolicy.optional import optional
+from flowpolicy.runs.run_folder import claim, refuse_other_kind
+from flowpolicy.settings import unknown_key
+
+with optional("The scripts need {name}", "train", SystemExit):
     import hydra
     from filelock import FileLock, Timeout
     from hydra.core.hydra_config import HydraConfig
@@ -21,14 +26,6 @@ try:
     from hydra.errors import HydraException
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
-except ImportError as missing:
-    raise SystemExit(
-        f"The scripts need '{missing.name}'; install it with: pip install 'flowpolicy[train]'."
-    ) from missing
-
-from flowpolicy.errors import FlowPolicyError
-from flowpolicy.runs.run_folder import claim, refuse_other_kind
-from flowpolicy.settings import unknown_key
 
 CONFIG_PACKAGE = "flowpolicy_configs"
 Main = Callable[[dict[str, Any], Path], None]

@@ -5,6 +5,7 @@ from typing import Any
 
 from flowpolicy.cli import alone_in, chosen, command_line, composed, script
 from flowpolicy.errors import TaskError
+from flowpolicy.optional import optional
 from flowpolicy.pretraining.run import find_or_pretrain
 from flowpolicy.runs.distributed import processes
 
@@ -14,12 +15,8 @@ BASES = Path("runs/base")
 @script("finetune_reinflow")
 def main(config: dict[str, Any], run_dir: Path) -> None:
     """Pretrain where no checkpoint is given, practise, evaluate, and say where the results are."""
-    try:
+    with optional("Fine-tuning needs {name}", "train,rl", TaskError):
         from flowpolicy.finetuning.run import finetune
-    except ImportError as error:
-        raise TaskError(
-            f"Fine-tuning needs '{error.name}'; run: pip install 'flowpolicy[train,rl]'."
-        ) from error
 
     base = config.pop("base")
     del config["run_dir"]

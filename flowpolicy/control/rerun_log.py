@@ -10,8 +10,8 @@ import numpy as np
 
 from flowpolicy.control.statistics import Columns
 from flowpolicy.control.telemetry import SOURCES
-from flowpolicy.errors import ConfigError
 from flowpolicy.files.storage import atomic_file
+from flowpolicy.optional import optional
 
 
 def write_rerun(path: Path, columns: Columns, events: Mapping[str, Any]) -> Path:
@@ -28,10 +28,8 @@ def write_rerun(path: Path, columns: Columns, events: Mapping[str, Any]) -> Path
     Raises:
         ConfigError: rerun-sdk is not installed.
     """
-    try:
+    with optional("rerun=true needs rerun-sdk", "rerun"):
         import rerun
-    except ImportError as error:
-        raise ConfigError("rerun=true needs rerun-sdk; run: pip install 'flowpolicy[rerun]'.") from error
     with atomic_file(path) as temporary:
         recording = rerun.RecordingStream("flowpolicy")
         recording.save(temporary)

@@ -22,6 +22,7 @@ from flowpolicy.data.zarr_checks import check_array, group_in_zip
 from flowpolicy.errors import DataError
 from flowpolicy.files.storage import atomic_file
 from flowpolicy.observations import is_image
+from flowpolicy.optional import optional
 
 logger = logging.getLogger(__name__)
 
@@ -178,12 +179,8 @@ def import_zarr() -> Any:
     Raises:
         DataError: it is not installed.
     """
-    try:
+    with optional("Demonstration stores need zarr", "train", DataError):
         import zarr
-    except ImportError as error:
-        raise DataError(
-            "Demonstration stores need zarr; install it with: pip install 'flowpolicy[train]'."
-        ) from error
     return zarr
 
 

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from flowpolicy.files.storage import atomic_file
 from flowpolicy.optional import optional
 
-# Okabe and Ito's palette, told apart with any colour vision and in grey; its yellow is darkened for white paper.
+# Okabe and Ito's palette, its yellow darkened for white: told apart with any colour vision, and in grey.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#5F6368"
 AMBER, PINK = "#E69F00", "#CC79A7"
 PALETTE = (BLUE, ORANGE, GREEN, AMBER, PINK, "#56B4E9", "#B8A800", "#000000")
@@ -106,7 +105,7 @@ def reference_line(axis: Any, height: float | None, name: str) -> None:
         axis.axhline(height, color=GREY, ls="--", lw=1.4, label=f"{name}, {height:.4g}")
 
 
-def points_with_intervals(axis: Any, x: ArrayLike, means: ArrayLike, ends: ArrayLike, **style: Any) -> None:
+def points_with_intervals(axis: Any, x: Any, means: Any, ends: Any, **style: Any) -> None:
     """A line through ``means`` with the intervals ``ends`` (n, 2) as bars; an unknown interval has none."""
     spans = np.nan_to_num(np.abs(np.asarray(ends, dtype=float) - np.asarray(means, dtype=float)[:, None]))
     axis.errorbar(x, means, yerr=spans.T, marker="o", ms=4, capsize=3, lw=1.4, **style)

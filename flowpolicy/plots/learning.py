@@ -156,10 +156,12 @@ def _draw_performance(
     key = f"evaluation/{name}"
     points = [row for row in rows if key in row]
     if points:
-        found = (row["step"] for row in points), (row[key] for row in points)
-        ends = [[row[f"{key}_low"], row[f"{key}_high"]] for row in points]
+        steps, means, low, high = (
+            np.array([row[name] for row in points]) for name in ("step", key, f"{key}_low", f"{key}_high")
+        )
         result = "95% interval" if after is None else f"{after[mean_key]:.4g} at the end"
-        points_with_intervals(axis, *map(list, found), ends, color=ORANGE, label=f"as deployed, {result}")
+        ends = np.stack([low, high], axis=1)
+        points_with_intervals(axis, steps, means, ends, color=ORANGE, label=f"as deployed, {result}")
     axis.set(title=LABELS[name].capitalize(), ylim=(0 if name == "success" else None, None))
 
 

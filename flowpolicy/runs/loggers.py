@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from flowpolicy.errors import ConfigError, FlowPolicyError
+from flowpolicy.errors import FlowPolicyError
 from flowpolicy.files.storage import atomic_file
+from flowpolicy.optional import optional
 
 logger = logging.getLogger(__name__)
 LOGGERS = ("csv", "tensorboard", "wandb")
@@ -77,12 +78,8 @@ class TensorBoardLogger:
     """Event files in ``run_dir/tensorboard``."""
 
     def __init__(self, run_dir: Path) -> None:
-        try:
+        with optional("The logger 'tensorboard' is not installed", "logging"):
             from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ConfigError(
-                "The logger 'tensorboard' is not installed; get it with: pip install 'flowpolicy[logging]'."
-            ) from error
         self.writer = SummaryWriter(str(run_dir / "tensorboard"))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -99,12 +96,8 @@ class WandbLogger:
     """A Weights & Biases run, offline unless there is an account or the setting ``wandb.mode`` says so."""
 
     def __init__(self, run_dir: Path, config: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-        try:
+        with optional("The logger 'wandb' is not installed", "logging"):
             import wandb
-        except ImportError as error:
-            raise ConfigError(
-                "The logger 'wandb' is not installed; get it with: pip install 'flowpolicy[logging]'."
-            ) from error
         has_account = bool(os.environ.get("WANDB_API_KEY")) or (Path.home() / ".netrc").exists()
         mode = "online" if has_account else "offline"
         arguments = {"project": "flowpolicy", "mode": mode, "dir": str(run_dir), **settings}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from flowpolicy.data.importers.source import BLOCK_BYTES, Block, Feature, Source
 from flowpolicy.data.zarr_reading import resolve_path
 from flowpolicy.errors import DataError
 from flowpolicy.files.hub import download_dataset
+from flowpolicy.optional import optional
 
 _EPISODE, _FRAME, _TIME = "episode_index", "frame_index", "timestamp"
 _BOOKKEEPING = {_EPISODE, _FRAME, _TIME, "index", "task_index"}
@@ -38,10 +38,10 @@ def open_lerobot(path: Path | str) -> Iterator[Source]:
     Raises:
         DataError: a damaged or incomplete dataset.
     """
-    if importlib.util.find_spec("pyarrow") is None:  # known before anything is fetched
-        raise DataError(
-            f"{path} needs pyarrow to be read; install it with: pip install 'flowpolicy[import]'."
-        )
+    with optional(
+        f"{path} needs pyarrow to be read", "import", DataError
+    ):  # known before anything is fetched
+        import pyarrow  # noqa: F401
     folder = _find_folder(path)
     description = folder / "meta" / "info.json"
     if not description.is_file():

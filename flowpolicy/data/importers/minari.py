@@ -16,6 +16,7 @@ from flowpolicy.data.importers.hdf5 import Hdf5Episodes, child, feature_of, list
 from flowpolicy.data.importers.source import Bounds, Feature, Source, json_object
 from flowpolicy.data.zarr_reading import resolve_path
 from flowpolicy.errors import DataError
+from flowpolicy.optional import optional
 
 MAIN_FILE = "main_data.hdf5"
 _KEYS = {
@@ -92,12 +93,8 @@ def _find_file(path: Path | str, download: bool) -> Path:
         raise DataError(f"{folder} has no data/{MAIN_FILE}; give a Minari dataset kept as HDF5.")
     if Path(path).is_absolute() or Path(path).suffix:
         raise DataError(f"There is no Minari dataset at {path}; check the path.")
-    try:
+    with optional(f"'{path}' is no folder here, and reading it as an id needs minari", "minari", DataError):
         import minari
-    except ImportError as error:
-        raise DataError(
-            f"'{path}' is no folder here, and reading it as an id needs: pip install 'flowpolicy[minari]'."
-        ) from error
     try:
         stored = Path(minari.load_dataset(str(path), download=download).storage.data_path)
     except Exception as error:
