@@ -38,10 +38,8 @@ def open_lerobot(path: Path | str) -> Iterator[Source]:
     Raises:
         DataError: a damaged or incomplete dataset.
     """
-    with optional(
-        f"{path} needs pyarrow to be read", "import", DataError
-    ):  # known before anything is fetched
-        import pyarrow  # noqa: F401
+    with optional(f"{path} needs pyarrow to be read", "import", DataError):
+        import pyarrow  # noqa: F401 - known before anything is fetched
     folder = _find_folder(path)
     description = folder / "meta" / "info.json"
     if not description.is_file():
