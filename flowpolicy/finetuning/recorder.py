@@ -12,7 +12,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from flowpolicy.finetuning.reinflow import ReinFlow
 from flowpolicy.policy import FlowPolicy
-from flowpolicy.runs.loggers import MetricLogger
+from flowpolicy.runs.loggers import Loggers
 from flowpolicy.runs.progress import progress_bar
 
 STATE_FILE = "training_state.zip"
@@ -40,7 +40,7 @@ class Recorder(BaseCallback):
         save_every: int,
         evaluate_every: int,
         evaluate: Callable[[FlowPolicy], Mapping[str, float]],
-        loggers: list[MetricLogger],
+        loggers: Loggers,
     ) -> None:
         super().__init__()
         self.run_dir, self.save_every = run_dir, save_every
@@ -80,8 +80,7 @@ class Recorder(BaseCallback):
             )
             if crossed and not is_last:
                 metrics |= self.evaluate(model.deployed_policy())
-            for sink in self.loggers:
-                sink.log(model.num_timesteps, metrics)
+            self.loggers.log(model.num_timesteps, metrics)
             if is_last or model.iteration % self.save_every == 0:
                 model.save(self.run_dir / STATE_FILE)
         model.processes.wait()

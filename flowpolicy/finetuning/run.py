@@ -24,7 +24,6 @@ from flowpolicy.evaluation.summary import write_summary
 from flowpolicy.evaluation.task import Task, task_from
 from flowpolicy.evaluation.video import side_by_side
 from flowpolicy.files.reading import read_json
-from flowpolicy.files.storage import write_json
 from flowpolicy.finetuning.chain import NoisyFlow
 from flowpolicy.finetuning.chunked_vec_env import ChunkedVecEnv
 from flowpolicy.finetuning.config import FinetuneConfig
@@ -38,15 +37,24 @@ from flowpolicy.plots.learning import plot_finetuning
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.pretraining.config import DataConfig
 from flowpolicy.pretraining.run import make_samplers
-from flowpolicy.pretraining.state import refuse_other_settings
 from flowpolicy.runs.device import resolve_device
 from flowpolicy.runs.distributed import Processes, processes
-from flowpolicy.runs.loggers import MetricLogger, build_loggers, read_metrics
-from flowpolicy.runs.run_folder import FINETUNING, claim, refuse_other_kind
+from flowpolicy.runs.loggers import Loggers, build_loggers, read_metrics
+from flowpolicy.runs.run_folder import (
+    FINETUNING,
+    RunFolder,
+    comparable_settings,
+    refuse_other_settings,
+)
 from flowpolicy.settings import build
 
 logger = logging.getLogger(__name__)
 BASE, CHECKPOINT = "base", "checkpoint"
+_REPORTING = (
+    "resume", "device", "video", "evaluate_every", "evaluate_episodes", "final_episodes", "loggers",
+    "evaluation_envs", "save_every", "wandb", "threads", "workers",
+)  # fmt: skip
+"""Settings that a resumed run may change: where it computes, and where and how often it reports."""
 
 
 def finetune(settings: Mapping[str, Any], run_dir: Path, *, command: str = "") -> Path | None:
@@ -67,15 +75,18 @@ def _run(config: FinetuneConfig, run_dir: Path, command: str, group: Processes) 
         torch.set_num_threads(config.threads)
     device = resolve_device(config.device, group.local_rank)
     task = task_from(config.env)
-    is_old = _check_folder(config, run_dir)
+    settings = comparable_settings(config, _REPORTING)
+    folder = RunFolder(run_dir, FINETUNING, state=STATE_FILE, result=CHECKPOINT)
+    is_old = folder.continues(resume=config.resume)
+    if is_old:
+        refuse_other_settings(run_dir, read_json(run_dir / "config.json"), settings)
     base = FlowPolicy.load(run_dir / BASE if is_old else config.checkpoint, device)
     _check_base(base, task, config)
     update, regularizers = build_update_rule(config.update), _regularizers(config, base)
-    sinks = _loggers(config, run_dir) if group.is_first else []
+    loggers = _loggers(config, run_dir, settings) if group.is_first else Loggers()
     if group.is_first and not is_old:
-        claim(run_dir, FINETUNING)
         base.save(run_dir / BASE)
-        write_json(run_dir / "config.json", _settings_of(config))
+        folder.begin(settings)
     group.wait()
     env = _environments(config, task, base, group)
     try:
@@ -94,7 +105,7 @@ def _run(config: FinetuneConfig, run_dir: Path, command: str, group: Processes) 
                 policy, task, episodes=config.evaluate_episodes, num_envs=config.evaluation_envs,
                 seed=EVALUATION_ON_THE_WAY, show_progress=False,
             ).scalars(),
-            loggers=sinks,
+            loggers=loggers,
         )  # fmt: skip
         if is_old:
             logger.info("Continuing %s at %s environment steps.", run_dir, f"{model.num_timesteps:,}")
@@ -108,10 +119,9 @@ def _run(config: FinetuneConfig, run_dir: Path, command: str, group: Processes) 
         return None
     tuned.save(run_dir / CHECKPOINT)
     after = _evaluated(config, task, tuned, run_dir, "after", group)
-    for sink in recorder.loggers:
-        if after is not None:
-            sink.log(model.num_timesteps, after.scalars())
-        sink.close()
+    if after is not None:
+        loggers.log(model.num_timesteps, after.scalars())
+    loggers.close()
     metrics = _metrics(model, before, after)
     if config.video and before is not None and before.video and after is not None and after.video:
         titles = ("before practice", f"after {model.num_timesteps:,} steps of practice")
@@ -136,24 +146,6 @@ EVALUATION_ON_THE_WAY = 3_000_000
 """First seed of evaluations during practice: not those of the final one, which nothing was chosen on."""
 
 
-def _check_folder(config: FinetuneConfig, run_dir: Path) -> bool:
-    """Whether there is a run to continue in ``run_dir``; refuses one that must not be overwritten."""
-    refuse_other_kind(run_dir, FINETUNING)
-    if not (run_dir / STATE_FILE).exists():
-        if (run_dir / CHECKPOINT).exists():
-            raise ConfigError(
-                f"{run_dir} holds a tuned checkpoint whose {STATE_FILE} is gone, so it cannot be continued; "
-                "choose another run_dir."
-            )
-        return False
-    if not config.resume:
-        raise ConfigError(
-            f"{run_dir} holds a run already; add resume=true to continue it, or choose another run_dir."
-        )
-    refuse_other_settings(run_dir, read_json(run_dir / "config.json"), _settings_of(config))
-    return True
-
-
 def _check_base(base: FlowPolicy, task: Task, config: FinetuneConfig) -> None:
     base.check_steps(config.num_steps, "euler")
     if (task.obs_horizon, task.action_horizon) != (base.obs_horizon, base.action_horizon):
@@ -173,11 +165,11 @@ def _check_base(base: FlowPolicy, task: Task, config: FinetuneConfig) -> None:
         environment.close()
 
 
-def _loggers(config: FinetuneConfig, run_dir: Path) -> list[MetricLogger]:
+def _loggers(config: FinetuneConfig, run_dir: Path, settings: Mapping[str, Any]) -> Loggers:
     """Built early: a missing package is not found after an hour. The CSV is cut where the state is."""
     state = run_dir / STATE_FILE
     done = ReinFlow.load(state, device="cpu").num_timesteps if state.exists() else 0
-    return build_loggers(config.loggers, run_dir, _settings_of(config), config.wandb, done)
+    return build_loggers(config.loggers, run_dir, settings, config.wandb, done)
 
 
 def _environments(config: FinetuneConfig, task: Task, base: FlowPolicy, group: Processes) -> VecEnv:
@@ -304,14 +296,3 @@ def _shown(result: EvaluationResult) -> str:
     if metrics["success_rate"] is not None:
         text += f", success {metrics['success_rate']:.2f}"
     return text
-
-
-def _settings_of(config: FinetuneConfig) -> dict[str, Any]:
-    """What a resumed run must have in common with the first: all but where and how often it reports."""
-    settings = dataclasses.asdict(config)
-    for key in (
-        "resume", "device", "video", "evaluate_every", "evaluate_episodes", "final_episodes", "loggers",
-        "evaluation_envs", "save_every", "wandb", "threads", "workers",
-    ):  # fmt: skip
-        del settings[key]
-    return settings

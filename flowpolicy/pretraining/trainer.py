@@ -20,7 +20,7 @@ from flowpolicy.pretraining.config import TrainConfig
 from flowpolicy.pretraining.ema import EMA
 from flowpolicy.pretraining.state import TrainingState
 from flowpolicy.runs.distributed import Processes
-from flowpolicy.runs.loggers import MetricLogger
+from flowpolicy.runs.loggers import Loggers, MetricLogger
 from flowpolicy.runs.progress import progress_bar
 from flowpolicy.runs.seeds import derived_seed
 
@@ -62,7 +62,7 @@ class Trainer:
     ) -> None:
         self.policy, self.objective = policy, policy.objective
         self.training, self.validation, self.config = training, validation, config
-        self.run_dir, self.seed, self.loggers = run_dir, seed, loggers or []
+        self.run_dir, self.seed, self.loggers = run_dir, seed, Loggers(loggers or [])
         self.processes = processes or Processes()
         self.evaluate, self.settings = evaluate, dict(settings or {})
         unit = self.processes.count * (self.objective.row_multiple if self.processes.count > 1 else 1)
@@ -207,8 +207,7 @@ class Trainer:
 
     def _log(self, metrics: Mapping[str, float]) -> None:
         if self.processes.is_first:
-            for sink in self.loggers:
-                sink.log(self.state.step, metrics)
+            self.loggers.log(self.state.step, metrics)
 
     def _learning_rate(self, step: int) -> float:
         """Linear warm-up, then a cosine from the peak to ``final_learning_rate`` of it."""

@@ -29,6 +29,20 @@ class MetricLogger(Protocol):
         ...
 
 
+class Loggers(list[MetricLogger]):
+    """Several as one."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record ``metrics`` with each."""
+        for sink in self:
+            sink.log(step, metrics)
+
+    def close(self) -> None:
+        """Flush each."""
+        for sink in self:
+            sink.close()
+
+
 class CSVLogger:
     """One row a step in ``metrics.csv``, a column for every metric seen so far; cut at ``resume_step``."""
 
@@ -118,9 +132,9 @@ def build_loggers(
     config: Mapping[str, Any],
     wandb_settings: Mapping[str, Any],
     resume_step: int = 0,
-) -> list[MetricLogger]:
+) -> Loggers:
     """The loggers of ``names``; the CSV file is always written, since curves are plotted from it."""
-    loggers: list[MetricLogger] = [CSVLogger(run_dir, resume_step)]
+    loggers = Loggers([CSVLogger(run_dir, resume_step)])
     if "tensorboard" in names:
         loggers.append(TensorBoardLogger(run_dir))
     if "wandb" in names:
