@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import ctypes
 import errno
 import glob
@@ -142,6 +143,15 @@ def write_json(path: Path | str, content: dict[str, Any]) -> None:
     text = json.dumps(_json_ready(content), indent=2, allow_nan=False) + "\n"
     with atomic_file(path) as temporary:
         temporary.write_text(text)
+
+
+def write_table(columns: Mapping[str, Any], path: Path | str) -> Path:
+    """Write arrays of one length as a CSV file, atomically, a column each."""
+    with atomic_file(path) as temporary, temporary.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(columns)
+        writer.writerows(zip(*(column.tolist() for column in columns.values()), strict=True))
+    return Path(path)
 
 
 def _json_ready(value: Any) -> Any:

@@ -33,7 +33,6 @@ from flowpolicy.finetuning.regularization import BehaviourCloning, Regularizer, 
 from flowpolicy.finetuning.reinflow import ReinFlow
 from flowpolicy.finetuning.staggered import make_staggered
 from flowpolicy.finetuning.update import UpdateRule, build_update_rule
-from flowpolicy.plots.learning import plot_finetuning
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.pretraining.config import DataConfig
 from flowpolicy.pretraining.run import make_samplers
@@ -126,6 +125,8 @@ def _run(config: FinetuneConfig, run_dir: Path, command: str, group: Processes) 
     if config.video and before is not None and before.video and after is not None and after.video:
         titles = ("before practice", f"after {model.num_timesteps:,} steps of practice")
         side_by_side(before.video, after.video, run_dir / "video.mp4", titles=titles)
+    from flowpolicy.plots.learning import plot_finetuning
+
     plot_finetuning(
         read_metrics(run_dir / "metrics.csv"),
         run_dir / "curves.png",

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from flowpolicy.evaluation.result import METRICS
 from flowpolicy.plots.figure import (
     BLUE,
     GREY,
-    KEYS,
     LABELS,
     ORANGE,
     house_figure,
@@ -41,7 +41,7 @@ def plot_k_sweep(
     ordered = sorted(sweep, key=lambda row: int(row["num_steps"]))
     steps, means, intervals, cost = (
         np.array([row[key] for row in ordered], dtype=float)
-        for key in ("num_steps", *KEYS[metric], "ms_per_chunk")
+        for key in ("num_steps", *METRICS[metric], "ms_per_chunk")
     )
     counts = sorted({int(row["episodes"]) for row in ordered})
     episodes = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))

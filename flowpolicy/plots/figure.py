@@ -50,11 +50,6 @@ _SMALL = {
     "ytick.color": GREY,
 }
 LABELS = {"return": "return", "success": "success rate", "score": "score"}
-KEYS = {
-    "return": ("return_mean", "return_ci95"),
-    "success": ("success_rate", "success_ci95"),
-    "score": ("score_mean", "score_ci95"),
-}
 
 
 @contextlib.contextmanager

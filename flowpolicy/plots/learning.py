@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.errors import ConfigError
+from flowpolicy.evaluation.result import METRICS
 from flowpolicy.evaluation.statistics import seeds_interval
 from flowpolicy.plots.figure import (
     BLUE,
     GREEN,
     GREY,
-    KEYS,
     LABELS,
     ORANGE,
     count_steps,
@@ -151,7 +151,7 @@ def _draw_performance(
     axis: Any, rows: Rows, name: str, before: Mapping[str, Any] | None, after: Mapping[str, Any] | None
 ) -> None:
     _draw_series(axis, rows, f"rollout/{name}", BLUE, "while exploring, with noise")
-    mean_key, _ = KEYS[name]
+    mean_key, _ = METRICS[name]
     reference_line(axis, None if before is None else before[mean_key], "pretrained")
     key = f"evaluation/{name}"
     points = [row for row in rows if key in row]

@@ -23,7 +23,6 @@ from flowpolicy.evaluation.task import Task, task_from
 from flowpolicy.flow import build_objective
 from flowpolicy.models.config import ModelConfig
 from flowpolicy.observations import is_image
-from flowpolicy.plots.learning import plot_learning_curves
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.policy.config import PolicyConfig
 from flowpolicy.pretraining.config import DataConfig, TrainConfig
@@ -58,7 +57,7 @@ class PretrainConfig:
         seed: of weights, batches, noise and the choice of held-out episodes.
         device: ``auto`` takes a GPU where there is one.
         resume: continue the run in ``run_dir``.
-        video: episodes of the final evaluation to film; true films one, false none.
+        video: episodes of the final evaluation to record; true records one, false none.
     """
 
     env: dict[str, Any]
@@ -73,7 +72,7 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, "seed", self.seed, "at least 0")
-        require(self.video >= 0, "video", self.video, "0 or more episodes to film, true or false")
+        require(self.video >= 0, "video", self.video, "0 or more episodes to record, true or false")
 
 
 def pretrain(settings: Mapping[str, Any], run_dir: Path, *, command: str = "") -> Path | None:
@@ -179,6 +178,8 @@ def find_demonstrations(config: PretrainConfig, task: Task) -> Demonstrations:
 
 def _plot(run_dir: Path, task: Task, policy: str, metrics: dict[str, Any]) -> None:
     """Draw the curves, and put the last validation figures among the ``metrics``."""
+    from flowpolicy.plots.learning import plot_learning_curves
+
     history = read_metrics(run_dir / "metrics.csv")
     for row in history:
         metrics.update({key: value for key, value in row.items() if key.startswith("validation/")})

@@ -94,9 +94,8 @@ class Trainer:
         sums: dict[str, Tensor] = {}
         shown: dict[str, float] = {}
         count = 0  # steps in sums: fewer than log_every where a resumed run starts between two logs
-        with progress_bar(
-            config.steps if self.processes.is_first else None, f"train {self.policy.name}"
-        ) as bar:
+        total = config.steps if self.processes.is_first else None
+        with progress_bar(total, f"train {self.policy.name}") as bar:
             bar.update(first)
             while self.state.step < config.steps:
                 for name, value in self.step().items():
@@ -112,13 +111,8 @@ class Trainer:
                             "(the last saved checkpoint is intact)."
                         )
                     rate = config.batch_size * (step - first) / (time.perf_counter() - started)
-                    self._log(
-                        {
-                            **shown,
-                            "train/learning_rate": self._learning_rate(step),
-                            "train/samples_per_s": rate,
-                        }
-                    )
+                    rates = {"train/learning_rate": self._learning_rate(step), "train/samples_per_s": rate}
+                    self._log(shown | rates)
                 self._now_and_then(step)
                 bar.update(1, loss=shown.get("loss/total", math.nan))
         if self._batches is not None:
