@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,22 +81,14 @@ def plot_inference(columns: Columns, period: float, path: Path) -> Path:
 
 def plot_run(columns: Columns, period: float, path: Path) -> Path:
     """The whole run: where actions came from, which events occurred when, and the commands."""
-    seconds = seconds_of(columns, period)
-    kinds = _kinds(columns["events"])
-    heights = [1.0, 0.25 * len(kinds) + 0.15, 2.2] if kinds else [1.0, 2.2]
-    with house_figure(path, columns=1, rows=len(heights), width=10.0, height=1.4 + sum(heights)) as (_, axes):
-        axes[0].get_gridspec().set_height_ratios(heights)
-        _sources(axes[0], seconds, columns["source"], period)
-        if kinds:
-            _raster(axes[1], seconds, columns["events"], kinds)
-        actions = actions_of(columns)
+    seconds, actions = seconds_of(columns, period), actions_of(columns)
+    with _over_time(path, seconds, columns["events"], [1.0, 2.2]) as (sources, commands):
+        _sources(sources, seconds, columns["source"], period)
         for dimension, color in zip(range(actions.shape[1]), PALETTE, strict=False):
             known = np.isfinite(actions[:, dimension])
             values = actions[known, dimension]
-            _series(axes[-1], seconds[known], values, color, f"{dimension}", middle=np.mean, shade=0.15)
-        _label_commands(axes[-1], actions, "Commands")
-        for axis in axes:
-            axis.set_xlim(*_span(seconds))
+            _series(commands, seconds[known], values, color, f"{dimension}", middle=np.mean, shade=0.15)
+        _label_commands(commands, actions, "Commands")
     return path
 
 
@@ -103,25 +97,39 @@ def plot_window(columns: Columns, period: float, path: Path) -> Path:
     seconds = seconds_of(columns, period)
     first = busiest(seconds, columns["events"])
     inside = (seconds >= first) & (seconds <= first + WINDOW_S)
+    is_all = bool(inside.all())
     seconds, events, chunk = seconds[inside], columns["events"][inside], columns["chunk"][inside]
     actions = actions_of(columns)[inside]
-    kinds = _kinds(events)
-    heights = [2.4, 0.25 * len(kinds) + 0.15] if kinds else [2.4]
-    with house_figure(path, columns=1, rows=len(heights), width=10.0, height=0.9 + sum(heights)) as (_, axes):
-        axes[0].get_gridspec().set_height_ratios(heights)
+    with _over_time(path, seconds, events, [2.4]) as (commands,):
         for dimension, color in zip(range(actions.shape[1]), PALETTE, strict=False):
             style = {"color": color, "label": f"{dimension}", "marker": "." if len(seconds) == 1 else None}
-            axes[0].step(seconds, actions[:, dimension], where="post", lw=1.2, **style)
+            commands.step(seconds, actions[:, dimension], where="post", lw=1.2, **style)
         for at in seconds[1:][np.diff(chunk) != 0]:
-            axes[0].axvline(at, color=GREY, lw=0.6, ls=":", zorder=0)
-        is_all = columns["tick"].size == seconds.size
-        part = "tick by tick" if is_all else f"of {WINDOW_S:g} seconds" + " with most events" * bool(kinds)
-        _label_commands(axes[0], actions, f"Commands {part}; dotted: change of chunk")
+            commands.axvline(at, color=GREY, lw=0.6, ls=":", zorder=0)
+        part = (
+            "tick by tick"
+            if is_all
+            else f"of {WINDOW_S:g} seconds" + " with most events" * bool(events.any())
+        )
+        _label_commands(commands, actions, f"Commands {part}; dotted: change of chunk")
+    return path
+
+
+@contextlib.contextmanager
+def _over_time(
+    path: Path, seconds: Numbers, events: NDArray[Any], heights: list[float]
+) -> Iterator[list[Any]]:
+    """Panels of these heights over one axis of time, and the events below them, where there are any."""
+    kinds = _kinds(events)
+    rows = [*heights, 0.25 * len(kinds) + 0.15] if kinds else heights
+    height = 0.4 + 0.5 * len(heights) + sum(rows)
+    with house_figure(path, columns=1, rows=len(rows), width=10.0, height=height) as (_, axes):
+        axes[0].get_gridspec().set_height_ratios(rows)
+        yield list(axes[: len(heights)])
         if kinds:
-            _raster(axes[1], seconds, events, kinds)
+            _raster(axes[-1], seconds, events, kinds)
         for axis in axes:
             axis.set_xlim(*_span(seconds))
-    return path
 
 
 def seconds_of(columns: Columns, period: float) -> Numbers:
