@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ class EpisodeVideo:
         self.frames = 0
         self.stride, self.fps = frame_timing(task.control_hz)
         self._writer: Any = None
-        self._partial = self.path.with_name(f".{self.path.stem}.tmp-{os.getpid()}.mp4")
+        self._files = contextlib.ExitStack()
         self._off = False
 
     def make(self) -> Any:
@@ -94,10 +94,9 @@ class EpisodeVideo:
         """
         if self._writer is None:
             return None
+        self._writer = None
         try:
-            self._writer.close()
-            self._writer = None
-            self._partial.replace(self.path)
+            self._files.close()
         except Exception as error:
             self._give_up(error)
             return None
@@ -105,8 +104,8 @@ class EpisodeVideo:
 
     def _write(self, frame: Frame) -> None:
         if self._writer is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._writer = _writer(self._partial, self.fps)
+            partial = self._files.enter_context(atomic_file(self.path))
+            self._writer = self._files.enter_context(_writer(partial, self.fps))
         self._writer.append_data(frame)
         self.frames += 1
 
@@ -114,13 +113,9 @@ class EpisodeVideo:
         self._off = True
         reason = " ".join(str(error).split()) or type(error).__name__
         log.warning("No video of %s: %s; the run goes on without it.", self.task.name, reason.rstrip("."))
-        if self._writer is not None:
-            writer, self._writer = self._writer, None
-            try:
-                writer.close()
-            except Exception as second:
-                log.debug("closing the video: %s", second)
-        self._partial.unlink(missing_ok=True)
+        self._writer = None
+        with contextlib.suppress(Exception):  # it is given up already
+            self._files.__exit__(type(error), error, error.__traceback__)
 
 
 def side_by_side(left: Path, right: Path, path: Path, *, titles: tuple[str, str]) -> Path | None:

@@ -20,14 +20,9 @@ def download(repo_id: str) -> Path:
     Raises:
         CheckpointError: it cannot be read, or ``huggingface_hub`` is not installed.
     """
-    hub = _hub(f"No checkpoint folder at {repo_id}, and the", CheckpointError)
-    try:
-        folder = hub.snapshot_download(repo_id, allow_patterns=["config.json", "model.safetensors"])
-    except Exception as error:  # network, authentication, unknown repository
-        raise CheckpointError(
-            f"{repo_id} is neither a folder nor a Hub repository that can be read ({type(error).__name__})."
-        ) from error
-    return Path(folder)
+    return _snapshot(
+        repo_id, "checkpoint", CheckpointError, allow_patterns=["config.json", "model.safetensors"]
+    )
 
 
 def download_dataset(repo_id: str, allow_patterns: list[str]) -> Path:
@@ -36,15 +31,7 @@ def download_dataset(repo_id: str, allow_patterns: list[str]) -> Path:
     Raises:
         DataError: it cannot be read, or ``huggingface_hub`` is not installed.
     """
-    hub = _hub(f"No dataset folder at {repo_id}, and the", DataError)
-    try:
-        folder = hub.snapshot_download(repo_id, repo_type="dataset", allow_patterns=allow_patterns)
-    except Exception as error:  # network, authentication, unknown repository
-        raise DataError(
-            f"{repo_id} is neither a folder nor a dataset of the Hub that can be read "
-            f"({type(error).__name__}); check the name and the network, or log in with 'hf auth login'."
-        ) from error
-    return Path(folder)
+    return _snapshot(repo_id, "dataset", DataError, repo_type="dataset", allow_patterns=allow_patterns)
 
 
 def upload(folder: Path, repo_id: str, *, private: bool) -> str:
@@ -54,7 +41,21 @@ def upload(folder: Path, repo_id: str, *, private: bool) -> str:
     return str(hub.upload_folder(repo_id=repo_id, folder_path=str(folder)))
 
 
-def _hub(beginning: str, raised: type[CheckpointError] | type[DataError]) -> Any:
+_Raised = type[CheckpointError] | type[DataError]
+
+
+def _snapshot(repo_id: str, kind: str, raised: _Raised, **options: Any) -> Path:
+    hub = _hub(f"No {kind} folder at {repo_id}, and the", raised)
+    try:
+        return Path(hub.snapshot_download(repo_id, **options))
+    except Exception as error:  # network, authentication, unknown repository
+        raise raised(
+            f"{repo_id} is neither a folder nor a {kind} of the Hub that can be read "
+            f"({type(error).__name__}); check the name and the network, or log in with 'hf auth login'."
+        ) from error
+
+
+def _hub(beginning: str, raised: _Raised) -> Any:
     with optional(f"{beginning} Hugging Face Hub needs huggingface_hub", "hub", raised):
         import huggingface_hub
     return huggingface_hub
