@@ -22,5 +22,9 @@ def optional(need: str, extra: str, raised: Callable[[str], BaseException] = Con
     try:
         yield
     except ImportError as error:
-        need = need.replace("{name}", f"'{error.name}'")
-        raise raised(f"{need}; install it with: pip install 'flowpolicy[{extra}]'.") from error
+        raise raised(missing(need, extra, error.name)) from error
+
+
+def missing(need: str, extra: str, name: str | None = None) -> str:
+    """The sentence of :func:`optional`, where the module ``name`` is missing."""
+    return f"{need.replace('{name}', repr(name))}; install it with: pip install 'flowpolicy[{extra}]'."

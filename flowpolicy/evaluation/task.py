@@ -10,7 +10,7 @@ from typing import Any
 from flowpolicy.errors import ConfigError, FlowPolicyError, TaskError
 from flowpolicy.evaluation.allowed import check_choice
 from flowpolicy.evaluation.rendering import refused_gl_choice
-from flowpolicy.optional import optional
+from flowpolicy.optional import missing, optional
 from flowpolicy.policy.config import LONGEST, TASK_NAME
 from flowpolicy.settings import build, require
 
@@ -113,8 +113,7 @@ def make_environment(env_id: str, env_kwargs: Mapping[str, Any], label: str) -> 
             raise TaskError(f"{label} cannot be made: {refused}") from error
         if isinstance(error, ImportError):
             extra = EXTRAS.get((error.name or "").partition(".")[0], "mujoco")
-            with optional(f"{label} needs {{name}}, which is not installed", extra, TaskError):
-                raise error
+            raise TaskError(missing(f"{label} needs {{name}}", extra, error.name)) from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")[:200]
         raise TaskError(f"{label}: {env_id} cannot be made ({reason}).") from error
 
