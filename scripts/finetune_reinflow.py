@@ -1,4 +1,4 @@
-"""Fine-tune a policy by practice: `python scripts/finetune_reinflow.py env=hopper num_steps=4`."""
+"""Fine-tune a policy online: `python scripts/finetune_reinflow.py env=hopper num_steps=4`."""
 
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,13 @@ BASES = Path("runs/base")
 
 @script("finetune_reinflow")
 def main(config: dict[str, Any], run_dir: Path) -> None:
-    """Pretrain where no checkpoint is given, practise, evaluate, and say where the results are."""
+    """Pretrain where no checkpoint is given, fine-tune, evaluate, and say where the results are."""
     with optional("Fine-tuning needs {name}", "train,rl", TaskError):
         from flowpolicy.finetuning.run import finetune
 
     base = config.pop("base")
     del config["run_dir"]
-    with processes(config["device"]):  # under torchrun: one group for pretraining and practice
+    with processes(config["device"]):  # under torchrun: one group for pretraining and fine-tuning
         if config["checkpoint"] is None:
             env = chosen("env")
             overrides = [f"env={env}", *(f"{key}={value}" for key, value in base.items())]

@@ -1,4 +1,4 @@
-"""What a run keeps while it practises: its state, its metrics, its progress bar."""
+"""What a fine-tuning run keeps on the way: its state, its metrics, its progress bar."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Recorder(BaseCallback):
     """After every iteration: metrics to the loggers, the state to ``run_dir``, now and then an evaluation.
 
     Args:
-        run_dir: takes the state; None on all processes but the first, which only practise.
+        run_dir: takes the state; None on all processes but the first, which only train.
         total_steps: of the whole run, for the bar.
         save_every: iterations between saved states.
         evaluate_every: environment steps between evaluations; 0 is never.
@@ -45,7 +45,7 @@ class Recorder(BaseCallback):
         super().__init__()
         self.run_dir, self.save_every = run_dir, save_every
         self.evaluate_every, self.evaluate, self.loggers = evaluate_every, evaluate, loggers
-        self._bar = progress_bar(total_steps if run_dir is not None else None, "practise")
+        self._bar = progress_bar(total_steps if run_dir is not None else None, "fine-tune")
 
     def _on_training_start(self) -> None:
         self._iteration, self._steps = self.model.iteration, self.model.num_timesteps

@@ -1,7 +1,8 @@
-"""One fine-tuning run, from settings to a run folder: practice, evaluations, plots, video, summary."""
+"""One fine-tuning run, from settings to a run folder: training, evaluations, plots, video, summary."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -69,6 +70,8 @@ def finetune(settings: Mapping[str, Any], run_dir: Path, *, command: str = "") -
 
 
 def _run(config: FinetuneConfig, run_dir: Path, command: str, group: Processes) -> Path | None:
+    from flowpolicy.plots.learning import plot_finetuning
+
     started = time.perf_counter()
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -93,7 +96,7 @@ def _run(config: FinetuneConfig, run_dir: Path, command: str, group: Processes) 
         before = _evaluated(config, task, base, run_dir, "before", group)
         if before is not None:
             logger.info(
-                "%s on %s, K = %d: %s before practice", base.name, task.name, config.num_steps, _shown(before)
+                "%s on %s, K = %d: %s as pretrained", base.name, task.name, config.num_steps, _shown(before)
             )
         recorder = Recorder(
             run_dir if group.is_first else None,
@@ -123,10 +126,8 @@ def _run(config: FinetuneConfig, run_dir: Path, command: str, group: Processes) 
     loggers.close()
     metrics = _metrics(model, before, after)
     if config.video and before is not None and before.video and after is not None and after.video:
-        titles = ("before practice", f"after {model.num_timesteps:,} steps of practice")
+        titles = ("pretrained", f"fine-tuned for {model.num_timesteps:,} steps")
         side_by_side(before.video, after.video, run_dir / "video.mp4", titles=titles)
-    from flowpolicy.plots.learning import plot_finetuning
-
     plot_finetuning(
         read_metrics(run_dir / "metrics.csv"),
         run_dir / "curves.png",
@@ -144,7 +145,7 @@ def _run(config: FinetuneConfig, run_dir: Path, command: str, group: Processes) 
 
 
 EVALUATION_ON_THE_WAY = 3_000_000
-"""First seed of evaluations during practice: not those of the final one, which nothing was chosen on."""
+"""First seed of evaluations during fine-tuning: not those of the final one, which nothing was chosen on."""
 
 
 def _check_base(base: FlowPolicy, task: Task, config: FinetuneConfig) -> None:
@@ -155,15 +156,13 @@ def _check_base(base: FlowPolicy, task: Task, config: FinetuneConfig) -> None:
             f"which does not fit env.obs_horizon={task.obs_horizon} and "
             f"env.action_horizon={task.action_horizon}; set those to fit it."
         )
-    environment = task.make()
-    try:
-        check_spaces(environment, base, f"Task '{task.name}'")
-    except TaskError as error:
-        trained_for = base.task.get("name")
-        hint = f" (env={trained_for})" if trained_for and trained_for != task.name else ""
-        raise TaskError(f"{str(error).rstrip('.')}{hint}.") from error
-    finally:
-        environment.close()
+    with contextlib.closing(task.make()) as environment:
+        try:
+            check_spaces(environment, base, f"Task '{task.name}'")
+        except TaskError as error:
+            trained_for = base.task.get("name")
+            hint = f" (env={trained_for})" if trained_for and trained_for != task.name else ""
+            raise TaskError(f"{str(error).rstrip('.')}{hint}.") from error
 
 
 def _loggers(config: FinetuneConfig, run_dir: Path, settings: Mapping[str, Any]) -> Loggers:
@@ -241,7 +240,7 @@ def _finished(config: FinetuneConfig, task: Task, model: ReinFlow) -> FlowPolicy
     """The policy to deploy."""
     tuned = model.deployed_policy()
     if config.distill.steps:
-        observations = model.visited_observations()  # may practise once more, which all processes do together
+        observations = model.visited_observations()  # may collect once more, which all processes do together
         if model.processes.is_first:
             tuned = distill(tuned, observations, config.distill, seed=config.seed)
     metadata = {

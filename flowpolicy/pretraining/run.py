@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import time
@@ -109,11 +110,8 @@ def _run(config: PretrainConfig, run_dir: Path, command: str, group: Processes) 
     demos = find_demonstrations(config, task)
     torch.manual_seed(config.seed)
     policy = make_policy(config, task, demos)
-    environment = task.make()
-    try:
+    with contextlib.closing(task.make()) as environment:
         check_spaces(environment, policy, f"Task '{task.name}'")
-    finally:
-        environment.close()
     training, validation = make_samplers(policy.to(device), demos, config.data, config.seed)
     if group.is_first:
         folder.begin(settings)
