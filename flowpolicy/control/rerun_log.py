@@ -38,9 +38,10 @@ def write_rerun(path: Path, columns: Columns, events: Mapping[str, Any]) -> Path
             "timing/work_ms": 1e3 * (columns["finished"] - columns["started"]),
             "timing/observation_age_ms": 1e3 * columns["observation_age"],
             "inference/ms": 1e3 * columns["inference"],
-            "inference/delay": np.where(columns["delay"] >= 0, columns["delay"], np.nan),
-            "inference/chunk": np.where(columns["chunk"] >= 0, columns["chunk"], np.nan),
-            "inference/chunk_step": np.where(columns["chunk_step"] >= 0, columns["chunk_step"], np.nan),
+            **{
+                f"inference/{name}": np.where(columns[name] >= 0, columns[name], np.nan)
+                for name in ("delay", "chunk", "chunk_step")
+            },
             "inference/seam": columns["seam"],
             **{f"source/{name}": np.where(columns["source"] == name, 1.0, 0.0) for name in SOURCES},
             **{f"action/{name[7:]}": columns[name] for name in columns if name.startswith("action_")},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import logging
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,7 +12,6 @@ from flowpolicy.errors import FlowPolicyError
 from flowpolicy.files.storage import atomic_file
 from flowpolicy.optional import optional
 
-logger = logging.getLogger(__name__)
 LOGGERS = ("csv", "tensorboard", "wandb")
 
 
