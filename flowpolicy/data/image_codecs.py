@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.errors import DataError
+from flowpolicy.optional import optional
 from flowpolicy.settings import require
 
 CODECS = ("zstd", "jpeg2000")
@@ -43,8 +44,7 @@ def image_codec(name: str) -> Any | None:
     require(name in CODECS, "image_codec", name, f"one of {', '.join(CODECS)}")
     if name == "zstd":
         return None
-    if not register_codecs():
-        raise DataError("image_codec=jpeg2000 needs imagecodecs; run: pip install 'flowpolicy[images]'.")
-    from imagecodecs.numcodecs import Jpeg2k
-
+    with optional("image_codec=jpeg2000 needs imagecodecs", "images", DataError):
+        from imagecodecs.numcodecs import Jpeg2k
+    register_codecs()
     return Jpeg2k(level=_JPEG2000_LEVEL)

@@ -15,6 +15,7 @@ from flowpolicy.data.store import Demonstrations
 from flowpolicy.data.store_writing import check_new
 from flowpolicy.errors import DataError
 from flowpolicy.files.storage import atomic_file
+from flowpolicy.optional import optional
 from flowpolicy.runs.progress import progress
 from flowpolicy.settings import require
 
@@ -49,12 +50,8 @@ def write_robomimic(
     Raises:
         DataError: h5py is missing, ``path`` exists, or there is nothing to observe.
     """
-    try:
+    with optional(f"{path} needs h5py to be written", "import", DataError):
         import h5py
-    except ImportError as error:
-        raise DataError(
-            f"{path} needs h5py to be written; install it with: pip install 'flowpolicy[import]'."
-        ) from error
     require(0 <= validation_fraction < 1, "validation_fraction", validation_fraction, "in [0, 1)")
     path = check_new(path)
     observed = [key for key in demos.arrays if key not in _NOT_OBSERVED]

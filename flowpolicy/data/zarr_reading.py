@@ -22,6 +22,7 @@ from flowpolicy.data.zarr_checks import check_array, group_in_zip
 from flowpolicy.errors import DataError
 from flowpolicy.files.storage import atomic_file
 from flowpolicy.observations import is_image
+from flowpolicy.optional import missing, optional
 
 logger = logging.getLogger(__name__)
 
@@ -117,9 +118,7 @@ def open_store(path: Path | str) -> Iterator[OpenStore]:
         ) from error
     except Exception as error:  # zarr and its codecs raise whatever their lower layers raise
         if "imagecodecs" in str(error) and not has_codecs:
-            raise DataError(
-                f"{path} holds images that need imagecodecs; run: pip install 'flowpolicy[images]'."
-            ) from error
+            raise DataError(missing(f"{path} holds images that need imagecodecs", "images")) from error
         raise reading_error(error, path, "is damaged or not a zarr store") from error
     finally:
         if store is not None:
@@ -162,12 +161,8 @@ def import_zarr() -> Any:
     Raises:
         DataError: it is not installed.
     """
-    try:
+    with optional("Demonstration stores need zarr", "train", DataError):
         import zarr
-    except ImportError as error:
-        raise DataError(
-            "Demonstration stores need zarr; install it with: pip install 'flowpolicy[train]'."
-        ) from error
     return zarr
 
 

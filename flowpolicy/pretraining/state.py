@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from flowpolicy.errors import CheckpointError, ConfigError
 from flowpolicy.files.reading import read_json, stored_tensors
 from flowpolicy.files.storage import atomic_folder, load_optimizer, optimizer_tensors, save_tensors, under
-from flowpolicy.settings import build, require, shown
+from flowpolicy.runs.run_folder import refuse_other_settings
+from flowpolicy.settings import build, require
 
 STATE_FOLDER = "training_state"
 _REMEDY = "start anew in another run_dir"
@@ -100,24 +101,3 @@ class _Saved:
 
     def __post_init__(self) -> None:
         require(0 <= self.step < 10**12, "step", self.step, "0 or more and below 10^12")
-
-
-def refuse_other_settings(run_dir: Path, saved: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Raise a CheckpointError that names the first of the ``settings`` in which a resumed run differs."""
-    ours = json.loads(json.dumps(settings))
-    if isinstance(saved.get("model"), dict):  # a run from before there were other networks
-        saved = {**saved, "model": {"network": "transformer", **saved["model"]}}
-    for key in sorted(saved.keys() | ours.keys()):
-        if saved.get(key) != ours.get(key):
-            raise CheckpointError(
-                f"{run_dir} was trained with {_difference(key, saved.get(key), ours.get(key))}; "
-                "resume with the same settings or choose another run_dir."
-            )
-
-
-def _difference(key: str, saved: Any, ours: Any) -> str:
-    if isinstance(saved, dict) and isinstance(ours, dict):
-        for inner in sorted(saved.keys() | ours.keys()):
-            if saved.get(inner) != ours.get(inner):
-                return _difference(f"{key}.{inner}", saved.get(inner), ours.get(inner))
-    return f"{key[:80]}={shown(saved)} and not {shown(ours)}"

@@ -16,6 +16,7 @@ from flowpolicy.data.causes import first_line, reading_error
 from flowpolicy.data.features import Kind
 from flowpolicy.data.importers.source import ArraySource, Feature
 from flowpolicy.errors import DataError
+from flowpolicy.optional import optional
 
 _MAX_DEPTH = 12
 _MAX_LEAVES = 2000
@@ -34,12 +35,8 @@ def open_hdf5(path: Path) -> Iterator[Any]:
         DataError: h5py is not installed, or the file is missing, cut off, damaged, or not HDF5; also for
             whatever h5py raises inside the block.
     """
-    try:
+    with optional(f"{path} needs h5py to be read", "import", DataError):
         import h5py
-    except ImportError as error:
-        raise DataError(
-            f"{path} needs h5py to be read; install it with: pip install 'flowpolicy[import]'."
-        ) from error
     if path.is_dir():
         raise DataError(f"{path} is a folder where an HDF5 file is expected; give the file itself.")
     with hdf5_explained(path):

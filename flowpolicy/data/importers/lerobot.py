@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from flowpolicy.data.importers.registry import importer
 from flowpolicy.data.importers.source import BLOCK_BYTES, Block, Feature, Source, json_object
 from flowpolicy.errors import DataError
 from flowpolicy.files.hub import download_dataset
+from flowpolicy.optional import optional
 
 _EPISODE, _FRAME, _TIME = "episode_index", "frame_index", "timestamp"
 _BOOKKEEPING = {_EPISODE, _FRAME, _TIME, "index", "task_index"}
@@ -37,10 +37,8 @@ def open_lerobot(path: Path) -> Iterator[Source]:
     Raises:
         DataError: a damaged or incomplete dataset.
     """
-    if importlib.util.find_spec("pyarrow") is None:  # known before anything is fetched
-        raise DataError(
-            f"{path} needs pyarrow to be read; install it with: pip install 'flowpolicy[import]'."
-        )
+    with optional(f"{path} needs pyarrow to be read", "import", DataError):
+        import pyarrow  # noqa: F401 - known before anything is fetched
     folder = _find_folder(path)
     description = folder / "meta" / "info.json"
     if not description.is_file():

@@ -14,6 +14,7 @@ from flowpolicy.data.importers.hdf5 import child, feature_of, group_source, open
 from flowpolicy.data.importers.registry import Contents, importer
 from flowpolicy.data.importers.source import Bounds, Feature, Source, json_object, natural_order
 from flowpolicy.errors import DataError
+from flowpolicy.optional import optional
 
 _MAIN_FILE = "main_data.hdf5"
 _KEYS = {
@@ -91,12 +92,8 @@ def _find_file(path: Path, download: bool) -> Path:
         raise DataError(f"{path} has no data/{_MAIN_FILE}; give a Minari dataset kept as HDF5.")
     if path.is_absolute() or path.suffix:
         raise DataError(f"There is no Minari dataset at {path}; check the path.")
-    try:
+    with optional(f"'{path}' is no folder here, and reading it as an id needs minari", "minari", DataError):
         import minari
-    except ImportError as error:
-        raise DataError(
-            f"'{path}' is no folder here, and reading it as an id needs: pip install 'flowpolicy[minari]'."
-        ) from error
     try:
         stored = Path(minari.load_dataset(str(path), download=download).storage.data_path)
     except Exception as error:
