@@ -38,7 +38,7 @@ def main() -> None:
     )
     parser.add_argument("--only", default="", help="numbers, speed, or rows whose name contains this text")
     parser.add_argument("--processes", type=int, default=3, help="pairs of processes, one after another")
-    parser.add_argument("--seconds", type=float, default=30, help="that each pair takes turns")
+    parser.add_argument("--seconds", type=float, default=20, help="that each pair takes turns")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--again", action="store_true", help="also what was measured before")
     parser.add_argument("--output", type=Path, default=RESULT)
