@@ -30,7 +30,6 @@ import torch
 from flowpolicy import FlowPolicy
 from flowpolicy.acceleration.deployed import DeployedSampler
 from flowpolicy.acceleration.sampler import fastest_backend
-from flowpolicy.control.clock import MonotonicClock
 from flowpolicy.control.config import ControlConfig
 from flowpolicy.control.events import Event, name_of
 from flowpolicy.control.inference import SPARES, Answer, Planner, Worker, build_worker
@@ -39,6 +38,7 @@ from flowpolicy.control.planners import PlannerBuilder
 from flowpolicy.control.robot import RobotError
 from flowpolicy.control.robots.trace import TraceRobot
 from flowpolicy.control.run import RunConfig
+from flowpolicy.control.system import MonotonicClock
 from flowpolicy.data.store import read_demonstrations
 from flowpolicy.evaluation.summary import git_state, machine, versions
 from flowpolicy.files.reading import read_json

@@ -25,7 +25,7 @@ import numpy as np
 from flowpolicy.evaluation.statistics import mean_interval_by_seed
 from flowpolicy.files.reading import read_json
 from flowpolicy.files.storage import write_json
-from flowpolicy.plots.learning import plot_practice_bands
+from flowpolicy.plots.learning import plot_finetuning_bands
 from flowpolicy.runs.loggers import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -288,7 +288,7 @@ def picture(path: Path) -> None:
         file = RESULTS / f"finetuning-{suite}.json"
         for row in read_json(file)["rows"] if file.exists() else ():
             curves[row["task"]], bases[row["task"]] = row["curves"], row["base_return"]
-    plot_practice_bands(curves, path, bases=bases)
+    plot_finetuning_bands(curves, path, bases=bases)
 
 
 def main() -> None:

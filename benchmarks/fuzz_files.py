@@ -39,8 +39,9 @@ from flowpolicy.files.reading import read_json
 from flowpolicy.files.storage import write_json
 from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.models.config import TransformerConfig
-from flowpolicy.pretraining.state import TrainingState, refuse_other_settings
+from flowpolicy.pretraining.state import TrainingState
 from flowpolicy.runs.device import resolve_device
+from flowpolicy.runs.run_folder import refuse_other_settings
 
 LONGEST_S, MOST_MB, LIBRARIES_MB = 2.0, 600.0, 250.0
 """Within which a file must be answered, and memory of the process that does it, the packages included."""

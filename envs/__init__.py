@@ -1,4 +1,4 @@
-"""Everything that knows a simulator: tasks, wrappers and demonstrators. The library never imports it.
+"""Everything that knows a simulator: tasks, wrappers and experts. The library never imports it.
 
 Importing this package registers the wrapped tasks with Gymnasium; a simulator itself is imported only when
 one of its environments is made.

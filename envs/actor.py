@@ -1,4 +1,4 @@
-"""A demonstrator that is only weights: a small MLP actor read from a safetensors file, no pickle."""
+"""An expert that is only weights: a small MLP actor read from a safetensors file, no pickle."""
 
 from __future__ import annotations
 

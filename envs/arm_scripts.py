@@ -77,7 +77,7 @@ class Stage:
 
 
 class ArmScript:
-    """Plays stages one after another; ``begin`` of a demonstrator sets them.
+    """Plays stages one after another; an expert's :meth:`reset` sets them.
 
     Args:
         slowest: lowest speed, as a share of the fastest; an episode's speed is drawn between the two.

@@ -1,4 +1,4 @@
-"""Roll demonstrators out into a demonstration store that says how it was made."""
+"""Roll experts out into a demonstration store that says how it was made."""
 
 from __future__ import annotations
 
@@ -175,8 +175,8 @@ def collect_store(
     Args:
         env: the task's YAML file as a mapping.
         level: ``medium`` (the actors and band of ``env["medium"]``), ``expert`` (the actor ``expert``) or
-            ``scripted`` (the demonstrator of ``env["scripted"]``); None is ``scripted`` where the task has
-            such a demonstrator, and ``medium`` elsewhere.
+            ``scripted`` (the expert of ``env["scripted"]``); None is ``scripted`` where the task has
+            such an expert, and ``medium`` elsewhere.
         out: the store; None is ``demonstrations/<task>-<level>.zarr.zip``.
         steps: of ``medium`` and ``expert``.
         episodes: of ``scripted``; None takes the task's own number.
@@ -189,7 +189,7 @@ def collect_store(
         The store's path and what was written to it.
 
     Raises:
-        ConfigError: an unknown level or actor, or a task without such a demonstrator.
+        ConfigError: an unknown level or actor, or a task without such an expert.
         DataError: a return outside the band, too few successes, or ``out`` exists.
     """
     level = level or ("scripted" if env.get("scripted") else "medium")
@@ -218,16 +218,21 @@ def collect_store(
         task=env["name"],
         level=level,
         fps=float(env["control_hz"]),
-        source=f"{level} demonstrators of {env['env_id']}",
+        source=f"{level} experts of {env['env_id']}",
         command=command,
     )
     return write_demonstrations(out, demos, image_codec=image_codec), demos
 
 
 def _scripted(env: Mapping[str, Any], episodes: int | None, seed: int, workers: int) -> Demonstrations:
-    """Successful episodes of the task's scripted demonstrator."""
+    """Successful episodes of the task's scripted expert."""
     if not env.get("scripted"):
-        raise ConfigError(f"Task '{env['name']}' has no scripted demonstrator; choose another level.")
+        raise ConfigError(f"Task '{env['name']}' has no scripted expert; choose another level.")
+    if "demonstrator" in env["scripted"]:
+        raise ConfigError(
+            "env.scripted.demonstrator is called env.scripted.expert now, and its method begin() reset(); "
+            "rename both."
+        )
     config = build(ScriptedConfig, env["scripted"], "env.scripted")
     if episodes is not None:
         config = replace(config, episodes=episodes)
@@ -238,7 +243,7 @@ def _scripted(env: Mapping[str, Any], episodes: int | None, seed: int, workers: 
     attributes: dict[str, Any] = {
         "env_id": env["env_id"],
         "env_kwargs": dict(env["env_kwargs"] or {}),
-        "demonstrator": asdict(config),
+        "scripted": asdict(config),
         "ways": _counts(attempt.way for attempt in attempts),
         "tasks": _counts(attempt.episode.task for attempt in attempts),
         "episodes_played": played,

@@ -1,4 +1,4 @@
-"""Train a demonstrator with stable-baselines3: resumable, with an actor file at every checkpoint."""
+"""Train an expert with stable-baselines3: resumable, with an actor file at every checkpoint."""
 
 from __future__ import annotations
 

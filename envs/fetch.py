@@ -53,7 +53,7 @@ def make_fetch(wrapped_id: str, render_mode: str | None = None, **kwargs: Any) -
     return FetchTask(env)
 
 
-class PickAndPlaceDemonstrator:
+class PickAndPlaceExpert:
     """Grasps the object from above and carries it to the goal, lifting it first or straight on.
 
     Args:
@@ -71,7 +71,7 @@ class PickAndPlaceDemonstrator:
         require(lift > 0, "scripted.settings.lift", lift, "above 0")
         self.slowest, self.lift = slowest, lift
 
-    def begin(self, env: gym.Env[Any, Any], rng: np.random.Generator) -> str:
+    def reset(self, env: gym.Env[Any, Any], rng: np.random.Generator) -> str:
         """Choose the speed and the way."""
         self._speed = float(rng.uniform(self.slowest, 1.0))
         self._way = str(rng.choice(["straight", "lift"]))

@@ -1,4 +1,4 @@
-"""Whole episodes of a demonstrator, many side by side."""
+"""Whole episodes of an expert, many side by side."""
 
 from __future__ import annotations
 

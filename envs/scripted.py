@@ -1,7 +1,7 @@
-"""Scripted demonstrators: controllers that solve a task by rule, rolled out into demonstrations.
+"""Scripted experts: controllers that solve a task by rule, rolled out into demonstrations.
 
-A demonstrator is a class with :meth:`~Demonstrator.begin` and :meth:`~Demonstrator.act`; a task names it in
-its YAML file under ``scripted``. An episode depends on its seed alone, whichever process plays it.
+A scripted expert is a class with :meth:`~ScriptedExpert.reset` and :meth:`~ScriptedExpert.act`; a task names
+it in its YAML file under ``scripted``. An episode depends on its seed alone, whichever process plays it.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from flowpolicy_envs.rollouts import Episode, EpisodeRecorder
 _ATTEMPTS_PER_EPISODE = 10
 
 
-class Demonstrator(Protocol):
+class ScriptedExpert(Protocol):
     """A scripted controller of one task; made anew in every process, with the settings of ``scripted``."""
 
-    def begin(self, env: gym.Env[Any, Any], rng: np.random.Generator) -> str:
+    def reset(self, env: gym.Env[Any, Any], rng: np.random.Generator) -> str:
         """Start an episode in ``env``, which was just reset; returns the name of the way chosen to solve it.
 
         What is chosen at random (a way among several, a height, a speed) comes from ``rng``.
@@ -43,7 +43,7 @@ class ScriptedConfig:
     """How a task is demonstrated by script: ``scripted`` in ``configs/env/<task>.yaml``.
 
     Attributes:
-        demonstrator: ``module:Class`` of a :class:`Demonstrator`.
+        expert: ``module:Class`` of a :class:`ScriptedExpert`.
         settings: keyword arguments of the class.
         episodes: successful episodes to collect, of each task where the environment plays several in turn.
         noise: standard deviation of a disturbance of the executed actions, as a share of half the action
@@ -51,7 +51,7 @@ class ScriptedConfig:
             show the disturbance (Laskey et al. 2017, DART).
     """
 
-    demonstrator: str
+    expert: str
     settings: dict[str, Any] = field(default_factory=dict)
     episodes: int = 50
     noise: float = 0.0
@@ -59,23 +59,23 @@ class ScriptedConfig:
     def __post_init__(self) -> None:
         require(self.episodes >= 1, "scripted.episodes", self.episodes, "at least 1")
         require(0 <= self.noise <= 1, "scripted.noise", self.noise, "in [0, 1]")
-        is_named = self.demonstrator.count(":") == 1
-        require(is_named, "scripted.demonstrator", self.demonstrator, "module:Class")
+        is_named = self.expert.count(":") == 1
+        require(is_named, "scripted.expert", self.expert, "module:Class")
 
-    def make(self) -> Demonstrator:
-        """Make the demonstrator.
+    def make(self) -> ScriptedExpert:
+        """Make the expert.
 
         Raises:
             ConfigError: there is no such class.
         """
-        module, _, name = self.demonstrator.partition(":")
+        module, _, name = self.expert.partition(":")
         try:
             made = getattr(importlib.import_module(module), name)(**self.settings)
         except (AttributeError, TypeError, ModuleNotFoundError) as error:
             raise ConfigError(
-                f"The demonstrator {self.demonstrator} cannot be made ({error}); mend env.scripted."
+                f"The scripted expert {self.expert} cannot be made ({error}); mend env.scripted."
             ) from error
-        result: Demonstrator = made
+        result: ScriptedExpert = made
         return result
 
 
@@ -88,17 +88,17 @@ class Attempt:
     episode: Episode
 
 
-def play(env: gym.Env[Any, Any], demonstrator: Demonstrator, seed: int, noise: float = 0.0) -> Attempt:
-    """One whole episode from ``seed``, which also seeds the demonstrator and the disturbance."""
+def play(env: gym.Env[Any, Any], expert: ScriptedExpert, seed: int, noise: float = 0.0) -> Attempt:
+    """One whole episode from ``seed``, which also seeds the expert and the disturbance."""
     rng = np.random.default_rng(seed)
     observation, _ = env.reset(seed=seed)
-    way = demonstrator.begin(env, rng)
+    way = expert.reset(env, rng)
     space = env.action_space
     assert isinstance(space, gym.spaces.Box)
     spread = noise * (space.high - space.low) / 2
     recorder = EpisodeRecorder()
     while True:
-        intended = np.clip(demonstrator.act(env, observation), space.low, space.high).astype(np.float32)
+        intended = np.clip(expert.act(env, observation), space.low, space.high).astype(np.float32)
         executed = intended
         if noise > 0:
             executed = intended + spread * rng.standard_normal(intended.shape)
@@ -157,7 +157,7 @@ def collect_scripted(
                 break
     raise DataError(
         f"Only {len(kept)} of {limit} scripted episodes succeeded, and {wanted} are wanted"
-        f"{_lacking(counts, config.episodes)}; mend the demonstrator, or lower scripted.noise."
+        f"{_lacking(counts, config.episodes)}; mend the expert, or lower scripted.noise."
     )
 
 
@@ -182,9 +182,9 @@ def _attempts(
     if workers == 1:
         env = make()
         try:
-            demonstrator = config.make()
+            expert = config.make()
             for number in itertools.count(seed):
-                yield play(env, demonstrator, number, config.noise)
+                yield play(env, expert, number, config.noise)
         finally:
             env.close()
     context = multiprocessing.get_context("spawn")
@@ -204,8 +204,8 @@ _WORKER: dict[str, Any] = {}
 
 
 def _start_worker(make: Callable[[], gym.Env[Any, Any]], config: ScriptedConfig) -> None:
-    _WORKER.update(env=make(), demonstrator=config.make(), noise=config.noise)
+    _WORKER.update(env=make(), expert=config.make(), noise=config.noise)
 
 
 def _play_in_worker(seed: int) -> Attempt:
-    return play(_WORKER["env"], _WORKER["demonstrator"], seed, _WORKER["noise"])
+    return play(_WORKER["env"], _WORKER["expert"], seed, _WORKER["noise"])

@@ -1,4 +1,4 @@
-"""Flow policies for robots: pretrain on demonstrations, practise online, deploy in real time."""
+"""Flow policies for robots: pretrain on demonstrations, fine-tune online, deploy in real time."""
 
 from __future__ import annotations
 

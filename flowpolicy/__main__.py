@@ -55,7 +55,7 @@ def _overview() -> str:
         [
             "Usage: flowpolicy COMMAND [setting=value ...]",
             "",
-            "Flow policies for robots: pretrain on demonstrations, practise online, deploy in real time.",
+            "Flow policies for robots: pretrain on demonstrations, fine-tune online, deploy in real time.",
             "",
             *lines,
             "",

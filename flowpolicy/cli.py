@@ -13,7 +13,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-try:
+from flowpolicy import plugins
+from flowpolicy.errors import FlowPolicyError
+from flowpolicy.optional import optional
+from flowpolicy.runs.run_folder import claim, refuse_other_kind
+from flowpolicy.settings import unknown_key
+
+with optional("The scripts need {name}", "train", SystemExit):
     import hydra
     from filelock import FileLock, Timeout
     from hydra.core.config_store import ConfigStore
@@ -23,15 +29,6 @@ try:
     from hydra.errors import HydraException
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
-except ImportError as missing:
-    raise SystemExit(
-        f"The scripts need '{missing.name}'; install it with: pip install 'flowpolicy[train]'."
-    ) from missing
-
-from flowpolicy import plugins
-from flowpolicy.errors import FlowPolicyError
-from flowpolicy.runs.run_folder import claim, refuse_other_kind
-from flowpolicy.settings import unknown_key
 
 CONFIG_PACKAGE = "flowpolicy_configs"
 Main = Callable[[dict[str, Any], Path], None]

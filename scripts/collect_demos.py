@@ -1,4 +1,4 @@
-"""Roll demonstrators out into a store: python scripts/collect_demos.py env=hopper level=medium."""
+"""Roll experts out into a store: python scripts/collect_demos.py env=hopper level=medium."""
 
 from __future__ import annotations
 
@@ -9,17 +9,14 @@ from typing import Any
 from flowpolicy.cli import command_line, script
 from flowpolicy.errors import TaskError
 from flowpolicy.evaluation.summary import write_summary
+from flowpolicy.optional import optional
 
 
 @script("collect_demos")
 def main(config: dict[str, Any], run_dir: Path) -> None:
     """Collect, check the band, write the store."""
-    try:
+    with optional("Collecting needs {name}", "train,mujoco", TaskError):
         from flowpolicy_envs.collection import collect_store
-    except ImportError as error:
-        raise TaskError(
-            f"Collecting needs '{error.name}'; run: pip install 'flowpolicy[train,mujoco]'."
-        ) from error
 
     start = time.time()
     keys = (

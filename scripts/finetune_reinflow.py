@@ -1,10 +1,11 @@
-"""Fine-tune a policy by practice: `python scripts/finetune_reinflow.py env=hopper num_steps=4`."""
+"""Fine-tune a policy online: `python scripts/finetune_reinflow.py env=hopper num_steps=4`."""
 
 from pathlib import Path
 from typing import Any
 
 from flowpolicy.cli import alone_in, chosen, command_line, composed, script
 from flowpolicy.errors import TaskError
+from flowpolicy.optional import optional
 from flowpolicy.pretraining.run import find_or_pretrain
 from flowpolicy.runs.distributed import processes
 
@@ -13,17 +14,13 @@ BASES = Path("runs/base")
 
 @script("finetune_reinflow")
 def main(config: dict[str, Any], run_dir: Path) -> None:
-    """Pretrain where no checkpoint is given, practise, evaluate, and say where the results are."""
-    try:
+    """Pretrain where no checkpoint is given, fine-tune, evaluate, and say where the results are."""
+    with optional("Fine-tuning needs {name}", "train,rl", TaskError):
         from flowpolicy.finetuning.run import finetune
-    except ImportError as error:
-        raise TaskError(
-            f"Fine-tuning needs '{error.name}'; run: pip install 'flowpolicy[train,rl]'."
-        ) from error
 
     base = config.pop("base")
     del config["run_dir"]
-    with processes(config["device"]):  # under torchrun: one group for pretraining and practice
+    with processes(config["device"]):  # under torchrun: one group for pretraining and fine-tuning
         if config["checkpoint"] is None:
             env = chosen("env")
             overrides = [f"env={env}", *(f"{key}={value}" for key, value in base.items())]

@@ -1,4 +1,4 @@
-"""Train a task's demonstrator: python scripts/train_expert.py env=hopper."""
+"""Train a task's expert: python scripts/train_expert.py env=hopper."""
 
 from __future__ import annotations
 
@@ -10,21 +10,18 @@ from typing import Any
 from flowpolicy.cli import command_line, script
 from flowpolicy.errors import TaskError
 from flowpolicy.evaluation.summary import versions, write_summary
+from flowpolicy.optional import optional
 from flowpolicy.settings import build, require
 
 
 @script("train_expert")
 def main(config: dict[str, Any], run_dir: Path) -> None:
     """Train, then write the last checkpoint's return."""
-    try:
+    with optional("Training an expert needs {name}", "rl", TaskError):
         import torch
 
         from flowpolicy_envs.actor import ExpertActor
         from flowpolicy_envs.experts import ExpertConfig, train_expert
-    except ImportError as error:
-        raise TaskError(
-            f"Training an expert needs '{error.name}'; run: pip install 'flowpolicy[rl]'."
-        ) from error
 
     env = config["env"]
     if env["expert"] is None:

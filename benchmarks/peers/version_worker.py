@@ -22,7 +22,6 @@ from unittest import mock
 
 RENAMED = {"flowpolicy_configs": "configs", "flowpolicy_envs": "envs", "flowpolicy_scripts": "scripts"}
 QUESTIONS = Path(__file__).resolve().parents[2] / "tests" / "existing_files"
-TICKS = 1000
 SPEAK = os.dup(1)
 Turn = Callable[[], object]
 
@@ -68,8 +67,8 @@ def update() -> tuple[Any, str]:
     return ReinFlow, "train"
 
 
-def loop(settings: Mapping[str, Any], clock: Any) -> Any:
-    """A control loop with a robot and a worker that cost nothing, on ``clock``; ``run(ticks)`` drives it."""
+def drive(settings: Mapping[str, Any], clock: Any, on_tick: Callable[[], None]) -> None:
+    """A control loop without end, with a robot and a worker that cost nothing."""
     import numpy as np
     from control_timing import NoInference  # the checkout's own, in its benchmarks/
 
@@ -82,8 +81,9 @@ def loop(settings: Mapping[str, Any], clock: Any) -> Any:
     rng, rows = np.random.default_rng(0), 1000
     observations = {"observation": rng.standard_normal((rows, 11), np.float32)}
     actions = rng.uniform(-1, 1, (rows, 3)).astype(np.float32)
-    robot = TraceRobot(observations, np.array([rows]), actions, 100.0, clock=clock)
-    return ControlLoop(robot, policy, NoInference((4, 3)), ControlConfig(priority=False), clock=clock)
+    robot: Any = TraceRobot(observations, np.array([rows]), actions, 100.0, clock=clock)
+    robot.act = lambda action: on_tick()
+    ControlLoop(robot, policy, NoInference((4, 3)), ControlConfig(priority=False), clock=clock).run(10**9)
 
 
 # Jobs ----------------------------------------------------------------------------------------------------------------
@@ -123,14 +123,14 @@ def imported(settings: Mapping[str, Any]) -> None:
     say([time.perf_counter() - started, time.process_time() - computed])
 
 
-def latency(settings: Mapping[str, Any]) -> Turn:
+def latency(settings: Mapping[str, Any]) -> None:
     """A chunk for one observation."""
     from questions import Question
 
     planner = sampler(settings["checkpoint"], {"batch_size": 1, "backend": settings["backend"]})
     asked = Question.of_checkpoint(Path(settings["checkpoint"]))
     observations, noise = {key: value[:1] for key, value in asked.observations.items()}, asked.noise[:1]
-    return lambda: planner.act(observations, noise=noise)
+    answer(lambda: planner.act(observations, noise=noise))
 
 
 class QuickClock:
@@ -146,9 +146,9 @@ class QuickClock:
         self.time = max(self.time, moment)
 
 
-def ticks(settings: Mapping[str, Any]) -> Turn:
-    """TICKS ticks of a new control loop."""
-    return lambda: loop(settings, QuickClock()).run(TICKS)
+def ticks(settings: Mapping[str, Any]) -> None:
+    """Ticks of a control loop: one is done whenever the robot is sent a command."""
+    drive(settings, QuickClock(), Told().done)
 
 
 def inside(settings: Mapping[str, Any]) -> None:
@@ -173,31 +173,49 @@ def inside(settings: Mapping[str, Any]) -> None:
 
 
 def answer(turn: Turn) -> None:
-    """Say ready, answer every line, and end."""
-    say({})
-    for line in sys.stdin:
-        started, computed = time.perf_counter(), time.process_time()
-        for _ in range(int(line)):
-            turn()
-        say([time.perf_counter() - started, time.process_time() - computed])
-    raise SystemExit
+    """Do it as often as told, without end."""
+    told = Told()
+    while True:
+        turn()
+        told.done()
+
+
+class Told:
+    """Says ready, reads how often, and says what that took when it has been done so often; and so on."""
+
+    def __init__(self) -> None:
+        say({})
+        self._listen()
+
+    def done(self) -> None:
+        """Once more."""
+        self.left -= 1
+        if self.left == 0:
+            wall, computed = self.started
+            say([time.perf_counter() - wall, time.process_time() - computed])
+            self._listen()
+
+    def _listen(self) -> None:
+        line = sys.stdin.readline()
+        if not line:
+            raise SystemExit
+        self.left, self.started = int(line), (time.perf_counter(), time.process_time())
 
 
 def say(content: object) -> None:
     os.write(SPEAK, (json.dumps(content) + "\n").encode())
 
 
-ENDING = {"command": command, "chunks": chunks, "import": imported, "inside": inside}
-REPEATED = {"latency": latency, "ticks": ticks}
+JOBS = {
+    "command": command, "chunks": chunks, "import": imported, "inside": inside, "latency": latency, "ticks": ticks,
+}  # fmt: skip
 
 
 def main() -> None:
     root, job, settings = Path(sys.argv[1]).resolve(), sys.argv[2], json.loads(sys.argv[3])
     sys.meta_path.insert(0, Checkout(root))
     sys.path[:0] = [str(root / "benchmarks"), str(QUESTIONS)]
-    if job in REPEATED:
-        answer(REPEATED[job](settings))
-    ENDING[job](settings)
+    JOBS[job](settings)
 
 
 if __name__ == "__main__":

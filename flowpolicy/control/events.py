@@ -15,50 +15,37 @@ log = logging.getLogger(__name__)
 class Event(IntEnum):
     """Kinds of events; the number is the bit in a telemetry row's ``events``."""
 
-    DEADLINE_MISSED = 0
-    CLOCK_STEP = 1
-    OBSERVATION_MISSING = 2
-    OBSERVATION_INVALID = 3
-    OBSERVATION_STALE = 4
-    INFERENCE_LATE = 5
-    INFERENCE_ERROR = 6
-    INFERENCE_HANG = 7
-    INFERENCE_DIED = 8
-    ACTION_INVALID = 9
-    FAST_SAMPLER = 10
-    SAFE_ACTION = 11
-    LIMIT_BOUNDS = 12
-    LIMIT_VELOCITY = 13
-    LIMIT_JERK = 14
-    ROBOT_ERROR = 15
-    DEAD_MAN = 16
-    WATCHDOG_STOP = 17
-    EPISODE = 18
-    DRIVER_HANG = 19
+    meaning: str
+
+    def __new__(cls, number: int, meaning: str) -> Event:
+        """A kind with a sentence for reports."""
+        event = int.__new__(cls, number)
+        event._value_, event.meaning = number, meaning
+        return event
+
+    DEADLINE_MISSED = 0, "A tick began more than a period late: the ticks in between did not happen."
+    CLOCK_STEP = 1, "The clock went backwards, or forwards by more than the loop could have slept."
+    OBSERVATION_MISSING = 2, "The robot gave no observation, or one without a key that the policy needs."
+    OBSERVATION_INVALID = 3, "An observation of a wrong shape or type, with NaN, or without a usable time."
+    OBSERVATION_STALE = 4, "The newest observation is older than allowed."
+    INFERENCE_LATE = 5, "No new chunk within the planned delay: the previous one went on."
+    INFERENCE_ERROR = 6, "The policy raised an exception."
+    INFERENCE_HANG = 7, "The policy gave no answer in time; its worker was replaced."
+    INFERENCE_DIED = 8, "The worker's process ended; it was replaced."
+    ACTION_INVALID = 9, "A planned chunk or a command of a wrong shape, or with NaN or infinity."
+    FAST_SAMPLER = 10, "The faster sampler's chunk was used."
+    SAFE_ACTION = 11, "The robot was sent its safe action."
+    LIMIT_BOUNDS = 12, "A command was held within the action bounds."
+    LIMIT_VELOCITY = 13, "A command was held within the velocity limit."
+    LIMIT_JERK = 14, "A command was held within the jerk limit."
+    ROBOT_ERROR = 15, "The robot raised an exception when it was observed or commanded."
+    DEAD_MAN = 16, "The dead-man switch was not held."
+    WATCHDOG_STOP = 17, "Too many misses in a row: the robot was stopped."
+    EPISODE = 18, "The world was reset: history and chunks were dropped."
+    DRIVER_HANG = 19, "A call of the robot did not return in time; the watchdog beside the loop spoke."
 
 
-EXPLAINED = {
-    Event.DEADLINE_MISSED: "A tick began more than a period late: the ticks in between did not happen.",
-    Event.CLOCK_STEP: "The clock went backwards, or forwards by more than the loop could have slept.",
-    Event.OBSERVATION_MISSING: "The robot gave no observation, or one without a key that the policy needs.",
-    Event.OBSERVATION_INVALID: "An observation of a wrong shape or type, with NaN, or without a usable time.",
-    Event.OBSERVATION_STALE: "The newest observation is older than allowed.",
-    Event.INFERENCE_LATE: "No new chunk within the planned delay: the previous one went on.",
-    Event.INFERENCE_ERROR: "The policy raised an exception.",
-    Event.INFERENCE_HANG: "The policy gave no answer in time; its worker was replaced.",
-    Event.INFERENCE_DIED: "The worker's process ended; it was replaced.",
-    Event.ACTION_INVALID: "A planned chunk or a command of a wrong shape, or with NaN or infinity.",
-    Event.FAST_SAMPLER: "The faster sampler's chunk was used.",
-    Event.SAFE_ACTION: "The robot was sent its safe action.",
-    Event.LIMIT_BOUNDS: "A command was held within the action bounds.",
-    Event.LIMIT_VELOCITY: "A command was held within the velocity limit.",
-    Event.LIMIT_JERK: "A command was held within the jerk limit.",
-    Event.ROBOT_ERROR: "The robot raised an exception when it was observed or commanded.",
-    Event.DEAD_MAN: "The dead-man switch was not held.",
-    Event.WATCHDOG_STOP: "Too many misses in a row: the robot was stopped.",
-    Event.DRIVER_HANG: "A call of the robot did not return in time; the watchdog beside the loop spoke.",
-    Event.EPISODE: "The world was reset: history and chunks were dropped.",
-}
+EXPLAINED = {event: event.meaning for event in Event}
 """What each kind means, for reports."""
 
 
@@ -102,13 +89,8 @@ class EventLog:
             self.records.append(Record(tick, time.monotonic() - self._start, event, detail))
         # 1st, 10th, 100th ...: a fault at every tick must not become a fault of the logger.
         if before == 0 or len(str(before + count)) > len(str(before)):
-            log.warning(
-                "tick %d: %s%s (%d so far)",
-                tick,
-                name_of(event),
-                f": {detail}" if detail else "",
-                before + count,
-            )
+            told = f": {detail}" if detail else ""
+            log.warning("tick %d: %s%s (%d so far)", tick, name_of(event), told, before + count)
 
     def take_bits(self) -> int:
         """The kinds that occurred since the last call, as a bit mask."""
@@ -119,10 +101,7 @@ class EventLog:
         """Counts and kept records, for JSON."""
         return {
             "counts": {name_of(event): self.counts[event] for event in Event if self.counts[event]},
-            "records": [
-                {"tick": r.tick, "seconds": r.seconds, "event": name_of(r.event), "detail": r.detail}
-                for r in self.records
-            ],
+            "records": [{**vars(record), "event": name_of(record.event)} for record in self.records],
         }
 
 

@@ -1,4 +1,9 @@
-"""Inference beside the loop: requests go to a worker, chunks come back; spares stand by for it."""
+"""Inference beside the loop: requests go to a worker and chunks come back, whatever becomes of the worker.
+
+A :class:`Pipeline` is what the loop asks; it counts every way in which a request can fail.
+A :class:`SparedWorker` is a planner at work with spares that stand by for it, each in a thread or process of
+its own (:mod:`flowpolicy.control.planner_hosts`).
+"""
 
 from __future__ import annotations
 
@@ -9,8 +14,12 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
+from flowpolicy.control.events import Event, EventLog
 from flowpolicy.control.planner_hosts import (
     Answer,
     Build,
@@ -21,12 +30,21 @@ from flowpolicy.control.planner_hosts import (
     Request,
     WorkerDiedError,
 )
+from flowpolicy.control.system import Clock
+from flowpolicy.errors import FlowPolicyError
+from flowpolicy.execution.fusion import Prefix
 from flowpolicy.settings import choose, require
 
 __all__ = [
-    "Answer", "Planner", "ProcessWorker", "Request", "SparedWorker", "ThreadWorker", "Worker",
-    "WorkerDiedError", "build_worker",
-]  # fmt: skip
+    "Answer",
+    "Pipeline",
+    "Planner",
+    "Request",
+    "SparedWorker",
+    "Worker",
+    "WorkerDiedError",
+    "build_worker",
+]
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +63,6 @@ class Worker(Protocol):
 
     def submit(self, request: Request) -> None:
         """Hand over a request; one answer follows, unless the worker is replaced first."""
-        ...
 
     def poll(self, timeout: float = 0.0) -> Answer | None:
         """The next answer, waiting at most ``timeout`` seconds for it.
@@ -53,7 +70,6 @@ class Worker(Protocol):
         Raises:
             WorkerDiedError: there will be none.
         """
-        ...
 
     def ready(self, timeout: float = 0.0) -> bool:
         """Whether a planner is built, waiting at most ``timeout`` seconds for it, and for its spares.
@@ -61,15 +77,12 @@ class Worker(Protocol):
         Raises:
             WorkerDiedError: it cannot be built.
         """
-        ...
 
     def restart(self) -> None:
         """Give up the planner and whatever it has under way, and go on with a spare, without waiting."""
-        ...
 
     def close(self) -> None:
         """End it; a second call does nothing."""
-        ...
 
 
 class SparedWorker:
@@ -161,7 +174,7 @@ class SparedWorker:
                 host.end()
 
     def _take(self) -> bool:
-        """Put the stored planner to work where none is; whether one is at work."""
+        """Put a stored planner to work where none is; whether one is at work."""
         if self._current is None:
             if self._stored:
                 self._current = self._stored.popleft()
@@ -219,29 +232,120 @@ class SparedWorker:
         return not error
 
 
-class ThreadWorker(SparedWorker):
-    """Planners in threads of this process: nothing is copied, and they share the interpreter with the loop.
+HOSTS: dict[str, Callable[[Build], Host]] = {"thread": PlannerThread, "process": PlannerProcess}
 
-    A thread cannot be ended from outside: a hanging one is left behind when it is replaced.
+
+def build_worker(kind: str, build: Build, spares: int = SPARES) -> SparedWorker:
+    """A planner and its spares in a ``process`` or a ``thread`` each.
+
+    A process can be killed and shares nothing with the loop but the cores; ``build`` is pickled for it.
+    Nothing is copied for a thread, which shares the interpreter with the loop; one that hangs cannot be ended
+    and is left behind when it is replaced.
+    """
+    return SparedWorker(choose(HOSTS, kind, "inference"), build, spares)
+
+
+class Pipeline:
+    """One worker as the loop sees it: at most one request under way, and another planner where one is lost.
+
+    Args:
+        worker: who plans.
+        shape: of a chunk, (T, A).
+        events: where failures are counted.
+        hang_timeout: seconds after which a request counts as lost.
+        clock: the loop's.
+
+    Attributes:
+        failed: the last call of :meth:`take` found that the request under way will have no answer.
     """
 
-    def __init__(self, build: Build, spares: int = SPARES) -> None:
-        super().__init__(PlannerThread, build, spares)
+    def __init__(
+        self, worker: Worker, shape: tuple[int, int], events: EventLog, hang_timeout: float, clock: Clock
+    ) -> None:
+        self.worker, self.shape, self.events, self.clock = worker, shape, events, clock
+        self.hang_timeout = hang_timeout
+        self.failed = False
+        self._asked_at: float | None = None  # of the request under way
+        self._forgotten = False
+        self._replacing = False
 
+    def wait_until_ready(self, timeout: float) -> None:
+        """Wait for the worker to be built.
 
-class ProcessWorker(SparedWorker):
-    """Planners in processes: one can be killed, and shares nothing with the loop but the cores.
+        Raises:
+            FlowPolicyError: it cannot be built, or not in time.
+        """
+        try:
+            is_ready = self.worker.ready(timeout)
+        except WorkerDiedError as error:
+            raise FlowPolicyError(str(error)) from error
+        if not is_ready:
+            raise FlowPolicyError(
+                f"The policy was not ready after {timeout:g} s; raise start_timeout_s, "
+                "or choose another backend."
+            )
 
-    ``build`` is pickled.
-    """
+    @property
+    def idle(self) -> bool:
+        """Whether it can be asked: nothing is under way, and the worker lives."""
+        return self._asked_at is None and not self._replacing
 
-    def __init__(self, build: Build, spares: int = SPARES) -> None:
-        super().__init__(PlannerProcess, build, spares)
+    def submit(self, step: int, observation: dict[str, NDArray[Any]], prefix: Prefix | None) -> None:
+        """Ask an idle worker for a chunk."""
+        self._asked_at = self.clock.now()
+        self.worker.submit(Request(step, observation, prefix))
 
+    def forget(self) -> None:
+        """The answer under way is no longer wanted: it was asked for in another episode."""
+        self._forgotten = self._asked_at is not None
 
-WORKERS: dict[str, Callable[[Build, int], Worker]] = {"thread": ThreadWorker, "process": ProcessWorker}
+    def clock_stepped(self, seconds: float) -> None:
+        """The clock was set: a request under way is not older for it."""
+        if self._asked_at is not None:
+            self._asked_at += seconds
 
+    def take(self, tick: int, wait: float) -> tuple[NDArray[np.float32], int, float] | None:
+        """A finished chunk ``(T, A)``, the step it was asked at and its planning seconds; None where there is
+        none yet, or where the request failed."""
+        self.failed = False
+        if self._replacing:
+            self._see_replacement(tick)
+        if self._asked_at is None:
+            return None
+        try:
+            answer = self.worker.poll(wait)
+        except WorkerDiedError as error:
+            self._replace(Event.INFERENCE_DIED, tick, str(error))
+            return None
+        if answer is None:
+            if self.clock.now() - self._asked_at > self.hang_timeout:
+                self._replace(Event.INFERENCE_HANG, tick, f"no answer in {self.hang_timeout:g} s")
+            return None
+        actions = None if self._forgotten else self._checked(answer, tick)
+        self._asked_at, self._forgotten, self.failed = None, False, actions is None
+        return None if actions is None else (actions, answer.step, answer.seconds)
 
-def build_worker(kind: str, build: Build, spares: int = SPARES) -> Worker:
-    """A worker of a kind: ``thread`` or ``process``; see :class:`SparedWorker`."""
-    return choose(WORKERS, kind, "inference")(build, spares)
+    def _checked(self, answer: Answer, tick: int) -> NDArray[np.float32] | None:
+        if answer.actions is None:
+            self.events.add(Event.INFERENCE_ERROR, tick, answer.error)
+            return None
+        shape = answer.actions.shape
+        if shape == self.shape and np.isfinite(answer.actions).all():
+            return answer.actions
+        what = "NaN or infinity" if shape == self.shape else f"shape {shape} in place of {self.shape}"
+        self.events.add(Event.ACTION_INVALID, tick, f"a chunk with {what}")
+        return None
+
+    def _replace(self, event: Event, tick: int, detail: str) -> None:
+        """The planner at work is lost, and with it the request under way."""
+        self.events.add(event, tick, detail)
+        self._asked_at, self._forgotten, self.failed = None, False, True
+        self.worker.restart()
+        self._see_replacement(tick)
+
+    def _see_replacement(self, tick: int) -> None:
+        try:
+            self._replacing = not self.worker.ready()
+        except WorkerDiedError as error:  # it could not be built; the worker tries again after a pause
+            self._replacing = True
+            self.events.add(Event.INFERENCE_DIED, tick, str(error))

@@ -12,18 +12,21 @@ from typing import Any
 
 import numpy as np
 
-from flowpolicy.control.clock import Clock, MonotonicClock
 from flowpolicy.control.config import ControlConfig
-from flowpolicy.control.driver_watch import DriverWatch
 from flowpolicy.control.events import Event, EventLog
-from flowpolicy.control.exclusive import exclusive
 from flowpolicy.control.history import ObservationHistory
-from flowpolicy.control.inference import Worker
-from flowpolicy.control.pipeline import Pipeline
-from flowpolicy.control.priority import real_time_priority, without_collection
+from flowpolicy.control.inference import Pipeline, Worker
 from flowpolicy.control.robot import Action, Robot
 from flowpolicy.control.safety import SafetyGate
-from flowpolicy.control.signals import ending_signals
+from flowpolicy.control.system import (
+    Clock,
+    DriverWatch,
+    MonotonicClock,
+    ending_signals,
+    exclusive,
+    real_time_priority,
+    without_collection,
+)
 from flowpolicy.control.telemetry import SOURCES, Telemetry
 from flowpolicy.execution.fusion import Chunk, Fusion, build_fusion
 from flowpolicy.execution.receding_horizon import ChunkPolicy
@@ -90,17 +93,10 @@ class ControlLoop:
     """
 
     def __init__(
-        self,
-        robot: Robot,
-        policy: ChunkPolicy,
-        worker: Worker,
-        config: ControlConfig,
-        *,
-        fast: Worker | None = None,
-        dead_man: Callable[[], bool] | None = None,
-        clock: Clock | None = None,
+        self, robot: Robot, policy: ChunkPolicy, worker: Worker, config: ControlConfig, *,
+        fast: Worker | None = None, dead_man: Callable[[], bool] | None = None, clock: Clock | None = None,
         events: EventLog | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         spec = robot.spec
         spec.check(policy)
         self.robot, self.config = robot, config
@@ -136,6 +132,7 @@ class ControlLoop:
         timeout = config.hang_timeout(self.period, left)
         self._main = Pipeline(worker, shape, self.events, timeout, self.clock)
         self._fast = None if fast is None else Pipeline(fast, shape, self.events, timeout, self.clock)
+        self._pipelines = [self._main] if self._fast is None else [self._main, self._fast]
         self._fast_chunk: Chunk | None = None
         self._newest: Chunk | None = None
         self._asked_step = self._asked_tick = 0  # of the last request
@@ -158,9 +155,8 @@ class ControlLoop:
         Raises:
             FlowPolicyError: the policy was not ready in time, or another loop drives the robot.
         """
-        for pipeline in (self._main, self._fast):
-            if pipeline is not None:
-                pipeline.wait_until_ready(self.config.start_timeout_s)
+        for pipeline in self._pipelines:
+            pipeline.wait_until_ready(self.config.start_timeout_s)
         with (
             exclusive(self.robot),
             without_collection(),
@@ -240,9 +236,8 @@ class ControlLoop:
 
     def _clock_stepped(self, tick: int, seconds: float) -> None:
         self.events.add(Event.CLOCK_STEP, tick, f"{seconds:+.3f} s")
-        for pipeline in (self._main, self._fast):
-            if pipeline is not None:
-                pipeline.clock_stepped(seconds)
+        for pipeline in self._pipelines:
+            pipeline.clock_stepped(seconds)
 
     def _origin(self) -> float:
         """The first deadline: half a period after a step of the robot's own clock, where it has one."""
@@ -296,9 +291,8 @@ class ControlLoop:
             self.gate.forget_hold()
             self._newest = self._fast_chunk = None
             self._is_due = True
-            self._main.forget()
-            if self._fast is not None:
-                self._fast.forget()
+            for pipeline in self._pipelines:
+                pipeline.forget()
 
     def _collect(self, tick: int, fresh: bool) -> tuple[int, float]:
         """Take a finished chunk and ask for the next; its delay in steps (-1: none) and planning seconds."""
@@ -320,7 +314,8 @@ class ControlLoop:
                 self._is_due = True
             return None
         actions, start, seconds = answer
-        chunk = Chunk(actions, start, self.status.steps)
+        step = self.status.steps
+        chunk = Chunk(actions, start, step, waited=tick - self._asked_tick - (step - start))
         self.fusion.add(chunk)
         self._newest = chunk
         self._recent.append(seconds)
@@ -360,13 +355,13 @@ class ControlLoop:
             self._fast.submit(step, self.history.newest(), None)
 
     def _watch(self, missed: bool, tick: int) -> None:
-        status = self.status
+        status, patience = self.status, self.config.start_timeout_s
         if not status.chunks:
-            if tick * self.period > self.config.start_timeout_s:
-                status.stopped = f"no chunk came within {self.config.start_timeout_s:g} s"
-                self.events.add(Event.WATCHDOG_STOP, tick, status.stopped)
-            return
-        status.misses = status.misses + 1 if missed else 0
-        if status.misses >= self.config.safety.miss_limit:
-            status.stopped = f"watchdog: no valid command in {status.misses} ticks in a row"
-            self.events.add(Event.WATCHDOG_STOP, tick, status.stopped)
+            reason = f"no chunk came within {patience:g} s" if tick * self.period > patience else ""
+        else:
+            status.misses = status.misses + 1 if missed else 0
+            is_lost = status.misses >= self.config.safety.miss_limit
+            reason = f"watchdog: no valid command in {status.misses} ticks in a row" if is_lost else ""
+        if reason:
+            status.stopped = reason
+            self.events.add(Event.WATCHDOG_STOP, tick, reason)

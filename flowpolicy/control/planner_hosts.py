@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from flowpolicy.control.signals import leave_to_the_loop
+from flowpolicy.control.system import leave_to_the_loop
 from flowpolicy.errors import FlowPolicyError
 from flowpolicy.execution.fusion import Prefix
 

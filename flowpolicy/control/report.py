@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 import base64
-import html
 import math
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jinja2  # PyTorch needs it itself
+
 from flowpolicy.control.events import EXPLAINED, Event, name_of
 from flowpolicy.control.statistics import Columns, run_statistics
 from flowpolicy.files.storage import atomic_file
 from flowpolicy.plots.control import plot_inference, plot_run, plot_timing, plot_window
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #202428; max-width: 1040px; margin: 32px auto }
-body { padding: 0 16px }
-h1 { font-size: 24px; margin: 0 0 4px } h2 { font-size: 18px; margin: 32px 0 8px }
-.verdict { padding: 10px 14px; border-left: 6px solid; background: #f4f5f7; margin: 12px 0 }
-.good { border-color: #009E73 } .fair { border-color: #E69F00 } .bad { border-color: #D55E00 }
-table { border-collapse: collapse; margin: 8px 0; font-variant-numeric: tabular-nums }
-td, th { padding: 3px 14px 3px 0; text-align: left; vertical-align: top; border-bottom: 1px solid #e4e6ea }
-th { font-weight: 600 } .number { text-align: right } .whole { white-space: nowrap }
-img { display: block; width: 100%; margin: 14px 0 } .note { color: #5f6368 } code { font-size: 13px }
-code { overflow-wrap: anywhere }
-"""
+_TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
 
 def write_report(
@@ -49,111 +39,77 @@ def write_report(
         ``path``.
     """
     period = 1.0 / float(about["rate_hz"])
-    statistics = run_statistics(columns, period)
-    parts = [
-        f"<h1>{_text(about.get('task', 'robot'))}</h1>",
-        f'<div class="note">{_text(about.get("command", ""))}</div>',
-        _verdict(statistics, about),
-    ]
-    if statistics["ticks"]:
-        parts += ["<h2>Figures</h2>", _newest(columns), _figures(statistics)]
-        parts += [_picture(draw, what, columns, period) for draw, what in _PICTURES.items()]
-    if video is not None:
-        parts.append(f'<h2>Video</h2><video controls width="480" src="{html.escape(video.name)}"></video>')
-    parts += ["<h2>Events</h2>", _events(events, columns, period), "<h2>What ran</h2>", _table(_flat(about))]
-    title = html.escape(f"Control run: {about.get('task', 'robot')}")
-    page = (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
-        f"<style>{_STYLE}</style><body>{''.join(parts)}</body></html>\n"
-    )
+    run, stopped = run_statistics(columns, period), str(about.get("stopped", ""))
+    content: dict[str, Any] = {
+        "task": about.get("task", "robot"),
+        "command": about.get("command", ""),
+        "rate": f"{float(about['rate_hz']):g}",
+        "period": period,
+        "stopped": stopped,
+        "run": run,
+        "video": None if video is None else video.name,
+        "events": _events(events, columns),
+        "settings": _flat(about),
+    }
+    if run["ticks"]:
+        content |= _verdict(run, stopped) | {
+            "kept": (int(columns["tick"][0]), int(columns["tick"][-1])),
+            "distributions": {label: run[key] for key, label in _DISTRIBUTIONS.items()},
+            "figures": _figures(run),
+            "pictures": {what: _picture(draw, columns, period) for draw, what in _PICTURES.items()},
+        }
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters |= {"digits": _number, "count": lambda number: f"{number:,}"}
+    page = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(content)
     with atomic_file(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path
 
 
-_PICTURES: dict[Callable[[Columns, float, Path], None], str] = {
+_PICTURES: dict[Callable[[Columns, float, Path], Path], str] = {
     plot_timing: "Lateness and work of the ticks over time, and a histogram of the lateness",
     plot_run: "Sources of the commands, events and commands over the whole run",
     plot_window: "Commands, changes of chunk and events of a few seconds, tick by tick",
-    plot_inference: "Planning time, delay, age of the observations, and changes of the command",
+    plot_inference: "Sampling time, delay, age of the observations, and changes of the command",
+}
+_DISTRIBUTIONS = {
+    "jitter_ms": "start after deadline, ms",
+    "work_us": "start to command sent, us",
+    "inference_ms": "sampling a chunk, ms",
+    "observation_age_ms": "age of the observation, ms",
 }
 
-_GRADES = {"good": "Good", "fair": "Fair", "bad": "Poor"}
 
-
-def _verdict(statistics: Mapping[str, Any], about: Mapping[str, Any]) -> str:
-    """The run in a few sentences, and a colour: green below 0.5% of ticks late or safe, red above 5%."""
-    ticks, stopped = statistics["ticks"], str(about.get("stopped", ""))
-    if not ticks:
-        why = f" The run ended: {_text(stopped)}." if stopped else ""
-        return f'<div class="verdict bad"><b>No tick was run.</b>{why}</div>'
-    missed, safe = statistics["missed"], round(statistics["sources"]["safe"] * ticks)
+def _verdict(run: Mapping[str, Any], stopped: str) -> dict[str, Any]:
+    """Good below 0.5% of ticks late or safe, bad above 5% and where the run did not end as it should."""
+    safe = round(run["sources"]["safe"] * run["ticks"])
     ended = stopped.startswith(("finished", "interrupted", "stopped"))
-    share = (missed + safe) / (ticks + missed)
+    share = (run["missed"] + safe) / (run["ticks"] + run["missed"])
     grade = "bad" if not ended or share > 0.05 else "fair" if share > 0.005 else "good"
-    jitter = statistics["jitter_ms"]
-    return (
-        f'<div class="verdict {grade}">'
-        f"<b>{_GRADES[grade]}: {statistics['seconds']:,.1f} s at {float(about['rate_hz']):g} Hz</b>, "
-        f"ended: {_text(stopped)}.<br>"
-        f"{ticks:,} ticks ran. {missed:,} could not begin within their period and {safe:,} sent the safe "
-        f"action, {share:.2%} together. Half of the ticks began within {_number(jitter['p50'])} ms of their "
-        f"deadline, 99% within {_number(jitter['p99'])} ms, the latest {_number(jitter['max'])} ms after "
-        "it.</div>"
-    )
+    return {"grade": grade, "share": share, "safe": safe}
 
 
-def _newest(columns: Columns) -> str:
-    """Which part of the run the rows are, where they are not all of it."""
-    first, last = int(columns["tick"][0]), int(columns["tick"][-1])
-    if first == 0:
-        return ""
-    return (
-        f'<p class="note">Telemetry kept ticks {first:,} to {last:,}; figures and pictures are of them.</p>'
-    )
-
-
-def _figures(statistics: Mapping[str, Any]) -> str:
-    names = {
-        "jitter_ms": "start after deadline, ms",
-        "work_us": "start to command sent, us",
-        "inference_ms": "planning a chunk, ms",
-        "observation_age_ms": "age of the observation, ms",
-    }
-    header = "".join(f'<th class="number">{name}</th>' for name in ("p50", "p95", "p99", "p99.9", "max"))
-    rows = [f"<tr><th></th>{header}</tr>"]
-    for key, label in names.items():
-        values = statistics[key]
-        if values is not None:
-            cells = "".join(f'<td class="number">{_number(value)}</td>' for value in values.values())
-            rows.append(f"<tr><td>{label}</td>{cells}</tr>")
-    delays = statistics["delays"]
-    more: dict[str, Any] = {
-        "drift of the schedule": f"{statistics['drift_us_per_s']:+.3f} us per second; "
-        f"last tick {statistics['drift_us']:+.0f} us against the first",
-        "commands from": ", ".join(
-            f"{name} {share:.1%}" for name, share in statistics["sources"].items() if share
-        ),
-        "delay of a chunk": ", ".join(f"{actions} actions {count:,}x" for actions, count in delays.items())
-        or "no chunk arrived",
-    }
+def _figures(run: Mapping[str, Any]) -> dict[str, str]:
+    sources = (f"{name} {share:.1%}" for name, share in run["sources"].items() if share)
+    delays = (f"{actions} actions {count:,}x" for actions, count in run["delays"].items())
     changes = [
-        f"{_number(statistics[key])} {where} (p95 {_number(statistics[f'{key}_p95'])})"
+        f"{_number(run[key])} {where} (p95 {_number(run[f'{key}_p95'])})"
         for key, where in (("seam", "at a change of chunk"), ("inside", "inside chunks"))
-        if statistics[key] is not None
+        if run[key] is not None
     ]
+    found = {
+        "drift of the schedule": f"{run['drift_us_per_s']:+.3f} us per second; "
+        f"last tick {run['drift_us']:+.0f} us against the first",
+        "commands from": ", ".join(sources),
+        "delay of a chunk": ", ".join(delays) or "no chunk arrived",
+    }
     if changes:
-        more["change of the command"] = ", ".join(changes) + ", in ranges of the command"
-    return f"<table>{''.join(rows)}</table>{_table(more)}"
+        found["change of the command"] = ", ".join(changes) + ", in ranges of the command"
+    return found
 
 
-def _events(events: Mapping[str, Any], columns: Columns, period: float) -> str:
-    if not events["counts"]:
-        return '<p class="note">None.</p>'
-    rows = [
-        "<tr><th>event</th><th>times</th><th>first</th><th>last</th>"
-        "<th>what it is, and the details of the first ones</th></tr>"
-    ]
+def _events(events: Mapping[str, Any], columns: Columns) -> list[dict[str, Any]]:
+    found = []
     for event in Event:
         name = name_of(event)
         if name not in events["counts"]:
@@ -162,34 +118,21 @@ def _events(events: Mapping[str, Any], columns: Columns, period: float) -> str:
         # Records are the first ones, rows the newest: of a long run neither has both ends.
         marked = columns["tick"][(columns["events"] >> event) & 1 == 1].tolist()
         ticks = [*(record["tick"] for record in records), *marked]
-        ends = "".join(
-            f'<td class="whole">{tick * period:,.2f} s<br><span class="note">tick {tick:,}</span></td>'
-            for tick in ((min(ticks), max(ticks)) if ticks else ())
+        found.append(
+            {
+                "name": name,
+                "count": events["counts"][name],
+                "ends": (min(ticks), max(ticks)) if ticks else (),
+                "meaning": EXPLAINED[event],
+                "details": [record for record in records[:5] if record["detail"]],
+            }
         )
-        details = "".join(
-            f"<br><code>tick {record['tick']:,}: {_text(record['detail'])}</code>"
-            for record in records[:5]
-            if record["detail"]
-        )
-        what = f'<span class="note">{_text(EXPLAINED[event])}</span>{details}'
-        rows.append(
-            f'<tr><td class="whole">{name}</td><td>{events["counts"][name]:,}</td>'
-            f"{ends or '<td></td><td></td>'}<td>{what}</td></tr>"
-        )
-    return f"<table>{''.join(rows)}</table>"
+    return found
 
 
-def _picture(draw: Callable[[Columns, float, Path], None], what: str, columns: Columns, period: float) -> str:
+def _picture(draw: Callable[[Columns, float, Path], Path], columns: Columns, period: float) -> str:
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "plot.png"
-        draw(columns, period, file)
-        data = base64.b64encode(file.read_bytes()).decode()
-    return f'<img alt="{what}" src="data:image/png;base64,{data}">'
-
-
-def _table(values: Mapping[str, Any]) -> str:
-    rows = (f"<tr><td>{_text(key)}</td><td>{_text(value)}</td></tr>" for key, value in values.items())
-    return f"<table>{''.join(rows)}</table>"
+        return base64.b64encode(draw(columns, period, Path(folder) / "plot.png").read_bytes()).decode()
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -206,7 +149,3 @@ def _number(value: float) -> str:
     if not value or abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
-
-
-def _text(value: Any) -> str:
-    return html.escape(str(value))

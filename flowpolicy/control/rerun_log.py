@@ -10,8 +10,8 @@ import numpy as np
 
 from flowpolicy.control.statistics import Columns
 from flowpolicy.control.telemetry import SOURCES
-from flowpolicy.errors import ConfigError
 from flowpolicy.files.storage import atomic_file
+from flowpolicy.optional import optional
 
 
 def write_rerun(path: Path, columns: Columns, events: Mapping[str, Any]) -> Path:
@@ -28,10 +28,8 @@ def write_rerun(path: Path, columns: Columns, events: Mapping[str, Any]) -> Path
     Raises:
         ConfigError: rerun-sdk is not installed.
     """
-    try:
+    with optional("rerun=true needs rerun-sdk", "rerun"):
         import rerun
-    except ImportError as error:
-        raise ConfigError("rerun=true needs rerun-sdk; run: pip install 'flowpolicy[rerun]'.") from error
     with atomic_file(path) as temporary:
         recording = rerun.RecordingStream("flowpolicy")
         recording.save(temporary)
@@ -40,9 +38,10 @@ def write_rerun(path: Path, columns: Columns, events: Mapping[str, Any]) -> Path
             "timing/work_ms": 1e3 * (columns["finished"] - columns["started"]),
             "timing/observation_age_ms": 1e3 * columns["observation_age"],
             "inference/ms": 1e3 * columns["inference"],
-            "inference/delay": np.where(columns["delay"] >= 0, columns["delay"], np.nan),
-            "inference/chunk": np.where(columns["chunk"] >= 0, columns["chunk"], np.nan),
-            "inference/chunk_step": np.where(columns["chunk_step"] >= 0, columns["chunk_step"], np.nan),
+            **{
+                f"inference/{name}": np.where(columns[name] >= 0, columns[name], np.nan)
+                for name in ("delay", "chunk", "chunk_step")
+            },
             "inference/seam": columns["seam"],
             **{f"source/{name}": np.where(columns["source"] == name, 1.0, 0.0) for name in SOURCES},
             **{f"action/{name[7:]}": columns[name] for name in columns if name.startswith("action_")},

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from flowpolicy.errors import ConfigError, TaskError
+from flowpolicy.execution.fusion import Action as Action
 from flowpolicy.execution.receding_horizon import ChunkPolicy
 from flowpolicy.execution.rotations import Rotation
 from flowpolicy.settings import require
 
-Action = NDArray[np.float32]
 Observation = Mapping[str, Any]
 
 TIMESTAMP = "timestamp"
@@ -63,16 +62,11 @@ class RobotSpec:
         low, high = (np.asarray(bound, dtype=np.float32) for bound in (self.action_low, self.action_high))
         object.__setattr__(self, "action_low", low)
         object.__setattr__(self, "action_high", high)
+        bounds = f"{self.name}: action_low {low.tolist()} and action_high {high.tolist()} must be"
         if low.shape != high.shape or low.ndim != 1 or not (low <= high).all():
-            raise ConfigError(
-                f"{self.name}: action_low {low.tolist()} and action_high {high.tolist()} must be vectors of "
-                "one length, each lower bound at most its upper bound."
-            )
+            raise ConfigError(f"{bounds} vectors of one length, each lower bound at most its upper bound.")
         if not (np.isfinite(low).all() and np.isfinite(high).all()):
-            raise ConfigError(
-                f"{self.name}: action_low {low.tolist()} and action_high {high.tolist()} must be finite; "
-                "name the least and the greatest command that this robot may be sent."
-            )
+            raise ConfigError(f"{bounds} finite; name the least and the greatest command of this robot.")
         for rotation in self.rotations:
             ok = rotation.dims.stop <= len(low)
             require(ok, "rotations", rotation, f"within the {len(low)} dimensions of a command")
@@ -117,16 +111,12 @@ class Robot(Protocol):
     @property
     def spec(self) -> RobotSpec:
         """What it takes and gives."""
-        ...
 
     def observe(self) -> Observation:
         """The newest observation: key -> array of the spec's shape; ``timestamp``, ``episode`` if known."""
-        ...
 
     def act(self, action: Action) -> None:
         """Take a command ``(A,)`` within the bounds; it holds until the next one."""
-        ...
 
     def close(self) -> None:
         """Let go of it; a second call does nothing."""
-        ...

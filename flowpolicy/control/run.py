@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,46 +20,21 @@ from flowpolicy.control.loop import ControlLoop
 from flowpolicy.control.planners import PlannerBuilder
 from flowpolicy.control.report import write_report
 from flowpolicy.control.robot import Robot
-from flowpolicy.control.robots.simulated import SimulatedRobot, WorldReport, film
-from flowpolicy.control.robots.trace import TraceRobot
-from flowpolicy.control.signals import ending_signals
+from flowpolicy.control.robots.choosing import RobotConfig, build_robot
+from flowpolicy.control.robots.simulated import SimulatedRobot, WorldReport, record_video
 from flowpolicy.control.statistics import run_statistics
-from flowpolicy.data.store import read_demonstrations
+from flowpolicy.control.system import ending_signals
 from flowpolicy.errors import ConfigError
 from flowpolicy.evaluation.summary import machine, versions, write_summary
-from flowpolicy.evaluation.task import Task, task_of
 from flowpolicy.files.storage import write_json
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.runs.progress import progress_bar
-from flowpolicy.settings import choose, require
+from flowpolicy.settings import require
 
 log = logging.getLogger(__name__)
 
-FILM_S = 30.0
-"""Seconds of film where none are named."""
-
-ROBOT_SEED = 7_000_000
-"""First environment seed of control runs; evaluation, calibration and training use lower ones."""
-
-
-@dataclass(frozen=True)
-class RobotConfig:
-    """Which robot is driven.
-
-    Attributes:
-        kind: ``simulated``, the task's environment in wall-clock time, or ``trace``, recorded observations.
-        seed: environment seed of the first episode.
-        rate_hz: its rate; None takes the task's own.
-        path: store of the trace; None takes the task's own demonstrations.
-    """
-
-    kind: str = "simulated"
-    seed: int = ROBOT_SEED
-    rate_hz: float | None = None
-    path: str | None = None
-
-    def __post_init__(self) -> None:
-        choose(_ROBOTS, self.kind, "robot.kind")
+VIDEO_S = 30.0
+"""Seconds of video where none are named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +50,7 @@ class RunConfig(DeployConfig):
             the memory of one more policy.
         duration_s: of the run.
         seed: of the noises.
-        video: seconds of film of a simulated robot, made afterwards; true makes 30 of them, false none.
+        video: seconds of video of a simulated robot, recorded afterwards; true: 30 of them, false: none.
         rerun: also write the telemetry for the Rerun viewer.
     """
 
@@ -178,115 +153,103 @@ class ControlRun:
         """For ``summary.json``."""
         found: dict[str, Any] = {"stopped": self.stopped, **self.statistics}
         if self.world is not None:
-            world = self.world
-            found["world"] = {
-                "episodes_finished": world.finished,
-                "returns": world.returns,
-                "lengths": world.lengths,
-                "success": world.success,
-                "score": world.score,
-                "steps": world.steps,
-                "late_steps": world.late_steps,
-                "unheard_steps": world.unheard_steps,
-                "deserted_steps": world.deserted_steps,
-            }
+            world = {key: value for key, value in vars(self.world).items() if key not in ("seed", "commands")}
+            found["world"] = {"episodes_finished": world.pop("finished"), **world}
         return found
 
 
 def run_control(
     config: RunConfig,
     run_dir: Path,
-    command: str,
+    command: str = "",
     env: Mapping[str, Any] | None = None,
     dead_man: Callable[[], bool] | None = None,
+    robot: Robot | None = None,
 ) -> ControlRun:
     """Drive a robot for a while and write telemetry, events, a report, a video and ``summary.json``.
 
     A signal that ends programs (SIGINT, SIGTERM, SIGHUP, SIGQUIT) ends the drive and nothing else: everything
     is closed and written. Before the drive it ends the program, with what was opened closed.
 
+    Args:
+        config: the settings.
+        run_dir: where it is all written.
+        command: that made the run, for the summary.
+        env: the task, where it is not the checkpoint's.
+        dead_man: called at every tick; False sends the safe action.
+        robot: is driven in place of ``config.robot``, and closed at the end.
+
     Raises:
         FlowPolicyError: a setting, the checkpoint, the plan, the robot or the backend is not usable.
     """
-    loops: list[ControlLoop] = []
+    loop: ControlLoop | None = None
 
     def on_signal(number: int) -> None:
-        if not any(loop.status.stopped for loop in loops):
+        if loop is None or not loop.status.stopped:
             raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
-    with ending_signals(on_signal):
-        return _run(config, run_dir, command, env, dead_man, loops)
-
-
-def _run(
-    config: RunConfig, run_dir: Path, command: str, env: Mapping[str, Any] | None,
-    dead_man: Callable[[], bool] | None, loops: list[ControlLoop],
-) -> ControlRun:  # fmt: skip
-    """A run; its loop is put into ``loops`` as soon as there is one."""
     started = time.time()
-    policy = FlowPolicy.load(config.checkpoint)
-    task = task_of(policy.spec.task, env, config.checkpoint)
-    plan = config.read_plan(policy)
-    settings, faster = config.samplers(policy, plan)
-    control = config.control
-    if plan is not None and control.execute_horizon is None:
-        control = replace(control, execute_horizon=plan.execute_horizon)
-    robot = choose(_ROBOTS, config.robot.kind, "robot.kind")(config.robot, task, policy, env or {})
-    worker = fast = None
-    try:
+    with ending_signals(on_signal), ExitStack() as opened:
+        opened.callback(lambda: robot.close() if robot is not None else None)
+        policy = FlowPolicy.load(config.checkpoint)
+        plan = config.read_plan(policy)
+        settings, faster = config.samplers(policy, plan)
+        control = config.control
+        if plan is not None and control.execute_horizon is None:
+            control = replace(control, execute_horizon=plan.execute_horizon)
+        kind = config.robot.kind if robot is None else f"{type(robot).__module__}:{type(robot).__name__}"
+        if robot is None:
+            robot = build_robot(config.robot, policy, env, config.checkpoint)
         robot.spec.check(policy)
-        build = PlannerBuilder(settings, config.seed)
-        worker = build_worker(config.inference, build, config.spares)
+        fast = None
         if faster is not None:
             fast = build_worker(config.inference, PlannerBuilder(faster, config.seed + 1), spares=0)
+            opened.callback(fast.close)
+        build = PlannerBuilder(settings, config.seed)
+        worker = build_worker(config.inference, build, config.spares)
+        opened.callback(worker.close)
+        task = str((env or policy.spec.task).get("name") or robot.spec.name)
         loop = ControlLoop(robot, policy, worker, control, fast=fast, dead_man=dead_man)
-        loops.append(loop)
-        log.info("Driving %s at %g Hz; Ctrl-C stops it.", task.name, 1 / loop.period)
-        expected = 1 if plan is None else plan.delay_ticks
-        if loop.max_delay < expected:
+        log.info("Driving %s at %g Hz; Ctrl-C stops it.", robot.spec.name, 1 / loop.period)
+        if loop.max_delay < (1 if plan is None else plan.delay_ticks):
             log.info(
                 "A chunk of %d leaves room for a delay of %d actions: one that comes later leaves a gap, "
                 "which a smaller control.execute_horizon would not.",
                 policy.spec.action_horizon, loop.max_delay,
             )  # fmt: skip
-        with _live(loop, round(config.duration_s / loop.period)) as ticks:
+        ticks = round(config.duration_s / loop.period)
+        with _live(loop, ticks):
             loop.run(ticks)
-    finally:
-        for part in (worker, fast, robot):
-            if part is not None:
-                part.close()
-    world = robot.report() if isinstance(robot, SimulatedRobot) else None
-    about = {
-        "task": task.name, "robot": config.robot.kind, "checkpoint": config.checkpoint,
-        "policy": policy.spec.name,
-        "sampling": settings.filled(policy.sampling).content(),
-        "plan": config.plan, "fast_steps": faster.num_steps if faster else None,
-        "fusion": config.control.fusion, "action_horizon": policy.spec.action_horizon,
-        "execute_horizon": loop.execute_horizon, "max_delay": loop.max_delay, "rate_hz": 1 / loop.period,
-        "inference": config.inference, "stopped": loop.status.stopped, "machine": machine(),
-        "versions": versions(), "command": command,
-    }  # fmt: skip
-    result = _write(loop, about, world, task, run_dir, config)
-    write_summary(
-        run_dir, task=task.name, policy=policy.spec.name, seed=config.seed, steps=loop.status.tick + 1,
-        wall_seconds=time.time() - started, metrics=result.metrics(), checkpoint=config.checkpoint,
-        command=command, about=about, files=[str(file) for file in result.files],
-    )  # fmt: skip
-    return result
+        opened.close()
+        about = {
+            "task": task, "robot": kind, "checkpoint": config.checkpoint,
+            "policy": policy.spec.name, "sampling": settings.filled(policy.sampling).content(),
+            "plan": config.plan, "fast_steps": faster.num_steps if faster else None,
+            "fusion": control.fusion, "action_horizon": policy.spec.action_horizon,
+            "execute_horizon": loop.execute_horizon, "max_delay": loop.max_delay, "rate_hz": 1 / loop.period,
+            "inference": config.inference, "stopped": loop.status.stopped, "machine": machine(),
+            "versions": versions(), "command": command,
+        }  # fmt: skip
+        run = _write(loop, about, robot, run_dir, config)
+        write_summary(
+            run_dir, task=task, policy=policy.spec.name, seed=config.seed, steps=loop.status.tick + 1,
+            wall_seconds=time.time() - started, metrics=run.metrics(), checkpoint=config.checkpoint,
+            command=command, about=about, files=[str(file) for file in run.files],
+        )  # fmt: skip
+        return run
 
 
 def _write(
-    loop: ControlLoop, about: dict[str, Any], world: WorldReport | None, task: Task, run_dir: Path,
-    config: RunConfig,
-) -> ControlRun:  # fmt: skip
-    columns, events = loop.telemetry.columns(), loop.events.content()
+    loop: ControlLoop, about: dict[str, Any], robot: Robot, run_dir: Path, config: RunConfig
+) -> ControlRun:
+    columns, events, status = loop.telemetry.columns(), loop.events.content(), loop.status
     files = [loop.telemetry.write(run_dir), run_dir / "events.json"]
     write_json(files[1], events)
-    video = None
-    if world is not None and config.video > 0 and loop.status.signal in (0, signal.SIGINT):
-        # What sent any other signal does not wait long.
-        seconds = FILM_S if config.video is True else float(config.video)
-        video = film(task, world, run_dir / "run.mp4", seconds)
+    world = video = None
+    if isinstance(robot, SimulatedRobot) and (world := robot.report()) is not None:
+        seconds = VIDEO_S if config.video is True else float(config.video)
+        if seconds > 0 and status.signal in (0, signal.SIGINT):  # what sent any other does not wait long
+            video = record_video(robot.task, world, run_dir / "run.mp4", seconds)
     if config.rerun:
         from flowpolicy.control.rerun_log import write_rerun
 
@@ -295,13 +258,11 @@ def _write(
     if video is not None:
         files.append(video)
     statistics = run_statistics(columns, loop.period) | {"events": events["counts"]}
-    return ControlRun(
-        loop.status.stopped, statistics, world, files, 1 / loop.period, task.name, loop.status.signal
-    )
+    return ControlRun(status.stopped, statistics, world, files, 1 / loop.period, about["task"], status.signal)
 
 
 @contextmanager
-def _live(loop: ControlLoop, ticks: int) -> Iterator[int]:
+def _live(loop: ControlLoop, ticks: int) -> Iterator[None]:
     """Show the loop's status on a terminal, from a thread of its own."""
     ended = threading.Event()
 
@@ -319,27 +280,7 @@ def _live(loop: ControlLoop, ticks: int) -> Iterator[int]:
     thread = threading.Thread(target=show, daemon=True, name="status")
     thread.start()
     try:
-        yield ticks
+        yield
     finally:
         ended.set()
         thread.join(2.0)
-
-
-def _simulated(config: RobotConfig, task: Task, policy: FlowPolicy, env: Mapping[str, Any]) -> Robot:
-    return SimulatedRobot(task, seed=config.seed, rate_hz=config.rate_hz)
-
-
-def _trace(config: RobotConfig, task: Task, policy: FlowPolicy, env: Mapping[str, Any]) -> Robot:
-    path = config.path or env.get("demonstrations")
-    if not path:
-        raise ConfigError("A trace needs robot.path=STORE, or env= of a task that names its demonstrations.")
-    demos = read_demonstrations(path, policy.spec.observation_shapes)
-    return TraceRobot.of(
-        demos, policy.spec.observation_shapes, config.rate_hz or task.control_hz, task.safe_action or "hold"
-    )
-
-
-_ROBOTS: dict[str, Callable[[RobotConfig, Task, FlowPolicy, Mapping[str, Any]], Robot]] = {
-    "simulated": _simulated,
-    "trace": _trace,
-}

@@ -70,13 +70,9 @@ class SafetyGate:
     """
 
     def __init__(
-        self,
-        robot: Robot,
-        config: SafetyConfig,
-        events: EventLog,
-        period: float,
+        self, robot: Robot, config: SafetyConfig, events: EventLog, period: float,
         dead_man: Callable[[], bool] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         spec = robot.spec
         self._robot, self._events, self._dead_man = robot, events, dead_man
         self._low, self._high = spec.action_low, spec.action_high
@@ -179,9 +175,8 @@ class SafetyGate:
         if self._jerk is not None:
             first = self._sent[-1]
             a, b, c = (row.astype(np.float64) for row in [*self._sent, first, first][:3])
-            result = self._counted(
-                result, self._jerk(bounded.astype(np.float64), (a, b, c)), Event.LIMIT_JERK, tick
-            )
+            held = self._jerk(bounded.astype(np.float64), (a, b, c))
+            result = self._counted(result, held, Event.LIMIT_JERK, tick)
         return np.clip(result, self._low, self._high)  # what rounding to float32 may have carried beyond
 
     def _within(

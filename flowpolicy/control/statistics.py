@@ -37,13 +37,15 @@ def run_statistics(columns: Columns, period: float) -> dict[str, Any]:
     work = columns["finished"] - columns["started"]
     age, inference = columns["observation_age"], columns["inference"]
     arrived = columns["delay"][columns["delay"] >= 0]
+    seconds = (columns["tick"] - columns["tick"].mean()) * period
+    slope = float(np.polyfit(seconds, late, 1)[0]) if count > 1 else 0.0
     delays, numbers = np.unique(arrived, return_counts=True)
     return {
         "ticks": count,
         "missed": int(columns["tick"][-1] - columns["tick"][0]) + 1 - count,
         "seconds": float(columns["tick"][-1] - columns["tick"][0] + 1) * period,
         "jitter_ms": percentiles(1e3 * late),
-        "drift_us_per_s": _slope(columns["tick"] * period, late) * 1e6,
+        "drift_us_per_s": slope * 1e6,
         "drift_us": float(late[-1] - late[0]) * 1e6,
         "work_us": percentiles(1e6 * work),
         "observation_age_ms": _finite(1e3 * age),
@@ -91,10 +93,3 @@ def _seams(columns: Columns) -> dict[str, float | None]:
 def _finite(values: NDArray[Any]) -> dict[str, float] | None:
     known = values[np.isfinite(values)]
     return percentiles(known.astype(np.float64)) if len(known) else None
-
-
-def _slope(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
-    """Of the least-squares line."""
-    x = x - x.mean()
-    spread = float(x @ x)
-    return float(x @ (y - y.mean())) / spread if spread > 0 else 0.0

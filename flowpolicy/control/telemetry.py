@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flowpolicy.files.storage import atomic_file
+from flowpolicy.files.storage import atomic_file, write_table
 from flowpolicy.settings import require
 
 SOURCES = ("chunk", "previous", "fast", "safe")
@@ -27,10 +26,7 @@ _FIELDS = [
     ("chunk", np.int32),  # number of the chunk in use; -1 where none
     ("chunk_step", np.int16),  # its action in use
     ("source", np.int8),  # index into SOURCES
-    (
-        "seam",
-        np.float32,
-    ),  # change of the command at a change of chunk, root mean square in action ranges; else NaN
+    ("seam", np.float32),  # rms change of the command at a change of chunk, in action ranges; else NaN
     ("events", np.int32),  # bit mask of control.events.Event
 ]
 
@@ -68,12 +64,7 @@ class Telemetry:
             import pyarrow as pa
             import pyarrow.parquet as pq
         except ImportError:
-            path = folder / "telemetry.csv"
-            with atomic_file(path) as temporary, temporary.open("w", newline="") as stream:
-                writer = csv.writer(stream)
-                writer.writerow(columns)
-                writer.writerows(zip(*(column.tolist() for column in columns.values()), strict=True))
-            return path
+            return write_table(columns, folder / "telemetry.csv")
         path = folder / "telemetry.parquet"
         with atomic_file(path) as temporary:
             pq.write_table(pa.table(columns), temporary)

@@ -11,11 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from flowpolicy.data.importers import detect_format, import_demonstrations
+from flowpolicy.data.keys import NOT_OBSERVED
 from flowpolicy.data.normalization import lost_shares
 from flowpolicy.data.rounding import collapses_in_float32
 from flowpolicy.data.store import Demonstrations, episode_ends_problem
 from flowpolicy.data.versions import version_warning
-from flowpolicy.data.zarr_reading import NOT_OBSERVED, read_unchecked, resolve_path
+from flowpolicy.data.zarr_reading import open_store
 from flowpolicy.errors import DataError
 from flowpolicy.features.image import CHANNELS
 from flowpolicy.features.stored import stored_feature
@@ -51,6 +52,12 @@ class KeySummary:
     constant: tuple[int, ...]
     nans: int
     infinite: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """All but the key, for JSON."""
+        numbers = {"min": self.low, "max": self.high, "mean": self.mean, "std": self.std}
+        counts = {"constant_dims": list(self.constant), "nans": self.nans, "infinite": self.infinite}
+        return {"shape": list(self.shape), "dtype": self.dtype, **numbers, **counts}
 
 
 @dataclass(frozen=True)
@@ -107,8 +114,9 @@ def inspect_demonstrations(path: Path | str, format: str = "auto") -> Inspection
     """
     name = detect_format(path) if format == "auto" else format
     if name == "diffusion_policy":
-        arrays, ends, attributes = read_unchecked(path, leave_images=True)
-        source = str(resolve_path(path))
+        with open_store(path) as store:
+            arrays = {key: store.read(key) for key in store.arrays}
+            ends, attributes, source = store.read_ends(), store.attributes, str(store.path)
     else:
         demos = import_demonstrations(path, name)
         arrays, ends, attributes, source = demos.arrays, demos.episode_ends, demos.attributes, demos.source
@@ -117,7 +125,7 @@ def inspect_demonstrations(path: Path | str, format: str = "auto") -> Inspection
         Demonstrations(arrays, ends, attributes, source)
     except DataError as error:
         problem = str(error)
-    if problem is None and all(key in NOT_OBSERVED for key in arrays):
+    if problem is None and set(arrays) <= set(NOT_OBSERVED):
         problem = f"{source} holds no observation, and a policy needs at least one; import it with more keys."
     steps = max((len(array) for array in arrays.values() if array.ndim), default=0)
     lengths = None
@@ -141,27 +149,34 @@ def inspect_demonstrations(path: Path | str, format: str = "auto") -> Inspection
 
 def summarise(key: str, array: NDArray[Any]) -> KeySummary:
     """Range, moments, constant dimensions and broken entries of ``array`` ``(steps, ...)``."""
-    if array.dtype == np.uint8 and array.ndim == _IMAGES:
-        return _summarise_images(key, array)
+    is_images = array.ndim == _IMAGES
     width = max(1, int(np.prod(array.shape[1:])))
-    low, high = np.full(width, np.inf), np.full(width, -np.inf)
-    count, total, nans, infinite = 0, 0.0, 0, 0
     size = max(1, _BLOCK_BYTES // (8 * width))
     blocks = [slice(start, start + size) for start in range(0, len(array) if array.size else 0, size)]
-    for block in blocks:
-        values = array[block].reshape(-1, width).astype(np.float64)
-        finite = np.isfinite(values)
-        nans += int(np.isnan(values).sum())
-        infinite += int(np.isinf(values).sum())
-        low = np.minimum(low, np.where(finite, values, np.inf).min(axis=0))
-        high = np.maximum(high, np.where(finite, values, -np.inf).max(axis=0))
-        count += int(finite.sum())
-        total += float(values[finite].sum())
-    mean = total / count if count else np.nan
-    squares = 0.0
-    for block in blocks:  # a second pass: the difference of large sums would lose the digits
-        values = array[block].reshape(-1, width).astype(np.float64)
-        squares += float(((values - mean) ** 2)[np.isfinite(values)].sum())
+    if is_images and array.dtype == np.uint8:
+        # One pass over what may lie on disk: how often each value occurs says everything.
+        counts = sum((np.bincount(array[b].reshape(-1), minlength=256) for b in blocks), np.zeros(256, int))
+        levels = np.arange(256.0)
+        low = high = np.flatnonzero(counts)
+        count, nans, infinite = int(counts.sum()), 0, 0
+        mean = float(counts @ levels) / count if count else np.nan
+        squares = float(counts @ (levels - mean) ** 2)
+    else:
+        low, high = np.full(width, np.inf), np.full(width, -np.inf)
+        count, total, nans, infinite, squares = 0, 0.0, 0, 0, 0.0
+        for block in blocks:
+            values = array[block].reshape(-1, width).astype(np.float64)
+            finite = np.isfinite(values)
+            nans += int(np.isnan(values).sum())
+            infinite += int(np.isinf(values).sum())
+            low = np.minimum(low, np.where(finite, values, np.inf).min(axis=0))
+            high = np.maximum(high, np.where(finite, values, -np.inf).max(axis=0))
+            count += int(finite.sum())
+            total += float(values[finite].sum())
+        mean = total / count if count else np.nan
+        for block in blocks:  # a second pass: the difference of large sums would lose the digits
+            values = array[block].reshape(-1, width).astype(np.float64)
+            squares += float(((values - mean) ** 2)[np.isfinite(values)].sum())
     return KeySummary(
         key=key,
         shape=tuple(array.shape[1:]),
@@ -170,32 +185,9 @@ def summarise(key: str, array: NDArray[Any]) -> KeySummary:
         high=float(high.max()) if count else np.nan,
         mean=float(mean),
         std=float(np.sqrt(squares / count)) if count else np.nan,
-        constant=() if array.ndim == _IMAGES else tuple(int(i) for i in np.flatnonzero(low == high)),
+        constant=() if is_images else tuple(int(i) for i in np.flatnonzero(low == high)),
         nans=nans,
         infinite=infinite,
-    )
-
-
-def _summarise_images(key: str, array: NDArray[Any]) -> KeySummary:
-    """The same from one pass over the images, which may lie on disk: from how often each value occurs."""
-    counts = np.zeros(256, np.int64)
-    size = max(1, _BLOCK_BYTES // (8 * max(1, int(np.prod(array.shape[1:])))))
-    for start in range(0, len(array), size):
-        counts += np.bincount(array[start : start + size].reshape(-1), minlength=256)
-    total = int(counts.sum())
-    seen, levels = np.flatnonzero(counts), np.arange(256.0)
-    mean = float(counts @ levels) / total if total else np.nan
-    return KeySummary(
-        key=key,
-        shape=tuple(array.shape[1:]),
-        dtype=array.dtype.name,
-        low=float(seen[0]) if total else np.nan,
-        high=float(seen[-1]) if total else np.nan,
-        mean=mean,
-        std=float(np.sqrt(counts @ (levels - mean) ** 2 / total)) if total else np.nan,
-        constant=(),
-        nans=0,
-        infinite=0,
     )
 
 
@@ -248,20 +240,7 @@ def metrics(inspection: Inspection) -> dict[str, Any]:
         "problem": inspection.problem,
         "collapsing": list(inspection.collapsing),
         "lost_actions": inspection.lost_actions,
-        "keys": {
-            key.key: {
-                "shape": list(key.shape),
-                "dtype": key.dtype,
-                "min": key.low,
-                "max": key.high,
-                "mean": key.mean,
-                "std": key.std,
-                "constant_dims": list(key.constant),
-                "nans": key.nans,
-                "infinite": key.infinite,
-            }
-            for key in inspection.keys
-        },
+        "keys": {key.key: key.as_dict() for key in inspection.keys},
     }
 
 

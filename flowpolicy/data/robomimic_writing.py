@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flowpolicy.data.keys import PER_STEP_KEYS
 from flowpolicy.data.store import Demonstrations
 from flowpolicy.data.store_writing import check_new
-from flowpolicy.data.zarr_reading import EPISODE_KEYS
 from flowpolicy.errors import DataError
 from flowpolicy.files.storage import atomic_file
+from flowpolicy.optional import optional
 from flowpolicy.runs.progress import progress
 from flowpolicy.settings import require
 
-_NOT_OBSERVED = {"action", "states", "done", *EPISODE_KEYS}
+_NOT_OBSERVED = {"action", "states", *PER_STEP_KEYS}
 _GYM_TYPE = 2  # robomimic's number for Gym environments; robosuite's is 1
 _COMPRESSED_DIMENSIONS = 3  # rows of images; vectors are stored as they are
 
@@ -49,12 +50,8 @@ def write_robomimic(
     Raises:
         DataError: h5py is missing, ``path`` exists, or there is nothing to observe.
     """
-    try:
+    with optional(f"{path} needs h5py to be written", "import", DataError):
         import h5py
-    except ImportError as error:
-        raise DataError(
-            f"{path} needs h5py to be written; install it with: pip install 'flowpolicy[import]'."
-        ) from error
     require(0 <= validation_fraction < 1, "validation_fraction", validation_fraction, "in [0, 1)")
     path = check_new(path)
     observed = [key for key in demos.arrays if key not in _NOT_OBSERVED]
@@ -96,14 +93,13 @@ def _episode(demos: Demonstrations, rows: slice, observed: list[str]) -> dict[st
 
 def _env_args(demos: Demonstrations, given: Mapping[str, Any] | None) -> dict[str, Any]:
     """robomimic's description of the environment: as given, as imported, or of our own Gymnasium one."""
-    found = given or demos.attributes.get("env_args")
     env_kwargs = demos.attributes.get("env_kwargs") or {}
-    if found is None:
-        found = env_kwargs.get("env_args")
-    if found is None:
-        found = {"env_name": demos.attributes.get("env_id", "unknown"), "type": _GYM_TYPE}
-        found |= {"env_kwargs": env_kwargs}
-    return dict(found)
+    own = {
+        "env_name": demos.attributes.get("env_id", "unknown"),
+        "type": _GYM_TYPE,
+        "env_kwargs": env_kwargs,
+    }
+    return dict(given or demos.attributes.get("env_args") or env_kwargs.get("env_args") or own)
 
 
 def _masks(demos: Demonstrations, fraction: float, seed: int) -> dict[str, list[int]]:

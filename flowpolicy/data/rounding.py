@@ -28,7 +28,7 @@ class RoundingCheck:
 
     def rows(self, values: NDArray[Any]) -> None:
         """See further rows ``(rows, ...)``."""
-        if values.size == 0 or values.dtype.kind not in "fiu" or np.can_cast(values.dtype, np.float32):
+        if values.size == 0 or not _is_wide(values.dtype):
             return
         wide = values.reshape(len(values), -1).astype(np.float64)
         self._low = np.minimum(self._low, wide.min(axis=0))
@@ -51,6 +51,11 @@ def collapses_in_float32(array: NDArray[Any]) -> bool:
     See :class:`RoundingCheck`.
     """
     check = RoundingCheck()
-    for start in range(0, len(array) if array.ndim else 0, _BLOCK_ROWS):
-        check.rows(array[start : start + _BLOCK_ROWS])
+    if array.ndim and _is_wide(array.dtype):  # images, which may lie on disk, are not looked at
+        for start in range(0, len(array), _BLOCK_ROWS):
+            check.rows(array[start : start + _BLOCK_ROWS])
     return check.collapses
+
+
+def _is_wide(dtype: np.dtype[Any]) -> bool:
+    return dtype.kind in "fiu" and not np.can_cast(dtype, np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -165,14 +166,7 @@ def shuffled_index(step: int, batch_size: int, length: int, seed: int) -> Tensor
     return torch.cat(parts)
 
 
+@functools.lru_cache(maxsize=2)  # a batch spans two epochs at most, but for tiny data sets
 def _permutation(seed: int, epoch: int, length: int) -> Tensor:
-    key = (seed, epoch, length)
-    if key not in _PERMUTATIONS:
-        while len(_PERMUTATIONS) >= 2:  # a batch spans two epochs at most, but for tiny data sets
-            _PERMUTATIONS.pop(next(iter(_PERMUTATIONS)))
-        generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
-        _PERMUTATIONS[key] = torch.randperm(length, generator=generator)
-    return _PERMUTATIONS[key]
-
-
-_PERMUTATIONS: dict[tuple[int, int, int], Tensor] = {}
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+    return torch.randperm(length, generator=generator)

@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flowpolicy.data.keys import check_key, chosen_keys, listed
 from flowpolicy.data.memory import free_memory_bytes
 from flowpolicy.data.store_writing import store_writer
-from flowpolicy.data.zarr_reading import listed, read_unchecked, resolve_path
+from flowpolicy.data.zarr_reading import open_store, resolve_path
 from flowpolicy.errors import DataError
 from flowpolicy.features import Feature
 from flowpolicy.features.stored import stored_feature
 
 _BLOCK_BYTES = 1 << 24
-_LONGEST_KEY = 200
 
 
 @dataclass
@@ -209,8 +209,11 @@ def read_demonstrations(
     """
     path = resolve_path(path)
     limit = free_memory_bytes() // 2 if image_memory_bytes is None else image_memory_bytes
-    arrays, ends, attributes = read_unchecked(path, keys, limit, kinds=kinds)
-    return Demonstrations(arrays, ends, attributes, str(path))
+    with open_store(path) as store:
+        store.declare(kinds or {})
+        names = list(store.arrays) if keys is None else chosen_keys(keys, store.arrays, path)
+        arrays, ends = {name: store.read(name, limit) for name in names}, store.read_ends()
+    return Demonstrations(arrays, ends, store.attributes, str(path))
 
 
 def write_demonstrations(
@@ -233,22 +236,3 @@ def write_demonstrations(
             writer.append({key: array[start : start + rows] for key, array in demos.arrays.items()})
         writer.finish(demos.episode_ends)
     return Path(str(path)).expanduser()
-
-
-def check_key(key: Any, where: str, remedy: str = "give it a name without") -> None:
-    """Refuse a key that a store cannot keep under its name.
-
-    Raises:
-        DataError: an empty name, a slash, a dot at its beginning, or what no file may be called.
-    """
-    ill = ""
-    if not isinstance(key, str) or not key or len(key.encode("utf-8", "replace")) > _LONGEST_KEY:
-        raise DataError(f"{where}: a key is {str(key)[:60]!r}; a key is a text of 1 to {_LONGEST_KEY} bytes.")
-    if "/" in key or "\\" in key:
-        ill = "a slash"
-    elif key.startswith(".") or key == "zarr.json":
-        ill = "a dot at its beginning" if key != "zarr.json" else "a meaning of its own in zarr"
-    elif not key.isprintable() or any(0xD800 <= ord(letter) < 0xE000 for letter in key):
-        ill = "characters that cannot be printed"
-    if ill:
-        raise DataError(f"{where}: the key {key!r} has {ill}, which a store cannot keep; {remedy} it.")

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.data.image_codecs import image_codec as codec_for_images
+from flowpolicy.data.keys import NOT_OBSERVED
 from flowpolicy.data.zarr_checks import COMPLETE
-from flowpolicy.data.zarr_reading import NOT_OBSERVED, import_zarr
+from flowpolicy.data.zarr_reading import import_zarr
 from flowpolicy.errors import DataError, FlowPolicyError
 from flowpolicy.features import Feature
 from flowpolicy.features.stored import KINDS, stored_feature

@@ -6,17 +6,6 @@ import importlib.metadata
 from collections.abc import Mapping
 from typing import Any
 
-_ROBOSUITE_TYPE = 1  # robomimic's number for robosuite's environments
-
-
-def recorded_version(env_args: Any, repository_version: Any = None) -> str | None:
-    """The version of robosuite that a robomimic or robosuite file says it was recorded under, if any."""
-    if isinstance(env_args, Mapping):
-        found = env_args.get("env_version") if env_args.get("type") == _ROBOSUITE_TYPE else None
-    else:
-        found = repository_version
-    return found if isinstance(found, str) and found else None
-
 
 def version_warning(attributes: Mapping[str, Any]) -> str | None:
     """One sentence where robosuite here differs from ``env_version`` in its first two numbers; else None.

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from flowpolicy.data.keys import PER_STEP_KEYS
 from flowpolicy.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -21,7 +22,6 @@ MISSING_CHUNKS = ("refuse", "fill")
 _BOMB_BYTES = 1 << 28
 _BOMB_RATIO = 200
 _MOST_CHUNKS = 1 << 22
-_OFTEN_ZERO = ("reward", "terminated", "truncated", "done")
 
 
 def check_array(array: Any, key: str, path: Path, missing_chunks: str = "refuse") -> None:
@@ -77,7 +77,7 @@ def _check_chunks(array: Any, key: str, path: Path, missing_chunks: str) -> None
 def _is_left_out(array: Any, key: str, gaps: set[int], count: int) -> bool:
     """Whether the rows next to the missing chunks hold the fill value too."""
     if len(gaps) == count:  # nothing is stored: usual for rewards and flags, and for nothing else
-        return Path(key).name in _OFTEN_ZERO or array.dtype.kind == "b"
+        return Path(key).name in PER_STEP_KEYS or array.dtype.kind == "b"
     size = (array.shards or array.chunks)[0]
     rows = {gap * size - 1 for gap in gaps if gap and gap - 1 not in gaps}
     rows |= {(gap + 1) * size for gap in gaps if gap + 1 < count and gap + 1 not in gaps}

@@ -6,7 +6,7 @@ import contextlib
 import importlib.resources
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -15,18 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.data.causes import reading_error
-from flowpolicy.data.image_codecs import register_codecs
+from flowpolicy.data.image_codecs import is_whole_uint8, register_codecs
 from flowpolicy.data.memory import free_memory_bytes
 from flowpolicy.data.zarr_checks import check_array, group_in_zip
 from flowpolicy.errors import DataError
+from flowpolicy.features import Feature
 from flowpolicy.features.stored import KINDS, stored_feature
 from flowpolicy.files.storage import atomic_file
+from flowpolicy.optional import missing, optional
 
 logger = logging.getLogger(__name__)
 
-EPISODE_KEYS = ("reward", "terminated", "truncated")
-NOT_OBSERVED = ("action", "done", *EPISODE_KEYS)
-"""A store's own keys, which are no observations."""
 _BLOCK_BYTES = 1 << 24
 
 
@@ -46,6 +45,16 @@ class OpenStore:
     episode_ends: Any
     attributes: dict[str, Any]
 
+    def declare(self, kinds: Mapping[str, Any]) -> None:
+        """Take kinds by key before those that the store declares."""
+        if kinds:
+            self.attributes[KINDS] = {**(self.attributes.get(KINDS) or {}), **kinds}
+
+    def feature(self, key: str) -> Feature:
+        """What ``key`` holds, as it is declared or else as it looks."""
+        array = self.arrays[key]
+        return stored_feature(key, array.dtype, array.shape[1:], self.attributes, self.path)
+
     def checked(self, key: str, missing_chunks: str = "refuse") -> Any:
         """The zarr array of ``key``, to be sliced, when its stored chunks have been looked at.
 
@@ -55,6 +64,37 @@ class OpenStore:
         array = self.arrays[key]
         check_array(array, f"data/{key}", self.path, missing_chunks)
         return array
+
+    def read(self, key: str, image_memory_bytes: int | None = None) -> NDArray[Any]:
+        """The whole array of ``key``; images of whole floats as uint8.
+
+        Images of more than ``image_memory_bytes`` are mapped from a file; None: they stay where they are, and
+        are read where they are sliced.
+
+        Raises:
+            DataError: besides what :meth:`checked` raises, more than the memory that is free.
+        """
+        array = self.checked(key)
+        if self.feature(key).is_frame:
+            if image_memory_bytes is None and array.dtype == np.uint8:
+                return cast("NDArray[Any]", StoredImages(array, self.path))
+            if image_memory_bytes is not None and math.prod(array.shape) > image_memory_bytes:
+                return _mapped(array, key, self.path)
+            if array.dtype.kind == "f":
+                images = np.empty(array.shape, np.uint8)
+                if _fill_with_images(images, array):
+                    return images
+        elif math.prod(array.shape) * np.dtype(array.dtype).itemsize > free_memory_bytes():
+            raise DataError(
+                f"{self.path}: '{key}' takes more memory than is free; choose fewer keys, or use a machine "
+                "with more."
+            )
+        return np.asarray(array[...])
+
+    def read_ends(self) -> NDArray[Any]:
+        """The ends of the episodes, as stored; their content is not judged."""
+        check_array(self.episode_ends, "meta/episode_ends", self.path)
+        return np.asarray(self.episode_ends[...])
 
 
 @contextlib.contextmanager
@@ -88,9 +128,7 @@ def open_store(path: Path | str) -> Iterator[OpenStore]:
         ) from error
     except Exception as error:  # zarr and its codecs raise whatever their lower layers raise
         if "imagecodecs" in str(error) and not has_codecs:
-            raise DataError(
-                f"{path} holds images that need imagecodecs; run: pip install 'flowpolicy[images]'."
-            ) from error
+            raise DataError(missing(f"{path} holds images that need imagecodecs", "images")) from error
         raise reading_error(error, path, "is damaged or not a zarr store") from error
     finally:
         if store is not None:
@@ -106,74 +144,22 @@ def _arrays(group: Any, prefix: str = "", depth: int = 8) -> Iterator[tuple[str,
             yield from _arrays(member, f"{prefix}{name}/", depth - 1)
 
 
-def read_unchecked(
-    path: Path | str,
-    keys: Iterable[str] | None = None,
-    image_memory_bytes: int | None = None,
-    *,
-    leave_images: bool = False,
-    kinds: Mapping[str, Any] | None = None,
-) -> tuple[dict[str, NDArray[Any]], NDArray[Any], dict[str, Any]]:
-    """The arrays, episode ends and attributes of a store as they stand, for looking at a broken one.
-
-    Images of a key that take more than ``image_memory_bytes`` are mapped from a file; None: none is. With
-    ``leave_images`` those of uint8 stay on disk and are read where they are sliced. The ``kinds`` given count
-    before those that the store declares.
-
-    Raises:
-        DataError: where the store cannot be read at all; its content is not judged.
-    """
-    with open_store(path) as store:
-        names = list(store.arrays)
-        wanted = names if keys is None else _wanted(keys, names, store.path)
-        arrays = {}
-        attributes = dict(store.attributes)
-        if kinds:
-            attributes[KINDS] = {**(attributes.get(KINDS) or {}), **kinds}
-        for name in wanted:
-            array = store.checked(name)
-            is_frame = stored_feature(name, array.dtype, array.shape[1:], attributes, store.path).is_frame
-            size = math.prod(array.shape) * np.dtype(array.dtype).itemsize
-            if not is_frame and size > free_memory_bytes():
-                raise DataError(
-                    f"{store.path}: '{name}' takes {size / 1e9:.1f} GB, more memory than is free; choose "
-                    "fewer keys, or use a machine with more."
-                )
-            if leave_images and array.dtype == np.uint8 and is_frame:
-                arrays[name] = cast("NDArray[Any]", StoredImages(array, store.path))
-                continue
-            if is_frame and image_memory_bytes is not None and math.prod(array.shape) > image_memory_bytes:
-                arrays[name] = _mapped(array, f"data/{name}", store.path)
-            else:
-                arrays[name] = _whole(array, is_frame)
-        return arrays, read_ends(store), attributes
-
-
-def read_ends(store: OpenStore) -> NDArray[Any]:
-    """The ends of the episodes, as stored."""
-    check_array(store.episode_ends, "meta/episode_ends", store.path)
-    return np.asarray(store.episode_ends[...])
-
-
 class StoredImages:
     """uint8 images ``(steps, height, width, channels)`` that stay on disk; sliced like an array."""
 
     def __init__(self, array: Any, path: Path) -> None:
-        self.shape, self.ndim = tuple(array.shape), len(array.shape)
-        self.dtype, self.size = np.dtype(np.uint8), math.prod(self.shape)
-        self._inside, self._path = array.path, path
-        self._array: Any = None
+        zarr = import_zarr()
+        # Opened once more, as the store that it was listed in will be closed.
+        store = zarr.storage.ZipStore(str(path), mode="r") if path.is_file() else str(path)
+        self._array, self._path = zarr.open_array(store, path=array.path, mode="r"), path
+        self.shape, self.ndim, self.size = tuple(array.shape), len(array.shape), math.prod(array.shape)
+        self.dtype = np.dtype(np.uint8)
 
     def __len__(self) -> int:
         return int(self.shape[0])
 
     def __getitem__(self, rows: Any) -> NDArray[Any]:
         try:
-            if self._array is None:  # the store that it was listed in may be closed by now
-                zarr = import_zarr()
-                is_zip = self._path.is_file()
-                store = zarr.storage.ZipStore(str(self._path), mode="r") if is_zip else str(self._path)
-                self._array = zarr.open_array(store, path=self._inside, mode="r")
             return np.asarray(self._array[rows])
         except Exception as error:
             raise reading_error(error, self._path, "has damaged images") from error
@@ -185,12 +171,8 @@ def import_zarr() -> Any:
     Raises:
         DataError: it is not installed.
     """
-    try:
+    with optional("Demonstration stores need zarr", "train", DataError):
         import zarr
-    except ImportError as error:
-        raise DataError(
-            "Demonstration stores need zarr; install it with: pip install 'flowpolicy[train]'."
-        ) from error
     return zarr
 
 
@@ -208,15 +190,6 @@ def resolve_path(path: Path | str) -> Path:
         ) from error
 
 
-def _whole(array: Any, is_frame: bool) -> NDArray[Any]:
-    """The array's content; images that are stored as floats as uint8."""
-    if array.dtype.kind == "f" and is_frame:
-        images = np.empty(array.shape, np.uint8)
-        if _fill_with_images(images, array):
-            return images
-    return np.asarray(array[...])
-
-
 def _mapped(array: Any, key: str, path: Path) -> NDArray[Any]:
     """Images as an array that is mapped from a file beside the store, which is written if it is not there.
 
@@ -226,7 +199,7 @@ def _mapped(array: Any, key: str, path: Path) -> NDArray[Any]:
     stamp = f"{about.st_size:x}-{about.st_mtime_ns:x}"
     file = path.with_name(f"{path.name}.unpacked") / f"{Path(key).name}-{stamp}.npy"
     if not file.exists():
-        logger.info("Unpacking %s of %s to %s, once.", key, path, file)
+        logger.info("Unpacking data/%s of %s to %s, once.", key, path, file)
         file.parent.mkdir(exist_ok=True)
         with atomic_file(file) as temporary:
             images: np.memmap[Any, Any] = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
@@ -234,8 +207,8 @@ def _mapped(array: Any, key: str, path: Path) -> NDArray[Any]:
             )
             if not _fill_with_images(images, array):
                 raise DataError(
-                    f"{path}: '{key}' holds images of {array.dtype} that are no whole numbers from 0 to 255; "
-                    "store them as uint8."
+                    f"{path}: 'data/{key}' holds images of {array.dtype} that are no whole numbers from 0 to "
+                    "255; store them as uint8."
                 )
             images.flush()
     mapped: NDArray[Any] = np.load(file, mmap_mode="c")
@@ -248,21 +221,7 @@ def _fill_with_images(images: NDArray[Any], array: Any) -> bool:
     rows = max(1, int(array.chunks[0]), _BLOCK_BYTES // max(1, row))
     for start in range(0, len(images), rows):
         block = np.asarray(array[start : start + rows])
-        whole = (block >= 0) & (block <= 255) & (block == np.round(block))
-        if block.dtype != np.uint8 and not whole.all():
+        if not is_whole_uint8(block):
             return False
         images[start : start + rows] = block
     return True
-
-
-def _wanted(keys: Iterable[str], names: list[str], path: Path) -> list[str]:
-    wanted = dict.fromkeys([*keys, "action", *(key for key in EPISODE_KEYS if key in names)])
-    for key in wanted:
-        if key not in names:
-            raise DataError(f"{path} has no key '{key}'; it has {listed(names)}.")
-    return list(wanted)
-
-
-def listed(names: Iterable[str]) -> str:
-    """The names in quotes, for a message."""
-    return ", ".join(f"'{name}'" for name in names) or "none"

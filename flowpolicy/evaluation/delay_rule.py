@@ -1,4 +1,4 @@
-"""The request rule of delayed inference: when a chunk is asked for, and from which tick it can be used."""
+"""The settings of delayed inference: how late chunks come, how often they are asked for, how they join."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowpolicy.control.robot import Action
 from flowpolicy.errors import ConfigError
-from flowpolicy.execution.fusion import Chunk, Fusion, Switch, build_fusion
+from flowpolicy.execution.fusion import Action, Fusion, Switch, build_fusion
 from flowpolicy.execution.receding_horizon import ChunkPolicy
 from flowpolicy.settings import require
 
@@ -24,20 +23,18 @@ Delay = int | Sequence[int] | NDArray[np.integer[Any]] | DrawDelay
 
 @dataclass(frozen=True)
 class DelayRule:
-    """When chunks are asked for, when they come, and how they are put together.
+    """How often chunks are asked for, how late they come, and how they are put together.
 
     Attributes:
         policy: that plans them.
         strategy: one of :data:`STRATEGIES`.
         draw: gives the delay of a request.
-        fixed: the delay, where it is always the same.
         execute_horizon: T_e.
     """
 
     policy: ChunkPolicy
     strategy: str
     draw: DrawDelay
-    fixed: int | None
     execute_horizon: int
 
     @classmethod
@@ -51,25 +48,17 @@ class DelayRule:
                 "guidance={'name': 'prefix'}."
             )
         draw, fixed = _drawn(delay)
-        rule = cls(policy, strategy, draw, fixed, execute_horizon)
         horizon = policy.spec.action_horizon
         require(
             1 <= execute_horizon <= horizon, "execute_horizon", execute_horizon, f"between 1 and {horizon}"
         )
         if strategy != "synchronous" and fixed is not None:
             require(
-                rule.ticks_between + fixed <= horizon, "delay", fixed,
-                f"small enough that a chunk of {horizon} lasts max(execute_horizon, delay) + delay ticks, "
+                max(execute_horizon, fixed) + fixed <= horizon, "delay", fixed,
+                f"small enough that a chunk of {horizon} lasts max(execute_horizon, delay) + delay actions, "
                 "until the next one arrives",
             )  # fmt: skip
-        return rule
-
-    @property
-    def ticks_between(self) -> int:
-        """Ticks from one request to the next, the delay being fixed."""
-        if self.strategy == "synchronous":
-            return self.execute_horizon + (self.fixed or 0)
-        return max(self.execute_horizon, self.fixed or 0)
+        return cls(policy, strategy, draw, execute_horizon)
 
     def fusion(self) -> Fusion:
         """For one episode."""
@@ -77,12 +66,9 @@ class DelayRule:
             return Switch()
         return build_fusion(self.strategy, self.policy.spec.action_horizon, self.execute_horizon, 0)
 
-    def chunk(self, actions: Action, tick: int, delay: int) -> tuple[Chunk, int]:
-        """A chunk asked for at ``tick``, and the tick at which the next is due."""
-        arrives = tick + delay
-        if self.strategy == "synchronous":  # its actions begin when it arrives
-            return Chunk(actions[: self.execute_horizon], arrives, arrives), arrives + self.execute_horizon
-        return Chunk(actions, tick, arrives), tick + self.execute_horizon
+    def executable(self, actions: Action) -> Action:
+        """The actions ``(n, A)`` of a chunk that are executed unless another one comes."""
+        return actions[: self.execute_horizon] if self.strategy == "synchronous" else actions
 
 
 def _drawn(delay: Delay) -> tuple[DrawDelay, int | None]:

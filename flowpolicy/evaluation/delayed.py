@@ -22,7 +22,7 @@ from flowpolicy.evaluation.result import Episodes
 from flowpolicy.evaluation.rollout import EVALUATION_SEED, check_spaces
 from flowpolicy.evaluation.seams import Smoothness, smoothness
 from flowpolicy.evaluation.task import Task
-from flowpolicy.execution.fusion import Chunk, Fusion, Prefix
+from flowpolicy.execution.fusion import Action, Chunk, Prefix
 from flowpolicy.execution.receding_horizon import ChunkPolicy
 from flowpolicy.runs.progress import progress_bar
 from flowpolicy.settings import require
@@ -76,11 +76,13 @@ def run_delayed(
 ) -> DelayedResult:
     """Run ``episodes`` whole episodes with a policy whose chunks arrive late.
 
-    A chunk planned from the observation of tick r can be used from tick r + delay. The next one is asked for
-    as in :class:`flowpolicy.control.loop.ControlLoop`: at tick r + T_e, or when the one under way has
-    arrived, if that is later. Meanwhile the previous chunk goes on, and where it has ended the safe action
-    is executed. ``synchronous`` is the robot that stands still while it plans: it executes the safe action
-    until the chunk arrives, then T_e actions from the chunk's beginning.
+    The rule is that of :class:`flowpolicy.control.loop.ControlLoop`. A chunk arrives ``delay`` steps of the
+    environment after its observation and is entered at the number of its actions that were executed
+    meanwhile, safe actions not counted: an episode's first chunk begins at its beginning. The next one is
+    asked for when T_e actions were executed since the last request, or T_e steps have passed while there was
+    none to execute, and the one under way has arrived. Meanwhile the previous chunk goes on, and where it has
+    ended the safe action is executed. ``synchronous`` is the robot that stands still while it plans: it
+    executes the safe action until the chunk arrives, then T_e actions from the chunk's beginning.
 
     Episode i has the environment seed, and the noises x_0 in their order, of
     :func:`flowpolicy.evaluation.rollout.evaluate`; without delay, ``switch`` is what that does. All slots
@@ -150,36 +152,47 @@ def run_delayed(
 class _Episode:
     """One episode: what was executed, and what came of it."""
 
-    def __init__(self, number: int, seed: int, fusion: Fusion) -> None:
-        self.number, self.fusion = number, fusion
+    def __init__(self, number: int, seed: int, rule: DelayRule) -> None:
+        self.number, self.rule, self.fusion = number, rule, rule.fusion()
         self.noises = torch.Generator().manual_seed(seed)
         self.delays = np.random.default_rng(seed)
-        self.tick = self.due = 0
-        self.under_way: Chunk | None = None
+        self.tick = self.step = 0  # of the environment, and actions of chunks that were executed
+        self.holds = True  # the last tick executed none
+        self.asked_tick = self.asked_step = -rule.execute_horizon  # of the last request
+        self.under_way: Action | None = None
+        self.arrives_at = 0
         self.arrived = 0
         self.actions: list[NDArray[Any]] = []
         self.sources: list[int] = []
         self.total = 0.0
         self.success = self.has_success = False
-        self.task = ""
         self.score = -np.inf
         self.task = ""
 
     def receive(self) -> None:
         """Take the chunk that is under way, where it arrives at this tick."""
-        if self.under_way is not None and self.under_way.arrived <= self.tick:
-            self.fusion.add(self.under_way)
+        if self.under_way is not None and self.arrives_at <= self.tick:
+            waited = self.tick - self.asked_tick - (self.step - self.asked_step)
+            self.fusion.add(Chunk(self.under_way, self.asked_step, self.step, waited))
             self.under_way = None
             self.arrived += 1
 
     @property
     def is_due(self) -> bool:
-        return self.under_way is None and self.tick >= self.due
+        renews = self.holds and self.rule.strategy != "synchronous"
+        used = self.tick - self.asked_tick if renews else self.step - self.asked_step
+        return self.under_way is None and used >= self.rule.execute_horizon
+
+    def ask(self, actions: Action) -> None:
+        """A request is made at this tick; ``actions`` ``(T, A)`` arrive after a delay that is drawn now."""
+        delay = self.rule.draw(self.delays)
+        require(delay >= 0, "delay", delay, "0 or more")
+        self.under_way = self.rule.executable(actions)
+        self.asked_tick, self.asked_step, self.arrives_at = self.tick, self.step, self.tick + delay
 
     def judge(self, reward: float, info: Mapping[str, Any]) -> None:
         self.total += reward
         self.has_success |= "success" in info
-        self.task = str(info.get("task", ""))
         self.success |= bool(info.get("success", False))
         self.score = max(self.score, float(info.get("score", -np.inf)))
         self.task = str(info.get("task", self.task))
@@ -204,7 +217,7 @@ class _Slot:
         return np.where(np.isfinite(width) & (width > 0), width, 1.0)
 
     def start(self, number: int, seed: int) -> None:
-        self.episode = _Episode(number, seed, self.rule.fusion())
+        self.episode = _Episode(number, seed, self.rule)
         observation, _ = self.env.reset(seed=seed)
         arrays = self._arrays(observation)
         self.history = {
@@ -213,9 +226,11 @@ class _Slot:
 
     def step(self, episode: _Episode) -> bool:
         """Execute the tick's action; True where the episode has ended."""
-        planned = episode.fusion.action(episode.tick)
+        planned = episode.fusion.action(episode.step)
         source = -1 if planned is None else episode.arrived - 1
         episode.tick += 1
+        episode.holds = planned is None
+        episode.step += planned is not None
         action = self._safe(episode) if planned is None else planned
         if action is None:
             return False
@@ -257,17 +272,18 @@ class _Run:
         """Run them; a slot that finishes takes the next one when the others ask for their next chunk."""
         waiting = deque(range(count))
         while len(self.finished) < count:
-            for slot in self.slots:
-                if slot.episode is None and waiting:
-                    number = waiting.popleft()
-                    slot.start(number, seed + number)
-            for _ in range(self.rule.ticks_between):
-                self._tick(on_episode)
+            running = [slot.episode for slot in self.slots if slot.episode is not None]
+            for episode in running:
+                episode.receive()
+            if not running or any(episode.is_due for episode in running):
+                for slot in self.slots:
+                    if slot.episode is None and waiting:
+                        number = waiting.popleft()
+                        slot.start(number, seed + number)
+            self._tick(on_episode)
 
     def _tick(self, on_episode: Callable[[int], None]) -> None:
         running = [(slot, slot.episode) for slot in self.slots if slot.episode is not None]
-        for _, episode in running:
-            episode.receive()
         asking = [(slot, episode) for slot, episode in running if episode.is_due]
         if asking:
             self._plan(asking)
@@ -288,7 +304,7 @@ class _Run:
             key: np.stack([slot.history[key] for slot, _ in asking])
             for key in self.policy.spec.observation_shapes
         }
-        prefixes = [episode.fusion.prefix(episode.tick) for _, episode in asking]
+        prefixes = [episode.fusion.prefix(episode.step) for _, episode in asking]
         options = {**self.options, "noise": noise.to(self.policy.device)}
         if any(prefix is not None for prefix in prefixes):
             options["prefix"] = _stacked(prefixes, shape)
@@ -302,9 +318,7 @@ class _Run:
                 "The policy answered with NaN or infinity; evaluate it without delay to find out why."
             )
         for (_, episode), actions in zip(asking, planned, strict=True):
-            delay = self.rule.draw(episode.delays)
-            require(delay >= 0, "delay", delay, "0 or more")
-            episode.under_way, episode.due = self.rule.chunk(actions, episode.tick, delay)
+            episode.ask(actions)
 
 
 def _stacked(prefixes: Sequence[Prefix | None], shape: tuple[int, int]) -> tuple[NDArray[Any], NDArray[Any]]:

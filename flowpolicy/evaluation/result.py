@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.evaluation.statistics import mean_interval, wilson_interval
-from flowpolicy.files.storage import atomic_file
+from flowpolicy.files.storage import write_table
+
+METRICS = {
+    "return": ("return_mean", "return_ci95"),
+    "success": ("success_rate", "success_ci95"),
+    "score": ("score_mean", "score_ci95"),
+}
+"""What a task may be judged by: where :meth:`Episodes.means` has its mean and its 95% interval."""
 
 
 @dataclass(frozen=True)
@@ -43,38 +49,36 @@ class Episodes:
         None where the task has none. ``by_task`` has the same for the episodes of each task, by name, or is
         None where the environment names none.
         """
-        success = self.success
-        return {
+        found: dict[str, Any] = {
             "return_mean": float(self.returns.mean()),
             "return_std": float(self.returns.std()),
             "return_ci95": list(mean_interval(self.returns)),
-            "success_rate": None if success is None else float(success.mean()),
-            "success_ci95": None
-            if success is None
-            else list(wilson_interval(int(success.sum()), len(success))),
-            "score_mean": None if self.score is None else float(self.score.mean()),
-            "score_ci95": None if self.score is None else list(mean_interval(self.score)),
+            "success_rate": None,
+            "success_ci95": None,
+            "score_mean": None,
+            "score_ci95": None,
             "length_mean": float(self.lengths.mean()),
             "episodes": len(self.returns),
-            "by_task": self._by_task(),
+            "by_task": None,
         }
-
-    def _by_task(self) -> dict[str, Any] | None:
-        if self.task is None:
-            return None
-        found = {}
-        for name in np.unique(self.task).tolist():
-            rows = self.task == name
-            found[name] = Episodes(
-                self.seeds[rows],
-                self.returns[rows],
-                self.lengths[rows],
-                None if self.success is None else self.success[rows],
-                None if self.score is None else self.score[rows],
-                None,
-            ).means()
-            del found[name]["by_task"]
+        if self.success is not None:
+            found["success_rate"] = float(self.success.mean())
+            found["success_ci95"] = list(wilson_interval(int(self.success.sum()), len(self.success)))
+        if self.score is not None:
+            found |= {"score_mean": float(self.score.mean()), "score_ci95": list(mean_interval(self.score))}
+        if self.task is not None:
+            parts = {name: self._rows(self.task == name).means() for name in np.unique(self.task).tolist()}
+            found["by_task"] = {
+                name: {key: value for key, value in part.items() if key != "by_task"}
+                for name, part in parts.items()
+            }
         return found
+
+    def _rows(self, rows: NDArray[np.bool_]) -> Episodes:
+        """Some of the episodes, of one task."""
+        success = None if self.success is None else self.success[rows]
+        score = None if self.score is None else self.score[rows]
+        return Episodes(self.seeds[rows], self.returns[rows], self.lengths[rows], success, score, None)
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ class EvaluationResult(Episodes):
         chunks: chunks planned.
         ms_per_chunk: median milliseconds of planning one chunk alone (batch 1), as on a robot.
         nfe: network evaluations per chunk.
-        video: the film, where one was made.
+        video: the recording, where one was made.
     """
 
     simulation_seconds: float
@@ -115,11 +119,7 @@ class EvaluationResult(Episodes):
         """
         found = self.metrics()
         logged = {"evaluation/episodes": float(found["episodes"])}
-        for name, mean, interval in (
-            ("return", "return_mean", "return_ci95"),
-            ("success", "success_rate", "success_ci95"),
-            ("score", "score_mean", "score_ci95"),
-        ):
+        for name, (mean, interval) in METRICS.items():
             if found[mean] is not None:
                 logged[f"evaluation/{name}"] = found[mean]
                 logged[f"evaluation/{name}_low"], logged[f"evaluation/{name}_high"] = found[interval]
@@ -130,29 +130,19 @@ class EvaluationResult(Episodes):
 
     def write_csv(self, path: Path | str) -> Path:
         """One line per episode: seed, return, length, and success, score and task where there are such."""
-        columns: dict[str, Any] = {"seed": self.seeds, "return": self.returns, "length": self.lengths}
-        if self.success is not None:
-            columns["success"] = self.success.astype(int)
-        if self.score is not None:
-            columns["score"] = self.score
-        if self.task is not None:
-            columns["task"] = self.task
-        with atomic_file(path) as temporary, temporary.open("w", newline="") as stream:
-            writer = csv.writer(stream)
-            writer.writerow(columns)
-            writer.writerows(zip(*(column.tolist() for column in columns.values()), strict=True))
-        return Path(path)
+        success = None if self.success is None else self.success.astype(int)
+        columns = {
+            "seed": self.seeds, "return": self.returns, "length": self.lengths,
+            "success": success, "score": self.score, "task": self.task,
+        }  # fmt: skip
+        return write_table({name: column for name, column in columns.items() if column is not None}, path)
 
 
 def concatenate(parts: Sequence[EvaluationResult]) -> EvaluationResult:
     """Join results over consecutive seeds into one; times add up, latencies give their median."""
+    columns = {item.name: [getattr(part, item.name) for part in parts] for item in fields(Episodes)}
     return EvaluationResult(
-        seeds=np.concatenate([part.seeds for part in parts]),
-        returns=np.concatenate([part.returns for part in parts]),
-        lengths=np.concatenate([part.lengths for part in parts]),
-        success=_joined([part.success for part in parts]),
-        score=_joined([part.score for part in parts]),
-        task=_joined([part.task for part in parts]),
+        **{name: _joined(arrays) for name, arrays in columns.items()},
         simulation_seconds=sum(part.simulation_seconds for part in parts),
         inference_seconds=sum(part.inference_seconds for part in parts),
         chunks=sum(part.chunks for part in parts),
@@ -162,6 +152,6 @@ def concatenate(parts: Sequence[EvaluationResult]) -> EvaluationResult:
     )
 
 
-def _joined(arrays: Sequence[NDArray[Any] | None]) -> NDArray[Any] | None:
+def _joined(arrays: Sequence[NDArray[Any] | None]) -> Any:
     present = [array for array in arrays if array is not None]
     return np.concatenate(present) if len(present) == len(arrays) else None

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from flowpolicy.errors import FlowPolicyError
+from flowpolicy.optional import optional
 
 Interval = tuple[float, float]
 
@@ -40,15 +40,9 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> In
             f"{successes} successes in {trials} trials make no rate; "
             "give at least one trial and no more successes than trials."
         )
-    z2 = _normal_quantile(confidence) ** 2
-    rate = successes / trials
-    centre = rate + z2 / (2 * trials)
-    half = math.sqrt(z2) * math.sqrt(rate * (1 - rate) / trials + z2 / (4 * trials**2))
-    scale = 1 + z2 / trials
-    # At the ends the bound is exactly 0 or 1; rounding would leave a stray 1e-17.
-    low = 0.0 if successes == 0 else max(0.0, (centre - half) / scale)
-    high = 1.0 if successes == trials else min(1.0, (centre + half) / scale)
-    return low, high
+    _check_confidence(confidence)
+    found = _scipy_stats().binomtest(successes, trials).proportion_ci(confidence, "wilson")
+    return float(found.low), float(found.high)
 
 
 def mean_interval(
@@ -56,8 +50,7 @@ def mean_interval(
 ) -> Interval:
     """Bootstrap interval of a mean, corrected for bias and skew (BCa).
 
-    Source: Efron 1987, "Better bootstrap confidence intervals". Of a mean the acceleration is the
-    sample's skewness / (6 sqrt(n)), which is what the jackknife gives.
+    Source: Efron 1987, "Better bootstrap confidence intervals".
 
     Args:
         values: (n,) one number per episode, finite.
@@ -72,27 +65,23 @@ def mean_interval(
         FlowPolicyError: when there are no values or one is not finite.
     """
     sample = _finite(values)
-    mean = float(sample.mean())
+    _check_confidence(confidence)
     if sample.size == 1:
         return math.nan, math.nan
-    deviations = sample - mean
-    spread = float(np.sqrt((deviations**2).sum()))
+    mean = float(sample.mean())
     # Below rounding error the values are one value, and the "spread" is noise of the summation.
-    if spread <= 1e-12 * max(1.0, abs(mean)) * math.sqrt(sample.size):
+    if sample.std() <= 1e-12 * max(1.0, abs(mean)):
         return mean, mean
-    means = _resampled_means(sample, seed, resamples)
-    below = np.count_nonzero(means < mean) + 0.5 * np.count_nonzero(means == mean)
-    share = min(max(below / resamples, 0.5 / resamples), 1 - 0.5 / resamples)
-    normal = NormalDist()
-    bias = normal.inv_cdf(share)
-    acceleration = float((deviations**3).sum()) / (6 * spread**3)
-    levels = []
-    for sign in (-1, 1):
-        shifted = bias + sign * _normal_quantile(confidence)
-        # Far out in the tail of a very skewed sample the correction has a pole; stop short of it.
-        levels.append(normal.cdf(bias + shifted / max(1 - acceleration * shifted, 1e-6)))
-    low, high = np.quantile(means, levels)
-    return float(low), float(high)
+    found = _scipy_stats().bootstrap(
+        (sample,),
+        np.mean,
+        n_resamples=resamples,
+        batch=max(1, _BLOCK // sample.size),
+        confidence_level=confidence,
+        method="BCa",
+        rng=np.random.default_rng(seed),
+    )
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
 def paired_difference_interval(
@@ -141,7 +130,9 @@ def seeds_interval(means: ArrayLike, confidence: float = 0.95) -> Interval:
     sample = _finite(means)
     if sample.size == 1:
         return math.nan, math.nan
-    half = student_quantile(confidence, sample.size - 1) * float(sample.std(ddof=1)) / math.sqrt(sample.size)
+    _check_confidence(confidence)
+    quantile = _scipy_stats().t.ppf(0.5 + confidence / 2, sample.size - 1)
+    half = float(quantile * sample.std(ddof=1) / math.sqrt(sample.size))
     return float(sample.mean()) - half, float(sample.mean()) + half
 
 
@@ -182,40 +173,6 @@ def _hull(first: Interval, second: Interval) -> Interval:
     return min(first[0], second[0]), max(first[1], second[1])
 
 
-def student_quantile(confidence: float, freedom: int) -> float:
-    """Half-width of the central ``confidence`` of Student's t: 2.776 of 0.95 with 4 degrees of freedom."""
-    low, high = 0.0, _normal_quantile(confidence)
-    while _student_share(high, freedom) < confidence:
-        low, high = high, 2 * high
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _student_share(middle, freedom) < confidence else (low, middle)
-    return high
-
-
-def _student_share(t: float, freedom: int) -> float:
-    """P(|T| < t), a finite sum for whole degrees of freedom (Abramowitz and Stegun 1964, 26.7.3, 26.7.4)."""
-    angle = math.atan(t / math.sqrt(freedom))
-    sine, cosine = math.sin(angle), math.cos(angle)
-    term = sine * (cosine if freedom % 2 else 1.0)
-    total = term if freedom > 1 else 0.0
-    for k in range(2 + freedom % 2, freedom - 1, 2):
-        term *= cosine**2 * (k - 1) / k
-        total += term
-    return 2 / math.pi * (angle + total) if freedom % 2 else total
-
-
-def _resampled_means(sample: NDArray[np.float64], seed: int, resamples: int) -> NDArray[np.float64]:
-    generator = np.random.default_rng(seed)
-    block = max(1, _BLOCK // sample.size)
-    parts = []
-    for start in range(0, resamples, block):
-        rows = min(block, resamples - start)
-        picks = generator.integers(0, sample.size, size=(rows, sample.size), dtype=np.int32)
-        parts.append(sample[picks].mean(axis=1))
-    return np.concatenate(parts)
-
-
 def _finite(values: ArrayLike) -> NDArray[np.float64]:
     sample: NDArray[Any] = np.asarray(values, dtype=np.float64).reshape(-1)
     if sample.size == 0 or not np.isfinite(sample).all():
@@ -223,8 +180,13 @@ def _finite(values: ArrayLike) -> NDArray[np.float64]:
     return sample
 
 
-def _normal_quantile(confidence: float) -> float:
-    """Half-width of the central ``confidence`` of a standard normal: 1.96 of 0.95."""
+def _check_confidence(confidence: float) -> None:
     if not 0 < confidence < 1:
         raise FlowPolicyError(f"confidence is {confidence}; it must lie between 0 and 1, e.g. 0.95.")
-    return NormalDist().inv_cdf(0.5 + confidence / 2)
+
+
+def _scipy_stats() -> Any:
+    """``scipy.stats``, which takes a second to import and which only intervals need."""
+    with optional("Intervals need scipy", "train"):
+        from scipy import stats
+    return stats

@@ -17,6 +17,7 @@ _PACKAGES = (
     "flowpolicy",
     "torch",
     "numpy",
+    "scipy",
     "zarr",
     "gymnasium",
     "mujoco",

@@ -11,11 +11,10 @@ from typing import Any
 
 from flowpolicy.data.versions import version_warning
 from flowpolicy.evaluation.parallel import evaluate_checkpoint, load_policy
-from flowpolicy.evaluation.result import EvaluationResult
+from flowpolicy.evaluation.result import METRICS, EvaluationResult
 from flowpolicy.evaluation.rollout import EVALUATION_SEED
 from flowpolicy.evaluation.task import Task, task_of
 from flowpolicy.flow.sampler_spec import SamplerSpec
-from flowpolicy.plots.evaluation import plot_k_sweep, plot_returns, plot_tasks
 from flowpolicy.settings import require
 
 logger = logging.getLogger(__name__)
@@ -35,7 +34,7 @@ class EvaluationConfig:
         num_envs: environments side by side in each process.
         workers: processes.
         zero_noise: x_0 = 0 in place of a draw from N(0, I).
-        video: episodes to film at ``num_steps``; true films one, false none.
+        video: episodes to record at ``num_steps``; true records one, false none.
         force: evaluate a K that a fine-tuned checkpoint was not tuned for.
         device: of the policy; ``auto`` takes a GPU where there is one.
         threads: CPU threads of torch; None leaves its choice.
@@ -58,7 +57,7 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         for name in ("episodes", "num_envs", "workers"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        require(self.video >= 0, "video", self.video, "0 or more episodes to film, true or false")
+        require(self.video >= 0, "video", self.video, "0 or more episodes to record, true or false")
         require(self.seed >= 0, "seed", self.seed, "0 or more")
         for value in (*self.k_sweep, *(() if self.num_steps is None else (self.num_steps,))):
             require(isinstance(value, int) and value >= 1, "num_steps", value, "an integer of at least 1")
@@ -102,40 +101,38 @@ class Evaluation:
 
     def table(self) -> str:
         """Text for a terminal: K, T_e, NFE, milliseconds, return, success, score; then a line per task."""
-        by_task = self.results[self.num_steps].means()["by_task"]
-        parts = [format_table(self.rows())]
-        if by_task is not None:
-            parts.append(format_tasks(by_task))
-        return "\n\n".join(parts)
+        by_task = self.metrics()["by_task"]
+        table = format_table(self.rows())
+        return table if by_task is None else f"{table}\n\n{format_tasks(by_task)}"
 
     def write(self, run_dir: Path) -> list[Path]:
         """Write one CSV of episodes per K, the histogram of returns, and the sweep's plot."""
+        from flowpolicy.plots.evaluation import plot_k_sweep, plot_returns, plot_tasks
+
         task_and_policy = f"{self.task.name}, {self.policy}, T_e = {self.task.execute_horizon}"
         title = f"{task_and_policy}, K = {self.num_steps}"
         written = [
             result.write_csv(run_dir / f"episodes_K{steps}.csv") for steps, result in self.results.items()
         ]
         main = self.results[self.num_steps]
+        metrics = main.metrics()
         written.append(
             plot_returns(
                 main.returns,
                 run_dir / "returns.png",
                 demo_mean=self.demo_mean,
-                interval=main.metrics()["return_ci95"],
+                interval=metrics["return_ci95"],
                 title=f"{title}: return, mean with 95% interval",
             )
         )
-        by_task = main.means()["by_task"]
-        if by_task is not None and main.success is not None:
-            written.append(plot_tasks(by_task, run_dir / "tasks.png", title=title))
+        if metrics["by_task"] is not None and main.success is not None:
+            written.append(plot_tasks(metrics["by_task"], run_dir / "tasks.png", title=title))
         if len(self.results) > 1:
-            metric = self.task.metric
-            available = {"return": True, "success": main.success is not None, "score": main.score is not None}
-            shown = metric if available[metric] else "return"
-            demo = self.demo_mean if shown == "return" else None
+            metric = self.task.metric if metrics[METRICS[self.task.metric][0]] is not None else "return"
+            demo = self.demo_mean if metric == "return" else None
             path = run_dir / "k_sweep.png"
             written.append(
-                plot_k_sweep(self.rows(), path, title=task_and_policy, metric=shown, demo_mean=demo)
+                plot_k_sweep(self.rows(), path, title=task_and_policy, metric=metric, demo_mean=demo)
             )
         return written
 
@@ -171,7 +168,7 @@ def evaluate_sweep(
     in_worker = functools.partial(load_policy, device=config.device)
     results = {}
     for value in steps:
-        filmed = config.video if value == main else 0
+        recorded = config.video if value == main else 0
         results[value] = evaluate_checkpoint(
             config.checkpoint,
             task,
@@ -183,8 +180,8 @@ def evaluate_sweep(
             num_steps=value,
             solver=config.solver,
             zero_noise=config.zero_noise,
-            record=filmed,
-            video=run_dir / "video.mp4" if filmed else None,
+            record=recorded,
+            video=run_dir / "video.mp4" if recorded else None,
             act_options={"allow_any_steps": True} if config.force else None,
         )
     other = ["zero noise"] if config.zero_noise else []
@@ -203,47 +200,37 @@ def _number(noted: Any) -> float | None:
 
 def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows of metrics as aligned text, one line per K; columns that no row has are left out."""
-    has_horizon = any("execute_horizon" in row for row in rows)
-    header = ["K", *(["T_e"] if has_horizon else []), "NFE", "ms/chunk", "return", "95% interval"]
-    has_success = any(row["success_rate"] is not None for row in rows)
-    has_score = any(row["score_mean"] is not None for row in rows)
-    header += ["success", "95% interval"] if has_success else []
-    header += ["score", "95% interval"] if has_score else []
-    lines = [[*header, "episodes"]]
-    for row in rows:
-        line = [str(row["num_steps"]), *([str(row["execute_horizon"])] if has_horizon else [])]
-        line += [str(row["nfe"]), f"{row['ms_per_chunk']:.2f}"]
-        line += [f"{row['return_mean']:.1f}", _span(row["return_ci95"], ".1f")]
-        if has_success:
-            line += [f"{row['success_rate']:.3f}", _span(row["success_ci95"], ".3f")]
-        if has_score:
-            line += [f"{row['score_mean']:.3f}", _span(row["score_ci95"], ".3f")]
-        lines.append([*line, str(row["episodes"])])
-    return _aligned(lines)
+    cost = (("K", "num_steps", "d"), ("T_e", "execute_horizon", "d"), ("NFE", "nfe", "d"))
+    return _table(rows, (*cost, ("ms/chunk", "ms_per_chunk", ".2f"), *_PERFORMANCE))
 
 
 def format_tasks(by_task: Mapping[str, Mapping[str, Any]]) -> str:
     """The figures of each task, and the mean of their success rates, as aligned text."""
-    lines = [["task", "return", "95% interval", "success", "95% interval", "episodes"]]
-    rates = []
-    for name, row in by_task.items():
-        line = [name, f"{row['return_mean']:.1f}", _span(row["return_ci95"], ".1f")]
-        if row["success_rate"] is None:
-            line += ["", ""]
-        else:
-            line += [f"{row['success_rate']:.3f}", _span(row["success_ci95"], ".3f")]
-            rates.append(row["success_rate"])
-        lines.append([*line, str(row["episodes"])])
+    rows: list[Mapping[str, Any]] = [{"task": name, **row} for name, row in by_task.items()]
+    rates = [row["success_rate"] for row in rows if row["success_rate"] is not None]
     if rates:
-        lines.append(["mean", "", "", f"{sum(rates) / len(rates):.3f}", "", ""])
-    return _aligned(lines)
+        rows.append({"task": "mean", "success_rate": sum(rates) / len(rates)})
+    return _table(rows, (("task", "task", "s"), *_PERFORMANCE))
 
 
-def _aligned(lines: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    text = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+_PERFORMANCE = (
+    ("return", "return_mean", ".1f"), ("95% interval", "return_ci95", ".1f"),
+    ("success", "success_rate", ".3f"), ("95% interval", "success_ci95", ".3f"),
+    ("score", "score_mean", ".3f"), ("95% interval", "score_ci95", ".3f"), ("episodes", "episodes", "d"),
+)  # fmt: skip
+"""Columns: their header, the metric, and its format."""
+
+
+def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[tuple[str, str, str]]) -> str:
+    shown = [column for column in columns if any(row.get(column[1]) is not None for row in rows)]
+    lines = [[header for header, _, _ in shown]]
+    lines += [[_cell(row.get(key), form) for _, key, form in shown] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = ["  ".join(map(str.rjust, line, widths)) for line in lines]
     return "\n".join([text[0], "-" * len(text[0]), *text[1:]])
 
 
-def _span(interval: Sequence[float], form: str) -> str:
-    return f"[{interval[0]:{form}}, {interval[1]:{form}}]"
+def _cell(value: Any, form: str) -> str:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return f"[{value[0]:{form}}, {value[1]:{form}}]"
+    return "" if value is None else f"{value:{form}}"

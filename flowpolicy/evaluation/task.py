@@ -10,6 +10,7 @@ from typing import Any
 from flowpolicy.errors import ConfigError, FlowPolicyError, TaskError
 from flowpolicy.evaluation.allowed import check_choice
 from flowpolicy.evaluation.rendering import refused_gl_choice
+from flowpolicy.optional import missing, optional
 from flowpolicy.policy.config import LONGEST, TASK_NAME
 from flowpolicy.settings import build, require
 
@@ -100,12 +101,8 @@ def make_environment(env_id: str, env_kwargs: Mapping[str, Any], label: str) -> 
     Raises:
         TaskError: when the simulator is not installed, the id is unknown, or the simulator refuses.
     """
-    try:
+    with optional(f"{label} needs gymnasium", "mujoco", TaskError):
         import gymnasium
-    except ImportError as error:
-        raise TaskError(
-            f"{label} needs gymnasium; install it with: pip install 'flowpolicy[mujoco]'."
-        ) from error
     try:
         return gymnasium.make(env_id, **env_kwargs)
     except FlowPolicyError:
@@ -116,10 +113,7 @@ def make_environment(env_id: str, env_kwargs: Mapping[str, Any], label: str) -> 
             raise TaskError(f"{label} cannot be made: {refused}") from error
         if isinstance(error, ImportError):
             extra = EXTRAS.get((error.name or "").partition(".")[0], "mujoco")
-            raise TaskError(
-                f"{label} needs '{error.name}', which is not installed; "
-                f"run: pip install 'flowpolicy[{extra}]'."
-            ) from error
+            raise TaskError(missing(f"{label} needs {{name}}", extra, error.name)) from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")[:200]
         raise TaskError(f"{label}: {env_id} cannot be made ({reason}).") from error
 

@@ -1,10 +1,10 @@
-"""Episodes on film: frames of the simulator with a line of text, as an mp4 that any browser plays."""
+"""Videos of episodes: frames of the simulator with a line of text, as an mp4 that any browser plays."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.evaluation.task import Task
+from flowpolicy.files.storage import atomic_file
 
 log = logging.getLogger(__name__)
 
@@ -24,18 +25,18 @@ Frame = NDArray[np.uint8]
 
 
 def frame_timing(control_hz: float) -> tuple[int, float]:
-    """Every how many-th step is a frame, and the frames per second that make the film real time.
+    """Every how many-th step is a frame, and the frames per second that make the video real time.
 
-    At most 30 frames per second are kept: Hopper at 125 Hz films every fifth step at 25 per second.
+    At most 30 frames per second are kept: of Hopper at 125 Hz every fifth step, 25 per second.
     """
     stride = max(1, math.ceil(control_hz / MAX_FPS - 1e-9))
     return stride, control_hz / stride
 
 
 class EpisodeVideo:
-    """Films one environment, episode after episode, into one H.264 file in real time.
+    """Records one environment, episode after episode, into one H.264 file in real time.
 
-    Whatever is missing (a GL library, ffmpeg, a render method) costs one logged sentence and the film,
+    Whatever is missing (a GL library, ffmpeg, a render method) costs one logged sentence and the video,
     never the run.
 
     Args:
@@ -51,7 +52,7 @@ class EpisodeVideo:
         self.frames = 0
         self.stride, self.fps = frame_timing(task.control_hz)
         self._writer: Any = None
-        self._partial = self.path.with_name(f".{self.path.stem}.tmp-{os.getpid()}.mp4")
+        self._files = contextlib.ExitStack()
         self._off = False
 
     def make(self) -> Any:
@@ -72,7 +73,7 @@ class EpisodeVideo:
             return self.task.make()
 
     def capture(self, env: Any, step: int, total: float, *, last: bool = False) -> None:
-        """Film the present state when a frame is due; the last one of an episode is held for a moment."""
+        """Record the present state when a frame is due; the last one of an episode is held for a moment."""
         if self._off or (step % self.stride and not last):
             return
         try:
@@ -89,14 +90,13 @@ class EpisodeVideo:
         """Finish the file.
 
         Returns:
-            Its path, or None where nothing was filmed.
+            Its path, or None where nothing was recorded.
         """
         if self._writer is None:
             return None
+        self._writer = None
         try:
-            self._writer.close()
-            self._writer = None
-            self._partial.replace(self.path)
+            self._files.close()
         except Exception as error:
             self._give_up(error)
             return None
@@ -104,8 +104,8 @@ class EpisodeVideo:
 
     def _write(self, frame: Frame) -> None:
         if self._writer is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._writer = _writer(self._partial, self.fps)
+            partial = self._files.enter_context(atomic_file(self.path))
+            self._writer = self._files.enter_context(_writer(partial, self.fps))
         self._writer.append_data(frame)
         self.frames += 1
 
@@ -113,17 +113,13 @@ class EpisodeVideo:
         self._off = True
         reason = " ".join(str(error).split()) or type(error).__name__
         log.warning("No video of %s: %s; the run goes on without it.", self.task.name, reason.rstrip("."))
-        if self._writer is not None:
-            writer, self._writer = self._writer, None
-            try:
-                writer.close()
-            except Exception as second:
-                log.debug("closing the video: %s", second)
-        self._partial.unlink(missing_ok=True)
+        self._writer = None
+        with contextlib.suppress(Exception):  # it is given up already
+            self._files.__exit__(type(error), error, error.__traceback__)
 
 
 def side_by_side(left: Path, right: Path, path: Path, *, titles: tuple[str, str]) -> Path | None:
-    """Join two films of one task; the shorter one holds its last frame.
+    """Join two videos of one task; the shorter one holds its last frame.
 
     Args:
         left: an mp4 of :class:`EpisodeVideo`.
@@ -134,25 +130,22 @@ def side_by_side(left: Path, right: Path, path: Path, *, titles: tuple[str, str]
     Returns:
         ``path``, or None where it could not be made, which costs one logged sentence.
     """
-    partial = path.with_name(f".{path.stem}.tmp-{os.getpid()}.mp4")
     try:
         import imageio
 
-        readers = [imageio.get_reader(film, format="FFMPEG") for film in (left, right)]
-        films = [list(reader.iter_data()) for reader in readers]
+        readers = [imageio.get_reader(video, format="FFMPEG") for video in (left, right)]
+        videos = [list(reader.iter_data()) for reader in readers]
         fps = readers[0].get_meta_data()["fps"]
-        with _writer(partial, fps) as writer:
-            for number in range(max(map(len, films))):
+        with atomic_file(path) as partial, _writer(partial, fps) as writer:
+            for number in range(max(map(len, videos))):
                 halves = []
-                for film, title in zip(films, titles, strict=True):
-                    frame = np.asarray(film[min(number, len(film) - 1)])
+                for frames, title in zip(videos, titles, strict=True):
+                    frame = np.asarray(frames[min(number, len(frames) - 1)])
                     bar = _text_bar(title, frame.shape[1])
                     halves.append(frame if bar is None else np.concatenate([bar, frame]))
                 writer.append_data(np.concatenate(halves, axis=1))
-        partial.replace(path)
     except Exception as error:  # whatever a codec throws: the run is worth more
-        partial.unlink(missing_ok=True)
-        log.warning("No joined video: %s; the two films stand beside it.", " ".join(str(error).split()))
+        log.warning("No joined video: %s; the two videos stand beside it.", " ".join(str(error).split()))
         return None
     return path
 
@@ -174,7 +167,7 @@ def _writer(path: Path, fps: float) -> Any:
 
 
 def _follow_robot(environment: Any) -> None:
-    """Film through the model's camera ``track``, where there is one: a free camera lets the robot run off."""
+    """Render through the model's camera ``track``, where it has one: a free camera lets the robot run off."""
     renderer = getattr(environment.unwrapped, "mujoco_renderer", None)
     if renderer is not None:
         import mujoco

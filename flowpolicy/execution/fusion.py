@@ -17,9 +17,10 @@ from typing import ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from flowpolicy.control.robot import Action
 from flowpolicy.execution.rotations import Rotation
 from flowpolicy.settings import choose, require
+
+Action = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,13 @@ class Chunk:
         actions: ``(T, A)`` in physical units.
         start: step of the observation it was planned from, and of its first action.
         arrived: step at which it could first be used.
+        waited: ticks of the loop in which the robot executed nothing while this chunk was planned.
     """
 
     actions: Action
     start: int
     arrived: int
+    waited: int = 0
 
     @property
     def delay(self) -> int:
@@ -71,19 +74,15 @@ class Fusion(Protocol):
 
     def reset(self) -> None:
         """Forget all chunks: a new episode begins."""
-        ...
 
     def add(self, chunk: Chunk) -> None:
         """A chunk has arrived."""
-        ...
 
     def action(self, step: int) -> Action | None:
         """The action ``(A,)`` of a step, or None where no chunk covers it."""
-        ...
 
     def prefix(self, step: int) -> Prefix | None:
         """What a chunk requested at ``step`` should agree with; None where it is planned freely."""
-        ...
 
 
 class Switch:
@@ -176,7 +175,8 @@ class RealTimeChunking(Switch):
     is free (algorithm 1 and equation 5 there). How many will be executed is the second largest of the delays
     counted recently: a chunk rarely arrives later than it was planned for, and one delay that was out of the
     ordinary freezes nothing. Those counts outlive an episode: they belong to the machine. The first chunk of
-    an episode, for which a worker may still be warming up, counts only while there is no other.
+    an episode, for which a worker may still be warming up, and one that the robot waited for do not measure
+    what is executed meanwhile: the ticks that such a chunk took count only while there is no other.
 
     Args:
         horizon: T.
@@ -190,12 +190,12 @@ class RealTimeChunking(Switch):
         require(memory >= 1, "memory", memory, "at least 1")
         self.horizon = horizon
         self._delays: deque[int] = deque(maxlen=memory)
-        self._first = 0
+        self._fallback = 0
 
     def add(self, chunk: Chunk) -> None:
         """Take the chunk, and remember its delay."""
-        if self._newest is None:
-            self._first = chunk.delay
+        if self._newest is None or chunk.waited:
+            self._fallback = chunk.delay + chunk.waited
         else:
             self._delays.append(chunk.delay)
         super().add(chunk)
@@ -207,7 +207,7 @@ class RealTimeChunking(Switch):
         known = self._newest.actions[max(step - self._newest.start, 0) :]
         actions = np.zeros((self.horizon, known.shape[1]), dtype=np.float32)
         actions[: len(known)] = known
-        largest = sorted(self._delays or [self._first])[-2:]
+        largest = sorted(self._delays or [self._fallback])[-2:]
         return Prefix(actions, prefix_weights(self.horizon, largest[0], len(known)))
 
 

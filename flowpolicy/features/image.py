@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -96,7 +96,7 @@ class Image(Feature):
         return CameraEncoders(features, obs_horizon, sizes.width, sizes.vision)
 
 
-def channels_first(shape: tuple[int, ...]) -> bool:
+def channels_first(shape: Sequence[int]) -> bool:
     """Whether images of this shape are (channels, height, width); channels last where both would do."""
     return shape[0] in CHANNELS and shape[-1] not in CHANNELS
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import ctypes
 import errno
 import glob
@@ -10,7 +11,6 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,21 +40,11 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
         FlowPolicyError: when the disk is full or the place is not writable.
     """
     path = Path(path)
-    temporary: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for stale in path.parent.glob(f".{glob.escape(path.name)}.tmp-*"):  # left by a writer that was killed
-            shutil.rmtree(stale, ignore_errors=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.tmp-", dir=path.parent))
-        temporary.chmod(0o755)
+    with _beside(path) as temporary:
+        temporary.mkdir()
         yield temporary
         _sync(temporary)
         _swap_in(temporary, path)
-    except OSError as error:
-        raise _explained(error, path) from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -65,25 +55,33 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
     time: what an earlier, killed one left is removed.
     """
     path = Path(path)
+    with _beside(path) as temporary:
+        yield temporary
+        _sync(temporary)
+        temporary.replace(path)
+
+
+@contextlib.contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A free name beside ``path``; whatever still has it after the block is removed."""
     temporary = path.with_name(f".{path.stem}.tmp-{os.getpid()}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for stale in path.parent.glob(f".{glob.escape(path.stem)}.tmp-*{glob.escape(path.suffix)}"):
-            if stale.is_dir():
-                shutil.rmtree(stale, ignore_errors=True)
-            else:
-                stale.unlink(missing_ok=True)
+            _remove(stale)  # left by a writer that was killed
         yield temporary
-        _sync(temporary)
-        temporary.replace(path)
     except OSError as error:
         raise _explained(error, path) from error
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            with contextlib.suppress(OSError):  # the folder itself may be what is wrong
-                temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the folder itself may be what is wrong
+            _remove(temporary)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
@@ -142,6 +140,15 @@ def write_json(path: Path | str, content: dict[str, Any]) -> None:
     text = json.dumps(_json_ready(content), indent=2, allow_nan=False) + "\n"
     with atomic_file(path) as temporary:
         temporary.write_text(text)
+
+
+def write_table(columns: Mapping[str, Any], path: Path | str) -> Path:
+    """Write arrays of one length as a CSV file, atomically, a column each."""
+    with atomic_file(path) as temporary, temporary.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(columns)
+        writer.writerows(zip(*(column.tolist() for column in columns.values()), strict=True))
+    return Path(path)
 
 
 def _json_ready(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What a run keeps while it practises: its state, its metrics, its progress bar."""
+"""What a fine-tuning run keeps on the way: its state, its metrics, its progress bar."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from flowpolicy.finetuning.reinflow import ReinFlow
 from flowpolicy.policy import FlowPolicy
-from flowpolicy.runs.loggers import MetricLogger
+from flowpolicy.runs.loggers import Loggers
 from flowpolicy.runs.progress import progress_bar
 
 STATE_FILE = "training_state.zip"
@@ -22,7 +22,7 @@ class Recorder(BaseCallback):
     """After every iteration: metrics to the loggers, the state to ``run_dir``, now and then an evaluation.
 
     Args:
-        run_dir: takes the state; None on all processes but the first, which only practise.
+        run_dir: takes the state; None on all processes but the first, which only train.
         total_steps: of the whole run, for the bar.
         save_every: iterations between saved states.
         evaluate_every: environment steps between evaluations; 0 is never.
@@ -40,12 +40,12 @@ class Recorder(BaseCallback):
         save_every: int,
         evaluate_every: int,
         evaluate: Callable[[FlowPolicy], Mapping[str, float]],
-        loggers: list[MetricLogger],
+        loggers: Loggers,
     ) -> None:
         super().__init__()
         self.run_dir, self.save_every = run_dir, save_every
         self.evaluate_every, self.evaluate, self.loggers = evaluate_every, evaluate, loggers
-        self._bar = progress_bar(total_steps if run_dir is not None else None, "practise")
+        self._bar = progress_bar(total_steps if run_dir is not None else None, "fine-tune")
 
     def _on_training_start(self) -> None:
         self._iteration, self._steps = self.model.iteration, self.model.num_timesteps
@@ -80,8 +80,7 @@ class Recorder(BaseCallback):
             )
             if crossed and not is_last:
                 metrics |= self.evaluate(model.deployed_policy())
-            for sink in self.loggers:
-                sink.log(model.num_timesteps, metrics)
+            self.loggers.log(model.num_timesteps, metrics)
             if is_last or model.iteration % self.save_every == 0:
                 model.save(self.run_dir / STATE_FILE)
         model.processes.wait()

@@ -1,7 +1,8 @@
-"""One fine-tuning run, from settings to a run folder: practice, evaluations, plots, video, summary."""
+"""One fine-tuning run, from settings to a run folder: training, evaluations, plots, video, summary."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -24,7 +25,6 @@ from flowpolicy.evaluation.summary import write_summary
 from flowpolicy.evaluation.task import Task, task_from
 from flowpolicy.evaluation.video import side_by_side
 from flowpolicy.files.reading import read_json
-from flowpolicy.files.storage import write_json
 from flowpolicy.finetuning.chain import NoisyFlow
 from flowpolicy.finetuning.chunked_vec_env import ChunkedVecEnv
 from flowpolicy.finetuning.config import FinetuneConfig
@@ -35,19 +35,27 @@ from flowpolicy.finetuning.reinflow import ReinFlow
 from flowpolicy.finetuning.staggered import make_staggered
 from flowpolicy.finetuning.update import UpdateRule, build_update_rule
 from flowpolicy.flow.sampler_spec import SamplerSpec
-from flowpolicy.plots.learning import plot_practice
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.pretraining.config import DataConfig
 from flowpolicy.pretraining.run import make_samplers
-from flowpolicy.pretraining.state import refuse_other_settings
 from flowpolicy.runs.device import resolve_device
 from flowpolicy.runs.distributed import Processes, processes
-from flowpolicy.runs.loggers import MetricLogger, build_loggers, read_metrics
-from flowpolicy.runs.run_folder import FINETUNING, claim, refuse_other_kind
+from flowpolicy.runs.loggers import Loggers, build_loggers, read_metrics
+from flowpolicy.runs.run_folder import (
+    FINETUNING,
+    RunFolder,
+    comparable_settings,
+    refuse_other_settings,
+)
 from flowpolicy.settings import build
 
 logger = logging.getLogger(__name__)
 BASE, CHECKPOINT = "base", "checkpoint"
+_REPORTING = (
+    "resume", "device", "video", "evaluate_every", "evaluate_episodes", "final_episodes", "loggers",
+    "evaluation_envs", "save_every", "wandb", "threads", "workers",
+)  # fmt: skip
+"""Settings that a resumed run may change: where it computes, and where and how often it reports."""
 
 
 def finetune(settings: Mapping[str, Any], run_dir: Path, *, command: str = "") -> Path | None:
@@ -63,20 +71,25 @@ def finetune(settings: Mapping[str, Any], run_dir: Path, *, command: str = "") -
 
 
 def _run(config: FinetuneConfig, run_dir: Path, command: str, group: Processes) -> Path | None:
+    from flowpolicy.plots.learning import plot_finetuning
+
     started = time.perf_counter()
     if config.threads:
         torch.set_num_threads(config.threads)
     device = resolve_device(config.device, group.local_rank)
     task = task_from(config.env)
-    is_old = _check_folder(config, run_dir)
+    settings = comparable_settings(config, _REPORTING)
+    folder = RunFolder(run_dir, FINETUNING, state=STATE_FILE, result=CHECKPOINT)
+    is_old = folder.continues(resume=config.resume)
+    if is_old:
+        refuse_other_settings(run_dir, read_json(run_dir / "config.json"), settings)
     base = FlowPolicy.load(run_dir / BASE if is_old else config.checkpoint, device)
     _check_base(base, task, config)
     update, regularizers = build_update_rule(config.update), _regularizers(config, base)
-    sinks = _loggers(config, run_dir) if group.is_first else []
+    loggers = _loggers(config, run_dir, settings) if group.is_first else Loggers()
     if group.is_first and not is_old:
-        claim(run_dir, FINETUNING)
         base.save(run_dir / BASE)
-        write_json(run_dir / "config.json", _settings_of(config))
+        folder.begin(settings)
     group.wait()
     env = _environments(config, task, base, group)
     try:
@@ -84,7 +97,7 @@ def _run(config: FinetuneConfig, run_dir: Path, command: str, group: Processes) 
         before = _evaluated(config, task, base, run_dir, "before", group)
         if before is not None:
             logger.info(
-                "%s on %s, K = %d: %s before practice",
+                "%s on %s, K = %d: %s as pretrained",
                 base.spec.name,
                 task.name,
                 config.num_steps,
@@ -99,7 +112,7 @@ def _run(config: FinetuneConfig, run_dir: Path, command: str, group: Processes) 
                 policy, task, episodes=config.evaluate_episodes, num_envs=config.evaluation_envs,
                 seed=EVALUATION_ON_THE_WAY, show_progress=False,
             ).scalars(),
-            loggers=sinks,
+            loggers=loggers,
         )  # fmt: skip
         if is_old:
             logger.info("Continuing %s at %s environment steps.", run_dir, f"{model.num_timesteps:,}")
@@ -113,15 +126,14 @@ def _run(config: FinetuneConfig, run_dir: Path, command: str, group: Processes) 
         return None
     tuned.save(run_dir / CHECKPOINT)
     after = _evaluated(config, task, tuned, run_dir, "after", group)
-    for sink in recorder.loggers:
-        if after is not None:
-            sink.log(model.num_timesteps, after.scalars())
-        sink.close()
+    if after is not None:
+        loggers.log(model.num_timesteps, after.scalars())
+    loggers.close()
     metrics = _metrics(model, before, after)
     if config.video and before is not None and before.video and after is not None and after.video:
-        titles = ("before practice", f"after {model.num_timesteps:,} steps of practice")
+        titles = ("pretrained", f"fine-tuned for {model.num_timesteps:,} steps")
         side_by_side(before.video, after.video, run_dir / "video.mp4", titles=titles)
-    plot_practice(
+    plot_finetuning(
         read_metrics(run_dir / "metrics.csv"),
         run_dir / "curves.png",
         title=f"{task.name}, {base.spec.name}, K = {config.num_steps}, T_e = {task.execute_horizon}",
@@ -138,25 +150,7 @@ def _run(config: FinetuneConfig, run_dir: Path, command: str, group: Processes) 
 
 
 EVALUATION_ON_THE_WAY = 3_000_000
-"""First seed of evaluations during practice: not those of the final one, which nothing was chosen on."""
-
-
-def _check_folder(config: FinetuneConfig, run_dir: Path) -> bool:
-    """Whether there is a run to continue in ``run_dir``; refuses one that must not be overwritten."""
-    refuse_other_kind(run_dir, FINETUNING)
-    if not (run_dir / STATE_FILE).exists():
-        if (run_dir / CHECKPOINT).exists():
-            raise ConfigError(
-                f"{run_dir} holds a tuned checkpoint whose {STATE_FILE} is gone, so it cannot be continued; "
-                "choose another run_dir."
-            )
-        return False
-    if not config.resume:
-        raise ConfigError(
-            f"{run_dir} holds a run already; add resume=true to continue it, or choose another run_dir."
-        )
-    refuse_other_settings(run_dir, read_json(run_dir / "config.json"), _settings_of(config))
-    return True
+"""First seed of evaluations during fine-tuning: not those of the final one, which nothing was chosen on."""
 
 
 def _check_base(base: FlowPolicy, task: Task, config: FinetuneConfig) -> None:
@@ -167,22 +161,20 @@ def _check_base(base: FlowPolicy, task: Task, config: FinetuneConfig) -> None:
             f"actions, which does not fit env.obs_horizon={task.obs_horizon} and "
             f"env.action_horizon={task.action_horizon}; set those to fit it."
         )
-    environment = task.make()
-    try:
-        check_spaces(environment, base, f"Task '{task.name}'")
-    except TaskError as error:
-        trained_for = base.spec.task.get("name")
-        hint = f" (env={trained_for})" if trained_for and trained_for != task.name else ""
-        raise TaskError(f"{str(error).rstrip('.')}{hint}.") from error
-    finally:
-        environment.close()
+    with contextlib.closing(task.make()) as environment:
+        try:
+            check_spaces(environment, base, f"Task '{task.name}'")
+        except TaskError as error:
+            trained_for = base.spec.task.get("name")
+            hint = f" (env={trained_for})" if trained_for and trained_for != task.name else ""
+            raise TaskError(f"{str(error).rstrip('.')}{hint}.") from error
 
 
-def _loggers(config: FinetuneConfig, run_dir: Path) -> list[MetricLogger]:
+def _loggers(config: FinetuneConfig, run_dir: Path, settings: Mapping[str, Any]) -> Loggers:
     """Built early: a missing package is not found after an hour. The CSV is cut where the state is."""
     state = run_dir / STATE_FILE
     done = ReinFlow.load(state, device="cpu").num_timesteps if state.exists() else 0
-    return build_loggers(config.loggers, run_dir, _settings_of(config), config.wandb, done)
+    return build_loggers(config.loggers, run_dir, settings, config.wandb, done)
 
 
 def _environments(config: FinetuneConfig, task: Task, base: FlowPolicy, group: Processes) -> VecEnv:
@@ -254,7 +246,7 @@ def _finished(config: FinetuneConfig, task: Task, model: ReinFlow) -> FlowPolicy
     """The policy to deploy."""
     tuned = model.deployed_policy()
     if config.distill.steps:
-        observations = model.visited_observations()  # may practise once more, which all processes do together
+        observations = model.visited_observations()  # may collect once more, which all processes do together
         if model.processes.is_first:
             tuned = distill(tuned, observations, config.distill, seed=config.seed)
     metadata = {
@@ -310,14 +302,3 @@ def _shown(result: EvaluationResult) -> str:
     if metrics["success_rate"] is not None:
         text += f", success {metrics['success_rate']:.2f}"
     return text
-
-
-def _settings_of(config: FinetuneConfig) -> dict[str, Any]:
-    """What a resumed run must have in common with the first: all but where and how often it reports."""
-    settings = dataclasses.asdict(config)
-    for key in (
-        "resume", "device", "video", "evaluate_every", "evaluate_episodes", "final_episodes", "loggers",
-        "evaluation_envs", "save_every", "wandb", "threads", "workers",
-    ):  # fmt: skip
-        del settings[key]
-    return settings

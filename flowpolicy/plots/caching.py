@@ -1,4 +1,4 @@
-"""Pictures of schedules and similarities."""
+"""Schedules, similarities, and the error of samplers against their latency."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from flowpolicy.acceleration.caching.schedule import Schedule
 from flowpolicy.acceleration.caching.similarity import Similarity
-from flowpolicy.plots.figure import BLUE, house_figure
+from flowpolicy.plots.figure import BLUE, house_figure, plain_log_ticks
 
 
 def plot_schedules(schedules: dict[str, Schedule], path: Path | str, *, title: str = "") -> Path:
@@ -17,10 +17,8 @@ def plot_schedules(schedules: dict[str, Schedule], path: Path | str, *, title: s
 
     some = next(iter(schedules.values()))
     blocks, size = some.key.blocks, some.key.num_evaluations
-    height = 0.5 + 0.11 * len(blocks)
-    total, rows = 0.6 + height * len(schedules), len(schedules)
-    with house_figure(path, columns=1, rows=rows, width=8.0, height=total) as (figure, axes):
-        figure.suptitle(title)
+    rows, total = len(schedules), 0.6 + (0.5 + 0.11 * len(blocks)) * len(schedules)
+    with house_figure(path, columns=1, rows=rows, width=8.0, height=total, title=title) as (_, axes):
         for ax, (name, schedule) in zip(axes, schedules.items(), strict=True):
             grid = np.zeros((len(blocks), size))
             for row, steps in enumerate(schedule.updates):
@@ -42,17 +40,13 @@ def plot_similarity(
     """Cosine similarity of every block's outputs, evaluation against evaluation."""
     columns = 6 if len(blocks) > 12 else 3  # whole layers: SA, CA, FFN
     rows = -(-len(blocks) // columns)
-    low = min(0.0, float(similarity.cosine.min()))
+    low, size = min(0.0, float(similarity.cosine.min())), (1.7 * columns + 1.2, 0.8 + 1.9 * rows)
     with house_figure(
-        path, columns=columns, rows=rows, width=1.7 * columns + 1.2, height=0.8 + 1.9 * rows
+        path, columns=columns, rows=rows, width=size[0], height=size[1], title=title, small=True
     ) as (figure, axes):
-        figure.suptitle(title)
         for ax, name, matrix in zip(axes, blocks, similarity.cosine, strict=False):
             image = ax.imshow(matrix, vmin=low, vmax=1.0, cmap="viridis", interpolation="nearest")
-            layer, kind = name.split(".")
-            ax.set_title(f"layer {layer}, {kind}", fontsize=8)
-            ax.tick_params(labelsize=6)
-            ax.grid(False)
+            ax.set_title("layer {}, {}".format(*name.split(".")))
         for ax in axes[len(blocks) :]:
             ax.axis("off")
         figure.colorbar(image, ax=list(axes), shrink=0.6, label="cosine similarity")
@@ -70,18 +64,16 @@ def plot_latency(
         title: over the figure.
     """
     markers = "osD^vP*X"
-    with house_figure(path, columns=1, width=7.2, height=4.4) as (figure, (axis,)):
-        figure.suptitle(title)
+    with house_figure(path, columns=1, width=7.2, height=4.4, title=title) as (_, (axis,)):
         for index, (name, values) in enumerate(points.items()):
-            values = sorted(values)
-            times, errors = [v[0] for v in values], [v[1] for v in values]
-            axis.plot(times, errors, marker=markers[index % len(markers)], label=name, linewidth=1.0)
-            for when, error, steps in zip(times, errors, (v[2] for v in values), strict=True):
-                axis.annotate(f"K={steps}", (when, error), (3, 3), textcoords="offset points", fontsize=7)
+            times, errors, steps = zip(*sorted(values), strict=True)
+            axis.plot(times, errors, marker=markers[index % len(markers)], label=name, lw=1.0)
+            for when, error, count in zip(times, errors, steps, strict=True):
+                axis.annotate(f"K={count}", (when, error), (3, 3), textcoords="offset points", fontsize=7)
         axis.set_xscale("log")
         axis.set_yscale("symlog", linthresh=1e-2)  # the reference itself has no error
         axis.set_ylim(bottom=0)
-        axis.set_xlabel("milliseconds a chunk, median")
-        axis.set_ylabel("rms error of the action, normalised")
+        plain_log_ticks(axis)
+        axis.set(xlabel="milliseconds a chunk, median", ylabel="rms error of the action, normalised")
         axis.legend(fontsize=8)
     return Path(path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,21 @@ from numpy.typing import NDArray
 from flowpolicy.control.events import Event, name_of
 from flowpolicy.control.statistics import Columns, actions_of, changes_of
 from flowpolicy.control.telemetry import SOURCES
-from flowpolicy.plots.figure import BLUE, GREEN, GREY, ORANGE, house_figure
+from flowpolicy.plots.figure import (
+    AMBER,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PALETTE,
+    house_figure,
+    plain_log_ticks,
+    say,
+)
 
 Numbers = NDArray[np.float64]
 
-SOURCE_COLORS = {"chunk": BLUE, "previous": GREEN, "fast": "#E69F00", "safe": ORANGE}
-LINE_COLORS = (BLUE, ORANGE, GREEN, "#E69F00", "#CC79A7", "#56B4E9", "#B8A800", "#000000")
-"""Okabe and Ito's palette, its yellow darkened for a white page; as many action dimensions are drawn."""
+SOURCE_COLORS = {"chunk": BLUE, "previous": GREEN, "fast": AMBER, "safe": ORANGE}
 BINS = 500
 """Stretches that a long series is cut into; of each its median, or mean, and its span are drawn."""
 WINDOW_S = 4.0
@@ -26,7 +36,7 @@ FLOOR_MS = 1e-3
 """What is shorter is drawn as this long, for the logarithm."""
 
 
-def plot_timing(columns: Columns, period: float, path: Path) -> None:
+def plot_timing(columns: Columns, period: float, path: Path) -> Path:
     """Lateness and work of every tick, and how often which lateness occurs."""
     seconds = seconds_of(columns, period)
     late = np.maximum(1e3 * (columns["started"] - columns["deadline"]), FLOOR_MS)
@@ -35,14 +45,8 @@ def plot_timing(columns: Columns, period: float, path: Path) -> None:
         _series(over_time, seconds, work, ORANGE, "start to command sent")
         _series(over_time, seconds, late, BLUE, "start after deadline")
         over_time.axhline(1e3 * period, color=GREY, lw=1.0, ls=":")
-        over_time.set(
-            xlim=_span(seconds),
-            yscale="log",
-            xlabel="seconds",
-            ylabel="ms",
-            title="Ticks; dotted: one period",
-        )
-        over_time.set_ylim(top=4e3 * max(period, 1e-3 * late.max(), 1e-3 * work.max()))
+        over_time.set(xlim=_span(seconds), xlabel="seconds", ylabel="ms", title="Ticks; dotted: one period")
+        over_time.set(yscale="log", ylim=(None, 4 * max(1e3 * period, late.max(), work.max())))
         over_time.legend(loc="upper right", fontsize=8, ncols=2)
         bins = np.geomspace(late.min() / 1.5, 1.5 * max(1e3 * period, late.max()), 60)
         histogram.hist(late, bins=list(bins), color=BLUE)
@@ -50,16 +54,18 @@ def plot_timing(columns: Columns, period: float, path: Path) -> None:
         histogram.set(xscale="log", yscale="log", xlabel="ms after the deadline", ylabel="ticks")
         histogram.set(ylim=(0.7, None), title="How late ticks start; dotted: one period")
         histogram.tick_params(axis="y", which="minor", labelleft=False)
+        plain_log_ticks(histogram)
+    return path
 
 
-def plot_inference(columns: Columns, period: float, path: Path) -> None:
-    """Planning time and delay of every chunk, age of the observations, and changes of the command."""
+def plot_inference(columns: Columns, period: float, path: Path) -> Path:
+    """Sampling time and delay of every chunk, age of the observations, and changes of the command."""
     seconds = seconds_of(columns, period)
     arrived = columns["delay"] >= 0
     with house_figure(path, columns=2, rows=2, width=10.0, height=5.2) as (_, panels):
         planning, delay, age, seams = panels
         _series(planning, seconds[arrived], 1e3 * columns["inference"][arrived], BLUE, marker=".")
-        planning.set(xlabel="seconds", ylabel="ms", title="Planning a chunk", ylim=(0, None))
+        planning.set(xlabel="seconds", ylabel="ms", title="Sampling a chunk", ylim=(0, None))
         _series(delay, seconds[arrived], columns["delay"][arrived], BLUE, marker=".")
         delay.set(xlabel="seconds", ylabel="actions", title="Delay: from observation to first use")
         delay.set_ylim(-0.3, max(columns["delay"].max(), 1) + 0.3)
@@ -70,50 +76,58 @@ def plot_inference(columns: Columns, period: float, path: Path) -> None:
         _seams(seams, columns)
         for axis in (planning, delay, age):
             axis.set_xlim(*_span(seconds))
+    return path
 
 
-def plot_run(columns: Columns, period: float, path: Path) -> None:
+def plot_run(columns: Columns, period: float, path: Path) -> Path:
     """The whole run: where actions came from, which events occurred when, and the commands."""
-    seconds = seconds_of(columns, period)
-    kinds = _kinds(columns["events"])
-    heights = [1.0, 0.25 * len(kinds) + 0.15, 2.2] if kinds else [1.0, 2.2]
-    with house_figure(path, columns=1, rows=len(heights), width=10.0, height=1.4 + sum(heights)) as (_, axes):
-        axes[0].get_gridspec().set_height_ratios(heights)
-        _sources(axes[0], seconds, columns["source"], period)
-        if kinds:
-            _raster(axes[1], seconds, columns["events"], kinds)
-        actions = actions_of(columns)
-        for dimension, color in zip(range(actions.shape[1]), LINE_COLORS, strict=False):
+    seconds, actions = seconds_of(columns, period), actions_of(columns)
+    with _over_time(path, seconds, columns["events"], [1.0, 2.2]) as (sources, commands):
+        _sources(sources, seconds, columns["source"], period)
+        for dimension, color in zip(range(actions.shape[1]), PALETTE, strict=False):
             known = np.isfinite(actions[:, dimension])
             values = actions[known, dimension]
-            _series(axes[-1], seconds[known], values, color, f"{dimension}", middle=np.mean, shade=0.15)
-        _label_commands(axes[-1], actions, "Commands")
-        for axis in axes:
-            axis.set_xlim(*_span(seconds))
+            _series(commands, seconds[known], values, color, f"{dimension}", middle=np.mean, shade=0.15)
+        _label_commands(commands, actions, "Commands")
+    return path
 
 
-def plot_window(columns: Columns, period: float, path: Path) -> None:
+def plot_window(columns: Columns, period: float, path: Path) -> Path:
     """The seconds with most events tick by tick: commands, changes of chunk, and the events."""
     seconds = seconds_of(columns, period)
     first = busiest(seconds, columns["events"])
     inside = (seconds >= first) & (seconds <= first + WINDOW_S)
+    is_all = bool(inside.all())
     seconds, events, chunk = seconds[inside], columns["events"][inside], columns["chunk"][inside]
     actions = actions_of(columns)[inside]
-    kinds = _kinds(events)
-    heights = [2.4, 0.25 * len(kinds) + 0.15] if kinds else [2.4]
-    with house_figure(path, columns=1, rows=len(heights), width=10.0, height=0.9 + sum(heights)) as (_, axes):
-        axes[0].get_gridspec().set_height_ratios(heights)
-        for dimension, color in zip(range(actions.shape[1]), LINE_COLORS, strict=False):
-            axes[0].step(
-                seconds, actions[:, dimension], where="post", lw=1.2, color=color, label=f"{dimension}"
-            )
+    with _over_time(path, seconds, events, [2.4]) as (commands,):
+        for dimension, color in zip(range(actions.shape[1]), PALETTE, strict=False):
+            style = {"color": color, "label": f"{dimension}", "marker": "." if len(seconds) == 1 else None}
+            commands.step(seconds, actions[:, dimension], where="post", lw=1.2, **style)
         for at in seconds[1:][np.diff(chunk) != 0]:
-            axes[0].axvline(at, color=GREY, lw=0.6, ls=":", zorder=0)
-        is_all = columns["tick"].size == seconds.size
-        part = "tick by tick" if is_all else f"of {WINDOW_S:g} seconds" + " with most events" * bool(kinds)
-        _label_commands(axes[0], actions, f"Commands {part}; dotted: change of chunk")
+            commands.axvline(at, color=GREY, lw=0.6, ls=":", zorder=0)
+        part = (
+            "tick by tick"
+            if is_all
+            else f"of {WINDOW_S:g} seconds" + " with most events" * bool(events.any())
+        )
+        _label_commands(commands, actions, f"Commands {part}; dotted: change of chunk")
+    return path
+
+
+@contextlib.contextmanager
+def _over_time(
+    path: Path, seconds: Numbers, events: NDArray[Any], heights: list[float]
+) -> Iterator[list[Any]]:
+    """Panels of these heights over one axis of time, and the events below them, where there are any."""
+    kinds = _kinds(events)
+    rows = [*heights, 0.25 * len(kinds) + 0.15] if kinds else heights
+    height = 0.4 + 0.5 * len(heights) + sum(rows)
+    with house_figure(path, columns=1, rows=len(rows), width=10.0, height=height) as (_, axes):
+        axes[0].get_gridspec().set_height_ratios(rows)
+        yield list(axes[: len(heights)])
         if kinds:
-            _raster(axes[1], seconds, events, kinds)
+            _raster(axes[-1], seconds, events, kinds)
         for axis in axes:
             axis.set_xlim(*_span(seconds))
 
@@ -136,7 +150,7 @@ def _series(
 ) -> None:
     """A short series as it is; a long one as the middle and the span of each stretch of it."""
     if len(x) == 0:
-        axis.text(0.5, 0.5, "none", transform=axis.transAxes, ha="center", color=GREY)
+        say(axis, "none")
         return
     style = {"color": color, "label": label or None}
     if len(x) <= 2 * BINS:
@@ -156,13 +170,10 @@ def _seams(axis: Any, columns: Columns) -> None:
     axis.set(xlabel="root mean square, in ranges of the command", ylabel="share")
     axis.set_title("Change of the command from tick to tick")
     if not len(size):
-        axis.text(0.5, 0.5, "none", transform=axis.transAxes, ha="center", color=GREY)
+        say(axis, "none")
         return
     bins = list(np.linspace(0.0, max(float(np.quantile(size, 0.995)), 1e-6), 40))
-    for values, color, label in (
-        (size[~is_seam], BLUE, "inside chunks"),
-        (size[is_seam], ORANGE, "at seams"),
-    ):
+    for values, color, label in (size[~is_seam], BLUE, "inside chunks"), (size[is_seam], ORANGE, "at seams"):
         if len(values):
             shares = np.full(len(values), 1 / len(values))
             clipped = np.minimum(values, bins[-1])
@@ -178,13 +189,11 @@ def _sources(axis: Any, seconds: Numbers, source: NDArray[Any], period: float) -
     bottom: Numbers = np.zeros(len(edges) - 1)
     for name in SOURCES:
         share = np.histogram(seconds[source == name], edges)[0] / total
-        axis.bar(
-            edges[:-1], share, np.diff(edges), bottom=bottom, align="edge", color=SOURCE_COLORS[name],
-            label=name,
-        )  # fmt: skip
+        color = SOURCE_COLORS[name]
+        axis.bar(edges[:-1], share, np.diff(edges), bottom=bottom, align="edge", color=color, label=name)
         bottom += share
     axis.set(ylim=(0, 1), ylabel="share", title="Where commands came from")
-    axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.05), fontsize=8)
+    _legend_beside(axis)
 
 
 def _raster(axis: Any, seconds: Numbers, bits: NDArray[Any], kinds: list[Event]) -> None:
@@ -219,12 +228,14 @@ def busiest(seconds: Numbers, bits: NDArray[Any]) -> float:
 
 
 def _label_commands(axis: Any, actions: NDArray[Any], title: str) -> None:
-    drawn, count = min(len(LINE_COLORS), actions.shape[1]), actions.shape[1]
+    drawn, count = min(len(PALETTE), actions.shape[1]), actions.shape[1]
     axis.set(xlabel="seconds", title=title + (f"; {drawn} of {count} dimensions" if drawn < count else ""))
     if axis.lines:
-        axis.legend(
-            loc="upper left", bbox_to_anchor=(1.0, 1.05), fontsize=8, title="dimension", title_fontsize=8
-        )
+        _legend_beside(axis, title="dimension", title_fontsize=8)
+
+
+def _legend_beside(axis: Any, **style: Any) -> None:
+    axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.05), fontsize=8, **style)
 
 
 def _span(seconds: Numbers) -> tuple[float, float]:

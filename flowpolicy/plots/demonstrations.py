@@ -11,14 +11,9 @@ from numpy.typing import NDArray
 
 from flowpolicy.data.inspection import Inspection
 from flowpolicy.errors import DataError
-from flowpolicy.files.storage import atomic_file
+from flowpolicy.plots.figure import BLUE, GREY, ORANGE, PALE, house_figure, say
 
-_INK = "#22313f"
-_FAINT = "#8a97a3"
-_BAR = {"action": "#d1603d"}
-_OTHER_BAR = "#2a6f97"
 _MAX_DIMENSIONS = 400
-_ROWS, _COLUMNS = 6, 8
 
 
 def draw_histograms(inspection: Inspection, folder: Path) -> list[Path]:
@@ -27,15 +22,13 @@ def draw_histograms(inspection: Inspection, folder: Path) -> list[Path]:
     Non-finite entries are left out; a constant dimension says so instead of showing a single bar.
 
     Raises:
-        DataError: matplotlib is not installed.
+        ConfigError: matplotlib is not installed.
     """
-    paths = []
-    for key, array in inspection.arrays.items():
-        if array.dtype.kind in "fiub" and array.ndim < 4 and array.size:
-            path = folder / f"histogram_{_file_name(key)}.png"
-            _save(_histograms(key, array.reshape(len(array), -1)), path)
-            paths.append(path)
-    return paths
+    return [
+        _draw_histograms(key, array.reshape(len(array), -1), folder / f"histogram_{_file_name(key)}.png")
+        for key, array in inspection.arrays.items()
+        if array.dtype.kind in "fiub" and array.ndim < 4 and array.size
+    ]
 
 
 def draw_contact_sheet(inspection: Inspection, path: Path) -> Path:
@@ -45,157 +38,120 @@ def draw_contact_sheet(inspection: Inspection, path: Path) -> Path:
     the actions of each episode as a heat map over time.
 
     Raises:
-        DataError: matplotlib is not installed, or the episode ends or actions are unusable.
+        ConfigError: matplotlib is not installed.
+        DataError: the episode ends or actions are unusable.
     """
-    action = inspection.arrays.get("action")
-    if inspection.lengths is None or action is None or action.ndim != 2 or len(action) != inspection.steps:
+    action, lengths = inspection.arrays.get("action"), inspection.lengths
+    if lengths is None or action is None or action.ndim != 2 or len(action) != inspection.steps:
         raise DataError(f"{inspection.source}: no contact sheet, as the episodes cannot be told apart.")
+    episodes = [slice(end - length, end) for end, length in zip(np.cumsum(lengths), lengths, strict=True)]
     images = [inspection.arrays[key] for key in inspection.cameras]
+    name = Path(inspection.source).name
     if images:
-        figure = _frame_sheet(inspection, images[0])
-    elif action.shape[1] == 2:
-        figure = _path_sheet(inspection, action)
-    else:
-        figure = _heat_sheet(inspection, action)
-    _save(figure, path)
+        return _frame_sheet(name, images[0], episodes, path)
+    if action.shape[1] == 2:
+        return _path_sheet(name, action, episodes, path)
+    return _heat_sheet(name, action, episodes, inspection.returns, path)
+
+
+def _draw_histograms(key: str, rows: NDArray[Any], path: Path) -> Path:
+    count = min(rows.shape[1], _MAX_DIMENSIONS)
+    columns = min(count, 8 if count > 24 else 6 if count > 8 else 4)
+    more = f", first {count} of {rows.shape[1]} dimensions" if count < rows.shape[1] else ""
+    with _panels(path, count, columns, (2.0, 1.45), f"{key}: {len(rows):,} steps{more}") as (_, axes):
+        for i, axis in enumerate(axes[:count]):
+            name = f"{key}[{i}]" if rows.shape[1] > 1 else key
+            _histogram(axis, rows[:, i].astype(np.float64), name, ORANGE if key == "action" else BLUE)
+        _hide(axes[count:])
     return path
 
 
-def _histograms(key: str, rows: NDArray[Any]) -> Any:
-    dimensions = min(rows.shape[1], _MAX_DIMENSIONS)
-    columns = min(dimensions, 8 if dimensions > 24 else 6 if dimensions > 8 else 4)
-    lines = math.ceil(dimensions / columns)
-    figure, axes = _figure(lines, columns, (2.0 * columns, 1.45 * lines + 0.7))
-    for i, axis in enumerate(axes.flat):
-        axis.set_visible(i < dimensions)
-        if i < dimensions:
-            _histogram(
-                axis, rows[:, i], f"{key}[{i}]" if rows.shape[1] > 1 else key, _BAR.get(key, _OTHER_BAR)
-            )
-    more = f", first {dimensions} of {rows.shape[1]} dimensions" if dimensions < rows.shape[1] else ""
-    figure.suptitle(f"{key}   {len(rows):,} steps{more}", x=0.01, ha="left", fontsize=11, color=_INK)
-    return figure
-
-
-def _histogram(axis: Any, values: NDArray[Any], title: str, colour: str) -> None:
-    numbers = values.astype(np.float64)
-    finite = numbers[np.isfinite(numbers)]
-    broken = len(numbers) - len(finite)
-    axis.set_title(
-        title + (f"  ({broken} not finite)" if broken else ""), fontsize=7.5, color=_INK, loc="left", pad=3
-    )
+def _histogram(axis: Any, values: NDArray[np.float64], title: str, color: str) -> None:
+    finite = values[np.isfinite(values)]
+    broken = len(values) - len(finite)
+    axis.set_title(title + (f"  ({broken} not finite)" if broken else ""))
     axis.set_yticks([])
-    axis.tick_params(labelsize=6.5, colors=_FAINT, length=2)
-    for side in ("top", "right", "left"):
-        axis.spines[side].set_visible(False)
-    axis.spines["bottom"].set_color(_FAINT)
+    axis.spines["left"].set_visible(False)
     if len(finite) == 0 or finite.min() == finite.max():
-        text = f"always {finite[0]:.4g}" if len(finite) else "no finite entry"
-        axis.text(
-            0.5, 0.5, text, transform=axis.transAxes, ha="center", va="center", fontsize=7.5, color=_FAINT
-        )
+        say(axis, f"always {finite[0]:.4g}" if len(finite) else "no finite entry", fontsize=7.5)
         axis.set_xticks([])
         return
-    axis.hist(finite, bins=48, histtype="stepfilled", color=colour, linewidth=0)
-    axis.axvline(finite.mean(), color=_INK, linewidth=0.8, alpha=0.7)
+    axis.hist(finite, bins=48, histtype="stepfilled", color=color, linewidth=0)
+    axis.axvline(finite.mean(), color=GREY, linewidth=0.8)
     axis.locator_params(axis="x", nbins=4)
     axis.set_xlim(finite.min(), finite.max())
 
 
-def _frame_sheet(inspection: Inspection, images: NDArray[Any]) -> Any:
-    assert inspection.lengths is not None
-    chosen = _spread(len(inspection.lengths), _ROWS)
-    figure, axes = _figure(len(chosen), _COLUMNS, (1.35 * _COLUMNS + 0.7, 1.42 * len(chosen) + 0.6))
-    starts = np.cumsum(inspection.lengths) - inspection.lengths
-    for line, episode in zip(axes, chosen, strict=True):
-        steps = np.linspace(0, inspection.lengths[episode] - 1, _COLUMNS).round().astype(int)
-        for axis, step in zip(line, steps, strict=True):
-            axis.imshow(_picture(images[starts[episode] + step]), interpolation="nearest")
-            axis.set_title(f"step {step}", fontsize=6.5, color=_FAINT, pad=2)
-            _bare(axis)
-        line[0].set_ylabel(f"episode {episode}", fontsize=8, color=_INK)
-    return _titled(figure, inspection, "frames, evenly spaced in time")
+def _frame_sheet(name: str, images: NDArray[Any], episodes: list[slice], path: Path) -> Path:
+    columns, chosen = 8, _spread(len(episodes), 6)
+    title = f"{name}: frames, evenly spaced in time"
+    with _panels(path, columns * len(chosen), columns, (1.4, 1.42), title) as (_, axes):
+        for episode, row in zip(chosen, axes.reshape(-1, columns), strict=True):
+            part = episodes[episode]
+            for axis, step in zip(row, np.linspace(part.start, part.stop - 1, columns).round(), strict=True):
+                axis.imshow(_picture(images[int(step)]), interpolation="nearest")
+                axis.set_title(f"step {int(step) - part.start}", color=GREY)
+                _bare(axis)
+            row[0].set_ylabel(f"episode {episode}")
+    return path
 
 
-def _path_sheet(inspection: Inspection, action: NDArray[Any]) -> Any:
-    assert inspection.lengths is not None
-    chosen = _spread(len(inspection.lengths), 24)
-    columns = min(len(chosen), 6)
-    lines = math.ceil(len(chosen) / columns)
-    figure, axes = _figure(lines, columns, (1.75 * columns, 1.85 * lines + 0.7))
+def _path_sheet(name: str, action: NDArray[Any], episodes: list[slice], path: Path) -> Path:
+    chosen = _spread(len(episodes), 24)
     finite = action[np.isfinite(action).all(axis=1)]
     low, high = finite.min(axis=0), finite.max(axis=0)
     margin = 0.04 * (high - low + 1e-9)
-    starts = np.cumsum(inspection.lengths) - inspection.lengths
-    for i, axis in enumerate(axes.flat):
-        axis.set_visible(i < len(chosen))
-        if i >= len(chosen):
-            continue
-        episode = chosen[i]
-        path = action[starts[episode] : starts[episode] + inspection.lengths[episode]]
-        axis.plot(*path.T, color=_FAINT, linewidth=0.4, alpha=0.6)
-        axis.scatter(*path.T, c=np.linspace(0, 1, len(path)), cmap="plasma", s=3, linewidths=0)
-        axis.plot(*path[0], "o", color=_INK, markersize=3.5)
-        axis.set_xlim(low[0] - margin[0], high[0] + margin[0])
-        axis.set_ylim(low[1] - margin[1], high[1] + margin[1])
-        axis.set_title(f"episode {episode}, {len(path)} steps", fontsize=7, color=_INK, pad=3)
-        _bare(axis)
-    return _titled(figure, inspection, "action[0] against action[1], dark to bright in time, dot: start")
+    title = f"{name}: action[0] against action[1], dark to bright in time, dot: start"
+    with _panels(path, len(chosen), min(len(chosen), 6), (1.75, 1.85), title) as (_, axes):
+        for axis, episode in zip(axes, chosen, strict=False):
+            line = action[episodes[episode]]
+            axis.plot(*line.T, color=GREY, linewidth=0.4, alpha=0.6)
+            axis.scatter(*line.T, c=np.linspace(0, 1, len(line)), cmap="plasma", s=3, linewidths=0)
+            axis.plot(*line[0], "o", color="black", markersize=3.5)
+            axis.set_xlim(low[0] - margin[0], high[0] + margin[0])
+            axis.set_ylim(low[1] - margin[1], high[1] + margin[1])
+            axis.set_title(f"episode {episode}, {len(line)} steps")
+            _bare(axis)
+        _hide(axes[len(chosen) :])
+    return path
 
 
-def _heat_sheet(inspection: Inspection, action: NDArray[Any]) -> Any:
-    assert inspection.lengths is not None
-    chosen = _spread(len(inspection.lengths), 12)
-    columns = min(len(chosen), 3)
-    lines = math.ceil(len(chosen) / columns)
+def _heat_sheet(
+    name: str, action: NDArray[Any], episodes: list[slice], returns: NDArray[Any] | None, path: Path
+) -> Path:
+    chosen = _spread(len(episodes), 12)
     height = 0.5 + min(1.6, 0.055 * action.shape[1] + 0.25)
-    figure, axes = _figure(lines, columns, (3.7 * columns, height * lines + 0.8))
     with np.errstate(invalid="ignore"):
         middle, spread = np.nanmean(action, axis=0), np.nanstd(action, axis=0)
     scaled = (action - middle) / np.where(spread > 0, spread, 1.0)
-    starts = np.cumsum(inspection.lengths) - inspection.lengths
-    for i, axis in enumerate(axes.flat):
-        axis.set_visible(i < len(chosen))
-        if i >= len(chosen):
-            continue
-        episode = chosen[i]
-        part = scaled[starts[episode] : starts[episode] + inspection.lengths[episode]].T
-        axis.imshow(part, aspect="auto", cmap="RdBu_r", vmin=-2.5, vmax=2.5, interpolation="nearest")
-        total = "" if inspection.returns is None else f", return {inspection.returns[episode]:.0f}"
-        axis.set_title(f"episode {episode}{total}", fontsize=8, color=_INK, loc="left", pad=3)
-        axis.tick_params(labelsize=6.5, colors=_FAINT, length=2)
-        axis.locator_params(axis="y", nbins=4, integer=True)
-        for spine in axis.spines.values():
-            spine.set_visible(False)
-    return _titled(figure, inspection, "actions (rows) over steps, red above and blue below the mean")
+    title = f"{name}: actions (rows) over steps, red above and blue below the mean"
+    with _panels(path, len(chosen), min(len(chosen), 3), (3.7, height), title) as (_, axes):
+        for axis, episode in zip(axes, chosen, strict=False):
+            part = scaled[episodes[episode]].T
+            axis.imshow(part, aspect="auto", cmap="RdBu_r", vmin=-2.5, vmax=2.5, interpolation="nearest")
+            total = "" if returns is None else f", return {returns[episode]:.0f}"
+            axis.set_title(f"episode {episode}{total}")
+            axis.locator_params(axis="y", nbins=4, integer=True)
+            axis.spines[:].set_visible(False)
+        _hide(axes[len(chosen) :])
+    return path
 
 
-def _figure(lines: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise DataError("Plots need matplotlib; install it with: pip install 'flowpolicy[train]'.") from error
-    figure = Figure(figsize=size, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(lines, columns, squeeze=False)
+def _panels(path: Path, count: int, columns: int, each: tuple[float, float], title: str) -> Any:
+    """A figure of at least ``count`` small panels of this size in inches."""
+    rows = math.ceil(count / columns)
+    width, height = each[0] * columns, each[1] * rows + 0.7
+    return house_figure(path, columns=columns, rows=rows, width=width, height=height, title=title, small=True)
 
 
-def _titled(figure: Any, inspection: Inspection, what: str) -> Any:
-    figure.suptitle(f"{Path(inspection.source).name}   {what}", x=0.01, ha="left", fontsize=10, color=_INK)
-    return figure
-
-
-def _save(figure: Any, path: Path) -> None:
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, dpi=110)
+def _hide(axes: Any) -> None:
+    for axis in axes:
+        axis.set_visible(False)
 
 
 def _bare(axis: Any) -> None:
-    axis.set_xticks([])
-    axis.set_yticks([])
-    for spine in axis.spines.values():
-        spine.set_color("#d5dbe0")
+    axis.set(xticks=[], yticks=[])
+    axis.spines[:].set(color=PALE, visible=True)
 
 
 def _picture(image: NDArray[Any]) -> NDArray[Any]:

@@ -1,4 +1,4 @@
-"""The picture of a planning: latency against action error, with both bounds."""
+"""The choice of a sampler: latency against action error, with both bounds."""
 
 from __future__ import annotations
 
@@ -8,10 +8,19 @@ from pathlib import Path
 
 from flowpolicy.acceleration.choosing.config import PlanConfig
 from flowpolicy.acceleration.choosing.measuring import Measured
-from flowpolicy.plots.figure import BLUE, GREEN, GREY, ORANGE, house_figure
+from flowpolicy.plots.figure import (
+    AMBER,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PINK,
+    house_figure,
+    plain_log_ticks,
+)
 
 LEAST_DRAWN = 1e-4
-_COLORS = {"onnx": BLUE, "eager": GREEN, "compile": "#CC79A7", "cuda_graph": "#E69F00"}
+_COLORS = {"onnx": BLUE, "eager": GREEN, "compile": PINK, "cuda_graph": AMBER}
 
 
 def plot_planning(measured: Sequence[Measured], chosen: Measured, config: PlanConfig, path: Path) -> Path:
@@ -19,10 +28,7 @@ def plot_planning(measured: Sequence[Measured], chosen: Measured, config: PlanCo
 
     Pale ones are too slow, or were left out after a few calls.
     """
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-
-    with house_figure(path, columns=1, width=6.4, height=4.0) as (_, axes):
-        axis = axes[0]
+    with house_figure(path, columns=1, width=6.4, height=4.0) as (_, (axis,)):
         timed = [item for item in measured if math.isfinite(item.bound)]
         for item in timed:
             color, at = _COLORS.get(item.backend, GREY), (item.bound, _drawn(item))
@@ -43,9 +49,7 @@ def plot_planning(measured: Sequence[Measured], chosen: Measured, config: PlanCo
         axis.axhline(config.max_action_error, color=ORANGE, lw=0.8, ls=":")
         axis.set(xscale="log", yscale="log", ylabel=f"action error, rms ({LEAST_DRAWN:g}: that or less)")
         axis.set_xlabel(f"ms within which {100 * config.quantile:g}% of the calls end; numbers are K")
-        axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axis.xaxis.set_minor_formatter(NullFormatter())
+        plain_log_ticks(axis)
         axis.legend(fontsize=8)
     return path
 

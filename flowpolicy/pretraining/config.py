@@ -9,6 +9,8 @@ from flowpolicy.data.normalization import LARGEST_CLIP, MODES
 from flowpolicy.runs.loggers import LOGGERS
 from flowpolicy.settings import require
 
+_ONE_OF_MODES = f"one of {', '.join(MODES)}"
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -43,31 +45,17 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         limit = self.image_memory_gb
-        require(limit is None or limit >= 0, "data.image_memory_gb", limit, "0 or more, or null")
-        require(
-            len(self.observation_keys) > 0, "data.observation_keys", self.observation_keys, "at least one key"
-        )
-        require(
-            0 <= self.validation_fraction < 1,
-            "data.validation_fraction",
-            self.validation_fraction,
-            "in [0, 1)",
-        )
-        if self.max_episodes is not None:
-            require(self.max_episodes >= 1, "data.max_episodes", self.max_episodes, "at least 1")
-        for name in ("observation_normalization", "action_normalization"):
-            require(
-                getattr(self, name) in MODES,
-                f"data.{name}",
-                getattr(self, name),
-                f"one of {', '.join(MODES)}",
-            )
-        require(
-            0 < self.action_clip <= LARGEST_CLIP,
-            "data.action_clip",
-            self.action_clip,
-            f"positive and at most {LARGEST_CLIP:g}",
-        )
+        checks = {
+            "image_memory_gb": (limit is None or limit >= 0, "0 or more, or null"),
+            "observation_keys": (len(self.observation_keys) > 0, "at least one key"),
+            "validation_fraction": (0 <= self.validation_fraction < 1, "in [0, 1)"),
+            "max_episodes": (self.max_episodes is None or self.max_episodes >= 1, "at least 1"),
+            "observation_normalization": (self.observation_normalization in MODES, _ONE_OF_MODES),
+            "action_normalization": (self.action_normalization in MODES, _ONE_OF_MODES),
+            "action_clip": (0 < self.action_clip <= LARGEST_CLIP, f"positive and at most {LARGEST_CLIP:g}"),
+        }
+        for name, (holds, allowed) in checks.items():
+            require(holds, f"data.{name}", getattr(self, name), allowed)
         if self.action_normalization in ("gaussian", "none"):
             # One standard deviation, or one physical unit, is no bound of a demonstrated action.
             allowed = "above 1 (5 is usual) unless actions are normalised by minmax or quantile"
@@ -128,21 +116,18 @@ class TrainConfig:
             require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
         for name in ("warmup_steps", "validate_every", "evaluate_every", "final_episodes"):
             require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "at least 0")
-        require(self.learning_rate > 0, "train.learning_rate", self.learning_rate, "positive")
-        require(
-            0 <= self.final_learning_rate <= 1,
-            "train.final_learning_rate",
-            self.final_learning_rate,
-            "in [0, 1]",
-        )
-        require(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "at least 0")
-        require(self.gradient_clip > 0, "train.gradient_clip", self.gradient_clip, "positive")
-        require(0 <= self.ema_decay < 1, "train.ema_decay", self.ema_decay, "in [0, 1)")
-        require(
-            self.precision in ("auto", "float32", "bfloat16"),
-            "train.precision",
-            self.precision,
-            "auto, float32 or bfloat16",
-        )
+        checks = {
+            "learning_rate": (self.learning_rate > 0, "positive"),
+            "final_learning_rate": (0 <= self.final_learning_rate <= 1, "in [0, 1]"),
+            "weight_decay": (self.weight_decay >= 0, "at least 0"),
+            "gradient_clip": (self.gradient_clip > 0, "positive"),
+            "ema_decay": (0 <= self.ema_decay < 1, "in [0, 1)"),
+            "precision": (
+                self.precision in ("auto", "float32", "bfloat16"),
+                "auto, float32 or bfloat16",
+            ),
+        }
+        for name, (holds, allowed) in checks.items():
+            require(holds, f"train.{name}", getattr(self, name), allowed)
         for name in self.loggers:
             require(name in LOGGERS, "train.loggers", name, f"any of {', '.join(LOGGERS)}")

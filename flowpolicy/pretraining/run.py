@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,11 @@ from flowpolicy.data.sampling import ChunkSampler, as_tensors
 from flowpolicy.data.store import Demonstrations, read_demonstrations
 from flowpolicy.data.zarr_reading import resolve_path
 from flowpolicy.errors import ConfigError, DataError
-from flowpolicy.evaluation.result import EvaluationResult
 from flowpolicy.evaluation.rollout import check_spaces, evaluate
 from flowpolicy.evaluation.summary import write_summary
 from flowpolicy.evaluation.task import Task, task_from
-from flowpolicy.files.storage import write_json
 from flowpolicy.flow import build_objective
 from flowpolicy.models.network import NetworkConfig
-from flowpolicy.plots.learning import plot_learning_curves
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.policy.config import PolicyConfig
 from flowpolicy.pretraining.config import DataConfig, TrainConfig
@@ -32,11 +31,17 @@ from flowpolicy.pretraining.trainer import CHECKPOINT, Trainer
 from flowpolicy.runs.device import resolve_device
 from flowpolicy.runs.distributed import Processes, processes
 from flowpolicy.runs.loggers import build_loggers, read_metrics
-from flowpolicy.runs.run_folder import PRETRAINING, claim, refuse_other_kind
+from flowpolicy.runs.run_folder import PRETRAINING, RunFolder, comparable_settings
 from flowpolicy.settings import build, require
 
 logger = logging.getLogger(__name__)
 MANY_LOST = 0.001  # share of steps from which on it is a warning
+_REPORTING = (
+    "resume", "device", "video", "data.image_memory_gb", "train.log_every", "train.evaluate_every",
+    "train.evaluate_episodes", "train.final_episodes", "train.num_envs", "train.save_every", "train.loggers",
+    "train.wandb", "train.threads", "train.validate_every",
+)  # fmt: skip
+"""Settings that a resumed run may change: where images lie, and where and how often it reports."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +57,7 @@ class PretrainConfig:
         seed: of weights, batches, noise and the choice of held-out episodes.
         device: ``auto`` takes a GPU where there is one.
         resume: continue the run in ``run_dir``.
-        video: episodes of the final evaluation to film; true films one, false none.
+        video: episodes of the final evaluation to record; true records one, false none.
     """
 
     env: dict[str, Any]
@@ -67,7 +72,7 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, "seed", self.seed, "at least 0")
-        require(self.video >= 0, "video", self.video, "0 or more episodes to film, true or false")
+        require(self.video >= 0, "video", self.video, "0 or more episodes to record, true or false")
 
 
 def pretrain(settings: Mapping[str, Any], run_dir: Path, *, command: str = "") -> Path | None:
@@ -98,21 +103,17 @@ def _run(config: PretrainConfig, run_dir: Path, command: str, group: Processes) 
         torch.set_num_threads(config.train.threads)
     device = resolve_device(config.device, group.local_rank)
     task = task_from(config.env)
-    saved_settings = _settings_of(config)
-    refuse_other_kind(run_dir, PRETRAINING)
-    _refuse_overwriting(run_dir, resume=config.resume)
+    settings = comparable_settings(config, _REPORTING)
+    folder = RunFolder(run_dir, PRETRAINING, state=STATE_FOLDER, result="summary.json")
+    folder.continues(resume=config.resume)
     demos = find_demonstrations(config, task)
     torch.manual_seed(config.seed)
     policy = make_policy(config, task, demos)
-    environment = task.make()
-    try:
+    with contextlib.closing(task.make()) as environment:
         check_spaces(environment, policy, f"Task '{task.name}'")
-    finally:
-        environment.close()
     training, validation = make_samplers(policy.to(device), demos, config.data, config.seed)
     if group.is_first:
-        claim(run_dir, PRETRAINING)
-        write_json(run_dir / "config.json", saved_settings)
+        folder.begin(settings)
         logger.info(
             "%s on %s: %d episodes, %s steps; %s parameters on %s",
             policy.spec.name, task.name, demos.num_episodes, f"{demos.num_steps:,}",
@@ -120,26 +121,17 @@ def _run(config: PretrainConfig, run_dir: Path, command: str, group: Processes) 
         )  # fmt: skip
         _report_lost(policy)
 
-    def evaluated(current: FlowPolicy, episodes: int, video: Path | None = None) -> EvaluationResult:
-        return evaluate(
-            current,
-            task,
-            episodes=episodes,
-            num_envs=config.train.num_envs,
-            record=int(config.video),
-            video=video,
-        )
-
+    rollouts = partial(evaluate, task=task, num_envs=config.train.num_envs, record=int(config.video))
     trainer = Trainer(
         policy, training, validation, config.train,
-        run_dir=run_dir, seed=config.seed, processes=group, settings=saved_settings,
-        evaluate=lambda current: evaluated(current, config.train.evaluate_episodes).scalars(),
+        run_dir=run_dir, seed=config.seed, processes=group, settings=settings,
+        evaluate=lambda current: rollouts(current, episodes=config.train.evaluate_episodes).scalars(),
     )  # fmt: skip
     if config.resume and trainer.resume():
         logger.info("Continuing %s at step %d.", run_dir, trainer.state.step)
     if group.is_first:
         trainer.loggers = build_loggers(
-            config.train.loggers, run_dir, saved_settings, config.train.wandb, trainer.state.step
+            config.train.loggers, run_dir, settings, config.train.wandb, trainer.state.step
         )
     result = trainer.run()
     if not group.is_first:
@@ -152,33 +144,17 @@ def _run(config: PretrainConfig, run_dir: Path, command: str, group: Processes) 
         "train_seconds": time.perf_counter() - started,
     }
     if config.train.final_episodes:
-        outcome = evaluated(
-            result, config.train.final_episodes, run_dir / "video.mp4" if config.video else None
-        )
+        video = run_dir / "video.mp4" if config.video else None
+        outcome = rollouts(result, episodes=config.train.final_episodes, video=video)
         metrics.update(outcome.metrics())
-        for sink in trainer.loggers:
-            sink.log(trainer.state.step, outcome.scalars())
-    for sink in trainer.loggers:
-        sink.close()
+        trainer.loggers.log(trainer.state.step, outcome.scalars())
+    trainer.loggers.close()
     _plot(run_dir, task, policy.spec.name, metrics)
     return write_summary(
         run_dir, task=task.name, policy=policy.spec.name, seed=config.seed, steps=config.train.steps,
         wall_seconds=time.perf_counter() - started, metrics=metrics, checkpoint=str(run_dir / CHECKPOINT),
         command=command, parameters=policy.num_parameters(), execute_horizon=task.execute_horizon,
     )  # fmt: skip
-
-
-def _refuse_overwriting(run_dir: Path, *, resume: bool) -> None:
-    has_state, is_finished = ((run_dir / name).exists() for name in (STATE_FOLDER, "summary.json"))
-    if not resume and (has_state or is_finished):
-        raise ConfigError(
-            f"{run_dir} holds a run already; add resume=true to continue it, or choose another run_dir."
-        )
-    if resume and is_finished and not has_state:
-        raise ConfigError(
-            f"{run_dir} holds a finished run whose {STATE_FOLDER} is gone, so it cannot be continued; choose "
-            "another run_dir."
-        )
 
 
 def find_demonstrations(config: PretrainConfig, task: Task) -> Demonstrations:
@@ -199,6 +175,8 @@ def find_demonstrations(config: PretrainConfig, task: Task) -> Demonstrations:
 
 def _plot(run_dir: Path, task: Task, policy: str, metrics: dict[str, Any]) -> None:
     """Draw the curves, and put the last validation figures among the ``metrics``."""
+    from flowpolicy.plots.learning import plot_learning_curves
+
     history = read_metrics(run_dir / "metrics.csv")
     for row in history:
         metrics.update({key: value for key, value in row.items() if key.startswith("validation/")})
@@ -301,22 +279,3 @@ def split_episodes(demos: Demonstrations, data: DataConfig, seed: int) -> tuple[
     if data.validation_fraction > 0 and len(order) > 1:
         count = max(1, count)
     return order[count:][: data.max_episodes], order[:count]
-
-
-def _settings_of(config: PretrainConfig) -> dict[str, Any]:
-    """What a resumed run must have in common with the first: all but where and how often it reports."""
-    settings = dataclasses.asdict(config)
-    for key in ("resume", "device", "video"):
-        del settings[key]
-    reporting = (
-        "log_every",
-        "evaluate_every",
-        "evaluate_episodes",
-        "final_episodes",
-        "num_envs",
-        "save_every",
-    )
-    for key in (*reporting, "loggers", "wandb", "threads", "validate_every"):
-        del settings["train"][key]
-    del settings["data"]["image_memory_gb"]  # the same images, wherever they lie
-    return settings

@@ -7,7 +7,7 @@ the optimiser's moments and the step. No pickle: tensors in safetensors, the res
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from flowpolicy.errors import CheckpointError, ConfigError
 from flowpolicy.files.reading import read_json, stored_tensors
 from flowpolicy.files.storage import atomic_folder, load_optimizer, optimizer_tensors, save_tensors, under
-from flowpolicy.settings import build, require, shown
+from flowpolicy.runs.run_folder import refuse_other_settings
+from flowpolicy.settings import build, require
 
 STATE_FOLDER = "training_state"
 _REMEDY = "start anew in another run_dir"
@@ -100,24 +101,3 @@ class _Saved:
 
     def __post_init__(self) -> None:
         require(0 <= self.step < 10**12, "step", self.step, "0 or more and below 10^12")
-
-
-def refuse_other_settings(run_dir: Path, saved: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Raise a CheckpointError that names the first of the ``settings`` in which a resumed run differs."""
-    if isinstance(saved.get("model"), dict):  # a run from before there were other networks
-        saved = {**saved, "model": {"network": "transformer", **saved["model"]}}
-    difference = next(_differences("", saved, json.loads(json.dumps(settings))), None)
-    if difference is not None:
-        raise CheckpointError(
-            f"{run_dir} was trained with {difference}; "
-            "resume with the same settings or choose another run_dir."
-        )
-
-
-def _differences(key: str, saved: Any, ours: Any) -> Iterator[str]:
-    """A setting that is absent is null: a run begun before there was one does not have it."""
-    if isinstance(saved, Mapping) and isinstance(ours, Mapping):
-        for inner in sorted(saved.keys() | ours.keys()):
-            yield from _differences(f"{key}.{inner}" if key else inner, saved.get(inner), ours.get(inner))
-    elif saved != ours:
-        yield f"{key[:80]}={shown(saved)} and not {shown(ours)}"

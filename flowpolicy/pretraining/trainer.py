@@ -21,7 +21,7 @@ from flowpolicy.pretraining.config import TrainConfig
 from flowpolicy.pretraining.ema import EMA
 from flowpolicy.pretraining.state import TrainingState
 from flowpolicy.runs.distributed import Processes
-from flowpolicy.runs.loggers import MetricLogger
+from flowpolicy.runs.loggers import Loggers, MetricLogger
 from flowpolicy.runs.progress import progress_bar
 from flowpolicy.runs.seeds import derived_seed
 
@@ -63,7 +63,7 @@ class Trainer:
     ) -> None:
         self.policy, self.objective = policy, policy.objective
         self.training, self.validation, self.config = training, validation, config
-        self.run_dir, self.seed, self.loggers = run_dir, seed, loggers or []
+        self.run_dir, self.seed, self.loggers = run_dir, seed, Loggers(loggers or [])
         self.processes = processes or Processes()
         self.evaluate, self.settings = evaluate, dict(settings or {})
         unit = self.processes.count * (self.objective.row_multiple if self.processes.count > 1 else 1)
@@ -97,9 +97,8 @@ class Trainer:
         sums: dict[str, Tensor] = {}
         shown: dict[str, float] = {}
         count = 0  # steps in sums: fewer than log_every where a resumed run starts between two logs
-        with progress_bar(
-            config.steps if self.processes.is_first else None, f"train {self.policy.spec.name}"
-        ) as bar:
+        total = config.steps if self.processes.is_first else None
+        with progress_bar(total, f"train {self.policy.spec.name}") as bar:
             bar.update(first)
             while self.state.step < config.steps:
                 for name, value in self.step().items():
@@ -115,13 +114,8 @@ class Trainer:
                             "(the last saved checkpoint is intact)."
                         )
                     rate = config.batch_size * (step - first) / (time.perf_counter() - started)
-                    self._log(
-                        {
-                            **shown,
-                            "train/learning_rate": self._learning_rate(step),
-                            "train/samples_per_s": rate,
-                        }
-                    )
+                    rates = {"train/learning_rate": self._learning_rate(step), "train/samples_per_s": rate}
+                    self._log(shown | rates)
                 self._now_and_then(step)
                 bar.update(1, loss=shown.get("loss/total", math.nan))
         if self._batches is not None:
@@ -209,8 +203,7 @@ class Trainer:
 
     def _log(self, metrics: Mapping[str, float]) -> None:
         if self.processes.is_first:
-            for sink in self.loggers:
-                sink.log(self.state.step, metrics)
+            self.loggers.log(self.state.step, metrics)
 
     def _learning_rate(self, step: int) -> float:
         """Linear warm-up, then a cosine from the peak to ``final_learning_rate`` of it."""

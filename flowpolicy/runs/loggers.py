@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import csv
-import logging
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from flowpolicy.errors import ConfigError, FlowPolicyError
+from flowpolicy.errors import FlowPolicyError
 from flowpolicy.files.storage import atomic_file
+from flowpolicy.optional import optional
 
-logger = logging.getLogger(__name__)
 LOGGERS = ("csv", "tensorboard", "wandb")
 
 
@@ -26,6 +25,20 @@ class MetricLogger(Protocol):
     def close(self) -> None:
         """Flush."""
         ...
+
+
+class Loggers(list[MetricLogger]):
+    """Several as one."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record ``metrics`` with each."""
+        for sink in self:
+            sink.log(step, metrics)
+
+    def close(self) -> None:
+        """Flush each."""
+        for sink in self:
+            sink.close()
 
 
 class CSVLogger:
@@ -77,12 +90,8 @@ class TensorBoardLogger:
     """Event files in ``run_dir/tensorboard``."""
 
     def __init__(self, run_dir: Path) -> None:
-        try:
+        with optional("The logger 'tensorboard' is not installed", "logging"):
             from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ConfigError(
-                "The logger 'tensorboard' is not installed; get it with: pip install 'flowpolicy[logging]'."
-            ) from error
         self.writer = SummaryWriter(str(run_dir / "tensorboard"))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -99,12 +108,8 @@ class WandbLogger:
     """A Weights & Biases run, offline unless there is an account or the setting ``wandb.mode`` says so."""
 
     def __init__(self, run_dir: Path, config: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-        try:
+        with optional("The logger 'wandb' is not installed", "logging"):
             import wandb
-        except ImportError as error:
-            raise ConfigError(
-                "The logger 'wandb' is not installed; get it with: pip install 'flowpolicy[logging]'."
-            ) from error
         has_account = bool(os.environ.get("WANDB_API_KEY")) or (Path.home() / ".netrc").exists()
         mode = "online" if has_account else "offline"
         arguments = {"project": "flowpolicy", "mode": mode, "dir": str(run_dir), **settings}
@@ -125,9 +130,9 @@ def build_loggers(
     config: Mapping[str, Any],
     wandb_settings: Mapping[str, Any],
     resume_step: int = 0,
-) -> list[MetricLogger]:
+) -> Loggers:
     """The loggers of ``names``; the CSV file is always written, since curves are plotted from it."""
-    loggers: list[MetricLogger] = [CSVLogger(run_dir, resume_step)]
+    loggers = Loggers([CSVLogger(run_dir, resume_step)])
     if "tensorboard" in names:
         loggers.append(TensorBoardLogger(run_dir))
     if "wandb" in names:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
-from types import TracebackType
 from typing import Any, TypeVar, overload
 
 T = TypeVar("T")
@@ -17,7 +17,7 @@ LINE_EVERY_S = 30.0
 """Between lines where there is no terminal; work that is done sooner says nothing."""
 
 
-class ProgressBar:
+class ProgressBar(contextlib.AbstractContextManager["ProgressBar"]):
     """To be used in a ``with`` statement; on a terminal it draws with tqdm, else it logs a line now and then.
 
     Args:
@@ -31,25 +31,27 @@ class ProgressBar:
         self._done, self._started = 0, time.monotonic()
         self._told = self._started
         self._bar: Any = None
-        if not silent and _on_terminal():
-            try:
+        # Asked here and not by tqdm(disable=None), whose monitoring thread would start in every process.
+        if not silent and sys.stderr is not None and sys.stderr.isatty():
+            with contextlib.suppress(ImportError):
                 from tqdm import tqdm
-            except ImportError:
-                return
-            self._bar = tqdm(total=total, desc=description, file=sys.stderr, dynamic_ncols=True, leave=False)
+
+                self._bar = tqdm(
+                    total=total, desc=description, file=sys.stderr, dynamic_ncols=True, leave=False
+                )
 
     def update(self, n: int = 1, **metrics: float | int | str) -> None:
         """Advance by ``n`` and show ``metrics`` behind; numbers are shortened to three digits."""
-        self._done += n
-        if self._bar is None:
-            now = time.monotonic()
-            if not self._silent and now - self._told >= LINE_EVERY_S:
-                self._told = now
-                log.info("%s", self._line(now - self._started, _shown(metrics)))
+        if self._silent:
             return
-        if metrics:
-            self._bar.set_postfix(_shown(metrics), refresh=False)
-        self._bar.update(n)
+        self._done += n
+        if self._bar is not None:
+            if metrics:
+                self._bar.set_postfix(_shown(metrics), refresh=False)
+            self._bar.update(n)
+        elif time.monotonic() - self._told >= LINE_EVERY_S:
+            self._told = time.monotonic()
+            log.info("%s", self._line(self._told - self._started, _shown(metrics)))
 
     def _line(self, seconds: float, metrics: dict[str, str]) -> str:
         done = f"{self._done}"
@@ -63,15 +65,7 @@ class ProgressBar:
         if self._bar is not None:
             self._bar.close()
 
-    def __enter__(self) -> ProgressBar:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -102,8 +96,3 @@ def progress(items: Iterable[Any] | int, description: str) -> Iterator[Any]:
 
 def _shown(metrics: dict[str, Any]) -> dict[str, str]:
     return {name: f"{v:.3g}" if isinstance(v, float) else str(v) for name, v in metrics.items()}
-
-
-def _on_terminal() -> bool:
-    stream = sys.stderr
-    return stream is not None and stream.isatty()

@@ -1,15 +1,62 @@
-"""Whose a run folder is: the files of one kind of run never replace those of another."""
+"""Whose a run folder is, and whether the run in it may be continued: no run replaces the files of another."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from flowpolicy.errors import ConfigError
+from flowpolicy.errors import CheckpointError, ConfigError
 from flowpolicy.files.reading import read_json
 from flowpolicy.files.storage import write_json
+from flowpolicy.settings import shown
 
 PRETRAINING, FINETUNING = "pretrain", "finetune_reinflow"
 _FILE = "run.json"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of a run that can be continued.
+
+    Attributes:
+        path: of the folder.
+        kind: of the run, the name of its script.
+        state: what a run is continued from, by name.
+        result: what only a finished run has, by name.
+    """
+
+    path: Path
+    kind: str
+    state: str
+    result: str
+
+    def continues(self, *, resume: bool) -> bool:
+        """Whether there is a run to continue.
+
+        Raises:
+            ConfigError: it is a run of another kind, is not to be resumed, or has lost its state.
+        """
+        refuse_other_kind(self.path, self.kind)
+        has_state, is_finished = ((self.path / name).exists() for name in (self.state, self.result))
+        if not resume and (has_state or is_finished):
+            raise ConfigError(
+                f"{self.path} holds a run already; add resume=true to continue it, or choose another run_dir."
+            )
+        if is_finished and not has_state:
+            raise ConfigError(
+                f"{self.path} holds a finished run whose {self.state} is gone, so it cannot be continued; "
+                "choose another run_dir."
+            )
+        return has_state
+
+    def begin(self, settings: Mapping[str, Any]) -> None:
+        """Claim the folder and write down the settings."""
+        claim(self.path, self.kind)
+        write_json(self.path / "config.json", dict(settings))
 
 
 def claim(run_dir: Path, kind: str) -> None:
@@ -36,3 +83,38 @@ def _owner(run_dir: Path) -> str | None:
     if any((run_dir / name).exists() for name in ("training_state", "checkpoint")):
         return PRETRAINING
     return None
+
+
+def comparable_settings(config: Any, reporting: Iterable[str]) -> dict[str, Any]:
+    """What a resumed run must have in common with the first one.
+
+    Args:
+        config: a dataclass.
+        reporting: dotted names that are left out: they say where and how often a run reports.
+    """
+    settings = dataclasses.asdict(config)
+    for name in reporting:
+        group, _, key = name.rpartition(".")
+        del (settings[group] if group else settings)[key]
+    return settings
+
+
+def refuse_other_settings(run_dir: Path, saved: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Raise a CheckpointError that names the first of the ``settings`` in which a resumed run differs."""
+    if isinstance(saved.get("model"), Mapping):  # a run from before there were other networks
+        saved = {**saved, "model": {"network": "transformer", **saved["model"]}}
+    difference = next(_differences("", saved, json.loads(json.dumps(settings))), None)
+    if difference is not None:
+        raise CheckpointError(
+            f"{run_dir} was trained with {difference}; "
+            "resume with the same settings or choose another run_dir."
+        )
+
+
+def _differences(where: str, saved: Any, ours: Any) -> Iterator[str]:
+    """A setting that is absent is null: a run begun before there was one does not have it."""
+    if isinstance(saved, Mapping) and isinstance(ours, Mapping):
+        for key in sorted(saved.keys() | ours.keys()):
+            yield from _differences(f"{where}.{key}" if where else key, saved.get(key), ours.get(key))
+    elif saved != ours:
+        yield f"{where[:80]}={shown(saved)} and not {shown(ours)}"

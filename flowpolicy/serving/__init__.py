@@ -1,11 +1,7 @@
 """A policy server, in the protocol of openpi, and its client."""
 
-try:
+from flowpolicy.optional import optional
+
+with optional("The policy server and its client need {name}", "serve", ImportError):
     import msgpack  # noqa: F401
     import websockets.asyncio  # noqa: F401
-except ImportError as error:
-    raise ImportError(
-        f"The policy server and its client need '{error.name}'; "
-        "install it with: pip install 'flowpolicy[serve]'.",
-        name=error.name,
-    ) from error

@@ -27,6 +27,9 @@ from flowpolicy.spec import PolicySpec
 MAX_MESSAGE_BYTES = 2**26
 """Of an answer; a chunk has kilobytes."""
 
+_SIZES = ("obs_horizon", "action_horizon", "execute_horizon", "action_dim", "nfe")
+"""Numbers of the metadata; all but the last stay as they are when the server is another."""
+
 
 class ServerUnreachableError(FlowPolicyError):
     """No server answers, or it went away; the next request connects anew."""
@@ -51,21 +54,20 @@ class PolicyClient:
 
     Attributes:
         metadata: what the server says of its policy.
+        spec: what the served policy sees and does.
+        device: where chunks arrive.
 
     Raises:
         ServerUnreachableError: no policy server answers there.
         ConfigError: the token is not the server's.
     """
 
+    device = torch.device("cpu")
+
     def __init__(
-        self,
-        host: str = "127.0.0.1",
-        port: int = 8000,
-        token: str | None = None,
-        *,
-        timeout: float = 5.0,
-        connect_timeout: float = 10.0,
-    ) -> None:
+        self, host: str = "127.0.0.1", port: int = 8000, token: str | None = None, *,
+        timeout: float = 5.0, connect_timeout: float = 10.0,
+    ) -> None:  # fmt: skip
         require(timeout > 0, "timeout", timeout, "positive")
         require(connect_timeout > 0, "connect_timeout", connect_timeout, "positive")
         self.host, self.port, self._token = host, port, token
@@ -81,23 +83,6 @@ class PolicyClient:
     def address(self) -> str:
         """Host and port, as in an address."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-    @property
-    def spec(self) -> PolicySpec:
-        """What the served policy sees and does."""
-        told = self.metadata
-        features = features_of({key: tuple(shape) for key, shape in told["observation_shapes"].items()})
-        for key, kind in told.get("observations", {}).items():
-            features[key] = Feature.from_settings(kind, f"observations.{key}")
-        return PolicySpec(
-            features, told["obs_horizon"], told["action_horizon"], told["execute_horizon"],
-            told["action_dim"], name=str(told.get("policy", "remote")),
-        )  # fmt: skip
-
-    @property
-    def device(self) -> torch.device:
-        """Where chunks arrive: the CPU."""
-        return torch.device("cpu")
 
     def nfe(self, num_steps: int | None = None, solver: str | None = None) -> int:
         """Network evaluations of one chunk."""
@@ -133,14 +118,9 @@ class PolicyClient:
         return dict(content)
 
     def act(
-        self,
-        observations: Mapping[str, Any] | Any,
-        *,
-        num_steps: int | None = None,
-        solver: str | None = None,
-        noise: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
+        self, observations: Mapping[str, Any] | Any, *, num_steps: int | None = None,
+        solver: str | None = None, noise: Tensor | None = None, generator: torch.Generator | None = None,
+    ) -> Tensor:  # fmt: skip
         """As :meth:`FlowPolicy.act <flowpolicy.policy.FlowPolicy.act>`: ``(B, T_o, *shape)`` per key to
         ``(B, T, A)``; without ``noise`` and ``generator`` the server draws x_0.
 
@@ -187,21 +167,17 @@ class PolicyClient:
         try:
             self._connection.send(message)
             answer = self._connection.recv(self.timeout)
-        except TimeoutError as error:
+        except BaseException as error:  # after Ctrl-C too: the answer would be taken for the next one's
             self._drop()
+            if isinstance(error, TimeoutError):
+                what = f"gave no answer in {self.timeout:g} s"
+            elif isinstance(error, (WebSocketException, OSError, EOFError, AssertionError)):
+                what = f"ended the connection ({_line(error)})"
+            else:
+                raise
             raise ServerUnreachableError(
-                f"The server at {self.address} gave no answer in {self.timeout:g} s; "
-                "the next request connects again."
+                f"The server at {self.address} {what}; the next request connects again."
             ) from error
-        except (WebSocketException, OSError, EOFError, AssertionError) as error:
-            self._drop()
-            raise ServerUnreachableError(
-                f"The server at {self.address} ended the connection ({_line(error)}); the next "
-                "request connects again."
-            ) from error
-        except BaseException:  # Ctrl-C between the two: the answer would be taken for the next one's
-            self._drop()
-            raise
         return answer if isinstance(answer, str) else bytes(answer)
 
     def _connect(self) -> None:
@@ -253,26 +229,24 @@ class PolicyClient:
             if isinstance(message, str):
                 raise self._other_server(f"it says: {message}")
             return decode(message)
-        except MessageError as error:
+        except BaseException as error:
             self._drop()
-            raise self._other_server(error) from error
-        except (AssertionError, RuntimeError, ValueError) as error:
+            if isinstance(error, MessageError):
+                raise self._other_server(error) from error
             # The library takes for granted that a server does not speak before it is asked.
-            self._drop()
-            raise self._other_server("it speaks another protocol") from error
-        except BaseException:
-            self._drop()
+            if isinstance(error, (AssertionError, RuntimeError, ValueError)):
+                raise self._other_server("it speaks another protocol") from error
             raise
 
     def _take(self, metadata: Any) -> None:
         """Keep the metadata; after a reconnection it must describe the same observations and actions."""
-        keys = ("observation_shapes", "obs_horizon", "action_horizon", "execute_horizon", "action_dim", "nfe")
-        if not _describes_policy(metadata, keys):
+        if not _describes_policy(metadata):
             self._drop()
             raise ServerUnreachableError(
                 f"The server at {self.address} does not describe its policy; it is none of flowpolicy's."
             )
-        changed = [key for key in keys[:-1] if self.metadata and metadata[key] != self.metadata[key]]
+        fixed = ("observation_shapes", *_SIZES[:-1])
+        changed = [key for key in fixed if self.metadata and metadata[key] != self.metadata[key]]
         if changed:
             self._drop()
             raise ServerUnreachableError(
@@ -281,6 +255,12 @@ class PolicyClient:
             )
         metadata.setdefault("sampling", {})  # of a policy that is served without a sampler
         self.metadata = metadata
+        shapes = {key: tuple(shape) for key, shape in metadata["observation_shapes"].items()}
+        sizes = {key: metadata[key] for key in _SIZES[:-1]}
+        features = features_of(shapes)
+        for key, kind in metadata.get("observations", {}).items():
+            features[key] = Feature.from_settings(kind, f"observations.{key}")
+        self.spec = PolicySpec(features, **sizes, name=str(metadata.get("policy", "remote")))
 
     def _other_server(self, reason: object) -> ServerUnreachableError:
         return ServerUnreachableError(
@@ -307,18 +287,19 @@ def _as_array(value: Any) -> Any:
     return np.asarray(value) if isinstance(value, (list, tuple)) else value
 
 
-def _describes_policy(metadata: Any, keys: tuple[str, ...]) -> bool:
-    if not isinstance(metadata, dict) or not all(key in metadata for key in keys):
+def _describes_policy(metadata: Any) -> bool:
+    if not isinstance(metadata, dict) or not {"observation_shapes", *_SIZES} <= metadata.keys():
         return False
     shapes = metadata["observation_shapes"]
-    sizes = [metadata[key] for key in keys[1:]]
-    if not isinstance(metadata.get("sampling", {}), dict):
+    if not all(isinstance(metadata.get(name, {}), dict) for name in ("sampling", "observations")):
+        return False
+    if not all(isinstance(kind, dict) for kind in metadata.get("observations", {}).values()):
         return False
     if not isinstance(shapes, dict) or not all(isinstance(key, str) for key in shapes):
         return False
     if not all(isinstance(shape, list) for shape in shapes.values()):
         return False
-    sizes += [size for shape in shapes.values() for size in shape]
+    sizes = [metadata[key] for key in _SIZES] + [size for shape in shapes.values() for size in shape]
     return all(type(size) is int and size >= 1 for size in sizes)
 
 

@@ -28,9 +28,8 @@ MAX_ELEMENTS = 2**31
 
 _ARRAY, _SCALAR = b"__ndarray__", b"__npgeneric__"
 _ELSEWHERE = (b"nd", "nd")  # msgpack-numpy's mark: true of an array, false of a scalar
-_DTYPE = re.compile(
-    r"[<>|=]?(b1|[iu][1248]|f[248])"
-)  # no objects, structures, strings, dates, complex numbers
+_DTYPE = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248])")
+"""No objects, structures, strings, dates, complex numbers."""
 
 
 class MessageError(FlowPolicyError):
@@ -46,11 +45,9 @@ def encode(message: Any) -> bytes:
     try:
         packed: bytes = msgpack.packb(message, default=_packed)
     except (TypeError, ValueError, OverflowError) as error:
-        raise (
-            error
-            if isinstance(error, MessageError)
-            else MessageError(f"The message cannot be written as msgpack: {error}.")
-        ) from error
+        if isinstance(error, MessageError):
+            raise
+        raise MessageError(f"The message cannot be written as msgpack: {error}.") from error
     return packed
 
 
@@ -103,12 +100,8 @@ def _packed(value: Any) -> Any:
     if not _DTYPE.fullmatch(value.dtype.str):
         raise MessageError(f"A message cannot hold dtype {value.dtype}; send booleans, integers or floats.")
     if isinstance(value, np.ndarray):
-        return {
-            _ARRAY: True,
-            b"data": value.tobytes(),
-            b"dtype": value.dtype.str,
-            b"shape": list(value.shape),
-        }
+        shape = list(value.shape)
+        return {_ARRAY: True, b"data": value.tobytes(), b"dtype": value.dtype.str, b"shape": shape}
     return {_SCALAR: True, b"data": value.item(), b"dtype": value.dtype.str}
 
 

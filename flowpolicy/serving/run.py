@@ -13,10 +13,10 @@ from flowpolicy.acceleration.sampler import Sampler
 from flowpolicy.evaluation.summary import write_summary
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.serving.config import TOKEN_VARIABLE, ServerConfig
+from flowpolicy.serving.connections import ServerStatistics
 from flowpolicy.serving.listener import Listener, listen_on
 from flowpolicy.serving.server import PolicyServer
 from flowpolicy.serving.service import PolicyService, describe
-from flowpolicy.serving.statistics import ServerStatistics
 
 log = logging.getLogger(__name__)
 
@@ -65,11 +65,7 @@ def serve_checkpoint(config: ServeConfig, run_dir: Path, command: str) -> Server
 
 
 def serve_sampler(
-    sampler: Sampler,
-    config: ServeConfig,
-    run_dir: Path,
-    command: str,
-    listener: Listener | None = None,
+    sampler: Sampler, config: ServeConfig, run_dir: Path, command: str, listener: Listener | None = None
 ) -> ServerStatistics:
     """As :func:`serve_checkpoint`, with a sampler that is built already."""
     started = time.time()

@@ -29,9 +29,8 @@ from websockets.exceptions import ConnectionClosed
 from websockets.protocol import State
 
 from flowpolicy.errors import FlowPolicyError
-from flowpolicy.serving.admission import MAX_HANDSHAKES, Admission
 from flowpolicy.serving.config import ServerConfig
-from flowpolicy.serving.connection import GuardedConnection
+from flowpolicy.serving.connections import MAX_HANDSHAKES, Admission, GuardedConnection, ServerStatistics
 from flowpolicy.serving.listener import (
     BACKLOG,
     SPARE_FILES,
@@ -43,7 +42,6 @@ from flowpolicy.serving.listener import (
 )
 from flowpolicy.serving.messages import MessageError, encode
 from flowpolicy.serving.service import PolicyService
-from flowpolicy.serving.statistics import ServerStatistics
 
 log = logging.getLogger(__name__)
 # Its own records are a traceback for every stranger's bad handshake; what matters is counted here.
@@ -186,36 +184,33 @@ class PolicyServer:
         if is_shortage(error):
             self.statistics.fail("no file left for a connection")
             self._admission.share(free_files())
-            loop.call_later(2.0, self._share_again)
+            loop.call_later(2.0, lambda: self._admission.share(free_files()))
         elif self.statistics.fail("error of the event loop"):
             log.error("%s", context["message"], exc_info=error)
-
-    def _share_again(self) -> None:
-        self._admission.share(free_files())
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
         """SIGINT and SIGTERM end the server; a second one ends the program at once."""
-        loop, numbers = self._loop, (signal.SIGINT, signal.SIGTERM)
-        assert loop is not None
+        loop, numbers = asyncio.get_running_loop(), (signal.SIGINT, signal.SIGTERM)
+
+        def restore() -> None:
+            for each in numbers:
+                loop.remove_signal_handler(each)
 
         def received(number: int) -> None:
             log.info("%s: finishing the requests under way.", signal.Signals(number).name)
-            for each in numbers:
-                loop.remove_signal_handler(each)
+            restore()
             self.stop()
 
-        try:
+        # On Windows Ctrl-C raises KeyboardInterrupt instead.
+        with contextlib.suppress(NotImplementedError):
             for number in numbers:
                 loop.add_signal_handler(number, received, number)
-        except NotImplementedError:  # Windows: Ctrl-C raises KeyboardInterrupt instead
-            pass
         try:
             yield
         finally:
             with contextlib.suppress(NotImplementedError):
-                for number in numbers:
-                    loop.remove_signal_handler(number)
+                restore()
 
     async def _end(self, server: Server) -> None:
         """Let clients whose request is at work have their answer, close all others, and wait for them."""

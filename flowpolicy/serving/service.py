@@ -73,14 +73,9 @@ class PolicyService:
     """
 
     def __init__(
-        self,
-        policy: ChunkPolicy,
-        *,
-        max_batch: int = 64,
-        seed: int = 0,
-        rows_per_turn: int = 1,
+        self, policy: ChunkPolicy, *, max_batch: int = 64, seed: int = 0, rows_per_turn: int = 1,
         description: Mapping[str, Any] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         require(max_batch >= 1, "max_batch", max_batch, "at least 1")
         require(rows_per_turn >= 1, "rows_per_turn", rows_per_turn, "at least 1")
         if NOISE in policy.spec.observation_shapes:
@@ -126,16 +121,15 @@ class PolicyService:
         """
         started = time.perf_counter()
         request = self.read(message)
-        rows, planning = len(request.noise), 0.0
+        count, planning = len(request.noise), 0.0
         chunks = []
-        for start in range(0, rows, self.rows_per_turn):
+        for start in range(0, count, self.rows_per_turn):
             if start:
                 yield None
             part = slice(start, start + self.rows_per_turn)
+            observations = {key: rows[part] for key, rows in request.observations.items()}
             before = time.perf_counter()
-            chunks.append(
-                self._plan({k: v[part] for k, v in request.observations.items()}, request.noise[part])
-            )
+            chunks.append(self._plan(observations, request.noise[part]))
             planning += time.perf_counter() - before
         actions = np.concatenate(chunks) if len(chunks) > 1 else chunks[0]
         if not np.isfinite(actions).all():
@@ -146,13 +140,9 @@ class PolicyService:
         timing = {"infer_ms": 1e3 * (time.perf_counter() - started)}
         if received is not None:
             timing["queue_ms"] = 1e3 * (started - received)
-        yield encode(
-            {
-                "actions": actions if request.is_batch else actions[0],
-                "server_timing": timing,
-                "policy_timing": {"infer_ms": 1e3 * planning},
-            }
-        )
+        actions = actions if request.is_batch else actions[0]
+        policy_timing = {"infer_ms": 1e3 * planning}
+        yield encode({"actions": actions, "server_timing": timing, "policy_timing": policy_timing})
 
     def read(self, message: bytes | str) -> PlanRequest:
         """Check a message.

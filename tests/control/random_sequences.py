@@ -19,10 +19,10 @@ from control_toys import A, ToyClock, ToyPolicy, ToyRobot, ToyWorker, died
 
 from flowpolicy.control import loop as loop_module
 from flowpolicy.control.config import ControlConfig
-from flowpolicy.control.driver_watch import DriverWatch
 from flowpolicy.control.events import EventLog
 from flowpolicy.control.loop import SAFE, ControlLoop
 from flowpolicy.control.safety import SafetyConfig, SafetyGate
+from flowpolicy.control.system import DriverWatch
 
 RATE_HZ = 100.0
 SAFE_ACTIONS = ("hold", "zero", "numbers")

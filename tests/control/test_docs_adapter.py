@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import socket
+import sys
 import threading
 import time
 
@@ -10,12 +12,19 @@ import numpy as np
 import pytest
 from control_toys import ToyPolicy, ToyWorker
 from pages import ROOT, Page
+from script_runs import run_script
 
 from flowpolicy.control.config import ControlConfig
 from flowpolicy.control.events import Event
 from flowpolicy.control.loop import CHUNK, SAFE, ControlLoop
 from flowpolicy.control.robot import RobotError
+from flowpolicy.control.robots.choosing import RobotConfig, build_robot
+from flowpolicy.control.run import RunConfig, run_control
 from flowpolicy.control.safety import SafetyConfig
+from flowpolicy.errors import ConfigError
+from flowpolicy.models.config import TransformerConfig
+from flowpolicy.policy import FlowPolicy
+from flowpolicy.policy.config import PolicyConfig
 
 
 class Arm:
@@ -54,9 +63,13 @@ class Arm:
 
 
 @pytest.fixture(scope="module")
-def adapter():
-    """The class of the example under 'Write an adapter'."""
-    code = Page.read(ROOT / "docs" / "deploy.md").files["udp_arm.py"]
+def code():
+    """The example under 'Write an adapter'."""
+    return Page.read(ROOT / "docs" / "deploy.md").files["udp_arm.py"]
+
+
+@pytest.fixture(scope="module")
+def adapter(code):
     names = {}
     exec(compile(code, "docs/deploy.md", "exec"), names)
     return names["UdpArm"]
@@ -143,3 +156,62 @@ def test_it_can_be_closed_twice(adapter, port):
     robot.close()
     robot.close()
     assert threading.active_count() == before
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    config = PolicyConfig(
+        {"name": "flow_matching"}, TransformerConfig(width=16, depth=1, num_heads=2), {"observation": (6,)},
+        action_dim=6, obs_horizon=1, action_horizon=8, execute_horizon=4,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("policy")
+    FlowPolicy(config).save(folder)
+    return folder
+
+
+@pytest.mark.parametrize("how", ["script", "call"])
+def test_one_file_outside_the_package_is_a_robot(
+    how, code, adapter, arm, port, checkpoint, tmp_path, repo_root, monkeypatch
+):
+    run_dir = tmp_path / "run"
+    if how == "script":
+        pytest.importorskip("hydra", reason="hydra is not installed")
+        monkeypatch.setattr("sys.path", [*sys.path])
+        (tmp_path / "udp_arm.py").write_text(code)
+        host, arm_port = arm.address
+        run_script(
+            tmp_path, repo_root, "run_control.py", f"checkpoint={checkpoint}", "robot=own",
+            "robot.kind=udp_arm:UdpArm", f"robot.options={{port: {port}, arm_address: [{host}, {arm_port}]}}",
+            "backend=eager", "inference=thread", "spares=0", "duration_s=0.5", f"run_dir={run_dir}",
+        )  # fmt: skip
+    else:
+        run_dir.mkdir()
+        config = RunConfig(
+            checkpoint=str(checkpoint), backend="eager", inference="thread", spares=0, duration_s=0.5
+        )
+        run_control(config, run_dir, robot=adapter(port, arm.address))
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert (summary["task"], summary["metrics"]["stopped"]) == ("arm", "finished")
+    assert summary["metrics"]["sources"]["chunk"] > 0.3
+    assert len(arm.commands) > 10
+    assert not any(
+        thread.name.startswith("Thread") and "_listen" in thread.name for thread in threading.enumerate()
+    )
+    assert {"report.html", "events.json"} <= {file.name for file in run_dir.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"kind": "nowhere:Arm"}, "robot.kind=nowhere:Arm cannot be imported"),
+        ({"kind": "pathlib:Arm"}, "cannot be imported .* module:Class"),
+        ({"kind": "queue:Queue", "options": {"prot": 1}}, "robot.options do not fit Queue"),
+        ({"kind": "queue:Queue"}, "lacks spec, observe, act, close"),
+        ({"kind": "queue:Queue", "path": "trace"}, "robot.path"),
+        ({"kind": "trace", "options": {"port": 1}}, "robot.options"),
+        ({"kind": "simulate"}, "did you mean 'simulated'"),
+    ],
+)
+def test_what_is_no_robot_is_refused(settings, words):
+    with pytest.raises(ConfigError, match=words):
+        build_robot(RobotConfig(**settings), None, None, "")

@@ -13,10 +13,10 @@ from control_toys import A, ToyClock, ToyPolicy, ToyRobot, ToyWorker
 
 from flowpolicy.control.config import ControlConfig
 from flowpolicy.control.events import Event
-from flowpolicy.control.exclusive import exclusive
 from flowpolicy.control.loop import ControlLoop
-from flowpolicy.control.run import RobotConfig, RunConfig, run_control
-from flowpolicy.control.signals import ENDING
+from flowpolicy.control.robots.choosing import RobotConfig
+from flowpolicy.control.run import RunConfig, run_control
+from flowpolicy.control.system import ENDING, exclusive
 from flowpolicy.errors import ConfigError, TaskError
 
 

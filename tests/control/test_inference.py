@@ -12,19 +12,18 @@ import pytest
 from control_toys import ToyClock, ToyPolicy, ToyRobot, encoded
 from counting_planners import BuiltAgain, build_counting, build_nothing
 
-from flowpolicy.control.clock import MonotonicClock
 from flowpolicy.control.config import ControlConfig
 from flowpolicy.control.events import Event, EventLog
 from flowpolicy.control.inference import (
     Answer,
-    ProcessWorker,
+    Pipeline,
     Request,
     SparedWorker,
     WorkerDiedError,
     build_worker,
 )
 from flowpolicy.control.loop import ControlLoop
-from flowpolicy.control.pipeline import Pipeline
+from flowpolicy.control.system import MonotonicClock
 from flowpolicy.errors import ConfigError, FlowPolicyError
 
 OBSERVATION = {"observation": np.ones((1, 3), np.float32)}
@@ -99,7 +98,7 @@ def test_a_hanging_worker_is_replaced_and_answers_again(worker):
 
 @pytest.mark.parametrize("how", ["exits", "killed"])
 def test_a_process_that_ends_is_replaced(how):
-    worker = ProcessWorker(build_counting)
+    worker = build_worker("process", build_counting)
     assert worker.ready(30.0)
     events = EventLog()
     pipeline = Pipeline(worker, (4, 2), events, 5.0, MonotonicClock())
@@ -118,7 +117,7 @@ def test_a_process_that_ends_is_replaced(how):
 
 
 def test_a_spare_works_at_once_and_is_built_as_its_predecessor_said():
-    worker = ProcessWorker(BuiltAgain)
+    worker = build_worker("process", BuiltAgain)
     assert worker.ready(30.0)
     first = worker.pid
     for expected in (0, 1, 1):
@@ -132,7 +131,7 @@ def test_a_spare_works_at_once_and_is_built_as_its_predecessor_said():
 
 
 def test_a_spare_that_dies_while_it_waits_is_replaced():
-    worker = ProcessWorker(build_counting)
+    worker = build_worker("process", build_counting)
     assert worker.ready(30.0)
     spare = worker._stored[0].pid
     os.kill(spare, signal.SIGKILL)
@@ -257,7 +256,7 @@ def test_a_loop_outlives_the_loss_of_its_planner_with_default_settings(how, tick
 
 
 def test_a_stopped_process_does_not_hold_up_whoever_sends_it_an_image():
-    worker = ProcessWorker(build_counting)
+    worker = build_worker("process", build_counting)
     assert worker.ready(30.0)
     os.kill(worker.pid, signal.SIGSTOP)
     started = time.monotonic()

@@ -1,4 +1,4 @@
-"""A world in its own process: it keeps its own time, executes the newest command, and can be filmed."""
+"""A world in its own process: it keeps its own time, executes the newest command, and leaves a video."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from flowpolicy.control.robot import RobotError
 from flowpolicy.control.robots.shared import Mailbox
-from flowpolicy.control.robots.simulated import SimulatedRobot, film
+from flowpolicy.control.robots.simulated import SimulatedRobot, record_video
 from flowpolicy.errors import ConfigError, TaskError
 from flowpolicy.evaluation.task import Task
 
@@ -103,13 +103,13 @@ def test_a_world_that_dies_is_an_error_and_not_a_hang(robot):
     assert robot.report() is None
 
 
-def test_the_film_shows_the_run(robot, tmp_path):
+def test_the_video_shows_the_run(robot, tmp_path):
     pytest.importorskip("imageio", reason="imageio is not installed")
     for _ in range(30):
         robot.act(np.array([0.1], np.float32))
         time.sleep(0.02)
     robot.close()
-    path = film(PENDULUM, robot.report(), tmp_path / "run.mp4", seconds=0.4)
+    path = record_video(PENDULUM, robot.report(), tmp_path / "run.mp4", seconds=0.4)
     if path is None:
         pytest.skip("nothing can be rendered here")
     assert path.stat().st_size > 1000

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from flowpolicy.data.causes import reading_error
-from flowpolicy.data.importers import import_demonstrations, import_to_store, pipeline
+from flowpolicy.data.importers import import_demonstrations, import_to_store, importing
 from flowpolicy.data.importers.source import BLOCK_BYTES
 from flowpolicy.data.memory import free_memory_bytes
 from flowpolicy.data.store import Demonstrations, read_demonstrations, write_demonstrations
@@ -78,7 +78,7 @@ def test_a_file_that_may_not_be_read(format: str, write_sample: Callable[..., Pa
 
 
 def test_more_than_the_memory_is_said_before_it_is_read(write_sample: Callable[..., Path], monkeypatch):
-    monkeypatch.setattr(pipeline, "free_memory_bytes", lambda: 100)
+    monkeypatch.setattr(importing, "free_memory_bytes", lambda: 100)
     with pytest.raises(DataError, match="choose fewer"):
         import_demonstrations(write_sample("robomimic"))
 

@@ -63,6 +63,19 @@ def test_a_store_keeps_it_and_training_on_it_names_the_key_and_the_fix(recording
         as_tensors(demos, ["position"], "cpu")
 
 
+def test_images_on_disk_are_not_read_to_know_that_float32_holds_them():
+    class OnDisk:
+        ndim, dtype = 4, np.dtype(np.uint8)
+
+        def __len__(self):
+            return 1000
+
+        def __getitem__(self, rows):
+            raise AssertionError("it was read")
+
+    assert not collapses_in_float32(OnDisk())
+
+
 def test_a_transform_is_given_it_whole_and_may_subtract_a_constant(recording, monkeypatch):
     module = types.ModuleType("toy_centring")
     module.centred = lambda arrays: {**arrays, "observation": arrays["observation"] - 5e6}

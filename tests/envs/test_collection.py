@@ -158,3 +158,9 @@ def test_a_flag_that_is_never_set_survives_the_disk(actors_dir: Path, tmp_path: 
     demos = read_demonstrations(path)
     assert not demos.arrays["terminated"].any()
     assert demos.arrays["truncated"].sum() == demos.num_episodes
+
+
+def test_the_old_name_of_a_scripted_expert_is_answered_with_the_new_one(tmp_path: Path) -> None:
+    env = {**_env(), "scripted": {"demonstrator": "my_package:MyScript"}}
+    with pytest.raises(ConfigError, match=r"called env\.scripted\.expert now"):
+        collect_store(env, level="scripted", out=tmp_path / "toy.zarr.zip")

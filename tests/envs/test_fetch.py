@@ -11,7 +11,7 @@ import pytest
 gymnasium = pytest.importorskip("gymnasium")
 pytest.importorskip("gymnasium_robotics")
 
-from flowpolicy_envs.fetch import PickAndPlaceDemonstrator  # noqa: E402
+from flowpolicy_envs.fetch import PickAndPlaceExpert  # noqa: E402
 from flowpolicy_envs.scripted import play  # noqa: E402
 
 
@@ -34,7 +34,7 @@ def test_the_observation_holds_the_wrapped_one_and_the_goal(env: Any) -> None:
 
 
 def test_the_script_solves_it_and_success_ends_it(env: Any) -> None:
-    attempts = [play(env, PickAndPlaceDemonstrator(), seed) for seed in range(20)]
+    attempts = [play(env, PickAndPlaceExpert(), seed) for seed in range(20)]
     solved = [attempt for attempt in attempts if attempt.episode.success]
     assert len(solved) >= 18
     assert {attempt.way for attempt in solved} == {"straight", "lift"}

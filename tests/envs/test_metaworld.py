@@ -13,7 +13,7 @@ pytest.importorskip("metaworld")
 
 from flowpolicy.errors import ConfigError  # noqa: E402
 from flowpolicy.evaluation.task import Task  # noqa: E402
-from flowpolicy_envs.metaworld_demonstrator import MetaWorldDemonstrator  # noqa: E402
+from flowpolicy_envs.metaworld import MetaWorldExpert  # noqa: E402
 from flowpolicy_envs.scripted import ScriptedConfig, collect_scripted, play  # noqa: E402
 
 ENV_ID = "flowpolicy_envs:flowpolicy/MetaWorld-v0"
@@ -76,7 +76,7 @@ def test_placing_is_as_meta_world_places(push: Any) -> None:
 
 
 def test_success_ends_the_episode_and_is_the_only_reward(push: Any) -> None:
-    attempt = play(push, MetaWorldDemonstrator(slowest=1.0, detour=0.0), seed=0)
+    attempt = play(push, MetaWorldExpert(slowest=1.0, detour=0.0), seed=0)
     episode = attempt.episode
     assert attempt.way == "straight"
     assert episode.success
@@ -111,8 +111,8 @@ def test_a_task_among_several_is_the_task_alone(several: Any, push: Any) -> None
 
 
 def test_demonstrations_go_several_ways_and_keep_what_was_intended(push: Any) -> None:
-    demonstrator = MetaWorldDemonstrator(slowest=0.5, detour=0.06)
-    attempts = [play(push, demonstrator, seed) for seed in range(8)]
+    expert = MetaWorldExpert(slowest=0.5, detour=0.06)
+    attempts = [play(push, expert, seed) for seed in range(8)]
     ways = {attempt.way for attempt in attempts}
     assert ways == {"straight", "left", "right"}
     assert sum(bool(attempt.episode.success) for attempt in attempts) >= 7
@@ -124,8 +124,8 @@ def test_left_and_right_part_and_meet_again(push: Any) -> None:
     tracks = {}
     for way in ("left", "right"):
         seed = next(s for s in range(40) if _way_of(push, s) == way)
-        demonstrator = MetaWorldDemonstrator(slowest=1.0, detour=0.06)
-        episode = play(push, demonstrator, seed).episode
+        expert = MetaWorldExpert(slowest=1.0, detour=0.06)
+        episode = play(push, expert, seed).episode
         hand, puck = episode.observation["observation"][:, :2], episode.observation["observation"][0, 4:6]
         ahead = (puck - hand[0]) / np.linalg.norm(puck - hand[0])
         tracks[way] = (hand - hand[0]) @ np.array([-ahead[1], ahead[0]])
@@ -135,12 +135,12 @@ def test_left_and_right_part_and_meet_again(push: Any) -> None:
 
 def _way_of(env: Any, seed: int) -> str:
     rng = np.random.default_rng(seed)
-    return MetaWorldDemonstrator(slowest=1.0, detour=0.06).begin(env, rng)
+    return MetaWorldExpert(slowest=1.0, detour=0.06).reset(env, rng)
 
 
 def test_as_many_episodes_of_each_task_are_collected(several: Any) -> None:
     del several
-    config = ScriptedConfig("flowpolicy_envs.metaworld_demonstrator:MetaWorldDemonstrator", episodes=2)
+    config = ScriptedConfig("flowpolicy_envs.metaworld:MetaWorldExpert", episodes=2)
     task = Task("both", ENV_ID, {"tasks": list(TASKS)})
     attempts, _ = collect_scripted(task.make, config)
     assert sorted(attempt.episode.task for attempt in attempts) == sorted(TASKS * 2)

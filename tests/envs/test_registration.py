@@ -95,9 +95,9 @@ def test_same_seed_gives_the_same_start() -> None:
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_a_scripted_demonstrator_is_there_and_takes_its_settings(path: Path) -> None:
+def test_a_scripted_expert_is_there_and_takes_its_settings(path: Path) -> None:
     _, rest = _read(path)
     if not rest.get("scripted"):
-        pytest.skip("this task has no scripted demonstrator")
+        pytest.skip("this task has no scripted expert")
     assert rest["demonstrations"].endswith("-scripted.zarr.zip")
     build(ScriptedConfig, rest["scripted"], "env.scripted").make()

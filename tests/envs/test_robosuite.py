@@ -21,10 +21,10 @@ pytest.importorskip("robosuite", reason="robosuite is not installed (extra 'robo
 pytest.importorskip("robomimic", reason="robomimic is not installed (extra 'robomimic')")
 
 from flowpolicy_envs.arm_scripts import Pose  # noqa: E402
-from flowpolicy_envs.robosuite_demonstrators import (  # noqa: E402
-    CanDemonstrator,
-    LiftDemonstrator,
-    SquareDemonstrator,
+from flowpolicy_envs.robosuite_experts import (  # noqa: E402
+    CanExpert,
+    LiftExpert,
+    SquareExpert,
 )
 from flowpolicy_envs.rotations import axis_angle_from_matrix  # noqa: E402
 from flowpolicy_envs.scripted import Attempt, play  # noqa: E402
@@ -58,7 +58,7 @@ def lift() -> Any:
 
 @pytest.fixture(scope="module")
 def lifted(lift: Any) -> Attempt:
-    return play(lift, LiftDemonstrator(), seed=1)
+    return play(lift, LiftExpert(), seed=1)
 
 
 def _episode(env: Any, seed: int, steps: int = 12) -> np.ndarray:
@@ -133,10 +133,10 @@ def test_a_command_moves_the_hand_to_where_it_says(lift: Any) -> None:
 
 
 def test_scripts_solve_their_tasks_in_more_than_one_way(lift: Any) -> None:
-    attempts = [play(lift, LiftDemonstrator(), seed, noise=0.1) for seed in range(2)]
+    attempts = [play(lift, LiftExpert(), seed, noise=0.1) for seed in range(2)]
     assert all(attempt.episode.success for attempt in attempts)
     assert {attempt.way for attempt in attempts} == {"straight", "turned"}
-    again = play(lift, LiftDemonstrator(), 1, noise=0.1)
+    again = play(lift, LiftExpert(), 1, noise=0.1)
     np.testing.assert_array_equal(again.episode.action, attempts[1].episode.action)
 
 
@@ -150,8 +150,8 @@ def nuts() -> Any:
 @pytest.mark.slow
 def test_longer_scripts_solve_their_tasks(nuts: Any) -> None:
     can = _make("PickPlaceCan", limit=300)
-    for env, demonstrator in ((can, CanDemonstrator()), (nuts, SquareDemonstrator())):
-        episode = play(env, demonstrator, 0).episode
+    for env, expert in ((can, CanExpert()), (nuts, SquareExpert())):
+        episode = play(env, expert, 0).episode
         assert episode.success
         assert len(episode) < 300
     can.close()
@@ -164,12 +164,12 @@ def test_a_nut_that_slips_away_is_fetched_again(nuts: Any) -> None:
     observation, _ = env.reset(seed=0)
     simulator = env.unwrapped.simulator
     body = simulator.obj_body_id[simulator.nuts[simulator.nut_id].name]
-    demonstrator = SquareDemonstrator()
-    demonstrator.begin(env, np.random.default_rng(0))
+    expert = SquareExpert()
+    expert.reset(env, np.random.default_rng(0))
     dropping, heights = 10, []
     terminated = truncated = False
     while not terminated and not truncated:
-        action = demonstrator.act(env, observation)
+        action = expert.act(env, observation)
         heights.append(simulator.sim.data.body_xpos[body][2] - simulator.table_offset[2])
         if dropping > 0 and (dropping < 10 or heights[-1] > 0.12):
             action[-1] = -1.0

@@ -96,11 +96,12 @@ def executed(strategy, delay, length=12, execute_horizon=3, horizon=8, **setting
 @pytest.mark.parametrize("strategy", ["switch", "rtc"])
 @pytest.mark.parametrize(("delay", "safe", "expected"), [
     (0, "zero", [0, 1, 2, 300, 301, 302, 600, 601]),
-    (2, "zero", [0, 0, 2, 3, 4, 302, 303, 304, 602]),
-    (2, [-5.0], [-5, -5, 2, 3, 4, 302, 303, 304, 602]),
-    # Asked for at tick 3, where the robot has just begun to move: one step has been made by then.
-    (2, "hold", [2, 3, 4, 102, 103, 104, 402, 403, 404, 702]),
-    (4, "zero", [0, 0, 0, 0, 4, 5, 6, 7, 404, 405, 406, 407, 804]),  # the next when this one has arrived
+    # The first chunk begins at its beginning; the next is asked for after three actions, at tick 5.
+    (2, "zero", [0, 0, 0, 1, 2, 3, 4, 502, 503, 504, 802]),
+    (2, [-5.0], [-5, -5, 0, 1, 2, 3, 4, 502, 503, 504, 802]),
+    (2, "hold", [0, 1, 2, 3, 4, 302, 303, 304, 602]),
+    # After T_e ticks without an action the next is asked for when this one has arrived.
+    (4, "zero", [0, 0, 0, 0, 0, 1, 2, 3, 404, 405, 406, 407, 804]),
 ])  # fmt: skip
 def test_the_previous_chunk_goes_on_until_the_next_arrives(strategy, delay, safe, expected):
     assert executed(strategy, delay, len(expected), safe_action=safe) == expected
@@ -117,34 +118,38 @@ def test_synchronous_inference_stands_still_and_begins_at_the_chunks_beginning(d
 
 def test_ensembling_takes_the_mean_of_overlapping_chunks():
     weight = np.exp(-0.01)
-    mean = [(old + weight * new) / (1 + weight) for old, new in ((5, 302), (6, 303), (7, 304))]
-    found = executed("ensemble", 2, 9, safe_action="zero")
-    assert found[:8] == pytest.approx([0, 0, 2, 3, 4, *mean], abs=1e-3)
+    mean = [(old + weight * new) / (1 + weight) for old, new in ((5, 502), (6, 503), (7, 504))]
+    found = executed("ensemble", 2, 10, safe_action="zero")
+    assert found == pytest.approx([0, 0, 0, 1, 2, 3, 4, *mean], abs=1e-3)
 
 
 @pytest.mark.parametrize("strategy", ["switch", "ensemble", "rtc"])
-@pytest.mark.parametrize(("delay", "execute_horizon"), [(1, 4), (2, 4), (3, 4), (2, 3)])
+@pytest.mark.parametrize(("delay", "execute_horizon"), [(1, 4), (2, 4), (3, 4), (4, 4), (2, 3), (4, 3)])
 def test_it_executes_and_asks_for_what_the_control_loop_does(strategy, delay, execute_horizon):
     clock, ticks = ToyClock(), 30
     robot = ToyRobot(clock, bound=1e4)
-    worker = ToyWorker(
-        delay, lambda r: np.repeat(100 * r.step + np.arange(8)[:, None], 2, 1).astype(np.float32)
-    )
+    starts = []
+
+    def plan(request):  # as CountingPolicy, from the tick of the observation
+        starts.append(round((request.observation["observation"][-1, 0] - origin) / loop.period))
+        return np.repeat(100 * starts[-1] + np.arange(8)[:, None], 2, 1).astype(np.float32)
+
+    worker = ToyWorker(delay, plan)
     config = ControlConfig(fusion=strategy, execute_horizon=execute_horizon, priority=False, wait_share=0.0)
-    # A robot executes nothing before its first chunk; an environment goes on. Then they do the same.
-    ControlLoop(robot, ToyPolicy(), worker, config, clock=clock).run(ticks + delay)
+    loop = ControlLoop(robot, ToyPolicy(), worker, config, clock=clock)
+    origin = clock.time + loop.period
+    loop.run(ticks)
     policy = CountingPolicy()
     run_delayed(
         policy, task(length=ticks), strategy=strategy, delay=delay, execute_horizon=execute_horizon,
         safe_action="zero", episodes=1, seed=7,
     )  # fmt: skip
-    assert EXECUTED[7][delay:] == [float(c[0]) for c in robot.commands[2 * delay : ticks + delay]]
+    assert EXECUTED[7] == [float(c[0]) for c in robot.commands[:ticks]]
     for request, prefix in zip(worker.requests, policy.prefixes, strict=True):
         assert (request.prefix is None) == (prefix is None)
         if prefix is not None:
             assert np.array_equal(request.prefix.actions[:, 0], prefix[0][0, :, 0])
-            if request is not worker.requests[1]:  # the first chunk's delay is another
-                assert np.array_equal(request.prefix.weights, prefix[1][0])
+            assert np.array_equal(request.prefix.weights, prefix[1][0])
 
 
 def test_real_time_chunking_hands_over_the_rest_of_the_chunk():
@@ -152,7 +157,7 @@ def test_real_time_chunking_hands_over_the_rest_of_the_chunk():
     result = run_delayed(
         policy, task(), strategy="rtc", delay=2, safe_action="zero", episodes=3, num_envs=2, seed=0
     )
-    # Two episodes, then one: each asks at ticks 0, 3, 6 and 9, in one batch with its neighbours.
+    # Two episodes, then one: each asks at ticks 0, 5, 8 and 11, in one batch with its neighbours.
     assert policy.batches == [2, 2, 2, 2, 1, 1, 1, 1]
     assert result.chunks == 12
     assert policy.prefixes[0] is None
@@ -162,9 +167,9 @@ def test_real_time_chunking_hands_over_the_rest_of_the_chunk():
 
 
 def test_a_late_chunk_leaves_a_gap_that_safe_actions_fill():
-    # T = 4, T_e = 2, delay 3: the chunk of tick 0 arrives at 3 with one action left, the next at 6.
-    expected = [0, 0, 0, 3, 0, 0, 303, 0, 0, 603]
-    settings = {"length": 10, "execute_horizon": 2, "horizon": 4, "safe_action": "zero"}
+    # T = 4, T_e = 2, delay 3: the chunk asked for at tick 3 has one action left when it arrives at tick 6.
+    expected = [0, 0, 0, 0, 1, 2, 303, 0, 0, 601, 602, 603, 903]
+    settings = {"length": 13, "execute_horizon": 2, "horizon": 4, "safe_action": "zero"}
     assert executed("switch", [3], **settings) == expected
     assert executed("switch", lambda generator: 3, **settings) == expected
     with pytest.raises(ConfigError, match="delay is 3"):
@@ -203,19 +208,20 @@ def test_drawn_delays_belong_to_the_episode_whatever_runs_beside_it():
 
 def test_smoothness_by_hand():
     result = run_delayed(
-        CountingPolicy(), task(length=9), strategy="switch", delay=2, safe_action="zero", episodes=2
+        CountingPolicy(), task(length=11), strategy="switch", delay=2, safe_action="zero", episodes=2
     )
-    # 0, 0, 2, 3, 4, 302, 303, 304, 602: two seams, four changes inside; the first chunk follows no other.
+    # Two seams, six changes inside; the first chunk follows no other.
+    actions = [0, 0, 0, 1, 2, 3, 4, 502, 503, 504, 802]
     assert result.safe_ticks == 4
     smooth, width = result.smoothness, 2e4
-    assert (smooth.seam_jump.count, smooth.inside_jump.count) == (4, 8)
-    assert smooth.seam_jump.mean == pytest.approx(298 / width)
+    assert (smooth.seam_jump.count, smooth.inside_jump.count) == (4, 12)
+    assert smooth.seam_jump.mean == pytest.approx((498 + 298) / 2 / width)
     assert smooth.inside_jump.p95 == pytest.approx(1 / width)
-    # Third differences from the fourth action on: 2-3-4-302, ... give 297, -594, 297, then 297 (the last).
-    thirds = np.abs(np.diff([0, 0, 2, 3, 4, 302, 303, 304, 602], n=3))[2:]
+    # Third differences from the chunk's first action on: two of 0, then 497, -994, ... that touch a seam.
+    thirds = np.abs(np.diff(actions, n=3))[4:]
     assert smooth.seam_jerk.mean == pytest.approx(thirds.mean() / width * task().control_hz ** 3)
-    assert (smooth.seam_jerk.count, smooth.inside_jerk.count) == (8, 0)
-    assert np.isnan(smooth.inside_jerk.mean)
+    assert (smooth.seam_jerk.count, smooth.inside_jerk.count) == (8, 4)
+    assert smooth.inside_jerk.mean == pytest.approx(0, abs=1e-9)
 
 
 def test_a_straight_line_has_changes_and_no_jerk():

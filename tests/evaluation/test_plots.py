@@ -6,7 +6,7 @@ import pytest
 from flowpolicy.errors import ConfigError
 from flowpolicy.evaluation.sweep import format_table
 from flowpolicy.plots.evaluation import plot_k_sweep, plot_returns
-from flowpolicy.plots.learning import plot_learning_curves, plot_practice_bands
+from flowpolicy.plots.learning import plot_finetuning_bands, plot_learning_curves
 
 pytest.importorskip("matplotlib")
 
@@ -89,4 +89,4 @@ def test_the_table_has_only_the_columns_that_the_task_has():
 @pytest.mark.parametrize("count", [1, 2, 12])
 def test_a_band_is_drawn_of_any_number_of_seeds(tmp_path, count):
     seeds = [{"step": [1, 2, 3], "evaluation/return": [1.0, 2.0, 3.0 + i]} for i in range(count)]
-    assert _is_png(plot_practice_bands({"hopper": seeds}, tmp_path / "bands.png", bases={"hopper": 1.0}))
+    assert _is_png(plot_finetuning_bands({"hopper": seeds}, tmp_path / "bands.png", bases={"hopper": 1.0}))

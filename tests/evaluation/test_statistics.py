@@ -3,26 +3,23 @@ import math
 import numpy as np
 import pytest
 
+pytest.importorskip("scipy", reason="scipy is not installed")
+
 from flowpolicy.errors import FlowPolicyError
 from flowpolicy.evaluation.statistics import (
     mean_interval,
     mean_interval_by_seed,
     paired_difference_interval,
     seeds_interval,
-    student_quantile,
     success_interval_by_seed,
     wilson_interval,
 )
 
 
-def test_wilson_equals_its_published_values_and_scipy():
+def test_wilson_equals_its_published_values():
     # 81 of 263 successes is the worked example of Newcombe (1998), table I: .2553 to .3662.
     assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
     assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
-    stats = pytest.importorskip("scipy.stats")
-    for successes, trials in ((0, 1), (1, 1), (7, 10), (50, 100), (100, 100)):
-        expected = stats.binomtest(successes, trials).proportion_ci(0.9, "wilson")
-        assert wilson_interval(successes, trials, 0.9) == pytest.approx(tuple(expected), abs=1e-9)
 
 
 def test_wilson_covers_the_true_rate_as_often_as_it_claims():
@@ -36,16 +33,6 @@ def test_wilson_covers_the_true_rate_as_often_as_it_claims():
 def test_wilson_refuses_impossible_counts(successes, trials):
     with pytest.raises(FlowPolicyError, match="make no rate"):
         wilson_interval(successes, trials)
-
-
-def test_mean_interval_equals_scipys_bca_on_a_skewed_sample():
-    stats = pytest.importorskip("scipy.stats")
-    sample = np.random.default_rng(3).exponential(size=60)
-    expected = stats.bootstrap(
-        (sample,), np.mean, n_resamples=20_000, method="BCa", random_state=np.random.default_rng(1)
-    ).confidence_interval
-    width = expected.high - expected.low
-    assert mean_interval(sample, resamples=20_000) == pytest.approx(tuple(expected), abs=0.03 * width)
 
 
 def test_mean_interval_of_normal_values_is_near_the_analytic_one():
@@ -94,13 +81,14 @@ def test_pairing_removes_what_both_policies_share():
         paired_difference_interval(first, second[:-1])
 
 
-def test_the_quantile_is_students():
+def test_the_interval_over_seeds_is_students():
     published = {1: 12.706, 2: 4.303, 4: 2.776, 9: 2.262, 10: 2.228, 30: 2.042}
     for freedom, value in published.items():
-        assert student_quantile(0.95, freedom) == pytest.approx(value, abs=5e-4)
-    stats = pytest.importorskip("scipy.stats")
-    for freedom in (1, 2, 3, 8, 25):
-        assert student_quantile(0.99, freedom) == pytest.approx(stats.t.ppf(0.995, freedom), rel=1e-9)
+        means = np.arange(freedom + 1.0)
+        half = value * means.std(ddof=1) / math.sqrt(freedom + 1)
+        assert seeds_interval(means) == pytest.approx(
+            (means.mean() - half, means.mean() + half), abs=1e-3 * half
+        )
 
 
 def test_five_seeds_are_five_values_however_many_episodes_each_has():

@@ -24,7 +24,7 @@ def test_another_execution_horizon_is_named_wherever_there_are_figures(tmp_path,
     assert dict(zip(header.split(), row.split(), strict=False))["T_e"] == str(horizon)
     titles = []
     monkeypatch.setattr(
-        "flowpolicy.evaluation.sweep.plot_returns",
+        "flowpolicy.plots.evaluation.plot_returns",
         lambda *_, title, **__: titles.append(title) or tmp_path / "returns.png",
     )
     found.write(tmp_path)

@@ -154,6 +154,17 @@ def test_a_delay_out_of_the_ordinary_freezes_nothing(delays, expected):
     assert (fusion.prefix(20).weights == 1).sum() == expected[-1]
 
 
+def test_a_chunk_that_the_robot_waited_for_is_no_measure_of_the_delay():
+    fusion = RealTimeChunking(16)
+    fusion.add(Chunk(np.zeros((16, 2), np.float32), 0, 0, waited=3))  # it took three ticks: the best known
+    assert (fusion.prefix(0).weights == 1).sum() == 3
+    for start in (1, 2):
+        fusion.add(chunk(start, 2, horizon=16))
+    for start in (3, 4):
+        fusion.add(Chunk(np.zeros((16, 2), np.float32), start, start, waited=5))
+    assert (fusion.prefix(4).weights == 1).sum() == 2
+
+
 def test_a_chunk_that_would_end_before_the_next_arrives_is_refused():
     build_fusion("rtc", 8, 4, 4)
     with pytest.raises(ConfigError, match=r"execute_horizon \+ max_delay is 9; it must be at most .* 8"):

@@ -91,7 +91,7 @@ def test_it_is_trained_by_declaring_it(tmp_path, declared_by):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[-1] < 0.8 * losses[0]
     loaded = FlowPolicy.load(policy.save(tmp_path / "checkpoint"))
     assert loaded.spec.features == policy.spec.features

@@ -14,7 +14,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from toy_practice import make
 
 from flowpolicy.finetuning.chain import log_prob
-from flowpolicy.plots.learning import plot_practice
+from flowpolicy.plots.learning import plot_finetuning
 
 
 def test_an_epoch_holds_every_chunk_once():
@@ -79,7 +79,7 @@ def test_the_learning_rate_follows_progress_and_nothing_else(tmp_path):
         seen.append((model._current_progress_remaining, model.learner.actor_optimizer.param_groups[0]["lr"]))
         model.lr_schedule(0.5)  # asked for, as a plot of the schedule does
         if len(seen) == 1:
-            plot_practice([{"step": 1.0, "rollout/return": 1.0}], tmp_path / "curves.png")
+            plot_finetuning([{"step": 1.0, "rollout/return": 1.0}], tmp_path / "curves.png")
 
     model.train = watched
     model.learn(1_500)

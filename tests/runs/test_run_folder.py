@@ -1,9 +1,20 @@
 """A run folder belongs to one kind of run."""
 
+from dataclasses import dataclass, field
+from typing import Any
+
 import pytest
 
-from flowpolicy.errors import ConfigError
-from flowpolicy.runs.run_folder import FINETUNING, PRETRAINING, claim, refuse_other_kind
+from flowpolicy.errors import CheckpointError, ConfigError
+from flowpolicy.runs.run_folder import (
+    FINETUNING,
+    PRETRAINING,
+    RunFolder,
+    claim,
+    comparable_settings,
+    refuse_other_kind,
+    refuse_other_settings,
+)
 
 
 @pytest.mark.parametrize("kind", [PRETRAINING, FINETUNING, "evaluate"])
@@ -26,3 +37,43 @@ def test_folders_that_do_not_say_whose_they_are_show_it(tmp_path, name, kind):
     refuse_other_kind(tmp_path, kind)
     with pytest.raises(ConfigError, match=kind):
         refuse_other_kind(tmp_path, "evaluate")
+
+
+@pytest.mark.parametrize(
+    ("holds", "resume", "outcome"),
+    [
+        ([], False, False),
+        ([], True, False),
+        (["state"], True, True),
+        (["state", "result"], True, True),
+        (["state"], False, "resume=true"),
+        (["result"], False, "resume=true"),
+        (["result"], True, "state is gone"),
+    ],
+)
+def test_a_run_is_continued_where_that_is_asked_for_and_possible(tmp_path, holds, resume, outcome):
+    for name in holds:
+        (tmp_path / name).mkdir()
+    folder = RunFolder(tmp_path, PRETRAINING, state="state", result="result")
+    if isinstance(outcome, str):
+        with pytest.raises(ConfigError, match=outcome):
+            folder.continues(resume=resume)
+    else:
+        assert folder.continues(resume=resume) == outcome
+
+
+def test_the_first_setting_that_differs_is_named_and_those_of_reporting_may(tmp_path):
+    @dataclass
+    class Config:
+        seed: int = 0
+        resume: bool = False
+        train: dict[str, Any] = field(default_factory=lambda: {"steps": 10, "log_every": 5})
+
+    reporting = ("resume", "train.log_every")
+    saved = comparable_settings(Config(), reporting)
+    assert saved == {"seed": 0, "train": {"steps": 10}}
+    same = Config(resume=True, train={"steps": 10, "log_every": 1})
+    refuse_other_settings(tmp_path, saved, comparable_settings(same, reporting))
+    other = Config(train={"steps": 11, "log_every": 1})
+    with pytest.raises(CheckpointError, match=r"trained with train\.steps=10 and not 11"):
+        refuse_other_settings(tmp_path, saved, comparable_settings(other, reporting))

@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 from served_policy import observation, serving
 
-from flowpolicy.serving.admission import Admission
 from flowpolicy.serving.client import PolicyClient, ServerUnreachableError
 from flowpolicy.serving.config import ServerConfig
-from flowpolicy.serving.statistics import ServerStatistics
+from flowpolicy.serving.connections import Admission, ServerStatistics
 
 resource = pytest.importorskip("resource")
 

@@ -23,12 +23,10 @@ from served_policy import (
 from websockets.datastructures import Headers
 from websockets.http11 import Request
 
-from flowpolicy.serving.admission import Admission
 from flowpolicy.serving.client import PolicyClient, ServerUnreachableError
 from flowpolicy.serving.config import ServerConfig
-from flowpolicy.serving.connection import GuardedConnection
+from flowpolicy.serving.connections import Admission, GuardedConnection, ServerStatistics
 from flowpolicy.serving.messages import encode
-from flowpolicy.serving.statistics import ServerStatistics
 
 HOSTILE = {
     "nothing": b"",
@@ -122,7 +120,7 @@ def test_a_flooding_client_waits_for_its_turn_like_others(sampler):
 
 
 def test_handshakes_that_lead_nowhere_leave_room_for_one_that_does(sampler, monkeypatch):
-    monkeypatch.setattr("flowpolicy.serving.admission.MAX_HANDSHAKES", 8)
+    monkeypatch.setattr("flowpolicy.serving.connections.MAX_HANDSHAKES", 8)
     with serving(sampler) as server:
         silent = [raw(server, b"GET /") for _ in range(30)]
         with PolicyClient(*server.address, connect_timeout=2) as good:
@@ -140,7 +138,7 @@ def test_a_full_server_refuses_until_one_of_its_clients_has_been_silent(sampler,
             each.infer(observation())
         with pytest.raises(ServerUnreachableError, match="503"):
             PolicyClient(*server.address, connect_timeout=0.2)
-        monkeypatch.setattr("flowpolicy.serving.admission.SPARE_AFTER_S", 0.1)
+        monkeypatch.setattr("flowpolicy.serving.connections.SPARE_AFTER_S", 0.1)
         time.sleep(0.2)
         second.infer(observation())
         with PolicyClient(*server.address, connect_timeout=2) as third:

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowpolicy.control.clock import MonotonicClock
 from flowpolicy.control.planner_hosts import process_context
 from flowpolicy.control.robot import EPISODE, TIMESTAMP, Action, Observation, RobotError, RobotSpec
 from flowpolicy.control.robots.shared import Mailbox
-from flowpolicy.control.signals import leave_to_the_loop
+from flowpolicy.control.system import MonotonicClock, leave_to_the_loop
 from flowpolicy.errors import ConfigError, FlowPolicyError, TaskError
 from flowpolicy.evaluation.task import Task
 from flowpolicy.execution.rotations import Rotation
@@ -24,7 +23,7 @@ START_TIMEOUT_S = 60.0
 SILENCE_S = 0.05
 """Without a new observation after which the process is looked at."""
 KEPT_STEPS = 200_000
-"""Steps whose commands are kept for a film; in a longer run the later ones are not."""
+"""Steps whose commands are kept for a video; in a longer run the later ones are not."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +84,7 @@ class SimulatedRobot:
                 f"Task '{task.name}' does not say what its safe action is; name the task with env=..., or "
                 "add safe_action: hold (position control) or zero (torque, velocity) to its file."
             )
+        self.task = task
         rate = task.control_hz if rate_hz is None else rate_hz
         require(rate > 0, "robot.rate_hz", rate, "positive")
         require(heartbeat_s > 0, "heartbeat_s", heartbeat_s, "positive")
@@ -290,7 +290,7 @@ class _World:
         self.observations.write(**items, timestamp=time.monotonic(), episode=self.episode)
 
 
-def film(task: Task, report: WorldReport, path: Path, seconds: float = 60.0) -> Path | None:
+def record_video(task: Task, report: WorldReport, path: Path, seconds: float = 60.0) -> Path | None:
     """The run's episodes again from their executed commands, as a video in real time.
 
     A simulator given the same seed and commands does the same again, so that nothing had to be rendered
@@ -300,7 +300,7 @@ def film(task: Task, report: WorldReport, path: Path, seconds: float = 60.0) -> 
         task: of the world.
         report: of the run.
         path: the mp4.
-        seconds: of film at most.
+        seconds: of video at most.
 
     Returns:
         ``path``, or None where nothing can be rendered here (one sentence is logged).
@@ -324,5 +324,5 @@ def film(task: Task, report: WorldReport, path: Path, seconds: float = 60.0) -> 
             left -= len(commands)
     finally:
         env.close()
-        path_or_none = video.close()
-    return path_or_none
+        made = video.close()
+    return made

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowpolicy.control.clock import Clock, MonotonicClock
 from flowpolicy.control.robot import EPISODE, TIMESTAMP, Action, Observation, RobotSpec
-from flowpolicy.data.store import Demonstrations
+from flowpolicy.control.system import Clock, MonotonicClock
 from flowpolicy.settings import require
 
 
@@ -49,24 +48,6 @@ class TraceRobot:
         self.commands: list[tuple[int, Action]] = []
         shapes = {key: tuple(rows.shape[1:]) for key, rows in self._observations.items()}
         self.spec = RobotSpec(name, shapes, actions.min(0), actions.max(0), rate_hz, safe_action, self._start)
-
-    @classmethod
-    def of(
-        cls,
-        demos: Demonstrations,
-        keys: Mapping[str, Any],
-        rate_hz: float,
-        safe_action: str | tuple[float, ...],
-    ) -> TraceRobot:
-        """From demonstrations; ``keys`` are the observations that a policy needs.
-
-        Raises:
-            DataError: a key they do not hold.
-        """
-        observations = {key: demos.arrays[key] for key in keys}
-        return cls(
-            observations, demos.episode_ends, demos.arrays["action"], rate_hz, safe_action, name="trace"
-        )
 
     def observe(self) -> Observation:
         """The recorded observation of this moment."""

@@ -7,24 +7,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flowpolicy.data.importers.episodes import natural_order
-from flowpolicy.data.importers.hdf5 import (
-    Hdf5Episodes,
-    feature_of,
-    hdf5_explained,
-    list_features,
-    open_hdf5,
-)
-from flowpolicy.data.importers.source import Feature, Source
-from flowpolicy.data.zarr_reading import resolve_path
+from flowpolicy.data.importers.hdf5 import feature_of, hdf5_explained, list_features, open_hdf5, open_rows
+from flowpolicy.data.importers.registry import Contents, importer
+from flowpolicy.data.importers.source import ArraySource, Feature, Source, natural_order
 from flowpolicy.errors import DataError
 from flowpolicy.features.undeclared import Kind
 
 _PATTERN = "episode_*.hdf5"
 
 
-@contextlib.contextmanager
-def open_aloha(path: Path | str) -> Iterator[Source]:
+def _is_aloha(contents: Contents) -> bool:
+    return contents.has(_PATTERN) or contents.hdf5 >= {"action", "observations"}
+
+
+@importer("aloha", _is_aloha)
+def open_aloha(path: Path) -> Iterator[Source]:
     """Files with ``/action`` and ``/observations/{qpos, qvel, effort, images/<camera>}``.
 
     ``observations/qpos`` becomes ``qpos``, ``observations/images/<camera>`` becomes the name of the camera.
@@ -37,66 +34,45 @@ def open_aloha(path: Path | str) -> Iterator[Source]:
     Raises:
         DataError: no such file, or a damaged one.
     """
-    path = resolve_path(path)
-    names = natural_order([file.name for file in path.glob(_PATTERN)]) if path.is_dir() else [path.name]
     folder = path if path.is_dir() else path.parent
+    names = natural_order([file.name for file in path.glob(_PATTERN)]) if path.is_dir() else [path.name]
     if not names:
         raise DataError(f"{path} has no {_PATTERN}; give the folder of the recordings.")
     files = [folder / name for name in names]
-    with hdf5_explained(path), _Files(files) as opened:
+    opened: dict[int, Any] = {}  # one file at a time
+    with hdf5_explained(path), contextlib.ExitStack() as stack:
+
+        def episode(number: int) -> Any:
+            if number not in opened:
+                stack.close()
+                opened.clear()
+                opened[number] = stack.enter_context(open_hdf5(files[number]))
+            return opened[number]
+
         features: dict[str, Feature] = {}
         for number, file in enumerate(files):
-            found = list_features([opened.open(number)], file, _describer(opened.open(number)))
-            features = {**found, **features}
-        attributes: dict[str, Any] = {"imported_from": path.name}
-        simulated = opened.open(0).attrs.get("sim")
-        if simulated is not None:
-            attributes["simulated"] = bool(simulated)
-        yield Hdf5Episodes(
+            content = episode(number)
+            compressed = bool(content.attrs.get("compress", False)) or "compress_len" in content
+            found = list_features([content], file, lambda name, node: _feature(name, node, compressed))  # noqa: B023
+            features = found | features
+        simulated = episode(0).attrs.get("sim")
+        yield ArraySource(
             str(path),
             features,
             [Path(name).stem for name in names],
-            attributes,
+            {} if simulated is None else {"simulated": bool(simulated)},
             action="action",
-            group=opened.open,
-            path=lambda number: files[number],
+            rows=lambda number, name: open_rows(episode(number), name, files[number]),
         )
 
 
-def _describer(file: Any) -> Any:
-    compressed = bool(file.attrs.get("compress", False)) or "compress_len" in file
-
-    def describe(name: str, node: Any) -> Feature:
-        head, _, rest = name.partition("/")
-        default = name == "action" or (head == "observations" and bool(rest))
-        key = (rest if head == "observations" else name).removeprefix("images/").replace("/", ".")
-        feature = feature_of(name, key, node, default=default)
-        is_image = rest.startswith("images/") and node is not None
-        # One row of bytes per image, or a text of variable length: a JPEG file, padded to the longest.
-        if is_image and (compressed or feature.kind == Kind.TEXT or len(feature.shape or ()) < 2):
-            return Feature(name, key, Kind.ENCODED, feature.shape, default)
-        return feature
-
-    return describe
-
-
-class _Files:
-    """The episodes' files, of which one is open at a time."""
-
-    def __init__(self, paths: list[Path]) -> None:
-        self._paths, self._stack, self._number = paths, contextlib.ExitStack(), -1
-        self._file: Any = None
-
-    def __enter__(self) -> _Files:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def open(self, number: int) -> Any:
-        """The open file of an episode; the one before is closed."""
-        if number != self._number:
-            self._stack.close()
-            self._file = self._stack.enter_context(open_hdf5(self._paths[number]))
-            self._number = number
-        return self._file
+def _feature(name: str, node: Any, compressed: bool) -> Feature:
+    head, _, rest = name.partition("/")
+    default = name == "action" or (head == "observations" and bool(rest))
+    key = (rest if head == "observations" else name).removeprefix("images/").replace("/", ".")
+    feature = feature_of(name, key, node, default=default)
+    is_image = rest.startswith("images/") and node is not None
+    # One row of bytes per image, or a text of variable length: a JPEG file, padded to the longest.
+    if is_image and (compressed or feature.kind == Kind.TEXT or len(feature.shape or ()) < 2):
+        return Feature(name, key, Kind.ENCODED, feature.shape, default)
+    return feature

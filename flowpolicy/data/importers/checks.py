@@ -1,4 +1,7 @@
-"""What is watched over all rows of an import: bounds of actions, times, rotations, digits."""
+"""What is watched over all rows of an import, in their order: bounds of actions, times, rotations.
+
+Each check takes rows as they come, gives them back as they are to be kept, and speaks at the end.
+"""
 
 from __future__ import annotations
 
@@ -44,39 +47,36 @@ class Quaternions:
     """
 
     def __init__(self, name: str, where: str, episodes: Episodes, continuous: bool) -> None:
-        self.jumps = 0
         self._name, self._where, self._episodes, self._continuous = name, where, episodes, continuous
         self._last: NDArray[Any] | None = None
-        self._sign = 1.0
+        self._sign: Any = 1.0
+        self._jumps = 0
 
-    def follow(self, values: NDArray[Any], start: int) -> NDArray[Any]:
+    def rows(self, values: NDArray[Any], start: int) -> NDArray[Any]:
         """The rows ``(rows, ..., 4)``, with the signs that were asked for."""
         if not len(values):
             return values
         before = np.concatenate([values[:1] if self._last is None else self._last[None], values[:-1]])
         begins = self._episodes.begins(start, len(values)).reshape(-1, *[1] * (values.ndim - 2))
         flips = ((values * before).sum(axis=-1) < 0) & ~begins
-        self.jumps += int(flips.sum())
+        self._jumps += int(flips.sum())
         self._last = values[-1].copy()
         if not self._continuous:
             return values
         signs = np.ones(flips.shape, values.dtype)
-        sign: Any = self._sign
         for row, (flip, first) in enumerate(zip(flips, begins, strict=True)):
-            sign = np.where(first, 1.0, np.where(flip, -1.0, 1.0) * sign)
-            signs[row] = sign
-        self._sign = sign
+            self._sign = signs[row] = np.where(first, 1.0, np.where(flip, -1.0, 1.0) * self._sign)
         return np.asarray(values * signs[..., None])
 
-    def report(self) -> None:
+    def finish(self) -> None:
         """Say what was found."""
-        if self.jumps and self._continuous:
-            logger.info("%s: '%s': %d changes of sign are undone.", self._where, self._name, self.jumps)
-        elif self.jumps:
+        if self._jumps and self._continuous:
+            logger.info("%s: '%s': %d changes of sign are undone.", self._where, self._name, self._jumps)
+        elif self._jumps:
             logger.warning(
                 "%s: '%s' changes between q and -q, the same rotation, %d times inside episodes; "
                 "continuous_quaternions=true undoes it, where the robot's own are continuous too.",
-                self._where, self._name, self.jumps,
+                self._where, self._name, self._jumps,
             )  # fmt: skip
 
 
@@ -84,30 +84,31 @@ class BoundsCheck:
     """Counts the actions outside their bounds, and clips them where that is asked."""
 
     def __init__(self, bounds: Bounds, clip: bool, where: str) -> None:
-        self._low, self._high = np.asarray(bounds.low), np.asarray(bounds.high)
-        self._clip, self._where = clip, where
-        span = np.where(np.isfinite(self._high - self._low), self._high - self._low, 0.0)
-        self._slack = _TOLERANCE * np.maximum(1.0, span)
-        self._steps, self._first, self.outside, self._entries = 0, 0, 0, 0
-        self._dimension = 0
+        self._bounds, self._clip, self._where = bounds, clip, where
+        self.outside, self._entries, self._steps = 0, 0, 0
+        self._first: tuple[int, str] = (0, "")
 
     def rows(self, action: NDArray[Any], start: int) -> NDArray[Any]:
         """The actions ``(rows, A)`` within the bounds."""
-        if self._low.size not in (1, action.shape[1]):
+        low, high = self._bounds
+        if low.size not in (1, action.shape[1]):
             logger.warning(
                 "%s: there are bounds for %d action dimensions and the actions have %d; the widest are used.",
-                self._where, self._low.size, action.shape[1],
+                self._where, low.size, action.shape[1],
             )  # fmt: skip
-            self._low, self._high, self._slack = self._low.min(), self._high.max(), self._slack.max()
-        beyond = (action < self._low - self._slack) | (action > self._high + self._slack)
+            low, high = self._bounds = Bounds(low.min(), high.max())
+        with np.errstate(invalid="ignore"):
+            span = np.where(np.isfinite(high - low), high - low, 0.0)
+        slack = _TOLERANCE * np.maximum(1.0, span)
+        beyond = (action < low - slack) | (action > high + slack)
         steps = beyond.any(axis=1)
         if steps.any() and not self._steps:
-            self._first = start + int(steps.argmax())
-            self._dimension = int(beyond[int(steps.argmax())].argmax())
+            row = int(steps.argmax())
+            self._first = start + row, self._described(int(beyond[row].argmax()))
         self._steps += int(steps.sum())
         self.outside += int(beyond.sum())
         self._entries += beyond.size
-        return np.asarray(np.clip(action, self._low, self._high), action.dtype)
+        return np.asarray(np.clip(action, low, high), action.dtype)
 
     def finish(self) -> None:
         """Say what was clipped.
@@ -115,27 +116,22 @@ class BoundsCheck:
         Raises:
             DataError: actions that lie outside and are not to be clipped.
         """
-        low, high = (
-            float(
-                np.broadcast_to(bound.reshape(-1), (max(bound.size, self._dimension + 1),))[self._dimension]
-            )
-            for bound in (self._low, self._high)
-        )
-        of = (
-            f" in dimension {self._dimension}"
-            if self._low.size > 1 and np.ptp(self._low) + np.ptp(self._high)
-            else ""
-        )
+        step, bounds = self._first
         if self._steps and not self._clip:
             raise DataError(
-                f"{self._where}: 'action' leaves its bounds [{low:g}, {high:g}]{of} in {self._steps} steps "
-                f"(first at step {self._first}); set out_of_bounds=clip, or give other action_bounds."
+                f"{self._where}: 'action' leaves its bounds {bounds} in {self._steps} steps "
+                f"(first at step {step}); set out_of_bounds=clip, or give other action_bounds."
             )
         if self._steps:
             logger.info(
-                "%s: %d of %d action entries (%.1f%%) lie outside [%g, %g]%s and are clipped.",
-                self._where, self.outside, self._entries, 100 * self.outside / self._entries, low, high, of,
+                "%s: %d of %d action entries (%.1f%%) lie outside %s and are clipped.",
+                self._where, self.outside, self._entries, 100 * self.outside / self._entries, bounds,
             )  # fmt: skip
+
+    def _described(self, dimension: int) -> str:
+        pairs = list(zip(*(bound.reshape(-1).tolist() for bound in self._bounds), strict=True))
+        low, high = pairs[dimension if len(pairs) > 1 else 0]
+        return f"[{low:g}, {high:g}]" + (f" in dimension {dimension}" if len(set(pairs)) > 1 else "")
 
 
 class TimeCheck:
@@ -144,6 +140,7 @@ class TimeCheck:
     def __init__(self, fps: float, where: str, episodes: Episodes, allow_gaps: bool) -> None:
         self._period, self._where, self._episodes, self._allow = 1 / fps, where, episodes, allow_gaps
         self._last: float | None = None
+        self._has_warned = False
 
     def rows(self, times: NDArray[Any], start: int) -> None:
         """Check the times of a block's steps, seconds, ``(rows,)`` or ``(rows, 1)``.
@@ -151,10 +148,12 @@ class TimeCheck:
         Raises:
             DataError: a step that comes late by more than half a period, or not after the one before.
         """
+        if not len(times) or self._has_warned:
+            return
         times = np.asarray(times, np.float64).reshape(len(times), -1)[:, 0]
         before = np.concatenate([times[:1] if self._last is None else [self._last], times[:-1]])
         waits = np.where(self._episodes.begins(start, len(times)), self._period, times - before)
-        self._last = float(times[-1]) if len(times) else self._last
+        self._last = float(times[-1])
         bad = ~((waits > 0) & (waits <= _GAP * self._period))
         if not bad.any():
             return
@@ -166,7 +165,4 @@ class TimeCheck:
         if not self._allow:
             raise DataError(f"{sentence}; mend or remove that episode, or accept it with allow_gaps=true.")
         logger.warning("%s; taken as it is.", sentence)
-        self._allow_quietly()
-
-    def _allow_quietly(self) -> None:
-        self.rows = lambda times, start: None  # type: ignore[method-assign]
+        self._has_warned = True

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from flowpolicy.data.importers.request import Request
 from flowpolicy.data.importers.source import Feature, Source
-from flowpolicy.data.store import check_key
-from flowpolicy.data.zarr_reading import EPISODE_KEYS, NOT_OBSERVED, listed
+from flowpolicy.data.keys import EPISODE_KEYS, NOT_OBSERVED, check_key, listed
 from flowpolicy.errors import DataError
 from flowpolicy.features import FEATURE_KINDS
 from flowpolicy.features.image import channels_first
@@ -21,27 +20,6 @@ from flowpolicy.settings import choose, require
 
 logger = logging.getLogger(__name__)
 _OBSERVED = re.compile(r"(obs|observations?)[/.]")
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What a user asks of a source. Columns are named by their key or by the source's own, full name.
-
-    Attributes:
-        rename: column -> new key.
-        concatenate: new key -> columns whose flattened rows, side by side, make it, in place of them.
-        keys: what to keep beside ``action``, ``reward`` and the flags of episode ends; None keeps what the
-            format takes by itself.
-        action: the column or columns that make the action; None is the format's own.
-        kinds: column -> kind (``image``, ``vector``, ``depth``, ``pose``, ...), by its name or by
-            ``{"kind": name, ...}`` with settings, where the source does not declare it rightly.
-    """
-
-    rename: Mapping[str, str] = field(default_factory=dict)
-    concatenate: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    keys: Sequence[str] | None = None
-    action: str | Sequence[str] | None = None
-    kinds: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -66,7 +44,7 @@ class Column:
         return tuple(feature.name for feature in self.features)
 
 
-def choose_columns(source: Source, choice: Choice) -> list[Column]:
+def choose_columns(source: Source, request: Request) -> list[Column]:
     """The keys to be written, ``action`` among them; what is left out is logged.
 
     Raises:
@@ -74,39 +52,35 @@ def choose_columns(source: Source, choice: Choice) -> list[Column]:
             store cannot have, or a chosen column of a kind that cannot be read.
     """
     table = _Table(source)
-    for name, kind in choice.kinds.items():
+    for name, kind in (request.get("kinds") or {}).items():
         table.declare(name, kind)
-    for name, key in choice.rename.items():
+    for name, key in (request.get("rename") or {}).items():
         table.rename(name, key)
-    groups = {key: table.group(key, parts) for key, parts in choice.concatenate.items()}
-    if choice.action is not None:
-        parts = [choice.action] if isinstance(choice.action, str) else list(choice.action)
+    groups = {key: table.group(key, parts) for key, parts in (request.get("concatenate") or {}).items()}
+    action = request.get("action")
+    if action is not None:
+        parts = [action] if isinstance(action, str) else list(action)
         require(bool(parts), "action", parts, "one or more columns")
         groups["action"] = tuple(table.find(str(part), full_name_first=True) for part in parts)
         table.drop_default_action(groups["action"])
-    columns = table.columns(groups)
-    is_all = choice.keys is None
-    chosen = table.readable(columns, groups) if is_all else table.selected(columns, choice.keys or ())
+    columns, keys = table.columns(groups), request.get("keys")
+    asked = None if keys is None else [*map(str, keys)]
+    chosen = table.readable(columns, groups) if asked is None else table.selected(columns, asked)
     if "action" not in chosen:
         raise DataError(
             f"{source.where} has no key '{source.action}' to be the action (it has "
             f"{listed(list(source.features)[:12])}); name its column, or several, with action=[...]."
         )
     _check(source, chosen, groups)
-    if choice.keys is None and all(key in NOT_OBSERVED for key in chosen):
+    if asked is None and all(key in NOT_OBSERVED for key in chosen):
         unread = [feature.name for feature in source.features.values() if feature.default and feature.problem]
         raise DataError(
             f"{source.where} has no observation that can be read (of {listed(source.features)} not read: "
             f"{listed(unread)}); a policy needs at least one."
         )
-    asked = None if choice.keys is None else {*choice.keys, "action"}
+    unasked = set() if asked is None else set(EPISODE_KEYS) - set(asked)
     return [
-        Column(
-            key,
-            features,
-            flatten=key in groups,
-            optional=asked is not None and key in EPISODE_KEYS and key not in asked,
-        )
+        Column(key, features, flatten=key in groups, optional=key in unasked)
         for key, (features,) in chosen.items()
     ]
 
@@ -152,13 +126,11 @@ class _Table:
         kind = str(declared.get("kind") if isinstance(declared, Mapping) else declared)
         choose(FEATURE_KINDS, kind, f"kinds.{name}")
         feature = self.find(name, full_name_first=True)
-        shape = feature.shape
-        if kind == Kind.IMAGE and shape is not None and len(shape) not in (2, 3):
+        shape = feature.shape or ()
+        if kind == Kind.IMAGE and feature.shape is not None and len(shape) not in (2, 3):
             raise DataError(f"{self.where}: '{feature.name}' has rows of shape {shape}; no image has.")
-        first = kind == Kind.IMAGE and shape is not None and len(shape) == 3 and channels_first(shape)
-        self._features[feature.name] = dataclasses.replace(
-            feature, kind=kind, declared=declared, channels_first=first
-        )
+        first = kind == Kind.IMAGE and len(shape) == 3 and channels_first(shape)
+        self._features[feature.name] = replace(feature, kind=kind, declared=declared, channels_first=first)
 
     def rename(self, name: str, key: str) -> None:
         """Give a column another key."""
@@ -209,10 +181,10 @@ class _Table:
             logger.warning("%s: %s; left out: %s.", self.where, what, ", ".join(names))
         return chosen
 
-    def selected(self, columns: dict[str, _Makers], keys: Iterable[str]) -> dict[str, _Makers]:
+    def selected(self, columns: dict[str, _Makers], keys: Sequence[str]) -> dict[str, _Makers]:
         """What the user names, the action, and rewards and ends where there are any."""
         chosen: dict[str, _Makers] = {}
-        for key in map(str, keys):
+        for key in keys:
             if key in columns:
                 chosen[key] = columns[key]
             else:

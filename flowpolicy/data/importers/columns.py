@@ -8,17 +8,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flowpolicy.data.image_codecs import is_whole_uint8
 from flowpolicy.data.importers.checks import Episodes, Quaternions
 from flowpolicy.data.importers.choosing import Column
 from flowpolicy.data.importers.source import Block, Feature
+from flowpolicy.data.keys import NOT_OBSERVED, PER_STEP_KEYS
 from flowpolicy.data.rounding import RoundingCheck
-from flowpolicy.data.zarr_reading import EPISODE_KEYS, NOT_OBSERVED
 from flowpolicy.errors import DataError
 from flowpolicy.features import Image, declared, undeclared
 from flowpolicy.features.image import CHANNELS
 from flowpolicy.features.undeclared import Kind, is_quaternion
-
-_PER_STEP = (*EPISODE_KEYS, "done")
 
 
 class WideNumbersError(Exception):
@@ -71,7 +70,7 @@ class ColumnReader:
     def report(self) -> None:
         """Say what was found on the way."""
         for quaternions in self._quaternions.values():
-            quaternions.report()
+            quaternions.finish()
 
     def _part(self, feature: Feature, block: Block) -> NDArray[Any]:
         values = block.arrays[feature.name]
@@ -83,7 +82,7 @@ class ColumnReader:
         if values.dtype.kind == "f":
             self._check_finite(feature.name, values, block.start)
         if feature.name in self._quaternions:
-            values = self._quaternions[feature.name].follow(values, block.start)
+            values = self._quaternions[feature.name].rows(values, block.start)
         return values
 
     def _check_kind(self, rows: NDArray[Any], start: int) -> None:
@@ -126,7 +125,7 @@ class ColumnReader:
                 f"{self._where}: 'action' has rows of shape {shape}; it must be (steps, action dimension), "
                 f"and action=[{self.column.names[0]}] takes it as one vector."
             )
-        if key in _PER_STEP:
+        if key in PER_STEP_KEYS:
             if rows.size != len(rows):
                 raise DataError(f"{self._where}: '{key}' has rows of shape {shape}; it is one number a step.")
             return rows.reshape(len(rows))
@@ -167,12 +166,9 @@ def _pixels(values: NDArray[Any], feature: Feature, where: str) -> NDArray[np.ui
             f"{where}: '{feature.name}' has images of shape {values.shape[1:]}; they must have 1, 3 or 4 "
             "channels, last or first."
         )
-    if values.dtype != np.uint8:
-        whole = (values >= 0) & (values <= 255) & (values == np.round(values))
-        if not whole.all():
-            raise DataError(
-                f"{where}: '{feature.name}' holds images of {values.dtype} that are no whole numbers from 0 "
-                f"to 255; store them as uint8, or take them as numbers with "
-                f"kinds={{'{feature.name}': vector}}."
-            )
+    if not is_whole_uint8(values):
+        raise DataError(
+            f"{where}: '{feature.name}' holds images of {values.dtype} that are no whole numbers from 0 to "
+            f"255; store them as uint8, or take them as numbers with kinds={{'{feature.name}': vector}}."
+        )
     return np.ascontiguousarray(values, np.uint8)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +10,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.data.importers.hdf5 import dataset, feature_of, list_features, open_hdf5, open_rows
-from flowpolicy.data.importers.source import Block, Feature, Source, read_parts
-from flowpolicy.data.zarr_reading import resolve_path
+from flowpolicy.data.importers.registry import importer
+from flowpolicy.data.importers.source import ArraySource, Feature, Source
 from flowpolicy.errors import DataError
 
+_TERMINALS, _TIMEOUTS = "terminals", "timeouts"
 _KEYS = {
     "observations": "observation",
     "actions": "action",
     "rewards": "reward",
-    "terminals": "terminated",
-    "timeouts": "truncated",
+    _TERMINALS: "terminated",
+    _TIMEOUTS: "truncated",
 }
-_FLAGS = ("terminals", "timeouts")
 
 
-@contextlib.contextmanager
-def open_d4rl(path: Path | str, episode_length: int | None = None) -> Iterator[Source]:
+@importer("d4rl", lambda contents: "actions" in contents.hdf5)
+def open_d4rl(path: Path, episode_length: int | None = None) -> Iterator[Source]:
     """A file with ``observations``, ``actions`` and, where present, ``rewards``, ``terminals``, ``timeouts``.
 
     An episode ends where either flag is set. Steps after the last flag are kept as one more episode, marked
@@ -40,15 +38,19 @@ def open_d4rl(path: Path | str, episode_length: int | None = None) -> Iterator[S
     Raises:
         DataError: a damaged file.
     """
-    path = resolve_path(path)
+    flags: dict[str, NDArray[np.bool_]] = {}
     with open_hdf5(path) as file:
-        features = list_features([file], path, _feature)
-        for name in _FLAGS:  # made here where the file has none
-            features[name] = Feature(name, _KEYS[name], shape=())
-        yield _FlatFile(
-            str(path), features, ["the file"], {"imported_from": path.name}, file=file, path=path,
-            episode_length=episode_length,
-        )  # fmt: skip
+
+        def lengths(steps: int) -> NDArray[np.int64]:
+            flags.update(_flags(file, path, steps, episode_length))
+            return np.diff(np.flatnonzero(flags[_TERMINALS] | flags[_TIMEOUTS]) + 1, prepend=0)
+
+        def rows(_: int, name: str) -> Any:
+            return flags[name] if name in flags else open_rows(file, name, path)
+
+        made = {name: Feature(name, _KEYS[name], shape=()) for name in (_TERMINALS, _TIMEOUTS)}
+        features = list_features([file], path, _feature) | made  # flags are made where the file has none
+        yield ArraySource(str(path), features, rows=rows, flat_lengths=lengths)
 
 
 def _feature(name: str, node: Any) -> Feature:
@@ -56,73 +58,35 @@ def _feature(name: str, node: Any) -> Feature:
     return feature_of(name, key, node, default=name in _KEYS or name.startswith("observations/"))
 
 
-@dataclass
-class _FlatFile(Source):
-    file: Any = field(kw_only=True)
-    path: Path = field(kw_only=True)
-    episode_length: int | None = field(kw_only=True)
-    _flags: dict[str, NDArray[Any]] = field(default_factory=dict, init=False)
-
-    def lengths(self, action: Sequence[str]) -> NDArray[np.int64]:
-        steps = len(open_rows(self.file, action[0], self.path))
-        if steps == 0:
-            raise DataError(f"{self.where}: '{action[0]}' holds no step; record at least one episode.")
-        terminated, truncated = (self._flag(name, steps) for name in _FLAGS)
-        if self.episode_length is not None:
-            truncated |= _after_every(self.episode_length, terminated | truncated) & ~terminated
-        if not (terminated | truncated).any():
-            raise DataError(
-                f"{self.where}: neither 'terminals' nor 'timeouts' marks the end of an episode; "
-                "say how long one is with episode_length."
-            )
-        if not (terminated[-1] or truncated[-1]):
-            truncated[-1] = True
-        self._flags = {"terminals": terminated, "timeouts": truncated}
-        ends = np.flatnonzero(terminated | truncated) + 1
-        self.episodes = [f"episode {number}" for number in range(len(ends))]
-        return np.diff(ends, prepend=0)
-
-    def read(self, names: Sequence[str], lengths: NDArray[np.int64]) -> Iterator[Block]:
-        steps = int(lengths.sum())
-
-        def rows(_: int, name: str) -> Any:
-            if name in _FLAGS:
-                return self._flags[name]
-            node = open_rows(self.file, name, self.path)
-            if len(node) != steps:
-                raise DataError(
-                    f"{self.where}: '{name}' has {len(node)} rows and the actions have {steps}; "
-                    "every key needs one row per step."
-                )
-            return node
-
-        return read_parts([steps], names, rows, self.where)
-
-    def _flag(self, name: str, steps: int) -> NDArray[Any]:
-        if name not in self.file:
-            return np.zeros(steps, bool)
-        node = open_rows(self.file, name, self.path)
-        if node.size != steps:
-            raise DataError(
-                f"{self.where}: '{name}' has {node.size} values and the actions {steps} rows; they must "
-                "agree."
-            )
-        flag = dataset(self.file, name, self.path).reshape(steps)
-        if not np.isin(flag, (0, 1)).all():
-            raise DataError(
-                f"{self.where}: '{name}' must hold only 0 and 1; it marks the steps that end an episode."
-            )
-        return flag.astype(bool)
+def _flags(file: Any, path: Path, steps: int, episode_length: int | None) -> dict[str, NDArray[np.bool_]]:
+    """``terminals`` and ``timeouts`` of every step, ``(steps,)`` each; the last step has one of them."""
+    terminated, truncated = (_flag(file, name, path, steps) for name in (_TERMINALS, _TIMEOUTS))
+    if episode_length is not None:
+        truncated |= _after_every(episode_length, terminated | truncated) & ~terminated
+    if not (terminated | truncated).any():
+        raise DataError(
+            f"{path}: neither 'terminals' nor 'timeouts' marks the end of an episode; "
+            "say how long one is with episode_length."
+        )
+    truncated[-1] |= not terminated[-1]
+    return {_TERMINALS: terminated, _TIMEOUTS: truncated}
 
 
-def _after_every(length: int, ends: NDArray[Any]) -> NDArray[Any]:
+def _flag(file: Any, name: str, path: Path, steps: int) -> NDArray[np.bool_]:
+    if name not in file:
+        return np.zeros(steps, bool)
+    if open_rows(file, name, path).size != steps:
+        raise DataError(f"{path}: '{name}' must have one value per step, and there are {steps} actions.")
+    flag = dataset(file, name, path).reshape(steps)
+    if not np.isin(flag, (0, 1)).all():
+        raise DataError(f"{path}: '{name}' must hold only 0 and 1; it marks the steps that end an episode.")
+    return flag.astype(bool)
+
+
+def _after_every(length: int, ends: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Which steps are the ``length``-th, twice ``length``-th, ... of their episode."""
     if length < 1:
         raise DataError(f"episode_length is {length}; it must be at least 1.")
-    marks = np.zeros(len(ends), bool)
-    count = 0
-    for step, end in enumerate(ends):
-        count += 1
-        marks[step] = count == length
-        if end or marks[step]:
-            count = 0
-    return marks
+    steps = np.arange(len(ends))
+    starts = np.maximum.accumulate(np.where(np.concatenate([[True], ends[:-1]]), steps, 0))
+    return np.asarray((steps - starts + 1) % length == 0)

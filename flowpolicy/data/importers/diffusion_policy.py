@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flowpolicy.data.importers.source import Block, Feature, Source, read_parts
+from flowpolicy.data.importers.registry import Contents, importer
+from flowpolicy.data.importers.source import ArraySource, Feature, Source
+from flowpolicy.data.keys import listed
 from flowpolicy.data.store import episode_ends_problem
 from flowpolicy.data.zarr_checks import MISSING_CHUNKS
-from flowpolicy.data.zarr_reading import OpenStore, listed, open_store, read_ends, resolve_path
+from flowpolicy.data.zarr_reading import OpenStore, open_store
 from flowpolicy.errors import DataError
 from flowpolicy.features.image import channels_first
-from flowpolicy.features.stored import KINDS, stored_feature
-from flowpolicy.features.undeclared import Kind, kind_of
+from flowpolicy.features.stored import KINDS
+from flowpolicy.features.undeclared import Kind
 from flowpolicy.settings import require
 
 
-@contextlib.contextmanager
+def _is_store(contents: Contents) -> bool:
+    return contents.is_zip or any(map(contents.has, (".zgroup", "zarr.json", "meta/episode_ends")))
+
+
+@importer("diffusion_policy", _is_store)
 def open_diffusion_policy(
-    path: Path | str, keys: Iterable[str] | None = None, missing_chunks: str = "refuse"
+    path: Path, keys: Iterable[str] | None = None, missing_chunks: str = "refuse"
 ) -> Iterator[Source]:
     """``data/<key>`` and ``meta/episode_ends`` of a zarr folder or a zip of one.
 
@@ -40,66 +44,38 @@ def open_diffusion_policy(
         DataError: a damaged or inconsistent store, or a missing key.
     """
     require(missing_chunks in MISSING_CHUNKS, "options.missing_chunks", missing_chunks, "'refuse' or 'fill'")
-    path = resolve_path(path)
     with open_store(path) as store:
-        wanted = None if keys is None else {*keys, "action"}
-        for key in wanted or ():
-            if key not in store.arrays:
-                raise DataError(f"{path} has no key '{key}'; it has {listed(store.arrays)}.")
-        features = {
-            name: _feature(name, array, store)
-            for name, array in store.arrays.items()
-            if wanted is None or name in wanted
-        }
-        attributes = {**store.attributes}
-        attributes.setdefault("imported_from", path.name)
-        times = "timestamp" if "timestamp" in features else None
-        yield _Store(
-            str(path), features, ["the store"], attributes, action="action", timestamps=times,
-            store=store, missing_chunks=missing_chunks,
-        )  # fmt: skip
+        wanted = set(store.arrays) if keys is None else {*keys, "action"}
+        for key in wanted - set(store.arrays):
+            raise DataError(f"{path} has no key '{key}'; it has {listed(store.arrays)}.")
+        features = {name: _feature(name, store) for name in store.arrays if name in wanted}
+
+        def lengths(steps: int) -> NDArray[np.int64]:
+            ends = store.read_ends()
+            problem = episode_ends_problem(ends, steps)
+            if problem is not None:
+                raise DataError(f"{path}: {problem}.")
+            return np.diff(ends.astype(np.int64), prepend=0)
+
+        yield ArraySource(
+            str(path),
+            features,
+            attributes=dict(store.attributes),
+            action="action",
+            timestamps="timestamp" if "timestamp" in features else None,
+            rows=lambda _, name: store.checked(name, missing_chunks),
+            flat_lengths=lengths,
+        )
 
 
-def _feature(name: str, array: Any, store: OpenStore) -> Feature:
-    shape, kinds = tuple(array.shape[1:]), store.attributes.get(KINDS) or {}
-    key = name.replace("/", ".")
+def _feature(name: str, store: OpenStore) -> Feature:
+    key, array = name.replace("/", "."), store.arrays[name]
     try:
-        dtype = np.dtype(array.dtype)
-    except TypeError:
+        feature = Feature.of_array(name, key, np.dtype(array.dtype), array.shape[1:])
+    except TypeError:  # a type that numpy does not know
         return Feature(name, key, Kind.OTHER)
-    is_declared = isinstance(kinds, Mapping) and name in kinds
-    kind: str = kind_of(name, dtype, shape)
-    if is_declared:
-        kind = stored_feature(name, dtype, shape, store.attributes, store.path).name
-    first = kind == Kind.IMAGE and len(shape) == 3 and channels_first(shape)
-    declared = kinds[name] if is_declared else None
-    return Feature(name, key, kind, shape, channels_first=first, declared=declared)
-
-
-@dataclass
-class _Store(Source):
-    store: OpenStore = field(kw_only=True)
-    missing_chunks: str = field(kw_only=True)
-
-    def lengths(self, action: Sequence[str]) -> NDArray[np.int64]:
-        shape = self.store.arrays[action[0]].shape
-        if not shape:
-            raise DataError(f"{self.where}: '{action[0]}' is a single number; it must have one row per step.")
-        ends = read_ends(self.store)
-        problem = episode_ends_problem(ends, shape[0])
-        if problem is not None:
-            raise DataError(f"{self.where}: {problem}.")
-        self.episodes = [f"episode {number}" for number in range(len(ends))]
-        return np.diff(ends.astype(np.int64), prepend=0)
-
-    def read(self, names: Sequence[str], lengths: NDArray[np.int64]) -> Iterator[Block]:
-        steps = int(lengths.sum())
-        for name in names:  # all shapes before any chunk: an absurd one has absurdly many
-            shape = self.store.arrays[name].shape
-            if not shape or shape[0] != steps:
-                raise DataError(
-                    f"{self.where}: '{name}' has shape {shape} and there are {steps} steps; "
-                    "every key needs one row per step."
-                )
-        arrays = {name: self.store.checked(name, self.missing_chunks) for name in names}
-        return read_parts([steps], names, lambda _, name: arrays[name], self.where)
+    if name not in (store.attributes.get(KINDS) or {}):
+        return feature
+    declared = store.feature(name)
+    first = declared.is_frame and len(declared.shape) == 3 and channels_first(declared.shape)
+    return replace(feature, kind=declared.name, declared=declared.declaration(), channels_first=first)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.data.causes import first_line, reading_error
-from flowpolicy.data.importers.source import Block, Feature, Source, read_parts
+from flowpolicy.data.importers.source import ArraySource, Feature
 from flowpolicy.errors import DataError
-from flowpolicy.features.image import channels_first
-from flowpolicy.features.undeclared import Kind, kind_of
+from flowpolicy.features.undeclared import Kind
+from flowpolicy.optional import optional
 
 _MAX_DEPTH = 12
 _MAX_LEAVES = 2000
@@ -36,12 +35,8 @@ def open_hdf5(path: Path) -> Iterator[Any]:
         DataError: h5py is not installed, or the file is missing, cut off, damaged, or not HDF5; also for
             whatever h5py raises inside the block.
     """
-    try:
+    with optional(f"{path} needs h5py to be read", "import", DataError):
         import h5py
-    except ImportError as error:
-        raise DataError(
-            f"{path} needs h5py to be read; install it with: pip install 'flowpolicy[import]'."
-        ) from error
     if path.is_dir():
         raise DataError(f"{path} is a folder where an HDF5 file is expected; give the file itself.")
     with hdf5_explained(path):
@@ -63,60 +58,13 @@ def hdf5_explained(path: Path) -> Iterator[None]:
         raise reading_error(error, path, "cannot be read as HDF5", remedy) from error
 
 
-class _Leaves:
-    """The datasets below groups of one layout by their path inside each: empty text, or why not to open one.
-
-    Links to other files are not followed, nothing is opened, and what one group has shown of a name is not
-    looked up in the next: files have thousands of episodes.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.found: dict[str, str] = {}
-        self._groups: set[str] = set()
-        self._path = path
-
-    def add(self, group: Any, prefix: str = "", depth: int = _MAX_DEPTH) -> None:
-        """Collect what is below ``group``."""
-        import h5py
-
-        for name in group:
-            full = f"{prefix}{name}"
-            if full in self.found:
-                continue
-            link = group.get(name, getlink=True)
-            if isinstance(link, h5py.ExternalLink):
-                self.found[full] = "is a link to another file"
-            elif full in self._groups or _class_of(group, name) is h5py.Group:
-                if depth == 0:
-                    self.found[full] = "is nested too deeply"
-                else:
-                    self._groups.add(full)
-                    self.add(group[name], f"{full}/", depth - 1)
-            else:
-                self.found[full] = "" if _class_of(group, name) is h5py.Dataset else "cannot be opened"
-            if len(self.found) > _MAX_LEAVES:
-                raise DataError(
-                    f"{self._path}: '{group.name}' holds more than {_MAX_LEAVES} arrays; is it one episode?"
-                )
-
-
-def _class_of(group: Any, name: str) -> Any:
-    try:
-        return group.get(name, getclass=True)
-    except Exception:  # a link to nowhere, or a damaged header
-        return None
-
-
-def feature_of(name: str, key: str, node: Any, *, default: bool, note: str = "") -> Feature:
-    """How a dataset is listed; ``node`` is None where it cannot be opened, and ``note`` says why."""
+def feature_of(name: str, key: str, node: Any, *, default: bool) -> Feature:
+    """How a dataset is listed; ``node`` is None where it cannot be opened."""
     if node is None:
-        return Feature(name, key, Kind.OTHER, default=default, note=note or "cannot be opened")
-    shape = tuple(int(n) for n in (node.shape or ())[1:])
-    kind = kind_of(name, node.dtype, shape)
-    if node.dtype.kind == "O":  # of variable length: text, or one encoded image a row
-        kind = Kind.TEXT
-    first = kind is Kind.IMAGE and len(shape) == 3 and channels_first(shape)
-    return Feature(name, key, kind, shape, default=default, note=note, channels_first=first)
+        return Feature(name, key, Kind.OTHER, default=default, note="cannot be opened")
+    feature = Feature.of_array(name, key, node.dtype, (node.shape or ())[1:], default)
+    # Objects have a variable length: text, or one encoded image a row.
+    return dataclasses.replace(feature, kind=Kind.TEXT) if node.dtype.kind == "O" else feature
 
 
 def open_rows(group: Any, key: str, path: Path) -> Any:
@@ -132,8 +80,6 @@ def open_rows(group: Any, key: str, path: Path) -> Any:
         raise DataError(f"{path}: '{full}' is a group where an array is expected.")
     if node.dtype.kind not in "fiub":
         raise DataError(f"{path}: '{full}' holds {node.dtype}, not numbers; convert or leave it out.")
-    if not node.shape:
-        raise DataError(f"{path}: '{full}' is a single number; it must have one row per step.")
     if node.external is not None or node.is_virtual:
         raise DataError(
             f"{path}: '{full}' keeps its data in another file; copy them into this one (h5repack)."
@@ -213,63 +159,83 @@ def _is_written(node: Any) -> bool:
     return int(node.id.get_num_chunks()) >= expected
 
 
-@dataclass
-class Hdf5Episodes(Source):
-    """Episodes that are groups of HDF5, in one file or in several.
+def group_source(path: Path, groups: Mapping[str, Any], describe: Describe, **about: Any) -> ArraySource:
+    """A source whose episodes are groups of one file, each with an array a column.
 
-    Attributes:
-        group: ``group(number)`` is the open group of an episode.
-        path: ``path(number)`` is the file it lies in.
-        longer: whether a column has one row more than there are actions; the last row is left out.
+    Args:
+        path: the file, for messages.
+        groups: the episodes' groups, open, by their names, in order.
+        describe: how a column is listed.
+        about: the other fields of :class:`ArraySource`.
     """
+    opened = list(groups.values())
 
-    group: Callable[[int], Any] = field(kw_only=True)
-    path: Callable[[int], Path] = field(kw_only=True)
-    longer: Callable[[str], bool] = field(kw_only=True, default=lambda name: False)
+    def rows(number: int, name: str) -> Any:
+        return open_rows(opened[number], name, path)
 
-    def lengths(self, action: Sequence[str]) -> NDArray[np.int64]:
-        """Rows of the action in each episode, ``(episodes,)``."""
-        counts = [
-            len(open_rows(self.group(i), action[0], self.path(i))) - self.longer(action[0])
-            for i in range(len(self.episodes))
-        ]
-        return np.array([max(0, count) for count in counts], np.int64)
-
-    def read(self, names: Sequence[str], lengths: NDArray[np.int64]) -> Iterator[Block]:
-        """The chosen columns, episode by episode."""
-
-        def rows(number: int, name: str) -> Any:
-            node = open_rows(self.group(number), name, self.path(number))
-            extra = int(self.longer(name))
-            if len(node) != lengths[number] + extra:
-                rule = "one row more than actions" if extra else "one row per step"
-                raise DataError(
-                    f"{self.path(number)}: '{name}' has {len(node)} rows in '{self.episodes[number]}' and "
-                    f"its actions have {lengths[number]}; every such key needs {rule}."
-                )
-            return node
-
-        return read_parts(lengths, names, rows, self.where)
+    return ArraySource(str(path), list_features(opened, path, describe), list(groups), rows=rows, **about)
 
 
 def list_features(groups: Sequence[Any], path: Path, describe: Describe) -> dict[str, Feature]:
-    """The columns of episodes that are HDF5 groups, each as it is where it first occurs; nothing is read."""
+    """The columns of episodes that are HDF5 groups, each as it is where it first occurs; nothing is read.
+
+    Links to other files are not followed, and what one group has shown of a name is not looked up in the
+    next: files have thousands of episodes.
+    """
     features: dict[str, Feature] = {}
-    known = _Leaves(path)
+    inner: set[str] = set()
     for group in groups:
         if not is_group(group):
             raise DataError(f"{path}: '{group.name}' is an array where a demonstration is expected.")
-        known.add(group)
-        for name in list(known.found)[len(features) :]:
-            feature = describe(name, _node(group, name, known.found[name]))
-            features[name] = dataclasses.replace(feature, note=feature.note or known.found[name])
+        for name, note in _leaves(group, features, inner):
+            feature = describe(name, None if note else _node(group, name))
+            features[name] = dataclasses.replace(feature, note=note or feature.note)
+            if len(features) > _MAX_LEAVES:
+                raise DataError(
+                    f"{path}: '{group.name}' holds more than {_MAX_LEAVES} arrays; is it one episode?"
+                )
     return features
 
 
-def _node(group: Any, name: str, note: str) -> Any:
-    """A dataset, or None where it cannot be opened or holds nothing."""
-    if note:
+def _leaves(
+    group: Any, known: Container[str], inner: set[str], prefix: str = "", depth: int = _MAX_DEPTH
+) -> Iterator[tuple[str, str]]:
+    """Datasets below a group that are not known yet: path inside it, and why not to open it, if so.
+
+    Args:
+        group: open.
+        known: paths of datasets.
+        inner: paths of groups; those that are found are added.
+        prefix: the group's own path.
+        depth: levels to go down.
+    """
+    import h5py
+
+    for name in group:
+        full = f"{prefix}{name}"
+        if full in known:
+            continue
+        if isinstance(group.get(name, getlink=True), h5py.ExternalLink):
+            yield full, "is a link to another file"
+        elif full in inner or _class_of(group, name) is h5py.Group:
+            inner.add(full)
+            if depth == 0:
+                yield full, "is nested too deeply"
+            else:
+                yield from _leaves(group[name], known, inner, f"{full}/", depth - 1)
+        else:
+            yield full, "" if _class_of(group, name) is h5py.Dataset else "cannot be opened"
+
+
+def _class_of(group: Any, name: str) -> Any:
+    try:
+        return group.get(name, getclass=True)
+    except Exception:  # a link to nowhere, or a damaged header
         return None
+
+
+def _node(group: Any, name: str) -> Any:
+    """A dataset, or None where it cannot be opened or holds nothing."""
     try:
         node = group[name]
         return None if node.dtype is None else node

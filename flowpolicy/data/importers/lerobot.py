@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.data.importers import parquet
+from flowpolicy.data.importers.registry import importer
 from flowpolicy.data.importers.source import BLOCK_BYTES, Block, Feature, Source, json_object
-from flowpolicy.data.zarr_reading import resolve_path
 from flowpolicy.errors import DataError
-from flowpolicy.features.image import channels_first
-from flowpolicy.features.undeclared import Kind, kind_of
+from flowpolicy.features.undeclared import Kind
 from flowpolicy.files.hub import download_dataset
+from flowpolicy.optional import optional
 
 _EPISODE, _FRAME, _TIME = "episode_index", "frame_index", "timestamp"
 _BOOKKEEPING = {_EPISODE, _FRAME, _TIME, "index", "task_index"}
 _KEYS = {"observation.state": "observation", "next.reward": "reward", "next.done": "done"}
 
 
-@contextlib.contextmanager
-def open_lerobot(path: Path | str) -> Iterator[Source]:
+@importer("lerobot", lambda contents: contents.has("meta/info.json"))
+def open_lerobot(path: Path) -> Iterator[Source]:
     """A LeRobot dataset: its folder, or the repository id of one on the Hugging Face Hub.
 
     ``observation.state`` becomes ``observation``, ``observation.<key>`` becomes ``<key>``, ``next.reward``
@@ -39,10 +37,8 @@ def open_lerobot(path: Path | str) -> Iterator[Source]:
     Raises:
         DataError: a damaged or incomplete dataset.
     """
-    if importlib.util.find_spec("pyarrow") is None:  # known before anything is fetched
-        raise DataError(
-            f"{path} needs pyarrow to be read; install it with: pip install 'flowpolicy[import]'."
-        )
+    with optional(f"{path} needs pyarrow to be read", "import", DataError):
+        import pyarrow  # noqa: F401 - known before anything is fetched
     folder = _find_folder(path)
     description = folder / "meta" / "info.json"
     if not description.is_file():
@@ -77,15 +73,12 @@ def open_lerobot(path: Path | str) -> Iterator[Source]:
     )  # fmt: skip
 
 
-def _find_folder(path: Path | str) -> Path:
-    folder = resolve_path(path)
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise DataError(
-            f"{folder} is a file; give the LeRobot dataset's folder, the one with meta/info.json."
-        )
-    if Path(path).is_absolute() or str(path).count("/") != 1:
+def _find_folder(path: Path) -> Path:
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise DataError(f"{path} is a file; give the LeRobot dataset's folder, the one with meta/info.json.")
+    if path.is_absolute() or str(path).count("/") != 1:
         raise DataError(f"There is no LeRobot dataset at {path}; check the path.")
     return download_dataset(str(path), ["meta/info.json", "data/*"])
 
@@ -109,19 +102,15 @@ def _features(tables: Sequence[parquet.Table], declared: dict[str, Any]) -> dict
 
 def _feature(name: str, key: str, stored: Any, spec: dict[str, Any], default: bool) -> Feature:
     kind, dtype = parquet.kind_of_type(stored)
-    if dtype is None:
-        return Feature(name, key, kind, default=default)
     shape = spec.get("shape")
     is_shape = isinstance(shape, (list, tuple)) and all(type(n) is int and n > 0 for n in shape)
-    if not is_shape:  # undeclared: the rows themselves say it when they are read
-        return Feature(name, key, Kind.VECTOR, default=default)
-    declared = tuple(shape or ())
-    kind = kind_of(name, dtype, declared)
+    if dtype is None or not is_shape:  # an undeclared shape: the rows themselves say it when they are read
+        return Feature(name, key, kind, default=default)
+    feature = Feature.of_array(name, key, dtype, tuple(shape or ()), default)
     axes = spec.get("names")
-    first = kind is Kind.IMAGE and len(declared) == 3 and channels_first(declared)
-    if kind is Kind.IMAGE and isinstance(axes, (list, tuple)) and len(axes) == 3:
-        first = str(axes[0]).startswith("channel")
-    return Feature(name, key, kind, declared, default, channels_first=first)
+    if feature.kind == Kind.IMAGE and isinstance(axes, (list, tuple)) and len(axes) == 3:
+        return replace(feature, channels_first=str(axes[0]).startswith("channel"))
+    return feature
 
 
 class _Order:
@@ -158,7 +147,7 @@ class _Dataset(Source):
     tables: list[parquet.Table] = field(kw_only=True)
     order: _Order = field(kw_only=True)
 
-    def lengths(self, action: Sequence[str]) -> NDArray[np.int64]:
+    def lengths(self, action: str) -> NDArray[np.int64]:
         return self.order.lengths
 
     def read(self, names: Sequence[str], lengths: NDArray[np.int64]) -> Iterator[Block]:

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flowpolicy.data.importers.episodes import natural_order
-from flowpolicy.data.importers.hdf5 import (
-    Hdf5Episodes,
-    child,
-    feature_of,
-    is_group,
-    list_features,
-    open_hdf5,
-)
-from flowpolicy.data.importers.source import Feature, Source, json_object
-from flowpolicy.data.zarr_reading import resolve_path
+from flowpolicy.data.importers.hdf5 import child, feature_of, group_source, is_group, open_hdf5
+from flowpolicy.data.importers.registry import importer
+from flowpolicy.data.importers.source import Feature, Source, json_object, natural_order
 
 _KEYS = {
     "actions": "action",
@@ -26,11 +17,10 @@ _KEYS = {
     "truncated": "truncated",
     "obs": "observation",
 }
-_LONGER = ("obs", "env_states", "env_init_state")
 
 
-@contextlib.contextmanager
-def open_maniskill(path: Path | str) -> Iterator[Source]:
+@importer("maniskill", lambda contents: any(name.startswith("traj_") for name in contents.hdf5))
+def open_maniskill(path: Path) -> Iterator[Source]:
     """A ManiSkill file: ``traj_i/{obs, actions, terminated, truncated, rewards, success, env_states}``.
 
     ``obs`` as one array becomes ``observation``; nested, ``obs/agent/qpos`` becomes ``agent.qpos``.
@@ -44,26 +34,25 @@ def open_maniskill(path: Path | str) -> Iterator[Source]:
     Raises:
         DataError: a damaged file.
     """
-    path = resolve_path(path)
     with open_hdf5(path) as file:
         names = natural_order([name for name in file if name.startswith("traj_")])
-        groups = [child(file, name, path) for name in names]
-        has_observations = any(is_group(group) and _holds_arrays(group.get("obs")) for group in groups)
+        groups = {name: child(file, name, path) for name in names}
+        has_observations = any(
+            is_group(group) and _holds_arrays(group.get("obs")) for group in groups.values()
+        )
 
-        def describe(name: str, node: Any) -> Feature:
+        def feature(name: str, node: Any) -> Feature:
             head, _, rest = name.partition("/")
             default = name in _KEYS or head == "obs" or (head == "env_states" and not has_observations)
             key = _KEYS.get(name) or (rest if head == "obs" else name).replace("/", ".")
             return feature_of(name, key, node, default=default)
 
-        yield Hdf5Episodes(
-            str(path),
-            list_features(groups, path, describe),
-            names,
-            _attributes(path),
-            group=lambda number: groups[number],
-            path=lambda number: path,
-            longer=lambda name: name.partition("/")[0] in _LONGER,
+        yield group_source(
+            path,
+            groups,
+            feature,
+            attributes=_attributes(path.with_suffix(".json")),
+            longer=lambda name: name.partition("/")[0] in ("obs", "env_states", "env_init_state"),
         )
 
 
@@ -71,15 +60,8 @@ def _holds_arrays(node: Any) -> bool:
     return node is not None and (not is_group(node) or len(node) > 0)
 
 
-def _attributes(path: Path) -> dict[str, Any]:
-    attributes: dict[str, Any] = {"imported_from": path.name}
-    beside = path.with_suffix(".json")
-    if not beside.is_file():
-        return attributes
-    description = json_object(beside, "trajectories")
-    env = description.get("env_info")
-    if isinstance(env, dict):
-        attributes["env_info"] = env
-        if isinstance(env.get("env_id"), str):
-            attributes["env_id"] = env["env_id"]
-    return attributes
+def _attributes(beside: Path) -> dict[str, Any]:
+    env = json_object(beside, "trajectories").get("env_info") if beside.is_file() else None
+    if not isinstance(env, dict):
+        return {}
+    return {"env_info": env} | ({"env_id": env["env_id"]} if isinstance(env.get("env_id"), str) else {})

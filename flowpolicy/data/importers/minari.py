@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from flowpolicy.data.causes import first_line
-from flowpolicy.data.importers.episodes import natural_order
-from flowpolicy.data.importers.hdf5 import Hdf5Episodes, child, feature_of, list_features, open_hdf5
-from flowpolicy.data.importers.source import Bounds, Feature, Source, json_object
-from flowpolicy.data.zarr_reading import resolve_path
+from flowpolicy.data.importers.hdf5 import child, feature_of, group_source, open_hdf5
+from flowpolicy.data.importers.registry import Contents, importer
+from flowpolicy.data.importers.source import Bounds, Feature, Source, json_object, natural_order
 from flowpolicy.errors import DataError
+from flowpolicy.optional import optional
 
-MAIN_FILE = "main_data.hdf5"
+_MAIN_FILE = "main_data.hdf5"
 _KEYS = {
     "actions": "action",
     "observations": "observation",
@@ -27,8 +26,13 @@ _KEYS = {
 }
 
 
-@contextlib.contextmanager
-def open_minari(path: Path | str, download: bool = False) -> Iterator[Source]:
+def _is_minari(contents: Contents) -> bool:
+    is_folder = contents.has(f"data/{_MAIN_FILE}") or contents.has(_MAIN_FILE)
+    return is_folder or any(name.startswith("episode_") for name in contents.hdf5)
+
+
+@importer("minari", _is_minari)
+def open_minari(path: Path, download: bool = False) -> Iterator[Source]:
     """A Minari dataset: its folder, its HDF5 file, or the id of one that the minari package knows.
 
     Minari keeps one observation more than actions; the last is left out. A dictionary of observations becomes
@@ -53,15 +57,12 @@ def open_minari(path: Path | str, download: bool = False) -> Iterator[Source]:
             raise DataError(
                 f"{file_path} holds {len(names)} episodes and its metadata {expected}; copy it again."
             )
-        groups = [child(file, name, file_path) for name in names]
-        yield Hdf5Episodes(
-            str(file_path),
-            list_features(groups, file_path, _feature),
-            names,
-            _attributes(metadata, file_path),
+        yield group_source(
+            file_path,
+            {name: child(file, name, file_path) for name in names},
+            _feature,
+            attributes=_attributes(metadata, file_path),
             bounds=_bounds(_parsed(metadata.get("action_space"))),
-            group=lambda number: groups[number],
-            path=lambda number: file_path,
             longer=lambda name: name.partition("/")[0] in ("observations", "infos"),
         )
 
@@ -83,21 +84,16 @@ def _attributes(metadata: dict[str, Any], path: Path) -> dict[str, Any]:
     return attributes
 
 
-def _find_file(path: Path | str, download: bool) -> Path:
-    folder = resolve_path(path)
-    for candidate in (folder, folder / "data" / MAIN_FILE, folder / MAIN_FILE):
+def _find_file(path: Path, download: bool) -> Path:
+    for candidate in (path, path / "data" / _MAIN_FILE, path / _MAIN_FILE):
         if candidate.is_file():
             return candidate
-    if folder.exists():
-        raise DataError(f"{folder} has no data/{MAIN_FILE}; give a Minari dataset kept as HDF5.")
-    if Path(path).is_absolute() or Path(path).suffix:
+    if path.exists():
+        raise DataError(f"{path} has no data/{_MAIN_FILE}; give a Minari dataset kept as HDF5.")
+    if path.is_absolute() or path.suffix:
         raise DataError(f"There is no Minari dataset at {path}; check the path.")
-    try:
+    with optional(f"'{path}' is no folder here, and reading it as an id needs minari", "minari", DataError):
         import minari
-    except ImportError as error:
-        raise DataError(
-            f"'{path}' is no folder here, and reading it as an id needs: pip install 'flowpolicy[minari]'."
-        ) from error
     try:
         stored = Path(minari.load_dataset(str(path), download=download).storage.data_path)
     except Exception as error:
@@ -105,9 +101,9 @@ def _find_file(path: Path | str, download: bool) -> Path:
             f"Minari has no dataset '{path}' on this machine ({first_line(error)}); "
             "check the id, or let it be fetched with options.download=true."
         ) from error
-    if not (stored / MAIN_FILE).is_file():
-        raise DataError(f"Minari keeps '{path}' without {MAIN_FILE}; only its HDF5 storage can be read.")
-    return stored / MAIN_FILE
+    if not (stored / _MAIN_FILE).is_file():
+        raise DataError(f"Minari keeps '{path}' without {_MAIN_FILE}; only its HDF5 storage can be read.")
+    return stored / _MAIN_FILE
 
 
 def _parsed(text: Any) -> dict[str, Any]:
@@ -124,10 +120,7 @@ def _bounds(space: dict[str, Any]) -> Bounds | None:
         low, high = (np.asarray(space[name], np.float64).reshape(-1) for name in ("low", "high"))
     except (KeyError, TypeError, ValueError):
         return None
-    low, high = (
-        np.nan_to_num(low, nan=-np.inf, posinf=np.inf, neginf=-np.inf),
-        np.nan_to_num(high, nan=np.inf, posinf=np.inf, neginf=-np.inf),
-    )
+    low, high = np.where(np.isnan(low), -np.inf, low), np.where(np.isnan(high), np.inf, high)
     if low.size == 0 or low.shape != high.shape or (low > high).any():
         return None
     return Bounds(low, high) if np.isfinite([low, high]).any() else None

@@ -11,6 +11,7 @@ import io
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,51 +54,21 @@ class _RefusedError(Exception):
     """Names what a pickle asked for."""
 
 
-class _Array:
-    """An array's description; ``state`` is (version, shape, dtype, fortran order, bytes)."""
+class _Call:
+    """A call of numpy's that a pickle asks for: written down and never made."""
 
-    __slots__ = ("state",)
+    __slots__ = ("arguments", "name", "state")
 
-    def __init__(self) -> None:
+    def __init__(self, name: str, *arguments: Any) -> None:
+        self.name, self.arguments = name, arguments
         self.state: Any = None
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
 
 
-class _Type:
-    """A numeric type's description."""
-
-    __slots__ = ("code", "order")
-
-    def __init__(self, code: Any) -> None:
-        self.code, self.order = code, "="
-
-    def __setstate__(self, state: Any) -> None:
-        if not isinstance(state, tuple) or len(state) < 3 or state[2] is not None:
-            raise _RefusedError("a structured array")
-        self.order = state[1]
-
-    def dtype(self) -> np.dtype[Any]:
-        code = self.code.decode("ascii") if isinstance(self.code, bytes) else self.code
-        if not isinstance(code, str) or code.lstrip("<>=|")[:1] not in tuple("fiub"):
-            raise _RefusedError(f"an array of type {str(self.code)[:20]!r}")
-        dtype = np.dtype(code)
-        return dtype.newbyteorder(">") if self.order == ">" else dtype
-
-
-class _Scalar:
-    __slots__ = ("data", "type")
-
-    def __init__(self, kind: Any, data: Any) -> None:
-        self.type, self.data = kind, data
-
-    def __setstate__(self, state: Any) -> None:
-        raise _RefusedError("a state for a number")
-
-
-class _Function:
-    """A permitted call, as an object that a pickle can call and cannot alter."""
+class _Name:
+    """What a permitted name stands for: an object that a pickle can call and cannot alter."""
 
     __slots__ = ("_function",)
 
@@ -109,30 +80,6 @@ class _Function:
 
     def __setstate__(self, state: Any) -> None:
         raise _RefusedError("a state for a function")
-
-
-class _NdarrayName:
-    """What ``numpy.ndarray`` stands for: a mark to be handed on, which does nothing."""
-
-    __slots__ = ()
-
-    def __setstate__(self, state: Any) -> None:
-        raise _RefusedError("a state for a class")
-
-
-_NDARRAY = _NdarrayName()
-
-
-def _reconstruct(subtype: Any, shape: Any, kind: Any) -> _Array:
-    if subtype is not _NDARRAY:
-        raise _RefusedError("an array of another class")
-    return _Array()
-
-
-def _frombuffer(data: Any, kind: Any, shape: Any, order: Any) -> _Array:
-    array = _Array()
-    array.state = (1, shape, kind, order == "F", bytes(data))
-    return array
 
 
 def _encode(text: Any, encoding: Any = "latin1") -> bytes:
@@ -147,22 +94,19 @@ def _bytes(*content: Any) -> bytes:
     return content[0] if content else b""
 
 
-def _type(code: Any, *_: Any) -> _Type:
-    return _Type(code)
-
-
+_NDARRAY = _Name(partial(_Call, "ndarray"))
 _ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): _NDARRAY,
-    ("numpy", "dtype"): _Function(_type),
-    ("_codecs", "encode"): _Function(_encode),
-    ("collections", "OrderedDict"): _Function(OrderedDict),
+    ("numpy", "dtype"): _Name(partial(_Call, "dtype")),
+    ("_codecs", "encode"): _Name(_encode),
+    ("collections", "OrderedDict"): _Name(OrderedDict),
 }
 for _module in ("builtins", "__builtin__"):
-    _ALLOWED[_module, "bytes"] = _Function(_bytes)
+    _ALLOWED[_module, "bytes"] = _Name(_bytes)
 for _core in ("numpy.core", "numpy._core"):
-    _ALLOWED[f"{_core}.multiarray", "_reconstruct"] = _Function(_reconstruct)
-    _ALLOWED[f"{_core}.multiarray", "scalar"] = _Function(_Scalar)
-    _ALLOWED[f"{_core}.numeric", "_frombuffer"] = _Function(_frombuffer)
+    _ALLOWED[f"{_core}.multiarray", "_reconstruct"] = _Name(partial(_Call, "_reconstruct"))
+    _ALLOWED[f"{_core}.multiarray", "scalar"] = _Name(partial(_Call, "scalar"))
+    _ALLOWED[f"{_core}.numeric", "_frombuffer"] = _Name(partial(_Call, "_frombuffer"))
 
 
 class _Unpickler(pickle.Unpickler):
@@ -195,31 +139,49 @@ class _Builder:
             return {self.build(k, depth): self.build(v, depth) for k, v in value.items()}
         if isinstance(value, (list, tuple)):
             return type(value)(self.build(item, depth) for item in value)
-        if isinstance(value, _Scalar):
-            return np.frombuffer(_raw(value.data), _dtype(value.type), count=1)[0]
-        if isinstance(value, _Array):
+        if isinstance(value, _Call) and value.name == "scalar" and value.state is None:
+            kind, data = value.arguments
+            return np.frombuffer(_raw(data), _dtype(kind), count=1)[0]
+        if isinstance(value, _Call) and value.name in ("_reconstruct", "_frombuffer"):
             return _array(value)
         raise _RefusedError(f"a value of type {type(value).__name__.lstrip('_')}")
 
 
-def _array(value: _Array) -> NDArray[Any]:
-    if not isinstance(value.state, tuple) or len(value.state) != 5:
+def _array(call: _Call) -> NDArray[Any]:
+    """The array that ``_reconstruct`` and its state describe, or ``_frombuffer`` by itself."""
+    if call.name == "_frombuffer":
+        data, kind, shape, order = call.arguments
+        is_fortran = order == "F"
+    elif call.arguments[0] is not _NDARRAY:
+        raise _RefusedError("an array of another class")
+    elif not isinstance(call.state, tuple) or len(call.state) != 5:
         raise _RefusedError("an array without content")
-    _, shape, kind, fortran, data = value.state
+    else:
+        _, shape, kind, is_fortran, data = call.state
     shape = (shape,) if isinstance(shape, int) else shape
     if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
         raise _RefusedError("an array of impossible shape")
     if isinstance(data, list):
         raise _RefusedError("an array of objects")
     flat = np.frombuffer(_raw(data), _dtype(kind))
-    return flat.reshape(shape, order="F" if fortran else "C").copy()
+    return flat.reshape(shape, order="F" if is_fortran else "C").copy()
 
 
 def _raw(data: Any) -> bytes:
     return data.encode("latin1") if isinstance(data, str) else bytes(memoryview(data))
 
 
-def _dtype(kind: Any) -> np.dtype[Any]:
-    if not isinstance(kind, _Type):
+def _dtype(call: Any) -> np.dtype[Any]:
+    """The numeric type that a call of ``numpy.dtype`` and its state (version, byte order, ...) describe."""
+    if not isinstance(call, _Call) or call.name != "dtype":
         raise _RefusedError("an array of unknown type")
-    return kind.dtype()
+    order = "="
+    if call.state is not None:
+        if not isinstance(call.state, tuple) or len(call.state) < 3 or call.state[2] is not None:
+            raise _RefusedError("a structured array")
+        order = call.state[1]
+    code = call.arguments[0].decode("ascii") if isinstance(call.arguments[0], bytes) else call.arguments[0]
+    if not isinstance(code, str) or code.lstrip("<>=|")[:1] not in tuple("fiub"):
+        raise _RefusedError(f"an array of type {str(code)[:20]!r}")
+    dtype = np.dtype(code)
+    return dtype.newbyteorder(">") if order == ">" else dtype

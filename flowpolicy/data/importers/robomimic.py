@@ -3,31 +3,28 @@ Isaac Lab's recorder, whose groups are nested."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flowpolicy.data.importers.episodes import natural_order
 from flowpolicy.data.importers.hdf5 import (
-    Hdf5Episodes,
     child,
     feature_of,
+    group_source,
     is_group,
     json_attribute,
-    list_features,
     open_hdf5,
 )
-from flowpolicy.data.importers.source import Feature, Source
-from flowpolicy.data.versions import recorded_version
-from flowpolicy.data.zarr_reading import resolve_path
+from flowpolicy.data.importers.registry import importer
+from flowpolicy.data.importers.source import Feature, Source, natural_order
 from flowpolicy.errors import DataError
 
 _KEYS = {"actions": "action", "rewards": "reward", "dones": "done", "obs": "observation"}
+_ROBOSUITE_TYPE = 1  # robomimic's number for robosuite's environments
 
 
-@contextlib.contextmanager
-def open_robomimic(path: Path | str, filter_key: str | None = None) -> Iterator[Source]:
+@importer("robomimic", lambda contents: "data" in contents.hdf5)
+def open_robomimic(path: Path, filter_key: str | None = None) -> Iterator[Source]:
     """A robomimic, robosuite or Isaac Lab file, in numeric order (``demo_10`` after ``demo_2``).
 
     Each ``obs/<key>`` becomes the key of that name, ``obs/<group>/<key>`` becomes ``<group>.<key>``.
@@ -45,44 +42,32 @@ def open_robomimic(path: Path | str, filter_key: str | None = None) -> Iterator[
     Raises:
         DataError: a damaged file, a missing subset, or something else where demonstrations are expected.
     """
-    path = resolve_path(path)
     with open_hdf5(path) as file:
         data = child(file, "data", path)
         if not is_group(data):
             raise DataError(f"{path}: 'data' is an array where a group of demonstrations is expected.")
         names = natural_order(_chosen(file, data, filter_key, path))
-        groups = [child(data, name, path) for name in names]
-        has_observations = any(is_group(group) and "obs" in group for group in groups)
+        groups = {name: child(data, name, path) for name in names}
+        has_observations = any(is_group(group) and "obs" in group for group in groups.values())
 
-        def describe(name: str, node: Any) -> Feature:
-            return _feature(name, node, has_observations)
-
-        yield Hdf5Episodes(
-            str(path),
-            list_features(groups, path, describe),
-            names,
-            _attributes(file, data, names if filter_key is None else None, path),
-            group=lambda number: groups[number],
-            path=lambda number: path,
+        yield group_source(
+            path,
+            groups,
+            lambda name, node: _feature(name, node, has_observations),
+            attributes=_attributes(file, data, names if filter_key is None else None, path),
         )
 
 
 def _feature(name: str, node: Any, has_observations: bool) -> Feature:
+    keys = _KEYS if has_observations else {**_KEYS, "states": "observation"}
     head, _, rest = name.partition("/")
-    if name == "states" and not has_observations:
-        return feature_of(name, "observation", node, default=True)
-    if name in _KEYS:
-        return feature_of(name, _KEYS[name], node, default=True)
-    key = (rest or name).replace("/", ".")
-    is_state = head == "states"
-    if is_state and rest:
-        key = name.replace("/", ".")
-    default = head == "obs" or (is_state and (not rest or not has_observations))
-    return feature_of(name, key, node, default=default)
+    key = keys.get(name) or (name if head == "states" else rest or name).replace("/", ".")
+    is_observed = head == "obs" or name == "states" or (head == "states" and not has_observations)
+    return feature_of(name, key, node, default=name in keys or is_observed)
 
 
 def _attributes(file: Any, data: Any, names: list[str] | None, path: Path) -> dict[str, Any]:
-    attributes: dict[str, Any] = {"imported_from": path.name}
+    attributes: dict[str, Any] = {}
     for name in ("env_args", "env_info"):
         content = json_attribute(data, name, path)
         if content is not None:
@@ -95,8 +80,11 @@ def _attributes(file: Any, data: Any, names: list[str] | None, path: Path) -> di
     for name in ("repository_version", "date"):
         if isinstance(data.attrs.get(name), str):
             attributes[f"source_{name}"] = data.attrs[name]
-    version = recorded_version(attributes.get("env_args"), attributes.get("source_repository_version"))
-    if version is not None:
+    version = attributes.get("source_repository_version")
+    described = attributes.get("env_args")
+    if isinstance(described, dict):
+        version = described.get("env_version") if described.get("type") == _ROBOSUITE_TYPE else None
+    if isinstance(version, str) and version:
         attributes["env_version"] = version
     return attributes
 

@@ -1,9 +1,10 @@
-"""What a format's reader says of a file: the columns it declares, its episodes, blocks of chosen columns."""
+"""What an importer gives of a file: the columns it declares, its episodes, and rows of chosen columns."""
 
 from __future__ import annotations
 
 import abc
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 from flowpolicy.data.causes import reading_error
 from flowpolicy.errors import DataError
 from flowpolicy.features import FEATURE_KINDS
-from flowpolicy.features.undeclared import Kind
+from flowpolicy.features.image import channels_first
+from flowpolicy.features.undeclared import Kind, kind_of
 from flowpolicy.runs.progress import progress
 
 BLOCK_BYTES = 1 << 24
@@ -47,6 +49,15 @@ class Feature:
     channels_first: bool = False
     declared: Any = None
 
+    @classmethod
+    def of_array(
+        cls, name: str, key: str, dtype: np.dtype[Any], shape: Sequence[int], default: bool = True
+    ) -> Feature:
+        """A column of plain arrays: its kind is told by its name and by the type and shape of a row."""
+        kind = kind_of(name, dtype, shape)
+        first = kind is Kind.IMAGE and len(shape) == 3 and channels_first(shape)
+        return cls(name, key, kind, tuple(shape), default, channels_first=first)
+
     @property
     def problem(self) -> str:
         """Why it cannot be taken, in words that follow its name; empty where it can."""
@@ -69,7 +80,7 @@ class Block(NamedTuple):
 
 @dataclass
 class Source(abc.ABC):
-    """A file or folder whose declaration has been read.
+    """A file or folder whose declaration has been read; :class:`ArraySource` is what most are.
 
     Attributes:
         where: what messages call it.
@@ -84,7 +95,7 @@ class Source(abc.ABC):
 
     where: str
     features: dict[str, Feature]
-    episodes: list[str]
+    episodes: Sequence[str] = ()
     attributes: dict[str, Any] = field(default_factory=dict)
     action: str = "actions"
     bounds: Bounds | None = None
@@ -92,8 +103,8 @@ class Source(abc.ABC):
     timestamps: str | None = None
 
     @abc.abstractmethod
-    def lengths(self, action: Sequence[str]) -> NDArray[np.int64]:
-        """Steps of each episode, ``(episodes,)``: the rows of the columns chosen as the action.
+    def lengths(self, action: str) -> NDArray[np.int64]:
+        """Steps of each episode, ``(episodes,)``: the rows of the column chosen as the action.
 
         Raises:
             DataError: episodes that cannot be told apart, or lack the action.
@@ -108,42 +119,93 @@ class Source(abc.ABC):
         """
 
 
-def read_parts(
-    parts: Sequence[int] | NDArray[np.int64],
-    names: Sequence[str],
-    rows: Callable[[int, str], Any],
-    where: Path | str,
-) -> Iterator[Block]:
-    """Blocks from columns that come in parts, such as one array per episode.
+@dataclass
+class ArraySource(Source):
+    """Columns that are arrays, in memory or on disk: one an episode, or one over all episodes.
 
-    Args:
-        parts: rows of each part.
-        names: of the columns.
-        rows: ``rows(part, name)`` is an array, in memory or on disk, with at least that part's rows.
-        where: the file, for messages.
+    Attributes:
+        rows: ``rows(episode, column)`` is an array with that episode's rows, of which only slices are read;
+            with ``flat_lengths`` it has the rows of all episodes, one after another.
+        longer: whether a column has one row more in each episode than there are actions; it is left out.
+        flat_lengths: from the number of steps to the steps of each episode ``(episodes,)``, where a column is
+            one array over all episodes; None where it is one an episode.
     """
-    start = 0
-    for part in progress(range(len(parts)), "read demonstrations"):
-        count = int(parts[part])
-        arrays = {name: rows(part, name) for name in names}
-        width = sum(row_bytes(array) for array in arrays.values())
-        size = max(1, BLOCK_BYTES // max(1, width))
-        for first in range(0, count, size):
-            until = min(first + size, count)
-            yield Block(start + first, {n: _slice(a, first, until, n, where) for n, a in arrays.items()})
-        start += count
+
+    rows: Callable[[int, str], Any] = field(kw_only=True)
+    longer: Callable[[str], bool] = field(kw_only=True, default=lambda name: False)
+    flat_lengths: Callable[[int], NDArray[np.int64]] | None = field(kw_only=True, default=None)
+
+    def __post_init__(self) -> None:
+        if not self.episodes and self.flat_lengths is None:
+            raise DataError(f"{self.where} holds no episode; record at least one.")
+
+    def lengths(self, action: str) -> NDArray[np.int64]:
+        """Steps of each episode, ``(episodes,)``."""
+        if self.flat_lengths is not None:
+            steps = int(self._rows(0, action).shape[0])
+            if steps == 0:
+                raise DataError(f"{self.where}: '{action}' holds no step; record at least one episode.")
+            lengths = self.flat_lengths(steps)
+            self.episodes = self.episodes or [f"episode {number}" for number in range(len(lengths))]
+            return lengths
+        extra = int(self.longer(action))
+        counts = [self._rows(number, action).shape[0] - extra for number in range(len(self.episodes))]
+        return np.array([max(0, count) for count in counts], np.int64)
+
+    def read(self, names: Sequence[str], lengths: NDArray[np.int64]) -> Iterator[Block]:
+        """The chosen columns in blocks of about :data:`BLOCK_BYTES`."""
+        parts = lengths if self.flat_lengths is None else [lengths.sum()]
+        start = 0
+        for part in progress(range(len(parts)), "read demonstrations"):
+            count = int(parts[part])
+            arrays = {name: self._checked_rows(part, name, count) for name in names}
+            width = sum(_row_bytes(array) for array in arrays.values())
+            size = max(1, BLOCK_BYTES // max(1, width))
+            for first in range(0, count, size):
+                until = min(first + size, count)
+                yield Block(start + first, {n: self._slice(a, first, until, n) for n, a in arrays.items()})
+            start += count
+
+    def _checked_rows(self, part: int, name: str, count: int) -> Any:
+        array = self._rows(part, name)
+        extra = int(self.longer(name))
+        if array.shape[0] != count + extra:
+            rule = "one row more than actions" if extra else "one row per step"
+            inside = "" if self.flat_lengths is not None else f" in '{self.episodes[part]}'"
+            raise DataError(
+                f"{self.where}: '{name}' has {array.shape[0]} rows{inside} and the actions have {count}; "
+                f"every such key needs {rule}."
+            )
+        return array
+
+    def _rows(self, part: int, name: str) -> Any:
+        try:
+            array = self.rows(part, name)
+        except Exception as error:  # whatever an importer's libraries raise
+            raise reading_error(error, self.where, f"cannot be read at '{name}'") from error
+        if not array.shape:
+            raise DataError(f"{self.where}: '{name}' is a single number; it must have one row per step.")
+        return array
+
+    def _slice(self, array: Any, first: int, until: int, name: str) -> NDArray[Any]:
+        try:
+            return np.asarray(array[first:until])
+        except Exception as error:  # whatever the library below raises for damaged parts
+            raise reading_error(error, self.where, f"cannot be read at '{name}'") from error
 
 
-def row_bytes(array: Any) -> int:
-    """Bytes of one row of an array in memory or on disk."""
+def _row_bytes(array: Any) -> int:
     return int(np.prod(array.shape[1:], dtype=np.float64) * array.dtype.itemsize)
 
 
-def _slice(array: Any, first: int, until: int, name: str, where: Path | str) -> NDArray[Any]:
-    try:
-        return np.asarray(array[first:until])
-    except Exception as error:  # whatever the library below raises for damaged parts
-        raise reading_error(error, where, f"cannot be read at '{name}'") from error
+def natural_order(names: Sequence[str]) -> list[str]:
+    """Names sorted by the numbers in them, so that ``demo_10`` comes after ``demo_2``."""
+    return sorted(
+        names,
+        key=lambda name: [
+            (1, int(part), "") if part.isdecimal() else (0, 0, part) for part in re.split(r"(\d+)", name)
+        ],
+    )
 
 
 def json_object(path: Path, whole: str = "dataset") -> dict[str, Any]:

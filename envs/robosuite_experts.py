@@ -1,4 +1,4 @@
-"""Scripted demonstrators of robosuite's Lift, PickPlaceCan and NutAssemblySquare.
+"""Scripted experts of robosuite's Lift, PickPlaceCan and NutAssemblySquare.
 
 Each looks where the objects are and plays a list of stages. What an episode chooses at random (a way among
 several, heights, the speed) comes from its seed, so that the demonstrations have several modes.
@@ -25,10 +25,10 @@ _AROUND_PEG = 0.03  # m from the peg, within which a nut that is down must be ar
 _IN_HAND = 0.03  # m between the hand and the handle
 
 
-class LiftDemonstrator(ArmScript):
+class LiftExpert(ArmScript):
     """Grasps the cube from above and raises it; two ways: the wrist as it is, or turned by a quarter."""
 
-    def begin(self, env: gym.Env[Any, Any], rng: np.random.Generator) -> str:
+    def reset(self, env: gym.Env[Any, Any], rng: np.random.Generator) -> str:
         """Choose the way and the height from which the hand comes down."""
         arm: Any = env.unwrapped
         simulator = arm.simulator
@@ -47,10 +47,10 @@ class LiftDemonstrator(ArmScript):
         return way
 
 
-class CanDemonstrator(ArmScript):
+class CanExpert(ArmScript):
     """Carries the can to its bin; two ways: the wrist as it is, or turned by a quarter."""
 
-    def begin(self, env: gym.Env[Any, Any], rng: np.random.Generator) -> str:
+    def reset(self, env: gym.Env[Any, Any], rng: np.random.Generator) -> str:
         """Choose the way and the height of the path."""
         arm: Any = env.unwrapped
         simulator = arm.simulator
@@ -77,10 +77,10 @@ class CanDemonstrator(ArmScript):
         return way
 
 
-class SquareDemonstrator(ArmScript):
+class SquareExpert(ArmScript):
     """Grasps the square nut by its handle and puts it on the peg; two ways: carried low or high."""
 
-    def begin(self, env: gym.Env[Any, Any], rng: np.random.Generator) -> str:
+    def reset(self, env: gym.Env[Any, Any], rng: np.random.Generator) -> str:
         """Choose the way and the height from which the hand comes down."""
         arm: Any = env.unwrapped
         scene = _NutAndPeg(arm)

@@ -1,63 +1,116 @@
-"""From a source to a store: list, choose, read only that, check, write; a block of rows at a time."""
+"""From a source to demonstrations or a store: list, choose, read only that, check, write; block by block."""
 
 from __future__ import annotations
 
 import importlib
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar, Unpack, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.data.causes import first_line
 from flowpolicy.data.importers.checks import BoundsCheck, Episodes, TimeCheck
-from flowpolicy.data.importers.choosing import Choice, Column, choose_columns
+from flowpolicy.data.importers.choosing import Column, choose_columns
 from flowpolicy.data.importers.columns import ColumnReader, WideNumbersError, numeric
-from flowpolicy.data.importers.source import Bounds, Source
+from flowpolicy.data.importers.registry import open_source
+from flowpolicy.data.importers.request import Request, requested_bounds, wants_clipping
+from flowpolicy.data.importers.source import Source
+from flowpolicy.data.keys import NOT_OBSERVED, chosen_keys
 from flowpolicy.data.memory import free_memory_bytes
 from flowpolicy.data.rounding import collapses_in_float32
-from flowpolicy.data.store import Demonstrations, episode_ends_problem
+from flowpolicy.data.store import Demonstrations, episode_ends_problem, write_demonstrations
+from flowpolicy.data.store_writing import check_new, store_writer
 from flowpolicy.data.versions import version_warning
-from flowpolicy.data.zarr_reading import EPISODE_KEYS, NOT_OBSERVED
 from flowpolicy.errors import ConfigError, DataError
 from flowpolicy.features.stored import KINDS
 from flowpolicy.features.undeclared import Kind
-from flowpolicy.settings import require
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Checks:
-    """What is asked of the values.
+def import_demonstrations(
+    source: Path | str, format: str = "auto", **request: Unpack[Request]
+) -> Demonstrations:
+    """Read demonstrations of any known format into memory, brought to the wanted keys, and check them.
 
-    Attributes:
-        action_bounds: (low, high), numbers or one per dimension; None takes the source's, if any.
-        out_of_bounds: ``refuse`` or ``clip``.
-        allow_gaps: steps whose times show a gap are taken with a warning.
-        continuous_quaternions: changes between q and -q inside an episode are undone.
+    Args:
+        source: file, folder, or (Minari, LeRobot) dataset id.
+        format: a name in ``FORMATS``, or ``auto``; ``my_module:name`` imports ``my_module`` first.
+        request: see :class:`Request`.
+
+    Raises:
+        DataError: whatever is wrong with the data, in one sentence.
+        ConfigError: an unknown format or option.
     """
+    transform = request.get("demo_transform")
+    with open_source(source, format, request.get("options")) as opened:
+        if transform is None:
+            return _import(opened, request, Import.in_memory)
+        if not opened.clip:
+            opened.bounds = None  # they are those of the action before the transform
+        unjudged: dict[str, Any] = {"keys": None, "action_bounds": None, "out_of_bounds": "refuse"}
+        bounds, clip = requested_bounds(request), wants_clipping(request)
+        demos = _import(opened, cast("Request", {**request, **unjudged}), Import.in_memory)
+    demos = _transformed(demos, transform, request.get("keys"))
+    if bounds is not None:
+        check = BoundsCheck(bounds, clip, demos.source)
+        demos.arrays["action"] = check.rows(demos.arrays["action"], 0)
+        check.finish()
+        if check.outside:
+            demos.attributes["actions_clipped"] = check.outside
+    return demos
 
-    action_bounds: Sequence[Any] | None = None
-    out_of_bounds: str = "refuse"
-    allow_gaps: bool = False
-    continuous_quaternions: bool = False
 
-    def __post_init__(self) -> None:
-        require(
-            self.out_of_bounds in ("refuse", "clip"),
-            "out_of_bounds",
-            self.out_of_bounds,
-            "'refuse' or 'clip'",
-        )
-        if self.action_bounds is not None:
-            _pair(self.action_bounds)
+def import_to_store(
+    source: Path | str,
+    out: Path | str,
+    format: str = "auto",
+    *,
+    attributes: Mapping[str, Any] | None = None,
+    zarr_format: int = 2,
+    image_codec: str = "zstd",
+    **request: Unpack[Request],
+) -> Path:
+    """Like :func:`import_demonstrations`, into a store, a block of rows at a time; returns its path.
+
+    A ``demo_transform`` is given whole arrays, so that with one everything is held in memory.
+
+    Args:
+        source: file, folder, or (Minari, LeRobot) dataset id.
+        out: the new store, a folder or a zip.
+        format: a name in ``FORMATS``, or ``auto``; ``my_module:name`` imports ``my_module`` first.
+        attributes: kept in the store beside those of the source.
+        zarr_format: 2 or 3.
+        image_codec: ``zstd`` or ``jpeg2000``.
+        request: see :class:`Request`.
+
+    Raises:
+        FlowPolicyError: as there, or where the store cannot be written; nothing half-written stays behind.
+    """
+    path = check_new(out)
+    writing: dict[str, Any] = {"zarr_format": zarr_format, "image_codec": image_codec}
+    if request.get("demo_transform") is not None:
+        demos = import_demonstrations(source, format, **request)
+        return write_demonstrations(path, demos, attributes=attributes, **writing)
+
+    def write(chosen: Import) -> None:
+        with store_writer(path, chosen.num_steps, **writing) as writer:
+            writer.attributes.update(chosen.attributes)
+            for rows in chosen.blocks():
+                writer.append(rows)
+            writer.attributes.update({**chosen.attributes, **(attributes or {})})
+            writer.finish(chosen.episode_ends)
+
+    with open_source(source, format, request.get("options")) as opened:
+        _import(opened, request, write)
+    return path
 
 
-def import_whole(source: Source, choice: Choice, checks: Checks, take: Callable[[Import], T]) -> T:
+def _import(source: Source, request: Request, take: Callable[[Import], T]) -> T:
     """What ``take`` makes of the import of the chosen columns.
 
     Whether float32 can hold a column is known when all of it was seen. In the rare case that it cannot,
@@ -66,7 +119,7 @@ def import_whole(source: Source, choice: Choice, checks: Checks, take: Callable[
     wide: set[str] = set()
     while True:
         try:
-            return take(Import(source, choice, checks, wide))
+            return take(Import(source, request, wide))
         except WideNumbersError as error:
             wide.update(error.keys)
 
@@ -76,8 +129,7 @@ class Import:
 
     Args:
         source: opened.
-        choice: of its columns.
-        checks: of their values.
+        request: which columns are chosen, and what is asked of their values.
         wide: keys whose floats stay as wide as they are; the others become float32.
 
     Attributes:
@@ -85,29 +137,27 @@ class Import:
         attributes: where the data come from; whole when all blocks have been read.
     """
 
-    def __init__(self, source: Source, choice: Choice, checks: Checks, wide: Collection[str] = ()) -> None:
-        self._source, self._checks, self._wide = source, checks, wide
-        if not source.episodes:
-            raise DataError(f"{source.where} holds no episode; record at least one.")
-        columns = choose_columns(source, choice)
+    def __init__(self, source: Source, request: Request, wide: Collection[str] = ()) -> None:
+        self._source, self._request, self._wide = source, request, wide
+        clip, bounds = wants_clipping(request), requested_bounds(request)
+        columns = choose_columns(source, request)
         action = next(column for column in columns if column.key == "action")
-        lengths = source.lengths(action.names)
-        if not len(lengths):
-            raise DataError(f"{source.where} holds no episode; record at least one.")
-        if (lengths == 0).any():
-            name = source.episodes[int((lengths == 0).argmax())]
+        self._lengths = source.lengths(action.names[0])
+        self._episodes = Episodes(source.episodes, self._lengths)
+        if (self._lengths == 0).any():
+            name = source.episodes[int((self._lengths == 0).argmax())]
             raise DataError(f"{source.where}: '{name}' has no step; remove that episode.")
-        self.episode_ends: NDArray[np.int64] = np.cumsum(lengths)
-        problem = episode_ends_problem(self.episode_ends, int(lengths.sum()))
+        self.episode_ends = self._episodes.ends
+        problem = episode_ends_problem(self.episode_ends, int(self._lengths.sum()))
         if problem is not None:
             raise DataError(f"{source.where}: {problem}.")
-        self._lengths, self._episodes = lengths, Episodes(source.episodes, lengths)
         self._columns = [column for column in columns if not column.optional or self._is_sound(column)]
-        own = action.names == (source.action,) and not action.flatten
-        self._bounds = self._bounds_check(source.bounds if own else None)
         self.attributes = {**source.attributes, KINDS: _kinds(self._columns)}
-        if source.bounds is not None and own:
+        if source.bounds is not None and action.names == (source.action,) and not action.flatten:
             self.attributes["action_bounds"] = [_plain(bound) for bound in source.bounds]
+            if bounds is None:
+                clip, bounds = clip or source.clip, source.bounds
+        self._bounds = None if bounds is None else BoundsCheck(bounds, clip, source.where)
         warning = version_warning(self.attributes)
         if warning:
             logger.warning("%s: %s", source.where, warning)
@@ -129,7 +179,8 @@ class Import:
         times, fps = self._source.timestamps, self.attributes.get("fps")
         clock = None
         if times is not None and isinstance(fps, (int, float)) and 0 < fps < float("inf"):
-            clock = TimeCheck(float(fps), self._source.where, self._episodes, self._checks.allow_gaps)
+            allow_gaps = self._request.get("allow_gaps", False)
+            clock = TimeCheck(float(fps), self._source.where, self._episodes, allow_gaps)
             names[times] = None
         for block in self._source.read(list(names), self._lengths):
             if clock is not None and times is not None:
@@ -159,18 +210,15 @@ class Import:
         for rows in self.blocks():
             if not arrays:
                 self._check_memory(rows)
-                arrays = {
-                    key: np.empty((self.num_steps, *values.shape[1:]), values.dtype)
-                    for key, values in rows.items()
-                }
-            count = len(rows["action"])
+                arrays = {k: np.empty((self.num_steps, *v.shape[1:]), v.dtype) for k, v in rows.items()}
+            until = filled + len(rows["action"])
             for key, values in rows.items():
-                arrays[key][filled : filled + count] = values
-            filled += count
+                arrays[key][filled:until] = values
+            filled = until
         return Demonstrations(arrays, self.episode_ends, self.attributes, self._source.where)
 
     def _reader(self, column: Column) -> ColumnReader:
-        continuous = self._checks.continuous_quaternions
+        continuous = self._request.get("continuous_quaternions", False)
         is_wide = column.key in self._wide
         return ColumnReader(
             column, self._source.where, self._episodes, continuous=continuous, is_wide=is_wide
@@ -187,16 +235,6 @@ class Import:
             return False
         return True
 
-    def _bounds_check(self, declared: Bounds | None) -> BoundsCheck | None:
-        given = self._checks.action_bounds
-        if given is not None:
-            low, high = _pair(given)
-            return BoundsCheck(Bounds(low, high), self._checks.out_of_bounds == "clip", self._source.where)
-        if declared is None:
-            return None
-        clip = self._source.clip or self._checks.out_of_bounds == "clip"
-        return BoundsCheck(declared, clip, self._source.where)
-
     def _check_memory(self, rows: Mapping[str, NDArray[Any]]) -> None:
         needed = sum(values[:1].nbytes for values in rows.values()) * self.num_steps
         free = free_memory_bytes()
@@ -208,46 +246,13 @@ class Import:
             )
 
 
-def transformed(
-    demos: Demonstrations, dotted: str, keys: Sequence[str] | None, checks: Checks
-) -> Demonstrations:
+def _transformed(demos: Demonstrations, dotted: str, keys: Any) -> Demonstrations:
     """Demonstrations whose arrays went through ``module:function``, a dict of arrays to a dict of arrays.
-
-    Args:
-        demos: the demonstrations.
-        dotted: names the function.
-        keys: what to keep of its result, as :class:`Choice` has it.
-        checks: the user's bounds are applied to its result.
 
     Raises:
         ConfigError: a function that cannot be found.
         DataError: a function that fails on these data or does not return arrays, or a missing key.
     """
-    arrays = _called(demos, dotted)
-    arrays = {
-        key: numeric(array, key, demos.source, is_wide=collapses_in_float32(array))
-        for key, array in arrays.items()
-    }
-    if keys is not None:
-        kept = dict.fromkeys([*keys, "action", *(key for key in EPISODE_KEYS if key in arrays)])
-        for key in kept:
-            if key not in arrays:
-                has = ", ".join(f"'{name}'" for name in arrays)
-                raise DataError(f"{demos.source} has no key '{key}'; it has {has}.")
-        arrays = {key: arrays[key] for key in kept}
-    result = Demonstrations(arrays, demos.episode_ends, demos.attributes, demos.source)
-    if checks.action_bounds is not None:
-        check = BoundsCheck(
-            Bounds(*_pair(checks.action_bounds)), checks.out_of_bounds == "clip", demos.source
-        )
-        result.arrays["action"] = check.rows(result.arrays["action"], 0)
-        check.finish()
-        if check.outside:
-            result.attributes["actions_clipped"] = check.outside
-    return result
-
-
-def _called(demos: Demonstrations, dotted: str) -> Mapping[str, NDArray[Any]]:
     module, _, name = dotted.partition(":")
     try:
         function = getattr(importlib.import_module(module), name)
@@ -267,7 +272,12 @@ def _called(demos: Demonstrations, dotted: str) -> Mapping[str, NDArray[Any]]:
         ) from error
     if not isinstance(arrays, Mapping) or not all(isinstance(array, np.ndarray) for array in arrays.values()):
         raise DataError(f"demo_transform '{dotted}' must return a dict of numpy arrays.")
-    return arrays
+    kept = list(arrays) if keys is None else chosen_keys(keys, arrays, demos.source)
+    converted = {
+        key: numeric(arrays[key], key, demos.source, is_wide=collapses_in_float32(arrays[key]))
+        for key in kept
+    }
+    return Demonstrations(converted, demos.episode_ends, demos.attributes, demos.source)
 
 
 def _kinds(columns: Sequence[Column]) -> dict[str, Any]:
@@ -284,15 +294,3 @@ def _plain(bound: NDArray[np.float64]) -> Any:
     """A bound as JSON has it: None where there is none."""
     plain = [value if np.isfinite(value) else None for value in bound.reshape(-1).tolist()]
     return plain if bound.ndim else plain[0]
-
-
-def _pair(bounds: Sequence[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    allowed = "[low, high] with low < high, numbers or one for each action dimension"
-    try:
-        low, high = (np.asarray(bound, np.float64) for bound in bounds)
-    except (TypeError, ValueError):
-        require(False, "action_bounds", bounds, allowed)
-        raise
-    is_pair = low.ndim < 2 and low.shape == high.shape and bool((low < high).all())
-    require(is_pair, "action_bounds", list(bounds), allowed)
-    return low, high
