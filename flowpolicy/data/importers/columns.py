@@ -129,8 +129,9 @@ class ColumnReader:
             if rows.size != len(rows):
                 raise DataError(f"{self._where}: '{key}' has rows of shape {shape}; it is one number a step.")
             return rows.reshape(len(rows))
-        is_vector = self.column.features[0].kind == Kind.VECTOR
-        if not shape or (is_vector and isinstance(undeclared(key, shape), Image)):
+        feature = self.column.features[0]
+        is_flat = feature.declared is not None or isinstance(undeclared(key, shape), Image)
+        if not shape or (feature.kind == Kind.VECTOR and is_flat):
             return rows.reshape(len(rows), -1)
         return rows
 

@@ -16,6 +16,7 @@ from flowpolicy.data.store import episode_ends_problem
 from flowpolicy.data.zarr_checks import MISSING_CHUNKS
 from flowpolicy.data.zarr_reading import OpenStore, open_store
 from flowpolicy.errors import DataError
+from flowpolicy.features import Vector
 from flowpolicy.features.image import channels_first
 from flowpolicy.features.stored import KINDS
 from flowpolicy.features.undeclared import Kind
@@ -78,4 +79,5 @@ def _feature(name: str, store: OpenStore) -> Feature:
         return feature
     declared = store.feature(name)
     first = declared.is_frame and len(declared.shape) == 3 and channels_first(declared.shape)
-    return replace(feature, kind=declared.name, declared=declared.declaration(), channels_first=first)
+    declaration = None if isinstance(declared, Vector) else declared.declaration()
+    return replace(feature, kind=declared.name, declared=declaration, channels_first=first)
