@@ -98,7 +98,9 @@ def make_policy(
     )  # fmt: skip
     policy = FlowPolicy(config)
     vectors = {
-        key: torch.randn(50, *shape) for key, shape in config.observation_shapes.items() if len(shape) == 1
+        key: torch.randn(50, *feature.shape)
+        for key, feature in config.observations.items()
+        if len(feature.shape) == 1
     }
     policy.fit_normalizers(vectors, torch.rand(50, 2))
     return policy.eval()
