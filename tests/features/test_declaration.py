@@ -1,6 +1,8 @@
 """Where kinds are declared: stores, checkpoints, descriptions; and files from before they were."""
 
 import json
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -68,6 +70,19 @@ def test_an_import_keeps_kinds_under_new_names(tmp_path, demos):
     back = read_demonstrations(again)
     assert back.feature("eef") == FEATURES["tool"]
     assert back.feature("front") == FEATURES["front"]
+
+
+def flattened(arrays):
+    """A transform of demonstrations."""
+    return {**arrays, "tool": arrays["tool"].reshape(STEPS, -1)}
+
+
+def test_a_transform_makes_what_it_makes(tmp_path, demos, monkeypatch):
+    monkeypatch.setitem(sys.modules, "my_transforms", types.SimpleNamespace(flattened=flattened))
+    path = write_demonstrations(tmp_path / "a.zarr", demos)
+    changed = import_demonstrations(path, demo_transform="my_transforms:flattened")
+    assert changed.feature("tool") == Vector((32,))
+    assert changed.feature("front") == FEATURES["front"]
 
 
 def test_undeclared_poses_and_depth_are_no_images(tmp_path, demos):

@@ -277,7 +277,13 @@ def _transformed(demos: Demonstrations, dotted: str, keys: Any) -> Demonstration
         key: numeric(arrays[key], key, demos.source, is_wide=collapses_in_float32(arrays[key]))
         for key in kept
     }
-    return Demonstrations(converted, demos.episode_ends, demos.attributes, demos.source)
+    kinds = {  # of what the function left in the shape that was declared
+        key: kind
+        for key, kind in demos.attributes[KINDS].items()
+        if key in converted and converted[key].shape == demos.arrays[key].shape
+    }
+    attributes = {**demos.attributes, KINDS: kinds}
+    return Demonstrations(converted, demos.episode_ends, attributes, demos.source)
 
 
 def _kinds(columns: Sequence[Column]) -> dict[str, Any]:
