@@ -64,7 +64,7 @@ class NoisyFlow(nn.Module):
             features, num_steps, policy.spec.action_horizon, policy.spec.action_dim, noise
         )
         # One grid of left end-points and steps for sampling, scoring and the deployed Euler sampler.
-        times, lengths = zip(*self.sampling.grid_object().steps(num_steps), strict=True)
+        times, lengths = zip(*self.sampling.grid_object.steps(num_steps), strict=True)
         sizes = [policy.objective.step_size(length) for length in lengths]
         self.register_buffer("times", torch.tensor(times), persistent=False)
         self.register_buffer("lengths", torch.tensor(lengths), persistent=False)
