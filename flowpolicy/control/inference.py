@@ -19,8 +19,8 @@ from flowpolicy.control.planner_hosts import (
     PlannerProcess,
     PlannerThread,
     Request,
-    WorkerDiedError,
 )
+from flowpolicy.runs.worker_process import WorkerDiedError
 from flowpolicy.settings import choose, require
 
 __all__ = [

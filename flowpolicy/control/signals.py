@@ -32,9 +32,3 @@ def ending_signals(on_signal: Callable[[int], None]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def leave_to_the_loop() -> None:
-    """In a process beside the loop: ignore what a terminal sends to all of a program's processes."""
-    for number in set(ENDING) - {signal.SIGTERM}:
-        signal.signal(number, signal.SIG_IGN)

@@ -13,6 +13,7 @@ from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor
 
 from flowpolicy.errors import FlowPolicyError
+from flowpolicy.execution.history import HistoryBuffer
 from flowpolicy.finetuning.chain import NoisyFlow
 from flowpolicy.finetuning.critic import Critic
 from flowpolicy.finetuning.features import ObservationFeatures
@@ -149,28 +150,29 @@ class FlowActorCritic(BasePolicy):
         keys = tuple(self.flow_policy.observation_shapes)
         count, horizon = len(rows[keys[0]]), self.flow_policy.obs_horizon
         if state is None:
-            histories = {key: np.repeat(rows[key][:, None], horizon, 1) for key in keys}
+            histories = HistoryBuffer(
+                {key: (rows[key].shape[1:], rows[key].dtype) for key in keys}, count, horizon
+            )
             planned = np.zeros((count, self.execute_horizon, self.flow_policy.action_dim), np.float32)
             used = np.full(count, self.execute_horizon)
         else:
             *kept, planned, used = (array.copy() for array in state)
             fresh = np.zeros(count, bool) if episode_start is None else np.asarray(episode_start, bool)
-            histories = {}
-            for key, history in zip(keys, kept, strict=True):
-                moved = np.concatenate([history[:, 1:], rows[key][:, None]], axis=1)
-                moved[fresh] = rows[key][fresh][:, None]
-                histories[key] = moved
+            histories = HistoryBuffer.of(dict(zip(keys, kept, strict=True)))
+            histories.restart(fresh)
             used[fresh] = self.execute_horizon
+        histories.add(rows)
         empty = np.flatnonzero(used >= self.execute_horizon)
         if empty.size:
-            chosen = {key: history[empty] for key, history in histories.items()}
-            planned[empty] = self.plan(chosen, deterministic=deterministic)[:, : self.execute_horizon]
+            planned[empty] = self.plan(histories.copy(empty), deterministic=deterministic)[
+                :, : self.execute_horizon
+            ]
             used[empty] = 0
         space = self.action_space
         assert isinstance(space, spaces.Box)
         actions = np.clip(planned[np.arange(count), used], space.low, space.high).astype(space.dtype)
         used = used + 1
-        return actions[0] if is_single else actions, (*histories.values(), planned, used)
+        return actions[0] if is_single else actions, (*histories.arrays.values(), planned, used)
 
     def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
         """Of stable-baselines3's interface: the first action of a fresh chunk ``(n, A)``."""

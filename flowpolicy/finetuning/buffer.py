@@ -11,8 +11,8 @@ from torch import Tensor
 
 from flowpolicy.finetuning.advantages import ReturnScale, chunk_advantages, chunk_rewards
 from flowpolicy.finetuning.chain import Chain, transition_mask
-from flowpolicy.finetuning.chunk_env import ChunkStep
 from flowpolicy.finetuning.critic import ValueFunction, values_of
+from flowpolicy.finetuning.environments import ChunkStep
 from flowpolicy.finetuning.update import Minibatch
 
 

@@ -19,6 +19,7 @@ from stable_baselines3.common.utils import FloatSchedule, get_system_info
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecTransposeImage
 
 from flowpolicy.errors import ConfigError
+from flowpolicy.evaluation.episodes import EpisodeRecord
 from flowpolicy.evaluation.rollout import check_spaces
 from flowpolicy.finetuning.actor_critic import FlowActorCritic, spaces_of
 from flowpolicy.finetuning.advantages import (
@@ -30,13 +31,12 @@ from flowpolicy.finetuning.advantages import (
     returns_differ,
 )
 from flowpolicy.finetuning.buffer import ChunkBuffer
-from flowpolicy.finetuning.chunk_env import ChunkEnv, ChunkStep, EpisodeRecord, LocalChunks
-from flowpolicy.finetuning.chunk_vec_env import VecEnvChunks
-from flowpolicy.finetuning.chunked_vec_env import ChunkedVecEnv, refuse_other_environments
+from flowpolicy.finetuning.environments import ChunkEnv, ChunkStep, LocalChunks
 from flowpolicy.finetuning.learner import Learner
 from flowpolicy.finetuning.noise import NoiseConfig
 from flowpolicy.finetuning.regularization import Regularizer
 from flowpolicy.finetuning.saving import read_model, write_model
+from flowpolicy.finetuning.stable_baselines3 import ChunkedVecEnv, VecEnvChunks, refuse_other_environments
 from flowpolicy.finetuning.update import PPO, UpdateRule
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.runs.distributed import Processes

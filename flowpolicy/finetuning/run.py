@@ -26,12 +26,12 @@ from flowpolicy.evaluation.video import side_by_side
 from flowpolicy.files.reading import read_json
 from flowpolicy.files.storage import write_json
 from flowpolicy.finetuning.chain import NoisyFlow
-from flowpolicy.finetuning.chunked_vec_env import ChunkedVecEnv
 from flowpolicy.finetuning.config import FinetuneConfig
 from flowpolicy.finetuning.distillation import distill
 from flowpolicy.finetuning.recorder import STATE_FILE, Recorder
 from flowpolicy.finetuning.regularization import BehaviourCloning, Regularizer, Wasserstein
 from flowpolicy.finetuning.reinflow import ReinFlow
+from flowpolicy.finetuning.stable_baselines3 import ChunkedVecEnv
 from flowpolicy.finetuning.staggered import make_staggered
 from flowpolicy.finetuning.update import UpdateRule, build_update_rule
 from flowpolicy.plots.learning import plot_practice

@@ -60,7 +60,7 @@ def test_a_deserted_world_applies_its_safe_action_by_itself():
 def test_the_same_seed_and_commands_give_the_same_world(robot, tmp_path):
     env = PENDULUM.make()
     wanted, _ = env.reset(seed=3)
-    np.testing.assert_allclose(robot.observe()["observation"], wanted.astype(np.float32))
+    np.testing.assert_allclose(robot.observe()["observation"], wanted["observation"])
     for _ in range(20):
         robot.act(np.array([0.3], np.float32))
         time.sleep(0.01)
@@ -94,7 +94,7 @@ def test_an_episode_that_ends_waits_for_an_answer_to_its_new_observation(robot):
 
 
 def test_a_world_that_dies_is_an_error_and_not_a_hang(robot):
-    os.kill(robot._process.pid, signal.SIGKILL)
+    os.kill(robot._world.pid, signal.SIGKILL)
     robot._process.join(5)
     time.sleep(0.1)
     with pytest.raises(RobotError, match="process ended"):
