@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flowpolicy.errors import FlowPolicyError
 from flowpolicy.execution.history import HistoryBuffer
-from flowpolicy.finetuning.chain import NoisyFlow
+from flowpolicy.finetuning.chain import Chain, NoisyFlow
 from flowpolicy.finetuning.critic import Critic
 from flowpolicy.finetuning.features import ObservationFeatures
 from flowpolicy.finetuning.noise import NoiseConfig
@@ -100,6 +100,24 @@ class FlowActorCritic(BasePolicy):
                 observation = self.flow.network.see(observation)
         values: Tensor = self.critic(observation)
         return values
+
+    def sample(
+        self, observation: Mapping[str, Tensor], generator: torch.Generator, *, injects_noise: bool = True
+    ) -> Chain:
+        """A chain for each of B prepared observations from a fresh x_0; see :class:`NoisyFlow`."""
+        policy = self.flow_policy
+        shape = (len(next(iter(observation.values()))), policy.action_horizon, policy.action_dim)
+        start = torch.randn(shape, generator=generator, device=policy.device)
+        if not injects_noise:
+            return self.flow.sample_flow(observation, start)
+        return self.flow.sample(observation, start, generator)
+
+    def executed(self, chunk: Tensor) -> Tensor:
+        """Normalised chunks ``(B, T, A)`` as the environment executes them, within its bounds."""
+        space, normalizer = self.action_space, self.flow_policy.action_normalizer
+        assert isinstance(space, spaces.Box)
+        low, high = (torch.as_tensor(bound, device=chunk.device) for bound in (space.low, space.high))
+        return normalizer.normalize(normalizer.denormalize(chunk).clamp(low, high))
 
     def plan(
         self,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,64 @@ LEAST_ADVANTAGE = 0.005
 """Of the return scale: the least by which advantages are divided; what is smaller is the critic's error."""
 LARGEST_ADVANTAGE = 5.0
 """Up to which a normalised advantage counts as evidence: a few chunks move the policy less than many."""
+
+
+@dataclass(frozen=True)
+class Experience:
+    """An iteration's S chunks in each of N environments, as advantages are made from them; all ``(S, N)``.
+
+    Attributes:
+        rewards: discounted reward of each chunk in scaled units; see :func:`chunk_rewards`.
+        executed: environment steps of each chunk.
+        terminated: the chunk ended in a terminal state, whose value is 0.
+        ended: the episode ended, in a terminal state or by a time limit.
+        values: the critic's value of the observation before the chunk.
+        next_values: of the observation after it; where an episode ended, of its true last observation.
+    """
+
+    rewards: Array
+    executed: NDArray[np.int64]
+    terminated: NDArray[np.bool_]
+    ended: NDArray[np.bool_]
+    values: Array
+    next_values: Array
+
+
+class AdvantageStrategy(Protocol):
+    """How good each chunk was, compared with others.
+
+    The environments are at hand in their order: a strategy that compares chunks of a group needs G neighbours
+    that were reset to one state, and takes its mean over them.
+    """
+
+    @property
+    def gamma(self) -> float:
+        """Discount per environment step."""
+
+    def __call__(self, experience: Experience) -> tuple[Array, Array]:
+        """Advantages, not yet normalised, and the returns that the critic learns; both ``(S, N)``."""
+
+
+@dataclass(frozen=True)
+class GAE:
+    """Generalised advantage estimates over chunks; see :func:`chunk_advantages`.
+
+    Attributes:
+        gamma: discount per environment step: a chunk of n steps discounts gamma^n.
+        gae_lambda: lambda per chunk.
+    """
+
+    name: ClassVar[str] = "gae"
+    gamma: float = 0.995
+    gae_lambda: float = 0.95
+
+    def __call__(self, experience: Experience) -> tuple[Array, Array]:
+        """See :class:`AdvantageStrategy`."""
+        e = experience
+        advantages = chunk_advantages(
+            e.rewards, e.executed, e.terminated, e.ended, e.values, e.next_values, self.gamma, self.gae_lambda
+        )
+        return advantages, advantages + e.values
 
 
 def chunk_rewards(rewards: NDArray[np.floating[Any]], gamma: float) -> Array:

@@ -31,9 +31,9 @@ from flowpolicy.finetuning.distillation import distill
 from flowpolicy.finetuning.recorder import STATE_FILE, Recorder
 from flowpolicy.finetuning.regularization import BehaviourCloning, Regularizer, Wasserstein
 from flowpolicy.finetuning.reinflow import ReinFlow
+from flowpolicy.finetuning.rules import UpdateRule, build_update_rule
 from flowpolicy.finetuning.stable_baselines3 import ChunkedVecEnv
 from flowpolicy.finetuning.staggered import make_staggered
-from flowpolicy.finetuning.update import UpdateRule, build_update_rule
 from flowpolicy.plots.learning import plot_practice
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.pretraining.config import DataConfig
@@ -205,9 +205,11 @@ def _model(
     group: Processes, update: UpdateRule, regularizers: tuple[Regularizer, ...],
 ) -> ReinFlow:  # fmt: skip
     """A new model, or the one in ``run_dir``."""
-    device = base.device
+    device, reference = base.device, base if update.needs_reference else None
     if is_old:
-        return ReinFlow.load(run_dir / STATE_FILE, env, device, processes=group, regularizers=regularizers)
+        return ReinFlow.load(
+            run_dir / STATE_FILE, env, device, processes=group, regularizers=regularizers, reference=reference
+        )
     settings: dict[str, Any] = dict(vars(config.reinflow))
     share = settings.pop("final_learning_rate")
     if share < 1:
@@ -221,7 +223,7 @@ def _model(
     return ReinFlow(
         policy.eval(), env, num_steps=config.num_steps, noise=config.noise,
         update=update, regularizers=regularizers,
-        execute_horizon=task.execute_horizon, processes=group, seed=config.seed, device=device, **settings,
+        execute_horizon=task.execute_horizon, processes=group, reference=reference, seed=config.seed, device=device, **settings,
     )  # fmt: skip
 
 
