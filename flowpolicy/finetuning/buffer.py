@@ -90,11 +90,11 @@ class ChunkBuffer:
         mask = transition_mask(
             torch.as_tensor(executed.reshape(-1), device=device), mean.shape[1], x.shape[2]
         )
-        columns = [
+        advantage, target = (
             torch.as_tensor(rows.reshape(-1), dtype=torch.float32, device=device)
             for rows in (advantages, returns)
-        ]
-        return Minibatch(observation, x, mean, std, mask, *columns)
+        )
+        return Minibatch(observation, x, mean, std, mask, advantage, target)
 
     def observations(self) -> dict[str, Tensor]:
         """Key -> ``(S x N, T_o, *shape)``, normalised."""

@@ -100,9 +100,8 @@ class Collector:
             self.seconds["simulation"] += time.perf_counter() - planned
             final = None
             if step.truncated.any():
-                final = self._prepared(
-                    {k: rows[step.truncated] for k, rows in step.final_observation.items()}
-                )
+                ends = {key: rows[step.truncated] for key, rows in step.final_observation.items()}
+                final = self._prepared(ends)
             buffer.add(observation, chain, step, final)
             self.histories = step.observation
             observation = self._prepared(step.observation)

@@ -1,4 +1,4 @@
-"""What is learnt from an iteration's chunks: steps of policy and critic, until the policy has moved enough."""
+"""Learning from an iteration's chunks: steps of policy and critic, until the policy has moved enough."""
 
 from __future__ import annotations
 

@@ -223,7 +223,8 @@ def _model(
     return ReinFlow(
         policy.eval(), env, num_steps=config.num_steps, noise=config.noise,
         update=update, regularizers=regularizers,
-        execute_horizon=task.execute_horizon, processes=group, reference=reference, seed=config.seed, device=device, **settings,
+        execute_horizon=task.execute_horizon, processes=group, reference=reference, seed=config.seed,
+        device=device, **settings,
     )  # fmt: skip
 
 
