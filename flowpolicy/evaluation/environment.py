@@ -32,9 +32,7 @@ class StandardEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):  # type: ignor
 
     def __init__(self, env: Any, label: str = "The environment") -> None:
         super().__init__(env)
-        action = env.action_space
-        if not isinstance(action, spaces.Box) or len(action.shape) != 1:
-            raise TaskError(f"{label} takes actions {action}; wrap it so that they are a flat Box.")
+        action = check_actions(env.action_space, label)
         self._low, self._high, self._action_dtype = action.low, action.high, action.dtype
         boxes = boxes_of(env.observation_space)
         self.fields = fields_of(boxes)
@@ -69,6 +67,13 @@ class StandardEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):  # type: ignor
 def standard(env: Any, label: str = "The environment") -> StandardEnvironment:
     """``env`` in the form of :class:`StandardEnvironment`; one that is in it already stays as it is."""
     return env if isinstance(env, StandardEnvironment) else StandardEnvironment(env, label)
+
+
+def check_actions(space: Any, label: str = "The environment") -> spaces.Box:
+    """The action space, refused (TaskError) unless it is a flat Box."""
+    if not isinstance(space, spaces.Box) or len(space.shape) != 1:
+        raise TaskError(f"{label} takes actions {space}; wrap it so that they are a flat Box.")
+    return space
 
 
 def boxes_of(space: Any) -> dict[str, spaces.Box]:

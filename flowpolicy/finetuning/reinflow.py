@@ -392,7 +392,7 @@ class ReinFlow(OnPolicyAlgorithm):
         )  # fmt: skip
         model = SavedModel(
             self.actor_critic.flow_policy.config, self.settings,
-            tuple(term.name for term in self.regularizers), progress,
+            (*self.lost_regularizers, *(term.name for term in self.regularizers)), progress,
             {**tensors, **{name: torch.as_tensor(bound) for name, bound in bounds}},
         )  # fmt: skip
         write_model(model, path)

@@ -71,7 +71,7 @@ def _run(config: FinetuneConfig, run_dir: Path, command: str, group: Processes) 
     base = FlowPolicy.load(run_dir / BASE if is_old else config.checkpoint, device)
     _check_base(base, task, config)
     update, regularizers = build_update_rule(config.update), _regularizers(config, base)
-    sinks = _loggers(config, run_dir) if group.is_first else []
+    sinks = _loggers(config, run_dir, base) if group.is_first else []
     if group.is_first and not is_old:
         claim(run_dir, FINETUNING)
         base.save(run_dir / BASE)
@@ -173,10 +173,10 @@ def _check_base(base: FlowPolicy, task: Task, config: FinetuneConfig) -> None:
         environment.close()
 
 
-def _loggers(config: FinetuneConfig, run_dir: Path) -> list[MetricLogger]:
+def _loggers(config: FinetuneConfig, run_dir: Path, base: FlowPolicy) -> list[MetricLogger]:
     """Built early: a missing package is not found after an hour. The CSV is cut where the state is."""
     state = run_dir / STATE_FILE
-    done = ReinFlow.load(state, device="cpu").num_timesteps if state.exists() else 0
+    done = ReinFlow.load(state, device="cpu", reference=base).num_timesteps if state.exists() else 0
     return build_loggers(config.loggers, run_dir, _settings_of(config), config.wandb, done)
 
 
@@ -205,10 +205,10 @@ def _model(
     group: Processes, update: UpdateRule, regularizers: tuple[Regularizer, ...],
 ) -> ReinFlow:  # fmt: skip
     """A new model, or the one in ``run_dir``."""
-    device, reference = base.device, base if update.needs_reference else None
+    device = base.device
     if is_old:
         return ReinFlow.load(
-            run_dir / STATE_FILE, env, device, processes=group, regularizers=regularizers, reference=reference
+            run_dir / STATE_FILE, env, device, processes=group, regularizers=regularizers, reference=base
         )
     settings: dict[str, Any] = dict(vars(config.reinflow))
     share = settings.pop("final_learning_rate")
@@ -223,7 +223,7 @@ def _model(
     return ReinFlow(
         policy.eval(), env, num_steps=config.num_steps, noise=config.noise,
         update=update, regularizers=regularizers,
-        execute_horizon=task.execute_horizon, processes=group, reference=reference, seed=config.seed,
+        execute_horizon=task.execute_horizon, processes=group, reference=base, seed=config.seed,
         device=device, **settings,
     )  # fmt: skip
 

@@ -11,8 +11,8 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 
-from flowpolicy.errors import ConfigError, FlowPolicyError, TaskError
-from flowpolicy.evaluation.environment import read_observation
+from flowpolicy.errors import ConfigError, FlowPolicyError
+from flowpolicy.evaluation.environment import check_actions, read_observation
 from flowpolicy.evaluation.episodes import EpisodeRecord, EpisodeTally
 from flowpolicy.execution.history import Histories, HistoryBuffer
 from flowpolicy.finetuning.environments import (
@@ -71,10 +71,7 @@ class VecEnvChunks:
         self.on_step: OnStep | None = None
         self.stopped = False
         self.unrecorded_steps = 0
-        if not isinstance(self.action_space, spaces.Box) or len(self.action_space.shape) != 1:
-            raise TaskError(
-                f"The environment takes actions {self.action_space}; wrap it so that they are a flat Box."
-            )
+        check_actions(self.action_space)
         self._is_dict = isinstance(self.observation_space, spaces.Dict)
         self._fields = kept_fields(self.observation_space, keys, obs_horizon)
         self._history = HistoryBuffer(self._fields, self.num_envs, obs_horizon)
