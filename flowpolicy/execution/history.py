@@ -50,27 +50,30 @@ class HistoryBuffer:
         """An episode begins in ``slots``: their next observation fills the history."""
         self._fresh[slots] = True
 
-    def add(self, observation: Mapping[str, Any], slots: Any = slice(None)) -> None:
+    def add(self, observation: Mapping[str, NDArray[Any]], slots: Any = slice(None)) -> None:
         """Take the newest observation of each of ``slots``, key -> ``(n, *shape)``; other keys are left.
 
         Raises:
             FlowPolicyError: a key is missing.
         """
         fresh = self._fresh[slots]
+        any_fresh = np.count_nonzero(fresh)
         for key, history in self.arrays.items():
             if key not in observation:
                 raise FlowPolicyError(
                     f"The policy needs the observation '{key}' and got {', '.join(sorted(observation))}."
                 )
-            rows = np.asarray(observation[key])
-            moved = history[slots]
+            rows = observation[key]
+            kept = history[slots]  # itself where slots is a slice, else a copy
             if self.obs_horizon > 1:
-                moved = np.concatenate([moved[:, 1:], rows[:, None]], axis=1)
-                moved[fresh] = rows[fresh][:, None]
-            else:
-                moved = rows[:, None]
-            history[slots] = moved
-        self._fresh[slots] = False
+                kept[:, :-1] = kept[:, 1:]
+            kept[:, -1] = rows
+            if any_fresh:
+                kept[fresh] = rows[fresh][:, None]
+            if kept.base is not history:
+                history[slots] = kept
+        if any_fresh:
+            self._fresh[slots] = False
 
     def copy(self, slots: Any = slice(None)) -> Histories:
         """A copy of the histories of ``slots``."""
