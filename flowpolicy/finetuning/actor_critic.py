@@ -23,6 +23,10 @@ from flowpolicy.observations import dtype_of, is_image
 from flowpolicy.policy import FlowPolicy
 
 State = tuple[NDArray[Any], ...]
+NETWORK_SETTINGS = (
+    "num_steps", "execute_horizon", "noise", "critic_hidden", "image_encoder", "critic_encoder",
+)  # fmt: skip
+"""Settings of ReinFlow that :class:`FlowActorCritic` is built from."""
 
 
 def spaces_of(policy: FlowPolicy) -> tuple[spaces.Space[Any], spaces.Box]:

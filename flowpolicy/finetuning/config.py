@@ -13,24 +13,10 @@ from flowpolicy.settings import require
 
 @dataclass(frozen=True)
 class ReinFlowConfig:
-    """Settings of :class:`flowpolicy.finetuning.reinflow.ReinFlow`, which checks those it shares.
+    """Settings of :class:`flowpolicy.finetuning.reinflow.ReinFlow`, which explains them and checks them.
 
     Attributes:
-        n_steps: chunks per environment and iteration.
-        batch_size: chunks of a minibatch, over all processes.
-        n_epochs: passes over an iteration's chunks.
-        learning_rate: of flow and noise, at the start.
-        final_learning_rate: share of it left at the end; it falls linearly.
-        critic_learning_rate: of the critic, which stays.
-        adaptive_rate: let the learning rate of flow and noise follow the KL stop.
-        gamma: discount per environment step.
-        gae_lambda: lambda per chunk.
-        target_kl: nats per chunk after which the policy rests until the next iteration.
-        critic_warmup: iterations in which only the critic learns.
-        max_grad_norm: gradients are clipped to it.
-        critic_hidden: widths of the critic.
-        image_encoder: ``frozen`` or ``trained``.
-        critic_encoder: ``shared`` or ``own``.
+        final_learning_rate: share of ``learning_rate`` left at the end; it falls linearly.
     """
 
     n_steps: int = 128

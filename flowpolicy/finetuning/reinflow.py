@@ -12,21 +12,15 @@ from typing import IO, Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import FloatSchedule, get_system_info
-from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
 
 from flowpolicy.errors import CheckpointError, ConfigError
-from flowpolicy.evaluation.episodes import EpisodeRecord
-from flowpolicy.evaluation.rollout import check_spaces
-from flowpolicy.finetuning.actor_critic import FlowActorCritic, spaces_of
-from flowpolicy.finetuning.advantages import GAE, AdvantageStrategy, ReturnScale
+from flowpolicy.finetuning.actor_critic import NETWORK_SETTINGS, FlowActorCritic, spaces_of
+from flowpolicy.finetuning.advantages import GAE, AdvantageStrategy
+from flowpolicy.finetuning.algorithm import ChunkAlgorithm
 from flowpolicy.finetuning.buffer import ChunkBuffer
 from flowpolicy.finetuning.chain import NoisyFlow
-from flowpolicy.finetuning.collector import Collector
 from flowpolicy.finetuning.config import check_settings
-from flowpolicy.finetuning.environments import ChunkEnv
 from flowpolicy.finetuning.learner import Learner
 from flowpolicy.finetuning.noise import NoiseConfig
 from flowpolicy.finetuning.regularization import Regularizer
@@ -39,11 +33,13 @@ from flowpolicy.runs.seeds import derived_seed
 from flowpolicy.settings import require
 
 Schedule = float | Any
-_THE_READERS = ("return", "policy", "env", "device", "processes", "regularizers", "reference")
-"""Arguments of the constructor that no file sets."""
+_UNSAVED = (
+    "self", "__class__", "return", "policy", "env", "device", "processes", "regularizers", "reference",
+)  # fmt: skip
+"""What is no setting of the constructor that a file holds."""
 
 
-class ReinFlow(OnPolicyAlgorithm):
+class ReinFlow(ChunkAlgorithm):
     """Fine-tunes a pretrained flow policy by practice.
 
     >>> model = ReinFlow(FlowPolicy.load("runs/hopper/checkpoint"), env)  # doctest: +SKIP
@@ -127,6 +123,7 @@ class ReinFlow(OnPolicyAlgorithm):
         seed: int | None = None,
         device: torch.device | str = "auto",
     ) -> None:
+        settings: dict[str, Any] = {k: v for k, v in locals().items() if k not in _UNSAVED}
         if not isinstance(policy, FlowPolicy):
             raise ConfigError(
                 f"policy is {policy!r}; it must be a FlowPolicy, as FlowPolicy.load() gives it."
@@ -135,20 +132,13 @@ class ReinFlow(OnPolicyAlgorithm):
         horizon = policy.execute_horizon if execute_horizon is None else execute_horizon
         allowed = "between 1 and the chunk length"
         require(1 <= horizon <= policy.action_horizon, "execute_horizon", horizon, allowed)
-        self.settings: dict[str, Any] = {
-            "num_steps": num_steps, "n_steps": n_steps, "batch_size": batch_size, "n_epochs": n_epochs,
-            "learning_rate": learning_rate, "critic_learning_rate": critic_learning_rate,
-            "adaptive_rate": adaptive_rate, "gamma": gamma,
-            "gae_lambda": gae_lambda, "target_kl": target_kl, "critic_warmup": critic_warmup,
-            "max_grad_norm": max_grad_norm, "noise": noise or NoiseConfig(), "update": update or PPO(),
-            "critic_hidden": tuple(critic_hidden), "image_encoder": image_encoder,
-            "critic_encoder": critic_encoder, "execute_horizon": horizon,
-            "stats_window_size": stats_window_size, "tensorboard_log": tensorboard_log, "verbose": verbose,
-            "seed": seed,
-        }  # fmt: skip
-        check_settings(self.settings)
-        if advantages is not None:  # a user's own is in no file, which says so
-            self.settings["advantages"] = None
+        settings["execute_horizon"] = horizon
+        settings["critic_hidden"] = tuple(critic_hidden)
+        settings["noise"], settings["update"] = noise or NoiseConfig(), update or PPO()
+        if advantages is None:
+            del settings["advantages"]
+        check_settings(settings)
+        self.settings = settings
         self.advantages = advantages or GAE(gamma, gae_lambda)
         self.reference = reference
         self.batch_size, self.n_epochs = batch_size, n_epochs
@@ -164,33 +154,13 @@ class ReinFlow(OnPolicyAlgorithm):
         self.restarts_before = 0  # of worker processes, before this model was loaded
         super().__init__(
             policy=FlowActorCritic,  # type: ignore[arg-type]
-            env=env,
-            learning_rate=learning_rate,
-            n_steps=n_steps,
-            gamma=gamma,
-            gae_lambda=gae_lambda,
-            ent_coef=0.0,
-            vf_coef=1.0,
-            max_grad_norm=max_grad_norm,
-            use_sde=False,
-            sde_sample_freq=-1,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            policy_kwargs={
-                "flow_policy": policy,
-                "num_steps": num_steps,
-                "execute_horizon": horizon,
-                "noise": self.noise,
-                "critic_hidden": tuple(critic_hidden),
-                "image_encoder": image_encoder,
-                "critic_encoder": critic_encoder,
-            },
-            verbose=verbose,
-            seed=seed,
-            device=device,
-            _init_setup_model=False,
+            env=env, learning_rate=learning_rate, n_steps=n_steps, gamma=gamma, gae_lambda=gae_lambda,
+            ent_coef=0.0, vf_coef=1.0, max_grad_norm=max_grad_norm, use_sde=False, sde_sample_freq=-1,
+            stats_window_size=stats_window_size, tensorboard_log=tensorboard_log,
+            policy_kwargs={"flow_policy": policy, **{name: settings[name] for name in NETWORK_SETTINGS}},
+            verbose=verbose, seed=seed, device=device, _init_setup_model=False,
             supported_action_spaces=(spaces.Box,),
-        )
+        )  # fmt: skip
         if env is None:
             self.observation_space, self.action_space = spaces_of(policy)
             self.n_envs = 1
@@ -225,105 +195,13 @@ class ReinFlow(OnPolicyAlgorithm):
         if self.env is not None:
             self._adopt(self.env)
 
-    @property
-    def iteration(self) -> int:
-        """Iterations done."""
-        return self.learner.iteration
-
-    @property
-    def scale(self) -> ReturnScale:
-        """By which rewards are divided."""
-        return self.learner.scale
-
-    @property
-    def chunks(self) -> ChunkEnv:
-        """The environments that execute whole chunks."""
-        return self.collector.chunks
-
-    @staticmethod
-    def _wrap_env(env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        """As stable-baselines3 does, but images keep their channels last."""
-        wrapped = OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
-        while isinstance(wrapped, VecTransposeImage):
-            wrapped = wrapped.venv
-        return wrapped
-
-    def _adopt(self, env: VecEnv) -> None:
-        """Execute chunks in ``env`` from now on; every episode starts anew."""
-        if self._vec_normalize_env is not None:
-            raise ConfigError(
-                "The environment is in a VecNormalize, and the policy normalises by itself; leave it out."
-            )
-        check_spaces(env, self.actor_critic.flow_policy, "The environment")
-        self.scale.running = np.zeros(env.num_envs)
-        self.collector = Collector(
-            env, self.actor_critic, injects_noise=self.update.injects_noise, generator=self.generator,
-            seconds=self.seconds,
-        )  # fmt: skip
-
-    def set_env(self, env: Any, force_reset: bool = True) -> None:
-        """Go on in another environment of the same spaces; a loaded model has none until then."""
-        refuse_other_environments(env)
-        if self.env is None:
-            env = self._wrap_env(env, self.verbose)
-            check_spaces(env, self.actor_critic.flow_policy, "The environment")
-            self.n_envs, self.observation_space, self.action_space = (
-                env.num_envs, env.observation_space, env.action_space,
-            )  # fmt: skip
-            self.actor_critic.action_space = self.action_space
-        super().set_env(env, force_reset)
-        assert self.env is not None
-        self._adopt(self.env)
-
     def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
-        if self.env is None:
-            raise ConfigError(
-                "The model has no environment to learn in; give load() an env, or call set_env()."
-            )
         if self.lost_regularizers:
             raise ConfigError(
                 f"The saved model was trained with the regularizer {', '.join(self.lost_regularizers)}; give "
                 "load() regularizers=(...) again before it learns on."
             )
-        before = self._last_obs
-        result = super()._setup_learn(*args, **kwargs)
-        if self._last_obs is not before:  # the environments were reset
-            self.collector.histories = None
-            self.scale.running = np.zeros(self.n_envs)
-        return result
-
-    def collect_rollouts(  # type: ignore[override]
-        self, env: VecEnv, callback: BaseCallback, rollout_buffer: ChunkBuffer, n_rollout_steps: int
-    ) -> bool:
-        """Sample a chain per chunk, execute the chunk, record both; False where a callback stops training."""
-        rollout_buffer.reset()
-        self._update_current_progress_remaining(self.num_timesteps, max(1, self._total_timesteps))
-        self.actor_critic.flow.noise.set_bounds(*self.noise.bounds(1.0 - self._current_progress_remaining))
-        place = ("episodes", self.processes.rank, self.iteration)
-        self.collector.start(None if self.seed is None else derived_seed(self.seed, *place), self._last_obs)
-        callback.on_rollout_start()
-        before = self.num_timesteps
-
-        def on_step(rewards: Any, dones: Any, infos: Any, count: int) -> bool:
-            self.num_timesteps += count
-            callback.update_locals({"dones": dones, "rewards": rewards, "infos": infos, "self": self})
-            return callback.on_step()
-
-        goes_on = self.collector.collect(rollout_buffer, n_rollout_steps, on_step, self._record_episodes)
-        everywhere = self.processes.gather(self.num_timesteps - before, float(goes_on))
-        self.num_timesteps = before + int(sum(steps for steps, _ in everywhere))
-        goes_on = all(flag for _, flag in everywhere)
-        if goes_on:
-            callback.on_rollout_end()
-        return goes_on
-
-    def _record_episodes(self, episodes: list[EpisodeRecord]) -> None:
-        assert self.ep_info_buffer is not None
-        assert self.ep_success_buffer is not None
-        for episode in episodes:
-            self.ep_info_buffer.append({"r": episode.ret, "l": episode.length})
-            if episode.success is not None:
-                self.ep_success_buffer.append(episode.success)
+        return super()._setup_learn(*args, **kwargs)
 
     def train(self) -> None:
         """Learn from the iteration's chunks; see :meth:`Learner.train`."""
@@ -340,23 +218,6 @@ class ReinFlow(OnPolicyAlgorithm):
             self.logger.record(name, value)
         self._n_updates = self.learner.updates
         self.seconds["update"] += time.perf_counter() - started
-
-    @property
-    def worker_restarts(self) -> int:
-        """Simulating processes that died and were replaced, over all resumed parts of a run."""
-        return self.restarts_before + (0 if self.env is None else getattr(self.chunks, "restarts", 0))
-
-    def visited_observations(self) -> dict[str, torch.Tensor]:
-        """Normalised observations of the last iteration, key -> ``(S x N, T_o, *shape)``.
-
-        A model that was just loaded runs one iteration for them, whose steps count.
-        """
-        buffer: ChunkBuffer = self.rollout_buffer  # type: ignore[assignment]
-        if not len(buffer):
-            _, callback = self._setup_learn(0, None, reset_num_timesteps=False)
-            assert self.env is not None
-            self.collect_rollouts(self.env, callback, buffer, self.n_steps)
-        return buffer.observations()
 
     def deployed_policy(self) -> FlowPolicy:
         """The plain flow without its noise network, marked with the K it is tuned for."""
@@ -427,7 +288,7 @@ class ReinFlow(OnPolicyAlgorithm):
             get_system_info()
         replaced = {**(custom_objects or {}), **settings}
         hints = typing.get_type_hints(cls.__init__)
-        saved = read_model(path, {k: v for k, v in hints.items() if k not in _THE_READERS}, replaced)
+        saved = read_model(path, {k: v for k, v in hints.items() if k not in _UNSAVED}, replaced)
         if saved.settings["update"].needs_reference and replaced.get("reference") is None:
             raise CheckpointError(
                 f"{path} was trained with a rule that looks at the pretrained policy; give load() "

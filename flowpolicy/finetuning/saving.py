@@ -25,7 +25,7 @@ from flowpolicy.files.reading import (
     shapes_of,
 )
 from flowpolicy.files.storage import atomic_file
-from flowpolicy.finetuning.actor_critic import FlowActorCritic, spaces_of
+from flowpolicy.finetuning.actor_critic import NETWORK_SETTINGS, FlowActorCritic, spaces_of
 from flowpolicy.finetuning.archive import archive_of, no_model
 from flowpolicy.finetuning.learner import OPTIMIZERS
 from flowpolicy.finetuning.noise import NoiseConfig
@@ -171,6 +171,8 @@ class _Content:
 def _encoded(settings: Mapping[str, Any]) -> dict[str, Any]:
     """As JSON; None in place of what is the user's own: a schedule that is a function, a rule, a strategy."""
     encoded = {**settings, "noise": dataclasses.asdict(settings["noise"])}
+    if "advantages" in encoded:
+        encoded["advantages"] = None
     for name in _SCHEDULES:
         encoded[name] = _encoded_schedule(settings[name])
     rule = settings["update"]
@@ -252,10 +254,9 @@ def _check_tensors(
 
     def networks() -> FlowActorCritic:
         policy = FlowPolicy(config)
-        horizon = settings.get("execute_horizon") or policy.execute_horizon
-        names = ("num_steps", "noise", "critic_hidden", "image_encoder", "critic_encoder")
-        chosen = {name: settings[name] for name in names if name in settings}
-        return FlowActorCritic(*spaces_of(policy), flow_policy=policy, execute_horizon=horizon, **chosen)
+        chosen = {name: settings[name] for name in NETWORK_SETTINGS if name in settings}
+        chosen["execute_horizon"] = chosen.get("execute_horizon") or policy.execute_horizon
+        return FlowActorCritic(*spaces_of(policy), flow_policy=policy, **chosen)
 
     try:
         shapes = {f"networks.{name}": shape for name, shape in shapes_of(networks).items()}

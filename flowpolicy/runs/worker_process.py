@@ -7,7 +7,7 @@ import multiprocessing
 import pickle
 import signal
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
@@ -123,13 +123,8 @@ class WorkerProcess:
 
     def send_pickled(self, content: Any) -> None:
         """Hand over what ``ForkingPickler.dumps`` made of a message; see :meth:`send`."""
-        connection = self._connection
-        if connection is None:
-            raise WorkerDiedError("The process was ended.")
-        try:
+        with self._open_pipe() as connection, contextlib.suppress(TypeError):  # closed meanwhile
             connection.send_bytes(content)
-        except (OSError, TypeError) as error:  # TypeError: another thread closed the pipe meanwhile
-            raise WorkerDiedError("The process ended.") from error
 
     def poll(self, timeout: float = 0.0) -> bool:
         """Whether :meth:`receive` would not wait, waiting at most ``timeout`` seconds for that.
@@ -137,12 +132,8 @@ class WorkerProcess:
         Raises:
             WorkerDiedError: there will be nothing.
         """
-        if self._connection is None:
-            raise WorkerDiedError("The process was ended.")
-        try:
-            return self._connection.poll(timeout)
-        except (EOFError, OSError) as error:
-            raise WorkerDiedError("The process ended.") from error
+        with self._open_pipe() as connection:
+            return connection.poll(timeout)
 
     def receive(self) -> Any:
         """Wait for the next message, whatever it is; a :class:`Failure` too.
@@ -150,10 +141,15 @@ class WorkerProcess:
         Raises:
             WorkerDiedError: there will be none.
         """
+        with self._open_pipe() as connection:
+            return connection.recv()
+
+    @contextlib.contextmanager
+    def _open_pipe(self) -> Iterator[Connection[Any, Any]]:
         if self._connection is None:
             raise WorkerDiedError("The process was ended.")
         try:
-            return self._connection.recv()
+            yield self._connection
         except (EOFError, OSError) as error:
             raise WorkerDiedError("The process ended.") from error
 
