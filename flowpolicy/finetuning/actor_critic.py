@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -147,6 +148,18 @@ class FlowActorCritic(BasePolicy):
             chunk = policy.action_normalizer.denormalize(chain.x[:, -1])
         physical: NDArray[np.float32] = chunk.cpu().numpy()
         return physical
+
+    def deployed(self) -> FlowPolicy:
+        """A copy of the flow alone, marked with the K that it is tuned for."""
+        config = dataclasses.replace(
+            self.flow_policy.config,
+            tuned_num_steps=self.flow.num_steps,
+            tuned_solver="euler",
+            execute_horizon=self.execute_horizon,  # tokens beyond it were never trained
+        )
+        result = FlowPolicy(config).to(self.flow_policy.device)
+        result.load_state_dict(self.flow_policy.state_dict())
+        return result.eval()
 
     def predict(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,23 +56,26 @@ class AdvantageStrategy(Protocol):
 
 @dataclass(frozen=True)
 class GAE:
-    """Generalised advantage estimates over chunks; see :func:`chunk_advantages`.
+    """Generalised advantage estimates over chunks (Schulman et al. 2016, eq. 16), lambda per chunk.
 
     Attributes:
         gamma: discount per environment step: a chunk of n steps discounts gamma^n.
-        gae_lambda: lambda per chunk.
+        gae_lambda: weight of longer estimates, per chunk.
     """
 
-    name: ClassVar[str] = "gae"
     gamma: float = 0.995
     gae_lambda: float = 0.95
 
     def __call__(self, experience: Experience) -> tuple[Array, Array]:
         """See :class:`AdvantageStrategy`."""
-        e = experience
-        advantages = chunk_advantages(
-            e.rewards, e.executed, e.terminated, e.ended, e.values, e.next_values, self.gamma, self.gae_lambda
-        )
+        e, discount = experience, self.gamma**experience.executed
+        errors = e.rewards + np.where(e.terminated, 0.0, discount * e.next_values) - e.values
+        carry = np.where(e.ended, 0.0, discount * self.gae_lambda)
+        advantages = np.zeros(errors.shape)
+        ahead = np.zeros(errors.shape[1])
+        for step in reversed(range(len(errors))):
+            ahead = errors[step] + carry[step] * ahead
+            advantages[step] = ahead
         return advantages, advantages + e.values
 
 
@@ -85,41 +88,6 @@ def chunk_rewards(rewards: NDArray[np.floating[Any]], gamma: float) -> Array:
     """
     weights = gamma ** np.arange(rewards.shape[-1], dtype=np.float64)
     return np.asarray((rewards * weights).sum(-1), dtype=np.float64)
-
-
-def chunk_advantages(
-    rewards: Array,
-    executed: NDArray[np.int64],
-    terminated: NDArray[np.bool_],
-    ended: NDArray[np.bool_],
-    values: Array,
-    next_values: Array,
-    gamma: float,
-    gae_lambda: float,
-) -> Array:
-    """Generalised advantage estimates over chunks (Schulman et al. 2016, eq. 16), lambda per chunk.
-
-    All arguments are ``(S, N)``, S chunks in each of N environments.
-
-    Args:
-        rewards: discounted rewards of :func:`chunk_rewards`.
-        executed: environment steps of each chunk.
-        terminated: the chunk ended in a terminal state, whose value is 0.
-        ended: the episode ended, in a terminal state or by a time limit.
-        values: V of the observation before the chunk.
-        next_values: V of the observation after it; where an episode ended, of its true last observation.
-        gamma: discount per environment step.
-        gae_lambda: weight of longer estimates.
-    """
-    discount = gamma**executed
-    errors = rewards + np.where(terminated, 0.0, discount * next_values) - values
-    carry = np.where(ended, 0.0, discount * gae_lambda)
-    advantages = np.zeros(errors.shape)
-    ahead = np.zeros(errors.shape[1])
-    for step in reversed(range(len(errors))):
-        ahead = errors[step] + carry[step] * ahead
-        advantages[step] = ahead
-    return advantages
 
 
 class RunningMoments:

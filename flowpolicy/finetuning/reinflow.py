@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 import typing
 from collections.abc import Sequence
@@ -221,16 +220,7 @@ class ReinFlow(ChunkAlgorithm):
 
     def deployed_policy(self) -> FlowPolicy:
         """The plain flow without its noise network, marked with the K it is tuned for."""
-        policy = self.actor_critic.flow_policy
-        config = dataclasses.replace(
-            policy.config,
-            tuned_num_steps=self.actor_critic.flow.num_steps,
-            tuned_solver="euler",
-            execute_horizon=self.actor_critic.execute_horizon,  # tokens beyond it were never trained
-        )
-        result = FlowPolicy(config).to(self.device)
-        result.load_state_dict(policy.state_dict())
-        return result.eval()
+        return self.actor_critic.deployed()
 
     def save(  # type: ignore[override]
         self, path: str | Path | IO[bytes], exclude: Any = None, include: Any = None
