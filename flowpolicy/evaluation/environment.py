@@ -53,11 +53,17 @@ class StandardEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):  # type: ignor
         return self._read(observation), info
 
     def step(self, action: Any) -> Any:
-        """Observation, reward, terminated, truncated, info; a NaN in the action goes through."""
-        bounded = np.minimum(np.maximum(action, self._low), self._high)
-        if bounded.dtype != self._action_dtype:
-            bounded = bounded.astype(self._action_dtype)
-        observation, reward, terminated, truncated, info = self.env.step(bounded)
+        """Observation, reward, terminated, truncated, info."""
+        return self.step_bounded(self.bounded(action))
+
+    def bounded(self, actions: Any) -> NDArray[Any]:
+        """Actions ``(..., A)`` within the bounds and in the dtype of the action space; NaN stays NaN."""
+        bounded = np.minimum(np.maximum(actions, self._low), self._high)
+        return np.asarray(bounded, self._action_dtype)
+
+    def step_bounded(self, action: NDArray[Any]) -> Any:
+        """:meth:`step` with an action of :meth:`bounded`: whoever has many bounds them at once."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
         return self._read(observation), reward, terminated, truncated, info
 
     def _read(self, observation: Any) -> dict[str, NDArray[Any]]:

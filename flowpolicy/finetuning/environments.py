@@ -130,6 +130,7 @@ class LocalChunks:
         """See :meth:`ChunkEnv.step`."""
         require_ready(self._ready)
         actions = checked_chunks(chunks, self.num_envs, self.action_space, self._first_number)
+        actions = self.envs[0].bounded(actions)
         self._ready = False  # until this call has gone through
         tape = self._history.tape(actions.shape[1])
         rewards = np.zeros(actions.shape[:2])
@@ -180,7 +181,7 @@ class LocalChunks:
 
         This is the hot path: a simulator's step may take no more than 100 us.
         """
-        step, judge = self.envs[row].step, self._tally.running[row].judge
+        step, judge = self.envs[row].step_bounded, self._tally.running[row].judge
         kept = [(key, rows[row, self._history.obs_horizon :]) for key, rows in tape.items()]
         success = False
         at, terminated, truncated = -1, False, False

@@ -70,7 +70,7 @@ def test_the_same_seed_and_commands_give_the_same_world(robot, tmp_path):
     for command in report.commands[0]:
         np.testing.assert_allclose(command, [0.3], atol=1e-6)
         observation, *_ = env.step(command)
-    assert np.isfinite(observation).all()
+    assert np.isfinite(observation["observation"]).all()
     assert len(report.commands[0]) == report.lengths[0] > 3
 
 
