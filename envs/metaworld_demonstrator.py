@@ -45,8 +45,7 @@ class MetaWorldDemonstrator:
 
     def act(self, env: gym.Env[Any, Any], observation: Any) -> np.ndarray:
         """The next action ``(4,)``."""
-        vector = observation["observation"] if isinstance(observation, dict) else observation
-        seen = np.array(vector, dtype=np.float64)  # a copy: some policies write into it
+        seen = np.array(observation["observation"], dtype=np.float64)  # a copy: some policies write into it
         hand, target = seen[:3].copy(), seen[4:7].copy()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it says that commands are clipped, which is meant

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from flowpolicy.control.events import Event, EventLog
 from flowpolicy.control.robot import EPISODE, TIMESTAMP
-from flowpolicy.execution.history import HistoryBuffer
-from flowpolicy.observations import dtype_of
+from flowpolicy.execution.history import HistoryBuffer, fields_of
 
 
 class ObservationHistory:
@@ -27,7 +26,7 @@ class ObservationHistory:
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], obs_horizon: int, events: EventLog) -> None:
         self._events = events
-        self._fields = {key: (tuple(shape), dtype_of(shape)) for key, shape in shapes.items()}
+        self._fields = fields_of(shapes)
         self._buffer = HistoryBuffer(self._fields, 1, obs_horizon)
         self._episode: Any = None
         self.measured = float("-inf")

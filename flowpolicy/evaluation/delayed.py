@@ -24,9 +24,8 @@ from flowpolicy.evaluation.rollout import EVALUATION_SEED, check_spaces
 from flowpolicy.evaluation.seams import Smoothness, smoothness
 from flowpolicy.evaluation.task import Task
 from flowpolicy.execution.fusion import Chunk, Fusion, Prefix
-from flowpolicy.execution.history import HistoryBuffer
+from flowpolicy.execution.history import HistoryBuffer, fields_of
 from flowpolicy.execution.receding_horizon import ChunkPolicy
-from flowpolicy.observations import dtype_of
 from flowpolicy.runs.progress import progress_bar
 from flowpolicy.settings import require
 
@@ -178,8 +177,7 @@ class _Slot:
     def __init__(self, env: Any, rule: DelayRule, safe_action: str | Sequence[float]) -> None:
         self.env, self.rule, self.safe_action = env, rule, safe_action
         self.episode: _Episode | None = None
-        shapes = rule.policy.observation_shapes
-        fields = {key: (tuple(shape), dtype_of(shape)) for key, shape in shapes.items()}
+        fields = fields_of(rule.policy.observation_shapes)
         self.history = HistoryBuffer(fields, 1, rule.policy.obs_horizon)
 
     def check_safe_action(self) -> None:

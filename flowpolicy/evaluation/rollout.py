@@ -127,23 +127,24 @@ def check_spaces(env: Any, policy: ChunkPolicy, name: str) -> None:
     """
     from gymnasium import spaces
 
+    from flowpolicy.evaluation.environment import boxes_of
+
     action = env.action_space
     if not isinstance(action, spaces.Box) or action.shape != (policy.action_dim,):
         raise TaskError(
             f"{name} takes actions {action} and the policy gives vectors of {policy.action_dim}; "
             "choose the task that the policy was trained for."
         )
-    observation = env.observation_space
-    offered = observation.spaces if isinstance(observation, spaces.Dict) else {"observation": observation}
+    offered = boxes_of(env.observation_space)
     for key, shape in policy.observation_shapes.items():
         if key not in offered:
             raise TaskError(
                 f"{name} has no observation '{key}' that the policy needs "
                 f"(it has {', '.join(sorted(offered))}); choose the task that the policy was trained for."
             )
-        if tuple(offered[key].shape or ()) != tuple(shape):
+        if offered[key].shape != tuple(shape):
             raise TaskError(
-                f"{name} gives '{key}' of shape {tuple(offered[key].shape or ())} and the policy "
+                f"{name} gives '{key}' of shape {offered[key].shape} and the policy "
                 f"takes {tuple(shape)}; choose the task that the policy was trained for."
             )
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.errors import FlowPolicyError
+from flowpolicy.observations import dtype_of
 
 Histories = dict[str, NDArray[Any]]
 """Key -> ``(N, T_o, *shape)``, oldest first."""
+
+
+def fields_of(shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[tuple[int, ...], type[np.generic]]]:
+    """Shape and dtype of each of a policy's observations, as a buffer keeps them."""
+    return {key: (tuple(shape), dtype_of(shape)) for key, shape in shapes.items()}
 
 
 class HistoryBuffer:

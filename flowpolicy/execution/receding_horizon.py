@@ -11,8 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from flowpolicy.errors import FlowPolicyError
-from flowpolicy.execution.history import HistoryBuffer
-from flowpolicy.observations import dtype_of
+from flowpolicy.execution.history import HistoryBuffer, fields_of
 from flowpolicy.settings import require
 
 
@@ -98,8 +97,7 @@ class RecedingHorizon:
         self.chunks = 0
         self.inference_seconds = 0.0
         self._options = {"num_steps": num_steps, "solver": solver, **(act_options or {})}
-        fields = {key: (tuple(shape), dtype_of(shape)) for key, shape in policy.observation_shapes.items()}
-        self._history = HistoryBuffer(fields, num_slots, policy.obs_horizon)
+        self._history = HistoryBuffer(fields_of(policy.observation_shapes), num_slots, policy.obs_horizon)
         self._generators: list[torch.Generator | None] = [None] * num_slots
         self._planned = np.zeros((num_slots, execute_horizon, policy.action_dim), dtype=np.float32)
         self._used = np.full(num_slots, execute_horizon)

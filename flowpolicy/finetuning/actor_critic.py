@@ -199,9 +199,8 @@ class FlowActorCritic(BasePolicy):
         histories.add(rows)
         empty = np.flatnonzero(used >= self.execute_horizon)
         if empty.size:
-            planned[empty] = self.plan(histories.copy(empty), deterministic=deterministic)[
-                :, : self.execute_horizon
-            ]
+            chunks = self.plan(histories.copy(empty), deterministic=deterministic)
+            planned[empty] = chunks[:, : self.execute_horizon]
             used[empty] = 0
         space = self.action_space
         assert isinstance(space, spaces.Box)
