@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from flowpolicy.control.events import Event, EventLog
 from flowpolicy.control.robot import EPISODE, TIMESTAMP
-from flowpolicy.observations import dtype_of
+from flowpolicy.execution.history import HistoryBuffer, fields_of
 
 
 class ObservationHistory:
@@ -26,11 +26,9 @@ class ObservationHistory:
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], obs_horizon: int, events: EventLog) -> None:
         self._events = events
-        self._rows: dict[str, NDArray[Any]] = {
-            key: np.zeros((obs_horizon, *shape), dtype_of(shape)) for key, shape in shapes.items()
-        }
+        self._fields = fields_of(shapes)
+        self._buffer = HistoryBuffer(self._fields, 1, obs_horizon)
         self._episode: Any = None
-        self._fresh = True
         self.measured = float("-inf")
         self.is_empty = True  # nothing with a time was seen yet
 
@@ -54,15 +52,11 @@ class ObservationHistory:
             self.measured, self.is_empty = float("-inf"), False
             return False
         restarted = episode is not None and self._episode is not None and episode != self._episode
-        fill = self._fresh or restarted
-        for key, rows in self._rows.items():
-            if fill:
-                rows[:] = arrays[key]
-            else:
-                rows[:-1] = rows[1:]
-                rows[-1] = arrays[key]
+        if restarted:
+            self._buffer.restart()
+        self._buffer.add({key: array[None] for key, array in arrays.items()})
         self._episode = self._episode if episode is None else episode
-        self._fresh = self.is_empty = False
+        self.is_empty = False
         self.measured = measured
         return restarted
 
@@ -72,7 +66,7 @@ class ObservationHistory:
 
     def newest(self) -> dict[str, NDArray[Any]]:
         """A copy, key -> ``(T_o, *shape)``, oldest first."""
-        return {key: rows.copy() for key, rows in self._rows.items()}
+        return {key: rows.copy() for key, (rows,) in self._buffer.arrays.items()}
 
     def _read(self, observation: Any, now: float) -> tuple[dict[str, NDArray[Any]], float, Any]:
         """Arrays, time and episode; None where it does not say.
@@ -84,10 +78,10 @@ class ObservationHistory:
             raise _UnusableError("none", Event.OBSERVATION_MISSING)
         if not isinstance(observation, Mapping):
             raise _UnusableError(f"{type(observation).__name__} in place of a mapping from names to arrays")
-        missing = [key for key in self._rows if key not in observation]
+        missing = [key for key in self._fields if key not in observation]
         if missing:
             raise _UnusableError(", ".join(missing), Event.OBSERVATION_MISSING)
-        arrays = {key: _array(observation[key], key, rows) for key, rows in self._rows.items()}
+        arrays = {key: _array(observation[key], key, *field) for key, field in self._fields.items()}
         measured = observation.get(TIMESTAMP, now)
         if not isinstance(measured, (int, float, np.number)) or isinstance(measured, np.complexfloating):
             raise _UnusableError(f"{TIMESTAMP} is {measured!r}, not a number of seconds"[:200])
@@ -105,16 +99,16 @@ class _UnusableError(Exception):
         self.event = event
 
 
-def _array(value: Any, key: str, rows: NDArray[Any]) -> NDArray[Any]:
-    """Of the dtype and shape of one row; images must be uint8 already."""
+def _array(value: Any, key: str, shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:
+    """Of this shape and dtype; images must be uint8 already."""
     array = np.asarray(value)
-    if array.dtype != rows.dtype:
-        if rows.dtype != np.float32 or array.dtype.kind not in "fiub":
+    if array.dtype != dtype:
+        if dtype is not np.float32 or array.dtype.kind not in "fiub":
             raise _UnusableError(f"{key}: a wrong type, {array.dtype}")
         with np.errstate(over="ignore"):
             array = array.astype(np.float32)
-    if array.shape != rows.shape[1:]:
-        raise _UnusableError(f"{key}: a wrong shape, {array.shape} in place of {rows.shape[1:]}")
+    if array.shape != shape:
+        raise _UnusableError(f"{key}: a wrong shape, {array.shape} in place of {shape}")
     if not np.isfinite(array).all():
         raise _UnusableError(f"{key}: NaN or infinity")
     return array
