@@ -29,13 +29,14 @@ from flowpolicy.acceleration.deployed import DeployedSampler
 from flowpolicy.control.config import ControlConfig
 from flowpolicy.control.inference import Planner, build_worker
 from flowpolicy.control.loop import ControlLoop
-from flowpolicy.control.planner_hosts import Build, process_context
+from flowpolicy.control.planner_hosts import PRELOAD, Build
 from flowpolicy.control.planners import PlannerBuilder
 from flowpolicy.control.robot import RobotSpec
 from flowpolicy.control.run import RunConfig
 from flowpolicy.evaluation.summary import git_state, machine, versions
 from flowpolicy.files.reading import read_json
 from flowpolicy.files.storage import write_json
+from flowpolicy.runs.worker_process import process_context
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINT = "benchmarks/checkpoints/hopper-shortcut-seed0"
@@ -82,9 +83,10 @@ def program(build: Build, pipe: Connection, folder: str) -> None:
 def end_one(number: signal.Signals, seed: int, build: Build) -> list[str]:
     """Run a program, send it the signal while it moves the robot; what is wrong with what it left."""
     delay = np.random.default_rng(seed).uniform(0.0, 0.5)
-    ours, theirs = process_context().Pipe()
+    context = process_context(*PRELOAD)
+    ours, theirs = context.Pipe()
     with tempfile.TemporaryDirectory() as folder:
-        process = process_context().Process(target=program, args=(build, theirs, folder))
+        process = context.Process(target=program, args=(build, theirs, folder))
         process.start()
         theirs.close()
         commands, closed, sent_at = [], False, None

@@ -40,11 +40,12 @@ import torch
 from flowpolicy import FlowPolicy
 from flowpolicy.acceleration.latency import percentiles
 from flowpolicy.acceleration.sampler import build_sampler, fastest_backend
-from flowpolicy.control.planner_hosts import process_context
+from flowpolicy.control.planner_hosts import PRELOAD
 from flowpolicy.evaluation.summary import git_state, machine, versions
 from flowpolicy.files.reading import read_json
 from flowpolicy.files.storage import write_json
 from flowpolicy.runs.progress import progress
+from flowpolicy.runs.worker_process import process_context
 from flowpolicy.serving.client import PolicyClient, ServerUnreachableError
 from flowpolicy.serving.config import ServerConfig
 from flowpolicy.serving.messages import encode
@@ -455,7 +456,7 @@ def restarts(checkpoint: str, count: int) -> dict[str, Any]:
 
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    context, rng = process_context(), np.random.default_rng(SEED)
+    context, rng = process_context(*PRELOAD), np.random.default_rng(SEED)
 
     def start() -> Any:
         process = context.Process(target=serve_here, args=(checkpoint, port), daemon=True)

@@ -77,7 +77,7 @@ class Stage:
 
 
 class ArmScript:
-    """Plays stages one after another; an expert's :meth:`reset` sets them.
+    """Plays stages one after another; an expert's ``reset`` sets them.
 
     Args:
         slowest: lowest speed, as a share of the fastest; an episode's speed is drawn between the two.

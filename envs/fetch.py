@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -80,9 +81,10 @@ class PickAndPlaceExpert:
         self._table: float | None = None
         return self._way
 
-    def act(self, env: gym.Env[Any, Any], observation: np.ndarray) -> np.ndarray:
+    def act(self, env: gym.Env[Any, Any], observation: Mapping[str, np.ndarray]) -> np.ndarray:
         """The next action ``(4,)``."""
-        gripper, thing, goal = observation[:3], observation[3:6], observation[-3:]
+        vector = observation["observation"]
+        gripper, thing, goal = vector[:3], vector[3:6], vector[-3:]
         self._table = float(thing[2]) if self._table is None else self._table
         offset = thing - gripper
         beside = float(np.linalg.norm(offset[:2]))

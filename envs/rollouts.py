@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 
 from flowpolicy.data.store import Demonstrations
+from flowpolicy.evaluation.environment import standard
 from flowpolicy.evaluation.task import make_environment
 from flowpolicy_envs.actor import ExpertActor
 
@@ -51,14 +52,10 @@ class EpisodeRecorder:
     success: bool | None = None
     task: str = ""
 
-    def see(self, observation: Any) -> None:
+    def see(self, observation: Mapping[str, np.ndarray]) -> None:
         """What is seen before an action; copied, since a simulator may write into what it gave."""
-        seen = observation if isinstance(observation, Mapping) else {"observation": observation}
-        for key, value in seen.items():
-            array = np.array(value)
-            if array.dtype.kind == "f":
-                array = array.astype(np.float32, copy=False)
-            self.observation.setdefault(key, []).append(array)
+        for key, value in observation.items():
+            self.observation.setdefault(key, []).append(np.array(value))
 
     def act(self, action: np.ndarray, reward: float, info: Mapping[str, Any]) -> None:
         """What was done about it, and what came of that."""
@@ -93,12 +90,13 @@ def run_episodes(
 
     Episode ``i`` starts from ``envs[i].reset(seed=seeds[i])``; the actor's noise comes from ``rng``.
     """
+    envs = [standard(env) for env in envs]
     observations = [env.reset(seed=int(seed))[0] for env, seed in zip(envs, seeds, strict=True)]
     recorders = [EpisodeRecorder() for _ in envs]
     episodes: dict[int, Episode] = {}
     alive = list(range(len(envs)))
     while alive:
-        batch = np.stack([observations[i] for i in alive])
+        batch = np.stack([observations[i]["observation"] for i in alive])
         for action, i in zip(actor.act(batch, rng, deterministic=deterministic), alive, strict=True):
             recorders[i].see(observations[i])
             observations[i], reward, terminated, truncated, info = envs[i].step(action)

@@ -18,6 +18,7 @@ import gymnasium as gym
 import numpy as np
 
 from flowpolicy.errors import ConfigError, DataError
+from flowpolicy.evaluation.environment import standard
 from flowpolicy.runs.progress import progress_bar
 from flowpolicy.settings import require
 from flowpolicy_envs.rollouts import Episode, EpisodeRecorder
@@ -90,7 +91,7 @@ class Attempt:
 
 def play(env: gym.Env[Any, Any], expert: ScriptedExpert, seed: int, noise: float = 0.0) -> Attempt:
     """One whole episode from ``seed``, which also seeds the expert and the disturbance."""
-    rng = np.random.default_rng(seed)
+    rng, env = np.random.default_rng(seed), standard(env)
     observation, _ = env.reset(seed=seed)
     way = expert.reset(env, rng)
     space = env.action_space

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import reprlib
 import types
@@ -40,7 +41,7 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     for key in values:
         if key not in fields:
             raise ConfigError(unknown_key(f"{prefix}{key}", [f"{prefix}{name}" for name in fields]))
-    hints = typing.get_type_hints(cls)
+    hints = _type_hints(typing.cast("Any", cls))
     arguments = {key: checked(value, hints[key], f"{prefix}{key}") for key, value in values.items()}
     for name, item in fields.items():
         has_default = (
@@ -49,6 +50,11 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         if name not in arguments and not has_default:
             raise ConfigError(f"{prefix}{name} is missing; give it a value.")
     return cls(**arguments)
+
+
+@functools.cache
+def _type_hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
 
 
 def unknown_key(key: str, valid: Collection[str]) -> str:

@@ -18,6 +18,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {"flowpolicy": "flowpolicy", "flowpolicy_envs": "envs"}  # name on import: folder
 _PATH = re.compile(r"`((?:flowpolicy|envs)(?:/\w+)+)(?:\.py|/)?`")
+_DOTTED = re.compile(r"(?<!\[)`(flowpolicy(?:_envs)?(?:\.\w+)+)`")
+_entries: set[str] = set()  # every module, function and class that has one
 _names = tempfile.TemporaryDirectory()  # in it the packages have the names that they are imported by
 
 
@@ -129,15 +131,17 @@ def on_files(files: Any, config: Any) -> Any:
     """Add the pages."""
     from mkdocs.structure.files import File
 
+    _entries.clear()
     for name in PACKAGES:
         modules = public_modules(name)
         for module in modules:
+            _entries.update([module.name, *(f"{module.name}.{node.name}" for node in module.definitions)])
             files.append(File.generated(config, module.page, content=text(module, modules)))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, files: Any, **_: Any) -> str:
-    """Link the code that a page names by its path to its entry here."""
+    """Link the code that a page names, by path or as it is imported, to its entry here."""
 
     def linked(found: re.Match[str]) -> str:
         name = re.sub("^envs", "flowpolicy_envs", found[1])
@@ -148,4 +152,7 @@ def on_page_markdown(markdown: str, page: Any, files: Any, **_: Any) -> str:
                 )
         return found[0]
 
-    return _PATH.sub(linked, markdown)
+    markdown = _PATH.sub(linked, markdown)
+    return _DOTTED.sub(
+        lambda found: f"[{found[0]}][{found[1]}]" if found[1] in _entries else found[0], markdown
+    )

@@ -87,8 +87,8 @@ class Sampler:
             FlowPolicyError: observations or noise of a wrong shape, with NaN, or with a missing key.
         """
         own, policy = self.sampling, self.policy
-        asked = SamplerSpec(num_steps=num_steps, solver=solver).filled(own)
-        if not asked.integrates_like(own):
+        if (num_steps or own.num_steps, solver or own.solver) != (own.num_steps, own.solver):
+            asked = SamplerSpec(num_steps=num_steps, solver=solver).filled(own)
             raise ConfigError(f"This sampler was built for {own}; build another one for {asked}.")
         refuse_options(self.guidance, options)
         observation = policy.check_observations(observations)

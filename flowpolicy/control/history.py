@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from flowpolicy.control.events import Event, EventLog
 from flowpolicy.control.robot import EPISODE, TIMESTAMP
+from flowpolicy.execution.history import HistoryBuffer, fields_of
 from flowpolicy.features import Feature
 
 
@@ -27,11 +28,8 @@ class ObservationHistory:
     def __init__(self, features: Mapping[str, Feature], obs_horizon: int, events: EventLog) -> None:
         self._events = events
         self._features = dict(features)
-        self._rows: dict[str, NDArray[Any]] = {
-            key: np.zeros((obs_horizon, *feature.shape), feature.dtype) for key, feature in features.items()
-        }
+        self._buffer = HistoryBuffer(fields_of(features), 1, obs_horizon)
         self._episode: Any = None
-        self._fresh = True
         self.measured = float("-inf")
         self.is_empty = True  # nothing with a time was seen yet
 
@@ -55,15 +53,11 @@ class ObservationHistory:
             self.measured, self.is_empty = float("-inf"), False
             return False
         restarted = episode is not None and self._episode is not None and episode != self._episode
-        fill = self._fresh or restarted
-        for key, rows in self._rows.items():
-            if fill:
-                rows[:] = arrays[key]
-            else:
-                rows[:-1] = rows[1:]
-                rows[-1] = arrays[key]
+        if restarted:
+            self._buffer.restart()
+        self._buffer.add({key: array[None] for key, array in arrays.items()})
         self._episode = self._episode if episode is None else episode
-        self._fresh = self.is_empty = False
+        self.is_empty = False
         self.measured = measured
         return restarted
 
@@ -73,7 +67,7 @@ class ObservationHistory:
 
     def newest(self) -> dict[str, NDArray[Any]]:
         """A copy, key -> ``(T_o, *shape)``, oldest first."""
-        return {key: rows.copy() for key, rows in self._rows.items()}
+        return {key: rows.copy() for key, (rows,) in self._buffer.arrays.items()}
 
     def _read(self, observation: Any, now: float) -> tuple[dict[str, NDArray[Any]], float, Any]:
         """Arrays, time and episode; None where it does not say.
@@ -85,7 +79,7 @@ class ObservationHistory:
             raise _UnusableError("none", Event.OBSERVATION_MISSING)
         if not isinstance(observation, Mapping):
             raise _UnusableError(f"{type(observation).__name__} in place of a mapping from names to arrays")
-        missing = [key for key in self._rows if key not in observation]
+        missing = [key for key in self._features if key not in observation]
         if missing:
             raise _UnusableError(", ".join(missing), Event.OBSERVATION_MISSING)
         arrays = {key: _array(observation[key], key, feature) for key, feature in self._features.items()}

@@ -28,11 +28,11 @@ from flowpolicy.control.planner_hosts import (
     PlannerProcess,
     PlannerThread,
     Request,
-    WorkerDiedError,
 )
 from flowpolicy.control.system import Clock
 from flowpolicy.errors import FlowPolicyError
 from flowpolicy.execution.fusion import Prefix
+from flowpolicy.runs.worker_process import WorkerDiedError
 from flowpolicy.settings import choose, require
 
 __all__ = [

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import os
 import queue
-import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
@@ -16,9 +16,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from flowpolicy.control.system import leave_to_the_loop
 from flowpolicy.errors import FlowPolicyError
 from flowpolicy.execution.fusion import Prefix
+from flowpolicy.runs.worker_process import WorkerDiedError, WorkerProcess
 
 THREAD_END_S, PROCESS_END_S = 5.0, 1.0
 """How long a planner is given to end by itself; a process is then killed, a thread left behind."""
@@ -61,10 +61,6 @@ class Answer:
 Planner = Callable[[Request], NDArray[np.float32]]
 """From a request to a chunk ``(T, A)``; its attribute ``again``, where it has one, builds the like sooner."""
 Build = Callable[[], Planner]
-
-
-class WorkerDiedError(RuntimeError):
-    """The worker's process ended, or its planner could not be built."""
 
 
 class Host(Protocol):
@@ -142,7 +138,7 @@ class PlannerThread:
     @property
     def pid(self) -> int:
         """See :class:`Host`."""
-        return multiprocessing.current_process().pid or 0
+        return os.getpid()
 
     def submit(self, request: Request) -> None:
         """See :class:`Host`."""
@@ -183,18 +179,13 @@ class PlannerProcess:
 
     def __init__(self, build: Build) -> None:
         self.again: Build | None = None
-        context = process_context()
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(
-            target=_process_main, args=(build, theirs), daemon=True, name="inference"
-        )
-        self._process.start()
-        theirs.close()
+        self._worker = WorkerProcess(_process_main, (build,), name="inference", preload=PRELOAD)
+        self._worker.start()
 
     @property
     def pid(self) -> int:
         """See :class:`Host`."""
-        return int(self._process.pid)
+        return self._worker.pid
 
     def submit(self, request: Request) -> None:
         """See :class:`Host`."""
@@ -207,67 +198,49 @@ class PlannerProcess:
             ).start()
 
     def _send(self, content: Any) -> None:
-        try:
-            self._connection.send_bytes(content)
-        except (OSError, TypeError):  # it died, as poll says, or the connection was closed meanwhile
-            return
+        with suppress(WorkerDiedError):  # as poll says
+            self._worker.send_pickled(content)
 
     def poll(self, timeout: float = 0.0) -> Answer | None:
         """See :class:`Host`."""
         try:
-            if not self._connection.poll(timeout):
-                return None
-            message = self._connection.recv()
-        except (EOFError, OSError) as error:
+            message = self._worker.receive() if self._worker.poll(timeout) else None
+        except WorkerDiedError as error:
             raise WorkerDiedError("the inference process ended") from error
         return message if isinstance(message, Answer) else None
 
     def built(self, timeout: float) -> bool:
         """See :class:`Host`."""
         try:
-            if not self._connection.poll(timeout):
+            if not self._worker.poll(timeout):
                 return False
-            self.again = _again(self._connection.recv())
-        except (EOFError, OSError) as error:
+            message = self._worker.receive()
+        except WorkerDiedError as error:
             raise WorkerDiedError("The inference process ended before it was ready.") from error
+        self.again = _again(message)
         return True
 
     def alive(self) -> bool:
         """See :class:`Host`."""
-        return bool(self._process.is_alive())
+        return self._worker.is_alive()
 
     def end(self, now: bool = False) -> None:
         """See :class:`Host`."""
-        self._connection.close()  # it ends by itself, unless it hangs
-        if not now:
-            self._process.join(PROCESS_END_S)
-        self._process.kill()
-        self._process.join()
+        self._worker.stop(0.0 if now else PROCESS_END_S)
 
 
-def _process_main(build: Build, connection: Connection) -> None:
-    leave_to_the_loop()
-
+def _process_main(connection: Connection[Any, Any], build: Build) -> None:
     def receive() -> Any:
         try:
             return connection.recv()
         except EOFError:  # the loop ended
             return None
 
-    try:
-        _serve(build, receive, connection.send)
-    except (BrokenPipeError, ConnectionResetError):
-        return
+    _serve(build, receive, connection.send)
 
 
-def process_context() -> Any:
-    """How control starts processes: where the platform can, from a clean one that has imported torch."""
-    if sys.platform == "win32":
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    # What is not installed is left out.
-    context.set_forkserver_preload(["flowpolicy.control.planners", "onnx", "onnx.helper", "onnxruntime"])
-    return context
+PRELOAD = ("flowpolicy.control.planners", "onnx", "onnx.helper", "onnxruntime")
+"""What the processes of control need, imported once; what is not installed is left out."""
 
 
 def _again(message: Any) -> Build | None:

@@ -121,12 +121,6 @@ def ending_signals(on_signal: Callable[[int], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def leave_to_the_loop() -> None:
-    """In a process beside the loop: ignore what a terminal sends to all of a program's processes."""
-    for number in set(ENDING) - {signal.SIGTERM}:
-        signal.signal(number, signal.SIG_IGN)
-
-
 _driven: set[int] = set()
 _guard = threading.Lock()
 

@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 
 from flowpolicy.errors import FlowPolicyError
 from flowpolicy.evaluation.delay_rule import Delay, DelayRule
+from flowpolicy.evaluation.episodes import EpisodeRecord, columns
 from flowpolicy.evaluation.result import Episodes
 from flowpolicy.evaluation.rollout import EVALUATION_SEED, check_spaces
 from flowpolicy.evaluation.seams import Smoothness, smoothness
 from flowpolicy.evaluation.task import Task
 from flowpolicy.execution.fusion import Action, Chunk, Prefix
+from flowpolicy.execution.history import HistoryBuffer, fields_of
 from flowpolicy.execution.receding_horizon import ChunkPolicy
 from flowpolicy.runs.progress import progress_bar
 from flowpolicy.settings import require
@@ -135,11 +137,7 @@ def run_delayed(
     executed = [(np.asarray(e.actions), np.asarray(e.sources)) for e in done]
     return DelayedResult(
         seeds=np.arange(seed, seed + episodes),
-        returns=np.array([e.total for e in done]),
-        lengths=np.array([len(e.actions) for e in done]),
-        success=np.array([e.success for e in done]) if any(e.has_success for e in done) else None,
-        score=np.array([e.score for e in done]) if any(e.score > -np.inf for e in done) else None,
-        task=np.array([e.task for e in done]) if any(e.task for e in done) else None,
+        **columns([episode.record for episode in done]),  # type: ignore[arg-type]
         smoothness=smoothness(executed, width, 1.0 / task.control_hz),
         chunks=run.chunks,
         safe_ticks=sum(int((sources < 0).sum()) for _, sources in executed),
@@ -164,10 +162,7 @@ class _Episode:
         self.arrived = 0
         self.actions: list[NDArray[Any]] = []
         self.sources: list[int] = []
-        self.total = 0.0
-        self.success = self.has_success = False
-        self.score = -np.inf
-        self.task = ""
+        self.record = EpisodeRecord()
 
     def receive(self) -> None:
         """Take the chunk that is under way, where it arrives at this tick."""
@@ -190,13 +185,6 @@ class _Episode:
         self.under_way = self.rule.executable(actions)
         self.asked_tick, self.asked_step, self.arrives_at = self.tick, self.step, self.tick + delay
 
-    def judge(self, reward: float, info: Mapping[str, Any]) -> None:
-        self.total += reward
-        self.has_success |= "success" in info
-        self.success |= bool(info.get("success", False))
-        self.score = max(self.score, float(info.get("score", -np.inf)))
-        self.task = str(info.get("task", self.task))
-
 
 class _Slot:
     """One environment and the episode that runs in it, if any."""
@@ -204,7 +192,8 @@ class _Slot:
     def __init__(self, env: Any, rule: DelayRule, safe_action: str | Sequence[float]) -> None:
         self.env, self.rule, self.safe_action = env, rule, safe_action
         self.episode: _Episode | None = None
-        self.history: dict[str, NDArray[Any]] = {}
+        fields = fields_of(rule.policy.spec.features)
+        self.history = HistoryBuffer(fields, 1, rule.policy.spec.obs_horizon)
 
     def check_safe_action(self) -> None:
         shape, given = self.env.action_space.shape, self.safe_action
@@ -219,10 +208,8 @@ class _Slot:
     def start(self, number: int, seed: int) -> None:
         self.episode = _Episode(number, seed, self.rule)
         observation, _ = self.env.reset(seed=seed)
-        arrays = self._arrays(observation)
-        self.history = {
-            key: np.stack([row] * self.rule.policy.spec.obs_horizon) for key, row in arrays.items()
-        }
+        self.history.restart()
+        self._remember(observation)
 
     def step(self, episode: _Episode) -> bool:
         """Execute the tick's action; True where the episode has ended."""
@@ -239,9 +226,8 @@ class _Slot:
         observation, reward, terminated, truncated, info = self.env.step(bounded)
         episode.actions.append(bounded)
         episode.sources.append(source)
-        episode.judge(float(reward), info)
-        for key, row in self._arrays(observation).items():
-            self.history[key] = np.concatenate([self.history[key][1:], row[None]])
+        episode.record.add(float(reward), info)
+        self._remember(observation)
         return bool(terminated or truncated)
 
     def _safe(self, episode: _Episode) -> NDArray[Any] | None:
@@ -251,10 +237,8 @@ class _Slot:
         shape = self.env.action_space.shape
         return np.zeros(shape) if self.safe_action == "zero" else np.asarray(self.safe_action, np.float64)
 
-    def _arrays(self, observation: Any) -> dict[str, NDArray[Any]]:
-        items = observation if isinstance(observation, dict) else {"observation": observation}
-        rows = {key: np.asarray(items[key]) for key in self.rule.policy.spec.observation_shapes}
-        return {key: row.astype(np.float32) if row.dtype.kind == "f" else row for key, row in rows.items()}
+    def _remember(self, observation: Mapping[str, NDArray[Any]]) -> None:
+        self.history.add({key: observation[key][None] for key in self.history.arrays})
 
 
 class _Run:
@@ -301,7 +285,7 @@ class _Run:
         shape = (self.policy.spec.action_horizon, self.policy.spec.action_dim)
         noise = torch.stack([torch.randn(shape, generator=episode.noises) for _, episode in asking])
         batch = {
-            key: np.stack([slot.history[key] for slot, _ in asking])
+            key: np.concatenate([slot.history.arrays[key] for slot, _ in asking])
             for key in self.policy.spec.observation_shapes
         }
         prefixes = [episode.fusion.prefix(episode.step) for _, episode in asking]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from flowpolicy.evaluation.rollout import EVALUATION_SEED, evaluate
 from flowpolicy.evaluation.task import Task
 from flowpolicy.execution.receding_horizon import ChunkPolicy
 from flowpolicy.runs.progress import progress_bar
+from flowpolicy.runs.worker_process import END_S, Failure, WorkerDiedError, WorkerProcess
 from flowpolicy.settings import require
 
 Loader = Callable[[str], ChunkPolicy]
@@ -64,40 +63,49 @@ def evaluate_checkpoint(
     edges = [episodes * part // workers for part in range(workers + 1)]
     show = options.pop("show_progress", True)
     video = options.pop("video", None)
+    running: list[WorkerProcess] = []
     parts: list[EvaluationResult] = []
-    with (
-        ProcessPoolExecutor(workers, mp_context=worker_context(__name__, "torch")) as pool,
-        progress_bar(episodes if show else None, f"evaluate {task.name}") as bar,
-    ):
-        jobs = []
+    try:
         for part in range(workers):
             first, last = edges[part], edges[part + 1]
             settings = {"episodes": last - first, "seed": seed + first, "show_progress": False, **options}
             if part == 0:
                 settings["video"] = video  # the filmed episodes are the first ones, and those are here
-            jobs.append(pool.submit(_work, path, task, load, settings))
-        try:
-            for job in jobs:
-                parts.append(job.result())
+            arguments = (path, task, load, settings)
+            running.append(
+                WorkerProcess(_serve, arguments, name="evaluation", preload=("__main__", __name__, "torch"))
+            )
+            running[-1].start()
+        with progress_bar(episodes if show else None, f"evaluate {task.name}") as bar:
+            for worker in running:
+                parts.append(_result(worker))
                 bar.update(len(parts[-1].returns))
-        except BrokenProcessPool as error:
-            raise FlowPolicyError(
-                "A worker process of the evaluation died, most often for lack of memory; use fewer workers."
-            ) from error
+    finally:
+        for worker in running:
+            worker.stop(0.0 if len(parts) < workers else END_S)
     return concatenate(parts)
 
 
-def worker_context(*modules: str) -> Any:
-    """A start method that is safe beside threads; a fork server imports ``modules`` once for all workers."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", *modules])
-    return context
+def _result(worker: WorkerProcess) -> EvaluationResult:
+    try:
+        answer = worker.receive()
+    except WorkerDiedError as error:
+        raise FlowPolicyError(
+            "A worker process of the evaluation died, most often for lack of memory; use fewer workers."
+        ) from error
+    if isinstance(answer, Failure):
+        answer.raise_here()
+    result: EvaluationResult = answer
+    return result
 
 
-def _work(path: str, task: Task, load: Loader, settings: dict[str, Any]) -> EvaluationResult:
+def _serve(
+    connection: Connection[Any, Any], path: str, task: Task, load: Loader, settings: dict[str, Any]
+) -> None:
     import torch
 
     torch.set_num_threads(1)
-    return evaluate(load(path), task, **settings)
+    try:
+        connection.send(evaluate(load(path), task, **settings))
+    except Exception as error:
+        connection.send(Failure.of(error))

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from flowpolicy.errors import TaskError
+from flowpolicy.evaluation.episodes import EpisodeRecord, columns
 from flowpolicy.evaluation.result import EvaluationResult
 from flowpolicy.evaluation.task import Task
 from flowpolicy.evaluation.video import EpisodeVideo
@@ -103,11 +104,7 @@ def evaluate(
             film.close()
     return EvaluationResult(
         seeds=np.arange(seed, seed + episodes),
-        returns=rollout.returns,
-        lengths=rollout.lengths,
-        success=rollout.success if rollout.has_success else None,
-        score=rollout.score if rollout.has_score else None,
-        task=np.array(rollout.task) if any(rollout.task) else None,
+        **columns(rollout.records),  # type: ignore[arg-type]
         simulation_seconds=rollout.simulation_seconds,
         inference_seconds=horizon.inference_seconds,
         chunks=horizon.chunks,
@@ -130,23 +127,24 @@ def check_spaces(env: Any, policy: ChunkPolicy, name: str) -> None:
     """
     from gymnasium import spaces
 
+    from flowpolicy.evaluation.environment import boxes_of
+
     action = env.action_space
     if not isinstance(action, spaces.Box) or action.shape != (policy.spec.action_dim,):
         raise TaskError(
             f"{name} takes actions {action} and the policy gives vectors of {policy.spec.action_dim}; "
             "choose the task that the policy was trained for."
         )
-    observation = env.observation_space
-    offered = observation.spaces if isinstance(observation, spaces.Dict) else {"observation": observation}
+    offered = boxes_of(env.observation_space)
     for key, shape in policy.spec.observation_shapes.items():
         if key not in offered:
             raise TaskError(
                 f"{name} has no observation '{key}' that the policy needs "
                 f"(it has {', '.join(sorted(offered))}); choose the task that the policy was trained for."
             )
-        if tuple(offered[key].shape or ()) != tuple(shape):
+        if offered[key].shape != tuple(shape):
             raise TaskError(
-                f"{name} gives '{key}' of shape {tuple(offered[key].shape or ())} and the policy "
+                f"{name} gives '{key}' of shape {offered[key].shape} and the policy "
                 f"takes {tuple(shape)}; choose the task that the policy was trained for."
             )
 
@@ -158,46 +156,38 @@ class _Slot:
         self.env = env
         self.film = film
         self.filming = False
-        self.episode: int | None = None
+        self.record: EpisodeRecord | None = None
         self.observation: dict[str, NDArray[Any]] = {}
-        self.total = 0.0
-        self.steps = 0
 
-    def start(self, episode: int, seed: int, filming: bool) -> None:
-        self.episode, self.total, self.steps, self.filming = episode, 0.0, 0, filming
-        observation, _ = self.env.reset(seed=seed)
-        self.observation = _as_dict(observation)
-        self._show()
+    def start(self, record: EpisodeRecord, seed: int, filming: bool) -> None:
+        self.record, self.filming = record, filming
+        self.observation, _ = self.env.reset(seed=seed)
+        self._show(record)
 
-    def step(self, action: NDArray[np.float32]) -> tuple[bool, dict[str, Any]]:
-        space = self.env.action_space
-        bounded = np.clip(action, space.low, space.high).astype(space.dtype)
-        observation, reward, terminated, truncated, info = self.env.step(bounded)
-        self.observation = _as_dict(observation)
-        self.total += float(reward)
-        self.steps += 1
+    def step(self, action: NDArray[np.float32]) -> bool:
+        """Execute an action; True where the episode has ended."""
+        assert self.record is not None
+        self.observation, reward, terminated, truncated, info = self.env.step(action)
+        self.record.add(float(reward), info)
         ended = bool(terminated or truncated)
-        self._show(ended)
-        return ended, info
+        self._show(self.record, ended)
+        if ended:
+            self.record = None
+        return ended
 
-    def _show(self, last: bool = False) -> None:
+    def _show(self, record: EpisodeRecord, last: bool = False) -> None:
         if self.filming and self.film is not None:
-            self.film.capture(self.env, self.steps, self.total, last=last)
+            self.film.capture(self.env, record.length, record.ret, last=last)
 
 
 class _Rollout:
-    """The loop over episodes; its arrays fill as they end."""
+    """The loop over episodes; ``records`` fill as they run."""
 
     def __init__(
         self, horizon: RecedingHorizon, slots: list[_Slot], episodes: int, seed: int, record: int
     ) -> None:
         self.horizon, self.slots, self.seed = horizon, slots, seed
-        self.returns = np.zeros(episodes)
-        self.lengths = np.zeros(episodes, dtype=np.int64)
-        self.success = np.zeros(episodes, dtype=bool)
-        self.score = np.full(episodes, -np.inf)
-        self.task = [""] * episodes
-        self.has_success = self.has_score = False
+        self.records = [EpisodeRecord() for _ in range(episodes)]
         self.simulation_seconds = 0.0
         # Slot 0 has the camera: it films one episode after the other, so that one file holds them in order.
         self._filmed = deque(range(min(record, episodes)))
@@ -214,14 +204,10 @@ class _Rollout:
                 started = time.perf_counter()
                 running = []
                 for slot, action in zip(live, actions, strict=True):
-                    ended, info = self.slots[slot].step(action)
-                    self._read(self.slots[slot], info)
-                    if ended:
-                        self._finish(self.slots[slot])
-                        if on_episode is not None:
-                            on_episode(1)
-                    else:
+                    if not self.slots[slot].step(action):
                         running.append(slot)
+                    elif on_episode is not None:
+                        on_episode(1)
                 self.simulation_seconds += time.perf_counter() - started
                 live = running
                 if not live:
@@ -231,38 +217,15 @@ class _Rollout:
         """Give each idle slot its next episode; the slots that run now."""
         started = time.perf_counter()
         for number, slot in enumerate(self.slots):
-            if slot.episode is None:
+            if slot.record is None:
                 filming = number == 0 and bool(self._filmed)
                 queue = self._filmed if filming else self._waiting
                 if queue:
                     episode = queue.popleft()
-                    slot.start(episode, self.seed + episode, filming)
+                    slot.start(self.records[episode], self.seed + episode, filming)
                     self.horizon.reset(number, torch.Generator().manual_seed(self.seed + episode))
         self.simulation_seconds += time.perf_counter() - started
-        return [number for number, slot in enumerate(self.slots) if slot.episode is not None]
-
-    def _read(self, slot: _Slot, info: dict[str, Any]) -> None:
-        if "success" in info:
-            self.has_success = True
-            self.success[slot.episode] |= bool(info["success"])
-        if "score" in info:
-            self.has_score = True
-            self.score[slot.episode] = max(self.score[slot.episode], float(info["score"]))
-        if "task" in info and slot.episode is not None:
-            self.task[slot.episode] = str(info["task"])
-
-    def _finish(self, slot: _Slot) -> None:
-        self.returns[slot.episode] = slot.total
-        self.lengths[slot.episode] = slot.steps
-        slot.episode = None
-
-
-def _as_dict(observation: Any) -> dict[str, NDArray[Any]]:
-    items = observation if isinstance(observation, dict) else {"observation": observation}
-    arrays = {key: np.asarray(value) for key, value in items.items()}
-    return {
-        key: array.astype(np.float32) if array.dtype.kind == "f" else array for key, array in arrays.items()
-    }
+        return [number for number, slot in enumerate(self.slots) if slot.record is not None]
 
 
 def _latency(horizon: RecedingHorizon, observation: dict[str, NDArray[Any]]) -> float:

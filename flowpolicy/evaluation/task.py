@@ -87,12 +87,16 @@ class Task:
         require(ok, "env.safe_action", safe, "hold, zero or numbers")
 
     def make(self, **kwargs: Any) -> Any:
-        """Make the environment (``gymnasium.Env``).
+        """Make the environment, as a :class:`~flowpolicy.evaluation.environment.StandardEnvironment`.
 
         Raises:
             TaskError: when the simulator is not installed, the id is unknown, or the simulator refuses.
         """
-        return make_environment(self.env_id, {**self.env_kwargs, **kwargs}, f"Task '{self.name}'")
+        label = f"Task '{self.name}'"
+        environment = make_environment(self.env_id, {**self.env_kwargs, **kwargs}, label)
+        from flowpolicy.evaluation.environment import standard
+
+        return standard(environment, label)
 
 
 def make_environment(env_id: str, env_kwargs: Mapping[str, Any], label: str) -> Any:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from flowpolicy.errors import FlowPolicyError
+from flowpolicy.execution.history import HistoryBuffer, fields_of
 from flowpolicy.settings import require
 from flowpolicy.spec import PolicySpec
 
@@ -85,8 +86,7 @@ class RecedingHorizon:
         self.chunks = 0
         self.inference_seconds = 0.0
         self._options = {"num_steps": num_steps, "solver": solver, **(act_options or {})}
-        self._history: dict[str, NDArray[Any]] = {}
-        self._fresh = np.ones(num_slots, dtype=bool)
+        self._history = HistoryBuffer(fields_of(policy.spec.features), num_slots, policy.spec.obs_horizon)
         self._generators: list[torch.Generator | None] = [None] * num_slots
         self._planned = np.zeros((num_slots, execute_horizon, policy.spec.action_dim), dtype=np.float32)
         self._used = np.full(num_slots, execute_horizon)
@@ -101,7 +101,7 @@ class RecedingHorizon:
         if isinstance(generator, int):
             generator = torch.Generator().manual_seed(generator)
         self._generators[slot] = generator
-        self._fresh[slot] = True
+        self._history.restart(slot)
         self._used[slot] = self.execute_horizon
 
     def actions(self, observations: Mapping[str, NDArray[Any]], slots: Sequence[int]) -> NDArray[np.float32]:
@@ -118,7 +118,7 @@ class RecedingHorizon:
             FlowPolicyError: when a slot was never reset, or the policy answers with NaN or infinity.
         """
         index = np.asarray(slots, dtype=np.int64)
-        self._remember(observations, index)
+        self._history.add(observations, index)
         empty = index[self._used[index] >= self.execute_horizon]
         if empty.size:
             self._plan(empty)
@@ -126,25 +126,9 @@ class RecedingHorizon:
         self._used[index] += 1
         return actions
 
-    def _remember(self, observations: Mapping[str, NDArray[Any]], index: NDArray[np.int64]) -> None:
-        fresh = self._fresh[index]
-        for key in self.policy.spec.observation_shapes:
-            if key not in observations:
-                raise FlowPolicyError(
-                    f"The policy needs the observation '{key}' and got {', '.join(sorted(observations))}."
-                )
-            rows = np.asarray(observations[key])
-            if key not in self._history:
-                shape = (self.num_slots, self.policy.spec.obs_horizon, *rows.shape[1:])
-                self._history[key] = np.zeros(shape, dtype=rows.dtype)
-            history = self._history[key]
-            history[index] = np.concatenate([history[index, 1:], rows[:, None]], axis=1)
-            history[index[fresh]] = rows[fresh][:, None]
-        self._fresh[index] = False
-
     def _plan(self, index: NDArray[np.int64]) -> None:
         noise = torch.stack([self._noise(int(slot)) for slot in index]).to(self.policy.device)
-        batch = {key: history[index] for key, history in self._history.items()}
+        batch = self._history.copy(index)
         started = time.perf_counter()
         with torch.no_grad():
             chunk = self.policy.act(batch, noise=noise, **self._options)

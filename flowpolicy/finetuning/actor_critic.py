@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,8 @@ from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor
 
 from flowpolicy.errors import FlowPolicyError
-from flowpolicy.finetuning.chain import NoisyFlow
+from flowpolicy.execution.history import HistoryBuffer
+from flowpolicy.finetuning.chain import Chain, NoisyFlow
 from flowpolicy.finetuning.critic import Critic
 from flowpolicy.finetuning.features import ObservationFeatures
 from flowpolicy.finetuning.noise import NoiseConfig
@@ -22,6 +24,10 @@ from flowpolicy.models.encoders import ObservationEncoder
 from flowpolicy.policy import FlowPolicy
 
 State = tuple[NDArray[Any], ...]
+NETWORK_SETTINGS = (
+    "num_steps", "execute_horizon", "noise", "critic_hidden", "image_encoder", "critic_encoder",
+)  # fmt: skip
+"""Settings of ReinFlow that :class:`FlowActorCritic` is built from."""
 
 
 def spaces_of(policy: FlowPolicy) -> tuple[spaces.Space[Any], spaces.Box]:
@@ -99,6 +105,24 @@ class FlowActorCritic(BasePolicy):
         values: Tensor = self.critic(observation)
         return values
 
+    def sample(
+        self, observation: Mapping[str, Tensor], generator: torch.Generator, *, injects_noise: bool = True
+    ) -> Chain:
+        """A chain for each of B prepared observations from a fresh x_0; see :class:`NoisyFlow`."""
+        policy = self.flow_policy
+        shape = (len(next(iter(observation.values()))), *policy.spec.chunk_shape)
+        start = torch.randn(shape, generator=generator, device=policy.device)
+        if not injects_noise:
+            return self.flow.sample_flow(observation, start)
+        return self.flow.sample(observation, start, generator)
+
+    def executed(self, chunk: Tensor) -> Tensor:
+        """Normalised chunks ``(B, T, A)`` as the environment executes them, within its bounds."""
+        space, normalizer = self.action_space, self.flow_policy.action_normalizer
+        assert isinstance(space, spaces.Box)
+        low, high = (torch.as_tensor(bound, device=chunk.device) for bound in (space.low, space.high))
+        return normalizer.normalize(normalizer.denormalize(chunk).clamp(low, high))
+
     def plan(
         self,
         histories: Mapping[str, NDArray[Any]],
@@ -124,6 +148,17 @@ class FlowActorCritic(BasePolicy):
         physical: NDArray[np.float32] = chunk.cpu().numpy()
         return physical
 
+    def deployed(self) -> FlowPolicy:
+        """A copy of the flow alone, marked with the K that it is tuned for."""
+        config = dataclasses.replace(
+            self.flow_policy.config,
+            tuned=self.flow.sampling,
+            execute_horizon=self.execute_horizon,  # tokens beyond it were never trained
+        )
+        result = FlowPolicy(config).to(self.flow_policy.device)
+        result.load_state_dict(self.flow_policy.state_dict())
+        return result.eval()
+
     def predict(
         self,
         observation: NDArray[Any] | dict[str, NDArray[Any]],
@@ -148,28 +183,28 @@ class FlowActorCritic(BasePolicy):
         keys = tuple(self.flow_policy.spec.observation_shapes)
         count, horizon = len(rows[keys[0]]), self.flow_policy.spec.obs_horizon
         if state is None:
-            histories = {key: np.repeat(rows[key][:, None], horizon, 1) for key in keys}
+            histories = HistoryBuffer(
+                {key: (rows[key].shape[1:], rows[key].dtype) for key in keys}, count, horizon
+            )
             planned = np.zeros((count, self.execute_horizon, self.flow_policy.spec.action_dim), np.float32)
             used = np.full(count, self.execute_horizon)
         else:
             *kept, planned, used = (array.copy() for array in state)
             fresh = np.zeros(count, bool) if episode_start is None else np.asarray(episode_start, bool)
-            histories = {}
-            for key, history in zip(keys, kept, strict=True):
-                moved = np.concatenate([history[:, 1:], rows[key][:, None]], axis=1)
-                moved[fresh] = rows[key][fresh][:, None]
-                histories[key] = moved
+            histories = HistoryBuffer.of(dict(zip(keys, kept, strict=True)))
+            histories.restart(fresh)
             used[fresh] = self.execute_horizon
+        histories.add(rows)
         empty = np.flatnonzero(used >= self.execute_horizon)
         if empty.size:
-            chosen = {key: history[empty] for key, history in histories.items()}
-            planned[empty] = self.plan(chosen, deterministic=deterministic)[:, : self.execute_horizon]
+            chunks = self.plan(histories.copy(empty), deterministic=deterministic)
+            planned[empty] = chunks[:, : self.execute_horizon]
             used[empty] = 0
         space = self.action_space
         assert isinstance(space, spaces.Box)
         actions = np.clip(planned[np.arange(count), used], space.low, space.high).astype(space.dtype)
         used = used + 1
-        return actions[0] if is_single else actions, (*histories.values(), planned, used)
+        return actions[0] if is_single else actions, (*histories.arrays.values(), planned, used)
 
     def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
         """Of stable-baselines3's interface: the first action of a fresh chunk ``(n, A)``."""

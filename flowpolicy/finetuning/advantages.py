@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,67 @@ LARGEST_ADVANTAGE = 5.0
 """Up to which a normalised advantage counts as evidence: a few chunks move the policy less than many."""
 
 
+@dataclass(frozen=True)
+class Experience:
+    """An iteration's S chunks in each of N environments, as advantages are made from them; all ``(S, N)``.
+
+    Attributes:
+        rewards: discounted reward of each chunk in scaled units; see :func:`chunk_rewards`.
+        executed: environment steps of each chunk.
+        terminated: the chunk ended in a terminal state, whose value is 0.
+        ended: the episode ended, in a terminal state or by a time limit.
+        values: the critic's value of the observation before the chunk.
+        next_values: of the observation after it; where an episode ended, of its true last observation.
+    """
+
+    rewards: Array
+    executed: NDArray[np.int64]
+    terminated: NDArray[np.bool_]
+    ended: NDArray[np.bool_]
+    values: Array
+    next_values: Array
+
+
+class AdvantageStrategy(Protocol):
+    """How good each chunk was, compared with others.
+
+    The environments are at hand in their order: a strategy that compares chunks of a group needs G neighbours
+    that were reset to one state, and takes its mean over them.
+    """
+
+    @property
+    def gamma(self) -> float:
+        """Discount per environment step."""
+
+    def __call__(self, experience: Experience) -> tuple[Array, Array]:
+        """Advantages, not yet normalised, and the returns that the critic learns; both ``(S, N)``."""
+
+
+@dataclass(frozen=True)
+class GAE:
+    """Generalised advantage estimates over chunks (Schulman et al. 2016, eq. 16), lambda per chunk.
+
+    Attributes:
+        gamma: discount per environment step: a chunk of n steps discounts gamma^n.
+        gae_lambda: weight of longer estimates, per chunk.
+    """
+
+    gamma: float = 0.995
+    gae_lambda: float = 0.95
+
+    def __call__(self, experience: Experience) -> tuple[Array, Array]:
+        """See :class:`AdvantageStrategy`."""
+        e, discount = experience, self.gamma**experience.executed
+        errors = e.rewards + np.where(e.terminated, 0.0, discount * e.next_values) - e.values
+        carry = np.where(e.ended, 0.0, discount * self.gae_lambda)
+        advantages = np.zeros(errors.shape)
+        ahead = np.zeros(errors.shape[1])
+        for step in reversed(range(len(errors))):
+            ahead = errors[step] + carry[step] * ahead
+            advantages[step] = ahead
+        return advantages, advantages + e.values
+
+
 def chunk_rewards(rewards: NDArray[np.floating[Any]], gamma: float) -> Array:
     """Discounted reward inside each chunk, sum_i gamma^i r_i.
 
@@ -26,41 +88,6 @@ def chunk_rewards(rewards: NDArray[np.floating[Any]], gamma: float) -> Array:
     """
     weights = gamma ** np.arange(rewards.shape[-1], dtype=np.float64)
     return np.asarray((rewards * weights).sum(-1), dtype=np.float64)
-
-
-def chunk_advantages(
-    rewards: Array,
-    executed: NDArray[np.int64],
-    terminated: NDArray[np.bool_],
-    ended: NDArray[np.bool_],
-    values: Array,
-    next_values: Array,
-    gamma: float,
-    gae_lambda: float,
-) -> Array:
-    """Generalised advantage estimates over chunks (Schulman et al. 2016, eq. 16), lambda per chunk.
-
-    All arguments are ``(S, N)``, S chunks in each of N environments.
-
-    Args:
-        rewards: discounted rewards of :func:`chunk_rewards`.
-        executed: environment steps of each chunk.
-        terminated: the chunk ended in a terminal state, whose value is 0.
-        ended: the episode ended, in a terminal state or by a time limit.
-        values: V of the observation before the chunk.
-        next_values: V of the observation after it; where an episode ended, of its true last observation.
-        gamma: discount per environment step.
-        gae_lambda: weight of longer estimates.
-    """
-    discount = gamma**executed
-    errors = rewards + np.where(terminated, 0.0, discount * next_values) - values
-    carry = np.where(ended, 0.0, discount * gae_lambda)
-    advantages = np.zeros(errors.shape)
-    ahead = np.zeros(errors.shape[1])
-    for step in reversed(range(len(errors))):
-        ahead = errors[step] + carry[step] * ahead
-        advantages[step] = ahead
-    return advantages
 
 
 class RunningMoments:

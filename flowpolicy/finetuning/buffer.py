@@ -9,11 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flowpolicy.finetuning.advantages import ReturnScale, chunk_advantages, chunk_rewards
+from flowpolicy.finetuning.advantages import AdvantageStrategy, Experience, ReturnScale, chunk_rewards
 from flowpolicy.finetuning.chain import Chain, transition_mask
-from flowpolicy.finetuning.chunk_env import ChunkStep
 from flowpolicy.finetuning.critic import ValueFunction, values_of
-from flowpolicy.finetuning.update import Minibatch
+from flowpolicy.finetuning.environments import ChunkStep
+from flowpolicy.finetuning.rules.rule import Minibatch
 
 
 class ChunkBuffer:
@@ -60,8 +60,7 @@ class ChunkBuffer:
         critic: ValueFunction,
         after: dict[str, Tensor],
         scale: ReturnScale,
-        gamma: float,
-        gae_lambda: float,
+        strategy: AdvantageStrategy,
     ) -> Minibatch:
         """All S * N chunks, with advantages (not yet normalised) and returns in scaled units.
 
@@ -69,8 +68,7 @@ class ChunkBuffer:
             critic: values of observations, in scaled units.
             after: normalised observation after the last chunk.
             scale: of rewards; ``scale.value`` is fixed here for the iteration.
-            gamma: discount per environment step.
-            gae_lambda: lambda per chunk.
+            strategy: makes advantages of rewards and values.
         """
         count, envs = len(self._steps), len(self._steps[0].executed)
         observation = self.observations()
@@ -85,18 +83,18 @@ class ChunkBuffer:
         executed = self._executed()
         terminated = np.stack([step.terminated for step in self._steps])
         ended = terminated | np.stack([step.truncated for step in self._steps])
-        rewards = chunk_rewards(self.rewards() / scale.value, gamma)
-        advantages = chunk_advantages(
-            rewards, executed, terminated, ended, values, next_values, gamma, gae_lambda
-        )
+        rewards = chunk_rewards(self.rewards() / scale.value, strategy.gamma)
+        advantages, returns = strategy(Experience(rewards, executed, terminated, ended, values, next_values))
         x, mean, std = (torch.cat(parts) for parts in zip(*self._chains, strict=True))
         device = x.device
         mask = transition_mask(
             torch.as_tensor(executed.reshape(-1), device=device), mean.shape[1], x.shape[2]
         )
-        flat = torch.as_tensor(advantages.reshape(-1), dtype=torch.float32, device=device)
-        returns = torch.as_tensor((advantages + values).reshape(-1), dtype=torch.float32, device=device)
-        return Minibatch(observation, x, mean, std, mask, flat, returns)
+        advantage, target = (
+            torch.as_tensor(rows.reshape(-1), dtype=torch.float32, device=device)
+            for rows in (advantages, returns)
+        )
+        return Minibatch(observation, x, mean, std, mask, advantage, target)
 
     def observations(self) -> dict[str, Tensor]:
         """Key -> ``(S x N, T_o, *shape)``, normalised."""

@@ -62,7 +62,7 @@ class NoisyFlow(nn.Module):
             features, num_steps, policy.spec.action_horizon, policy.spec.action_dim, noise
         )
         # One grid of left end-points and steps for sampling, scoring and the deployed Euler sampler.
-        times, lengths = zip(*self.sampling.grid_object().steps(num_steps), strict=True)
+        times, lengths = zip(*self.sampling.grid_object.steps(num_steps), strict=True)
         sizes = [policy.objective.step_size(length) for length in lengths]
         self.register_buffer("times", torch.tensor(times), persistent=False)
         self.register_buffer("lengths", torch.tensor(lengths), persistent=False)
@@ -106,11 +106,29 @@ class NoisyFlow(nn.Module):
         std = self.noise(observation, before, torch.arange(self.num_steps, device=x.device))
         return torch.cat([mean[:, :-1], final], 1), std
 
+    @torch.no_grad()
+    def sample_flow(self, observation: Mapping[str, Tensor], noise: Tensor) -> Chain:
+        """The flow without injected noise as a chain of one transition, whose standard deviation is 0."""
+        chunk = self.flow(observation, noise)
+        return Chain(torch.stack([noise, chunk], 1), chunk[:, None], torch.zeros_like(chunk)[:, None])
+
     def flow(self, observation: Mapping[str, Tensor], noise: Tensor) -> Tensor:
         """The chunk x_K ``(B, T, A)`` of the flow without noise, as deployed, with gradients."""
         velocity = field(self.network, self.network.encode(observation), self.objective.step_size)
         chunk = self.objective.sample(velocity, noise, self.sampling)
         return chunk.clamp(-self.clip, self.clip)
+
+    def velocity(self, observation: Mapping[str, Tensor], x: Tensor, t: Tensor) -> Tensor:
+        """v ``(B, n, T, A)`` at n points of the path for each row, with the step size of the K steps.
+
+        Args:
+            observation: normalised, key -> ``(B, T_o, *shape)``, images perhaps as tokens.
+            x: ``(B, n, T, A)``.
+            t: ``(B, n)``.
+        """
+        context = self.network.encode(observation)
+        points, d = zip(x.unbind(1), t.unbind(1), strict=True), self.step_sizes[:1].to(x.dtype)
+        return torch.stack([self.network.velocity(each, at, d, context) for each, at in points], 1)
 
     def frozen_copy(self) -> NoisyFlow:
         """A copy that no longer learns."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,24 +13,10 @@ from flowpolicy.settings import require
 
 @dataclass(frozen=True)
 class ReinFlowConfig:
-    """Settings of :class:`flowpolicy.finetuning.reinflow.ReinFlow`, which checks those it shares.
+    """Settings of :class:`flowpolicy.finetuning.reinflow.ReinFlow`, which explains them and checks them.
 
     Attributes:
-        n_steps: chunks per environment and iteration.
-        batch_size: chunks of a minibatch, over all processes.
-        n_epochs: passes over an iteration's chunks.
-        learning_rate: of flow and noise, at the start.
-        final_learning_rate: share of it left at the end; it falls linearly.
-        critic_learning_rate: of the critic, which stays.
-        adaptive_rate: let the learning rate of flow and noise follow the KL stop.
-        gamma: discount per environment step.
-        gae_lambda: lambda per chunk.
-        target_kl: nats per chunk after which the policy rests until the next iteration.
-        critic_warmup: iterations in which only the critic learns.
-        max_grad_norm: gradients are clipped to it.
-        critic_hidden: widths of the critic.
-        image_encoder: ``frozen`` or ``trained``.
-        critic_encoder: ``shared`` or ``own``.
+        final_learning_rate: share of ``learning_rate`` left at the end; it falls linearly.
     """
 
     n_steps: int = 128
@@ -54,6 +41,30 @@ class ReinFlowConfig:
         share = self.final_learning_rate
         require(0 <= share <= 1, "reinflow.final_learning_rate", share, "in [0, 1]")
         require(self.critic_warmup >= 0, "reinflow.critic_warmup", self.critic_warmup, "at least 0")
+
+
+MOST = 10_000_000
+"""Chunks of a buffer or a minibatch, passes over it, episodes that are averaged."""
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Refuse (ConfigError) keyword arguments of ReinFlow that are out of range."""
+    for name in ("n_steps", "batch_size", "n_epochs", "stats_window_size"):
+        require(1 <= settings[name] <= MOST, name, settings[name], f"at least 1 and at most {MOST:,}")
+    hidden, kl, seed = settings["critic_hidden"], settings["target_kl"], settings["seed"]
+    is_net = len(hidden) <= 16 and all(1 <= width <= 8192 for width in hidden)
+    for name, is_allowed, allowed in (
+        ("gamma", 0 < settings["gamma"] <= 1, "in (0, 1]"),
+        ("gae_lambda", 0 <= settings["gae_lambda"] <= 1, "in [0, 1]"),
+        ("target_kl", kl is None or kl > 0, "positive, or None"),
+        ("image_encoder", settings["image_encoder"] in ("frozen", "trained"), "frozen or trained"),
+        ("critic_encoder", settings["critic_encoder"] in ("shared", "own"), "shared or own"),
+        ("critic_warmup", settings["critic_warmup"] >= 0, "0 or more"),
+        ("max_grad_norm", settings["max_grad_norm"] > 0, "positive"),
+        ("seed", seed is None or 0 <= seed < 2**31, "between 0 and 2^31, or None"),
+        ("critic_hidden", is_net, "at most 16 widths between 1 and 8192"),
+    ):
+        require(is_allowed, name, settings[name], allowed)
 
 
 @dataclass(frozen=True)

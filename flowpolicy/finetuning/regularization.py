@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flowpolicy.data.sampling import ChunkSampler
 from flowpolicy.finetuning.chain import NoisyFlow
-from flowpolicy.finetuning.update import Minibatch
+from flowpolicy.finetuning.rules.rule import Minibatch
 from flowpolicy.flow.objective import Objective
 
 

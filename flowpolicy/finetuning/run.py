@@ -26,14 +26,14 @@ from flowpolicy.evaluation.task import Task, task_from
 from flowpolicy.evaluation.video import side_by_side
 from flowpolicy.files.reading import read_json
 from flowpolicy.finetuning.chain import NoisyFlow
-from flowpolicy.finetuning.chunked_vec_env import ChunkedVecEnv
 from flowpolicy.finetuning.config import FinetuneConfig
 from flowpolicy.finetuning.distillation import distill
 from flowpolicy.finetuning.recorder import STATE_FILE, Recorder
 from flowpolicy.finetuning.regularization import BehaviourCloning, Regularizer, Wasserstein
 from flowpolicy.finetuning.reinflow import ReinFlow
+from flowpolicy.finetuning.rules import UpdateRule, build_update_rule
+from flowpolicy.finetuning.stable_baselines3 import ChunkedVecEnv
 from flowpolicy.finetuning.staggered import make_staggered
-from flowpolicy.finetuning.update import UpdateRule, build_update_rule
 from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.pretraining.config import DataConfig
@@ -86,7 +86,7 @@ def _run(config: FinetuneConfig, run_dir: Path, command: str, group: Processes) 
     base = FlowPolicy.load(run_dir / BASE if is_old else config.checkpoint, device)
     _check_base(base, task, config)
     update, regularizers = build_update_rule(config.update), _regularizers(config, base)
-    loggers = _loggers(config, run_dir, settings) if group.is_first else Loggers()
+    loggers = _loggers(config, run_dir, settings, base) if group.is_first else Loggers()
     if group.is_first and not is_old:
         base.save(run_dir / BASE)
         folder.begin(settings)
@@ -170,10 +170,10 @@ def _check_base(base: FlowPolicy, task: Task, config: FinetuneConfig) -> None:
             raise TaskError(f"{str(error).rstrip('.')}{hint}.") from error
 
 
-def _loggers(config: FinetuneConfig, run_dir: Path, settings: Mapping[str, Any]) -> Loggers:
+def _loggers(config: FinetuneConfig, run_dir: Path, settings: Mapping[str, Any], base: FlowPolicy) -> Loggers:
     """Built early: a missing package is not found after an hour. The CSV is cut where the state is."""
     state = run_dir / STATE_FILE
-    done = ReinFlow.load(state, device="cpu").num_timesteps if state.exists() else 0
+    done = ReinFlow.load(state, device="cpu", reference=base).num_timesteps if state.exists() else 0
     return build_loggers(config.loggers, run_dir, settings, config.wandb, done)
 
 
@@ -204,7 +204,9 @@ def _model(
     """A new model, or the one in ``run_dir``."""
     device = base.device
     if is_old:
-        return ReinFlow.load(run_dir / STATE_FILE, env, device, processes=group, regularizers=regularizers)
+        return ReinFlow.load(
+            run_dir / STATE_FILE, env, device, processes=group, regularizers=regularizers, reference=base
+        )
     settings: dict[str, Any] = dict(vars(config.reinflow))
     share = settings.pop("final_learning_rate")
     if share < 1:
@@ -218,7 +220,8 @@ def _model(
     return ReinFlow(
         policy.eval(), env, num_steps=config.num_steps, noise=config.noise,
         update=update, regularizers=regularizers,
-        execute_horizon=task.execute_horizon, processes=group, seed=config.seed, device=device, **settings,
+        execute_horizon=task.execute_horizon, processes=group, reference=base, seed=config.seed,
+        device=device, **settings,
     )  # fmt: skip
 
 

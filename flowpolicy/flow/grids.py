@@ -61,6 +61,8 @@ class Shifted:
 
 def build_grid(given: Mapping[str, Any] | None) -> Grid:
     """A grid from a mapping with ``name`` and that grid's settings; None is the uniform one."""
-    values = dict(given or {})
+    if not given:
+        return Uniform()
+    values = dict(given)
     cls = choose(GRIDS, str(values.pop("name", Uniform.name)), "grid.name")
     return build(cls, values, "grid")

@@ -116,11 +116,10 @@ class Flow(Objective):
         require(
             1 <= spec.steps <= MOST_STEPS, "num_steps", spec.steps, f"at least 1 and at most {MOST_STEPS}"
         )
-        spec.solver_object()
 
     def sample(self, velocity: Velocity, noise: Tensor, spec: SamplerSpec) -> Tensor:
         """Integrate from x_0 at t = 0 to t = 1."""
-        return integrate(velocity, noise, spec.steps, spec.solver_object(), spec.grid_object())
+        return integrate(velocity, noise, spec.steps, spec.solver_object, spec.grid_object)
 
 
 def masked_mean(squared_error: Tensor, mask: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any, Self
 
 from flowpolicy.flow.grids import Grid, build_grid
@@ -52,18 +53,20 @@ class SamplerSpec:
         assert self.num_steps is not None
         return self.num_steps
 
+    @cached_property
     def solver_object(self) -> Solver:
         """The solver, of a description that names it."""
         assert self.solver is not None
         return choose(SOLVERS, self.solver, "solver")
 
+    @cached_property
     def grid_object(self) -> Grid:
         """The grid."""
         return build_grid(self.grid)
 
     def nfe(self) -> int:
         """Network evaluations of a chunk's integration."""
-        return self.solver_object().nfe(self.steps)
+        return self.solver_object.nfe(self.steps)
 
     def filled(self, own: SamplerSpec) -> Self:
         """This description, with K, solver and grid of ``own`` where it names none."""
@@ -76,7 +79,7 @@ class SamplerSpec:
 
     def integrates_like(self, other: SamplerSpec) -> bool:
         """Whether K, solver and grid are the same: what trained weights are valid for."""
-        mine, theirs = ((spec.num_steps, spec.solver, spec.grid_object()) for spec in (self, other))
+        mine, theirs = ((spec.num_steps, spec.solver, spec.grid_object) for spec in (self, other))
         return mine == theirs
 
     def __str__(self) -> str:

@@ -123,7 +123,7 @@ class Shortcut(Flow):
                 f"num_steps is {shown(spec.steps)}; a shortcut policy takes powers of two (1, 2, 4, ...), at "
                 f"most {MOST_STEPS}."
             )
-        if spec.grid_object() != Uniform():
+        if spec.grid_object != Uniform():
             raise ConfigError("A shortcut policy takes steps of one size; leave out grid.")
         if spec.solver != "euler" and spec.steps < self.max_steps:
             raise ConfigError(

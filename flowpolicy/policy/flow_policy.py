@@ -118,8 +118,10 @@ class FlowPolicy(nn.Module):
             ConfigError: a K or solver the policy does not have.
             FlowPolicyError: observations of a wrong shape, with NaN, or with a missing key.
         """
-        spec = sampler or SamplerSpec(num_steps=num_steps, solver=solver)
-        spec = self.checked(spec, allow_any_steps=allow_any_steps)
+        spec = self.sampling
+        if sampler is not None or num_steps is not None or solver is not None:
+            asked = sampler or SamplerSpec(num_steps=num_steps, solver=solver)
+            spec = self.checked(asked, allow_any_steps=allow_any_steps)
         normalized = self.normalize_observations(observations)
         noise = self.noise(len(next(iter(normalized.values()))), noise, generator)
         context = self.network.encode(normalized)

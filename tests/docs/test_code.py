@@ -6,9 +6,13 @@ import ast
 import importlib
 import re
 import shlex
+import sys
+from pathlib import Path
 
 import pytest
 from pages import ROOT, name, pages
+
+from flowpolicy.plugins import VARIABLE
 
 ALL = pages("*.md", "docs/**/*.md")
 PYTHON = [page for page in ALL if any(block.language == "python" for block in page.blocks)]
@@ -66,10 +70,15 @@ def test_the_script_takes_the_command(page, script, words, tmp_path, monkeypatch
     options = [word for word in options if not word.startswith("--nproc") and not _chooses_own_task(word)]
     page.write_files(tmp_path)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)  # put back afterwards, as is what plugins leave in the environment
+    monkeypatch.setenv(VARIABLE, "")
+    monkeypatch.delenv(VARIABLE)
     monkeypatch.setattr("sys.argv", [f"scripts/{script}.py", *options])
     composed = []
     program(script)(lambda config, run_dir: composed.append(config))()
     assert composed
+    for file in page.files:
+        sys.modules.pop(Path(file).stem, None)
 
 
 def _chooses_own_task(word):

@@ -35,7 +35,7 @@ from flowpolicy.features.vision.config import VisionConfig
 from flowpolicy.files.storage import write_json
 from flowpolicy.finetuning.noise import NoiseConfig
 from flowpolicy.finetuning.reinflow import ReinFlow
-from flowpolicy.models.config import ModelConfig
+from flowpolicy.models.config import TransformerConfig
 from flowpolicy.pretraining.state import TrainingState
 
 IMAGES = {"image": (36, 36, 3), "state": (3,)}
@@ -47,7 +47,7 @@ IMAGES = {"image": (36, 36, 3), "state": (3,)}
 def policy(objective: dict[str, Any], shapes: dict[str, tuple[int, ...]], **settings: Any) -> FlowPolicy:
     """A small policy with weights that nobody trained, none of them zero."""
     torch.manual_seed(0)
-    model = ModelConfig(width=16, depth=1, num_heads=2, vision=VisionConfig(channels=16, keypoints=2))
+    model = TransformerConfig(width=16, depth=1, num_heads=2, vision=VisionConfig(channels=16, keypoints=2))
     made = FlowPolicy(PolicyConfig(objective, model, shapes, 2, 2, 8, 4, **settings))
     with torch.no_grad():
         for parameter in made.network.parameters():

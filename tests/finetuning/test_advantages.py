@@ -3,9 +3,14 @@
 import numpy as np
 import pytest
 
-from flowpolicy.finetuning.advantages import ReturnScale, chunk_advantages, chunk_rewards, moments_of
+from flowpolicy.finetuning.advantages import GAE, Experience, ReturnScale, chunk_rewards, moments_of
 
 GAMMA, LAMBDA = 0.9, 0.8
+
+
+def chunk_advantages(*columns_gamma_and_lambda):
+    *columns, gamma, gae_lambda = columns_gamma_and_lambda
+    return GAE(gamma, gae_lambda)(Experience(*columns))[0]
 
 
 def episode(executed, terminated, rng):

@@ -8,7 +8,7 @@ import torch
 from flowpolicy.errors import ConfigError
 from flowpolicy.finetuning.chain import NoisyFlow, entropy, kl_divergence, log_prob, transition_mask
 from flowpolicy.finetuning.noise import NoiseConfig
-from flowpolicy.finetuning.update import PPO, Minibatch
+from flowpolicy.finetuning.rules import PPO, Minibatch
 from flowpolicy.models.config import MLPConfig, TransformerConfig
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.policy.config import PolicyConfig

@@ -13,6 +13,7 @@ from flowpolicy.data.sampling import Batch
 from flowpolicy.evaluation.rollout import evaluate
 from flowpolicy.evaluation.task import Task
 from flowpolicy.features.vision.config import VisionConfig
+from flowpolicy.finetuning.advantages import GAE
 from flowpolicy.finetuning.chain import log_prob
 from flowpolicy.finetuning.reinflow import ReinFlow
 from flowpolicy.models.config import TransformerConfig
@@ -94,7 +95,9 @@ def test_the_likelihood_of_a_chain_is_that_it_was_sampled_with(image_encoder):
     env_steps = 16 * 8 * 2
     model.train = lambda: None
     model.learn(env_steps)
-    data = model.rollout_buffer.data(model.actor_critic.values, model._after, model.scale, 0.99, 0.95)
+    data = model.rollout_buffer.data(
+        model.actor_critic.values, model.collector.after, model.scale, GAE(0.99, 0.95)
+    )
     with torch.no_grad():
         mean, std = model.actor_critic.flow(data.observation, data.x)
     scored, sampled = log_prob(data.x, mean, std), log_prob(data.x, data.mean, data.std)

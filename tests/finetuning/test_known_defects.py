@@ -55,7 +55,7 @@ def test_a_time_limit_is_bootstrapped_from_the_observation_that_it_cut_off():
         return 10 * observation["observation"][:, -1, 0]
 
     critic.forward = value
-    data = buffer.data(critic, model._after, model.scale, model.gamma, model.gae_lambda)
+    data = buffer.data(critic, model.collector.after, model.scale, model.advantages)
     returns = data.returns.reshape(len(buffer), 4).numpy()
     for number, step in enumerate(buffer._steps):
         before = buffer._observations[number]["observation"].numpy()

@@ -13,7 +13,7 @@ from flowpolicy.finetuning.advantages import ReturnScale
 from flowpolicy.finetuning.chain import NoisyFlow, kl_divergence
 from flowpolicy.finetuning.noise import NoiseConfig
 from flowpolicy.finetuning.regularization import Wasserstein
-from flowpolicy.finetuning.update import PPO
+from flowpolicy.finetuning.rules import PPO
 
 
 class Constant(Reach):
@@ -105,7 +105,7 @@ def test_advantages_that_are_small_or_few_are_weak():
     one_in_200 = 25 * 10 / 2048
     cases = ((many, 1.0), (10 * many, 1.0), (1e-4 * many, 0.02**2), (few, one_in_200))
     for values, expected in cases:
-        normalized, strength = model._normalized(values + 3.0)
+        normalized, strength = model.learner.normalized(values + 3.0)
         assert float(normalized.mean()) == pytest.approx(0.0, abs=1e-4)
         assert float(normalized.std()) == pytest.approx(min(1.0, float(values.std()) / 0.005), rel=0.01)
         assert strength == pytest.approx(expected, rel=0.05)

@@ -13,7 +13,7 @@ from flowpolicy.finetuning.config import DistillConfig
 from flowpolicy.finetuning.distillation import distill
 from flowpolicy.finetuning.noise import NoiseConfig
 from flowpolicy.finetuning.regularization import BehaviourCloning, Wasserstein
-from flowpolicy.finetuning.update import Minibatch
+from flowpolicy.finetuning.rules import Minibatch
 from flowpolicy.flow.sampler_spec import SamplerSpec
 
 

@@ -19,7 +19,7 @@ from flowpolicy.errors import CheckpointError, ConfigError, FlowPolicyError
 from flowpolicy.finetuning.noise import NoiseConfig
 from flowpolicy.finetuning.regularization import Wasserstein
 from flowpolicy.finetuning.reinflow import ReinFlow
-from flowpolicy.finetuning.update import PPO
+from flowpolicy.finetuning.rules import PPO
 
 
 @pytest.fixture

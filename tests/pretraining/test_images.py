@@ -7,7 +7,7 @@ import torch
 from toy_training import toy_settings
 
 from flowpolicy.data.store import Demonstrations, write_demonstrations
-from flowpolicy.errors import DataError
+from flowpolicy.errors import ConfigError, DataError
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.pretraining.run import pretrain
 
@@ -110,5 +110,9 @@ def test_images_that_are_no_pixels_are_refused(tmp_path):
         "action": np.zeros((16, 2), np.float32),
     }
     store = write_demonstrations(tmp_path / "a.zarr", Demonstrations(arrays, np.array([8, 16])))
-    with pytest.raises(DataError, match=r"'camera' holds images of float32 .* store them as uint8"):
+    with pytest.raises(ConfigError, match=r"'camera' has shape .* say what it is with data\.kinds="):
         pretrain(settings(store), tmp_path / "run")
+    declared = settings(store)
+    declared["data"] = {**declared["data"], "kinds": {"camera": "image"}}
+    with pytest.raises(DataError, match=r"'camera' is an image of torch\.float32; give uint8"):
+        pretrain(declared, tmp_path / "run")

@@ -81,7 +81,7 @@ class ScheduleKey:
             policy.objective.nfe(sampling),
             tuple(f"{block.layer}.{block.kind}" for block in network.blocks()),
             policy.spec.chunk_shape,
-            None if sampling.grid_object() == build_grid(None) else sampling.grid,
+            None if sampling.grid_object == build_grid(None) else sampling.grid,
         )
 
     def sampling(self) -> dict[str, Any]:

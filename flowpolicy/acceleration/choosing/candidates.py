@@ -64,7 +64,7 @@ class Candidate:
     def name(self) -> str:
         """As tables spell it."""
         cached = "" if self.schedule is None else f", {self.schedule.method} cache f = {self.share:.2f}"
-        grid = f" {self.sampling.grid_object().name} grid" if self.sampling.grid else ""
+        grid = f" {self.sampling.grid_object.name} grid" if self.sampling.grid else ""
         return f"K = {self.sampling.num_steps} {self.sampling.solver}{grid}{cached}"
 
     def beats(self, other: Candidate) -> bool:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flowpolicy.control.planner_hosts import process_context
+from flowpolicy.control.planner_hosts import PRELOAD
 from flowpolicy.control.robot import EPISODE, TIMESTAMP, Action, Observation, RobotError, RobotSpec
 from flowpolicy.control.robots.shared import Mailbox
-from flowpolicy.control.system import MonotonicClock, leave_to_the_loop
+from flowpolicy.control.system import MonotonicClock
 from flowpolicy.errors import ConfigError, FlowPolicyError, TaskError
+from flowpolicy.evaluation.episodes import EpisodeRecord, columns
 from flowpolicy.evaluation.task import Task
 from flowpolicy.execution.rotations import Rotation
+from flowpolicy.runs.worker_process import WorkerDiedError, WorkerProcess
 from flowpolicy.settings import require
 
 START_TIMEOUT_S = 60.0
@@ -98,14 +102,9 @@ class SimulatedRobot:
         )
         self._observations = Mailbox({**fields, TIMESTAMP: ((), np.float64), EPISODE: ((), np.int64)})
         self._commands = Mailbox({"action": (low.shape, np.float32), EPISODE: ((), np.int64)})
-        context = process_context()
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(
-            target=_world, args=(task, seed, rate, heartbeat_s, self._observations, self._commands, theirs),
-            daemon=True, name="world",
-        )  # fmt: skip
-        self._process.start()
-        theirs.close()
+        arguments = (task, seed, rate, heartbeat_s, self._observations, self._commands)
+        self._world = WorkerProcess(_serve, arguments, name="world", preload=PRELOAD)
+        self._world.start()
         self._episode = 0
         self._report: WorldReport | None = None
         origin = self._receive(START_TIMEOUT_S)
@@ -120,7 +119,7 @@ class SimulatedRobot:
         record = self._observations.read()
         # A living world publishes in every period; only a silent one is worth asking the system about.
         silent = record is None or time.monotonic() - record[TIMESTAMP] > SILENCE_S
-        if record is None or (silent and not self._process.is_alive()):
+        if record is None or (silent and not self._world.is_alive()):
             raise RobotError("the simulator's process ended")
         self._episode = int(record[EPISODE])
         return record
@@ -131,16 +130,10 @@ class SimulatedRobot:
 
     def close(self) -> None:
         """End the world and fetch its report."""
-        if self._connection.closed:
-            return
-        try:
-            self._connection.send(None)
+        with suppress(WorkerDiedError, FlowPolicyError):  # it died: there is no report, or not a second one
+            self._world.send(None)
             self._report = self._receive(10.0)
-        except (OSError, FlowPolicyError):  # it died: there is no report
-            pass
-        self._connection.close()
-        self._process.join(2.0)
-        self._process.kill()
+        self._world.stop()
 
     def report(self) -> WorldReport | None:
         """What the world says of the run, after :meth:`close`; None where its process died."""
@@ -148,8 +141,8 @@ class SimulatedRobot:
 
     def _receive(self, timeout: float) -> Any:
         try:
-            message = self._connection.recv() if self._connection.poll(timeout) else None
-        except (EOFError, OSError) as error:
+            message = self._world.receive() if self._world.poll(timeout) else None
+        except WorkerDiedError as error:
             raise TaskError("The simulator's process ended while it started.") from error
         if message is None:
             raise TaskError(f"The simulator did not answer within {timeout:g} s.")
@@ -160,32 +153,19 @@ class SimulatedRobot:
 
 def _spaces(task: Task) -> tuple[dict[str, tuple[tuple[int, ...], Any]], Action, Action]:
     """Observation fields and action bounds; made here so that a mistake is found before a process starts."""
-    from gymnasium import spaces
-
     env = task.make()
     try:
-        if not isinstance(env.action_space, spaces.Box) or len(env.action_space.shape) != 1:
-            raise TaskError(
-                f"Task '{task.name}' takes actions {env.action_space}; vectors of numbers are needed."
-            )
-        space = env.observation_space
-        offered = space.spaces if isinstance(space, spaces.Dict) else {"observation": space}
-        fields = {
-            key: (tuple(box.shape or ()), np.uint8 if box.dtype == np.uint8 else np.float32)
-            for key, box in offered.items()
-        }
         low, high = env.action_space.low, env.action_space.high
-        return fields, low.astype(np.float32), high.astype(np.float32)
+        return env.fields, low.astype(np.float32), high.astype(np.float32)
     finally:
         env.close()
 
 
-def _world(
-    task: Task, seed: int, rate_hz: float, heartbeat_s: float, observations: Mailbox, commands: Mailbox,
-    connection: Any,
+def _serve(
+    connection: Connection[Any, Any], task: Task, seed: int, rate_hz: float, heartbeat_s: float,
+    observations: Mailbox, commands: Mailbox,
 ) -> None:  # fmt: skip
     """The process: make the environment, then run it until told to stop."""
-    leave_to_the_loop()
     try:
         env = task.make()
         world = _World(env, seed, 1.0 / rate_hz, observations, commands, task.safe_action, heartbeat_s)
@@ -194,7 +174,7 @@ def _world(
             world.advance()
         connection.send(world.report())
         env.close()
-    except (BrokenPipeError, ConnectionResetError, EOFError):  # the loop's process is gone
+    except (ConnectionError, EOFError):  # the loop's process is gone
         return
     except Exception as error:
         connection.send(f"Task '{task.name}': {type(error).__name__}: {error}".splitlines()[0])
@@ -213,12 +193,8 @@ class _World:
         self.safe_action, self.heartbeat_s = safe_action, heartbeat_s
         self.episode, self.steps, self.late, self.unheard, self.deserted, self.heard = -1, 0, 0, 0, 0, 0
         self.heard_at = self.clock.now()
-        self.returns: list[float] = []
-        self.lengths: list[int] = []
-        self.success: list[bool] = []
-        self.score: list[float] = []
+        self.records: list[EpisodeRecord] = []
         self.executed: list[list[Action]] = []
-        self.judged: set[str] = set()
         self._begin()
         self.origin = self.clock.now() + period
         self._next = self.origin
@@ -236,7 +212,9 @@ class _World:
         action = self._heard(np.array(command["action"], dtype=self.env.action_space.dtype))
         self.observation, reward, terminated, truncated, info = self.env.step(action)
         self.steps += 1
-        self._judge(action, float(reward), info)
+        self.records[-1].add(float(reward), info)
+        if self.steps <= KEPT_STEPS:
+            self.executed[-1].append(action.astype(np.float32))
         if terminated or truncated:
             self._begin()
         self._publish()
@@ -256,9 +234,12 @@ class _World:
 
     def report(self) -> WorldReport:
         """Everything so far."""
+        episodes = columns(self.records)
+        success, score = episodes["success"], episodes["score"]
         return WorldReport(
-            self.returns, self.lengths, len(self.returns) - 1,
-            self.success if "success" in self.judged else [], self.score if "score" in self.judged else [],
+            [record.ret for record in self.records], [record.length for record in self.records],
+            len(self.records) - 1,
+            [] if success is None else success.tolist(), [] if score is None else score.tolist(),
             self.steps, self.late, self.unheard, self.deserted, self.seed,
             [np.array(rows, dtype=np.float32) for rows in self.executed],
         )  # fmt: skip
@@ -266,28 +247,12 @@ class _World:
     def _begin(self) -> None:
         self.episode += 1
         self.observation, _ = self.env.reset(seed=self.seed + self.episode)
-        self.returns.append(0.0)
-        self.lengths.append(0)
-        self.success.append(False)
-        self.score.append(float("-inf"))
+        self.records.append(EpisodeRecord())
         self.executed.append([])
         self._publish()
 
-    def _judge(self, action: Action, reward: float, info: dict[str, Any]) -> None:
-        self.returns[-1] += reward
-        self.lengths[-1] += 1
-        if "success" in info:
-            self.success[-1] |= bool(info["success"])
-            self.judged.add("success")
-        if "score" in info:
-            self.score[-1] = max(self.score[-1], float(info["score"]))
-            self.judged.add("score")
-        if self.steps <= KEPT_STEPS:
-            self.executed[-1].append(action.astype(np.float32))
-
     def _publish(self) -> None:
-        items = self.observation if isinstance(self.observation, dict) else {"observation": self.observation}
-        self.observations.write(**items, timestamp=time.monotonic(), episode=self.episode)
+        self.observations.write(**self.observation, timestamp=time.monotonic(), episode=self.episode)
 
 
 def record_video(task: Task, report: WorldReport, path: Path, seconds: float = 60.0) -> Path | None:
@@ -318,7 +283,7 @@ def record_video(task: Task, report: WorldReport, path: Path, seconds: float = 6
             total = 0.0
             video.capture(env, 0, total)
             for step, command in enumerate(commands[:left], start=1):
-                _, reward, *_ = env.step(command.astype(env.action_space.dtype))
+                _, reward, *_ = env.step(command)
                 total += float(reward)
                 video.capture(env, step, total, last=step == len(commands))
             left -= len(commands)

@@ -10,7 +10,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from toy_practice import Reach, make
 
 from flowpolicy.errors import FlowPolicyError
-from flowpolicy.finetuning.chunked_vec_env import ChunkedVecEnv
+from flowpolicy.finetuning.stable_baselines3 import ChunkedVecEnv
 from flowpolicy.runs.seeds import derived_seed
 
 

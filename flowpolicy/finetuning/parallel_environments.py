@@ -6,17 +6,32 @@ import contextlib
 import dataclasses
 import itertools
 import logging
+import pickle
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
 from typing import Any
 
+import cloudpickle  # type: ignore[import-untyped]
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from flowpolicy.errors import FlowPolicyError
-from flowpolicy.finetuning.chunk_env import ChunkStep, EpisodeRecord, require_open, require_ready
-from flowpolicy.finetuning.chunk_spaces import ChunkSpaces, Histories, copied
-from flowpolicy.finetuning.worker_process import Failure, WorkerDiedError, WorkerProcess
+from flowpolicy.evaluation.episodes import EpisodeRecord
+from flowpolicy.execution.history import Histories
+from flowpolicy.finetuning.environments import (
+    ChunkStep,
+    LocalChunks,
+    check_equal,
+    checked_chunks,
+    copied,
+    env_error,
+    kept_fields,
+    require_open,
+    require_ready,
+)
 from flowpolicy.runs.seeds import derived_seed
+from flowpolicy.runs.worker_process import Failure, WorkerDiedError, WorkerProcess
 from flowpolicy.settings import require
 
 MAX_RESTARTS = 10
@@ -26,7 +41,7 @@ _log = logging.getLogger(__name__)
 
 
 class WorkerChunks:
-    """Environments in other processes; a :class:`flowpolicy.finetuning.chunk_env.ChunkEnv`.
+    """Environments in other processes; a :class:`flowpolicy.finetuning.environments.ChunkEnv`.
 
     Each process runs a consecutive part of the environments as a ``LocalChunks``: one message with the
     chunks of a call, one answer. A process that dies (killed, out of memory, a crash in the simulator)
@@ -67,15 +82,15 @@ class WorkerChunks:
         num_workers = min(num_workers, self.num_envs)
         edges = [self.num_envs * part // num_workers for part in range(num_workers + 1)]
         self._workers = [
-            WorkerProcess(make_envs[first:last], keys, obs_horizon, first)
+            _Worker(make_envs[first:last], keys, obs_horizon, first)
             for first, last in itertools.pairwise(edges)
         ]
         try:
             offered = self._start_missing()
             self.observation_space, self.action_space = offered[0]
-            self._spaces = ChunkSpaces(self.observation_space, self.action_space, keys, obs_horizon)
+            fields = kept_fields(self.observation_space, keys, obs_horizon)
             for other in offered:
-                self._spaces.check_equal(*other)
+                check_equal(fields, self.action_space, *other)
         except BaseException:
             self.close()
             raise
@@ -108,7 +123,7 @@ class WorkerChunks:
             FlowPolicyError: also when a process died more than ``MAX_RESTARTS`` times in a row.
         """
         require_ready(self._ready)
-        actions = self._spaces.bounded(chunks, self.num_envs)
+        actions = checked_chunks(chunks, self.num_envs, self.action_space)
         self._ready = False
         parts = []
         with self._ending_workers_on_interrupt():
@@ -187,7 +202,7 @@ class WorkerChunks:
         _raise_failures(answers)
         return answers
 
-    def _replace(self, worker: WorkerProcess) -> Histories:
+    def _replace(self, worker: _Worker) -> Histories:
         """Start new processes for a dead one until one resets its environments; their first histories."""
         while True:
             code = worker.stop()
@@ -221,6 +236,63 @@ class WorkerChunks:
         if self._seed is None:
             return None
         return derived_seed(self._seed, "restart", self.restarts)
+
+
+class _Worker(WorkerProcess):
+    """A process that runs consecutive environments as a ``LocalChunks``.
+
+    It first answers with its spaces; then histories to a reset, and (ChunkStep, episodes) to a step.
+
+    Attributes:
+        rows: its part of the environments.
+        deaths: how often it died since it last answered.
+    """
+
+    def __init__(
+        self, make_envs: Sequence[Callable[[], Any]], keys: Sequence[str], obs_horizon: int, first: int
+    ) -> None:
+        arguments = (cloudpickle.dumps(list(make_envs)), list(keys), obs_horizon, first)
+        super().__init__(_serve, arguments, name="environments", preload=("__main__", __name__))
+        self.first, self.rows, self.deaths = first, slice(first, first + len(make_envs)), 0
+
+    def __str__(self) -> str:
+        last = self.rows.stop - 1
+        return f"environment {self.first}" if last == self.first else f"environments {self.first} to {last}"
+
+
+def _serve(
+    connection: Connection[Any, Any], make_envs: bytes, keys: list[str], obs_horizon: int, first: int
+) -> None:
+    """The life of a worker: answer until the pipe is closed."""
+    torch.set_num_threads(1)
+    chunks: LocalChunks | None = None
+    try:
+        try:
+            envs = []
+            for number, make in enumerate(pickle.loads(make_envs), start=first):
+                try:
+                    envs.append(make())
+                except Exception as error:
+                    raise env_error(number, "cannot be made, it raised", error) from error
+            chunks = LocalChunks(envs, keys, obs_horizon, first_number=first)
+        except Exception as error:
+            connection.send(Failure.of(error))
+            return
+        connection.send((chunks.observation_space, chunks.action_space))
+        while True:
+            connection.send(_answer(chunks, *connection.recv()))
+    finally:
+        if chunks is not None:
+            chunks.close()
+
+
+def _answer(chunks: LocalChunks, command: str, argument: Any) -> Any:
+    try:
+        if command == "reset":
+            return chunks.reset(argument)
+        return chunks.step(argument), chunks.pop_episodes()
+    except Exception as error:
+        return Failure.of(error)
 
 
 def _raise_failures(answers: Sequence[Any]) -> None:

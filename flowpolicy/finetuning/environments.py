@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+from gymnasium import spaces
 from numpy.typing import NDArray
 
-from flowpolicy.errors import FlowPolicyError
-from flowpolicy.finetuning.chunk_spaces import ChunkSpaces, Histories, check_finite, copied
+from flowpolicy.errors import FlowPolicyError, TaskError
+from flowpolicy.evaluation.environment import Fields, boxes_of, fields_of, standard
+from flowpolicy.evaluation.episodes import EpisodeRecord, EpisodeTally
+from flowpolicy.execution.history import Histories, HistoryBuffer
 from flowpolicy.runs.seeds import derived_seed
+from flowpolicy.runs.worker_process import described
 from flowpolicy.settings import require
 
 
@@ -40,21 +44,6 @@ class ChunkStep:
     truncated: NDArray[np.bool_]
     success: NDArray[np.bool_]
     restarted: NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class EpisodeRecord:
-    """One whole episode.
-
-    Attributes:
-        ret: its return, the undiscounted sum of its rewards.
-        length: its environment steps.
-        success: whether ``info["success"]`` was ever true; None where the environment has no such entry.
-    """
-
-    ret: float
-    length: int
-    success: bool | None
 
 
 class ChunkEnv(Protocol):
@@ -99,9 +88,9 @@ class LocalChunks:
     """Environments in this process, one after the other; a :class:`ChunkEnv`.
 
     Args:
-        envs: Gymnasium environments with equal spaces: actions a flat Box, observations a Box (its key is
-            ``observation``) or a Dict.
-        keys: observation keys to keep.
+        envs: Gymnasium environments with equal spaces; each is brought into the form of
+            :class:`~flowpolicy.evaluation.environment.StandardEnvironment`.
+        keys: observation keys to keep; a Box observation has the one key ``observation``.
         obs_horizon: observations in a history, T_o.
         first_number: of the first environment among all, in messages and for its seed.
 
@@ -113,16 +102,17 @@ class LocalChunks:
         self, envs: Sequence[Any], keys: Sequence[str], obs_horizon: int, *, first_number: int = 0
     ) -> None:
         require(len(envs) >= 1, "envs", envs, "at least one environment")
-        self.envs = list(envs)
+        self.envs = [standard(env) for env in envs]
         self.num_envs = len(self.envs)
         self.observation_space = self.envs[0].observation_space
-        self.action_space = self.envs[0].action_space
-        self._spaces = ChunkSpaces(self.observation_space, self.action_space, keys, obs_horizon)
+        self.action_space: spaces.Box = self.envs[0].action_space
+        fields = kept_fields(self.observation_space, keys, obs_horizon)
         for env in self.envs:
-            self._spaces.check_equal(env.observation_space, env.action_space)
+            check_equal(fields, self.action_space, env.observation_space, env.action_space)
+            env.keep(keys)
+        self._history = HistoryBuffer(fields, self.num_envs, obs_horizon)
         self._first_number = first_number
         self._tally = EpisodeTally(self.num_envs)
-        self._history: Histories = {}
         self._ready = False
 
     def reset(self, seed: int | None = None) -> Histories:
@@ -130,51 +120,47 @@ class LocalChunks:
         require_open(bool(self.envs))
         self._ready = False
         self._tally.restart()
-        self._history = self._spaces.tape(self.num_envs, 0)
         first = None if seed is None else derived_seed(seed, "environments") + self._first_number
         for row in range(self.num_envs):
-            self._begin(row, self._history, None if first is None else first + row)
+            self._start_episode(row, None if first is None else first + row)
         self._ready = True
-        return copied(self._history)
+        return self._history.copy()
 
     def step(self, chunks: NDArray[Any]) -> ChunkStep:
         """See :meth:`ChunkEnv.step`."""
         require_ready(self._ready)
-        actions = self._spaces.bounded(chunks, self.num_envs, self._first_number)
+        actions = checked_chunks(chunks, self.num_envs, self.action_space, self._first_number)
+        actions = self.envs[0].bounded(actions)
         self._ready = False  # until this call has gone through
-        horizon = self._spaces.obs_horizon
-        tape = self._spaces.tape(self.num_envs, actions.shape[1])
-        for key, rows in tape.items():
-            rows[:, :horizon] = self._history[key]
+        tape = self._history.tape(actions.shape[1])
         rewards = np.zeros(actions.shape[:2])
         played = [self._play(row, actions[row], tape, rewards[row]) for row in range(self.num_envs)]
         steps, terminal, over, succeeded = zip(*played, strict=True)
-        self._tally.add(rewards.sum(axis=1).tolist(), steps, succeeded)
         executed = np.array(steps, dtype=np.int64)
         terminated = np.array(terminal, dtype=bool)
         truncated = np.array(over, dtype=bool) & ~terminated
-        success = np.array(succeeded, dtype=bool)  # None, never said, is no success
         ended = terminated | truncated
         rewards32 = rewards.astype(np.float32)
         check_finite(rewards32, "a reward", self._first_number)
         for key, rows in tape.items():
             check_finite(rows, f"an observation '{key}'", self._first_number)
-        window = executed[:, None] + np.arange(horizon)
-        final = {key: rows[np.arange(self.num_envs)[:, None], window] for key, rows in tape.items()}
-        observation = copied(final) if ended.any() else final
+        for row, total in enumerate(rewards.sum(axis=1).tolist()):
+            self._tally.running[row].ret += total
+            self._tally.running[row].length += steps[row]
+        self._history.wind(tape, executed)
+        final = self._history.copy()
         for row in np.flatnonzero(ended).tolist():
             self._tally.end(row)
-            self._begin(row, observation, None)
-        self._history = copied(observation)
+            self._start_episode(row, None)
         self._ready = True
         return ChunkStep(
-            observation=observation,
+            observation=self._history.copy() if ended.any() else final,
             final_observation=final,
             rewards=rewards32,
             executed=executed,
             terminated=terminated,
             truncated=truncated,
-            success=success,
+            success=np.array(succeeded, dtype=bool),
             restarted=np.zeros(self.num_envs, dtype=bool),
         )
 
@@ -190,71 +176,107 @@ class LocalChunks:
 
     def _play(
         self, row: int, actions: NDArray[Any], tape: Histories, rewards: NDArray[np.float64]
-    ) -> tuple[int, bool, bool, bool | None]:
-        """Execute one chunk; steps executed, terminated, truncated, success (None: never said).
+    ) -> tuple[int, bool, bool, bool]:
+        """Execute one chunk; steps executed, terminated, truncated, success.
 
         This is the hot path: a simulator's step may take no more than 100 us.
         """
-        step = self.envs[row].step
-        kept = [(key, rows[row, self._spaces.obs_horizon :]) for key, rows in self._spaces.named(tape)]
-        success: bool | None = None
+        step, judge = self.envs[row].step_bounded, self._tally.running[row].judge
+        kept = [(key, rows[row, self._history.obs_horizon :]) for key, rows in tape.items()]
+        success = False
         at, terminated, truncated = -1, False, False
         try:
             for at, action in enumerate(actions):
                 observation, rewards[at], terminated, truncated, info = step(action)
                 for key, rows in kept:
-                    rows[at] = observation if key is None else observation[key]
-                if "success" in info:
-                    success = bool(success or info["success"])
+                    rows[at] = observation[key]
+                if info:
+                    judge(info)
+                    success = success or bool(info.get("success"))
                 if terminated or truncated:
                     break
         except Exception as error:
             raise env_error(self._first_number + row, "raised", error) from error
         return at + 1, bool(terminated), bool(truncated), success
 
-    def _begin(self, row: int, histories: Histories, seed: int | None) -> None:
-        """Start an episode, and fill the environment's row of ``histories`` with its first observation."""
+    def _start_episode(self, row: int, seed: int | None) -> None:
+        """Reset an environment; its first observation fills its history."""
         try:
-            observation, _ = self.envs[row].reset(seed=seed)
+            first, _ = self.envs[row].reset(seed=seed)
+        except FlowPolicyError:
+            raise
         except Exception as error:
             raise env_error(self._first_number + row, "raised", error) from error
-        first = self._spaces.read(observation)
-        for key, value in first.items():
-            check_finite(value[None], f"an observation '{key}'", self._first_number + row)
-            histories[key][row] = value
+        for key in self._history.arrays:
+            check_finite(first[key][None], f"an observation '{key}'", self._first_number + row)
+        self._history.restart(row)
+        self._history.add({key: first[key][None] for key in self._history.arrays}, [row])
 
 
-class EpisodeTally:
-    """Return, length and success of the episodes that run, and of those that ended and were not fetched."""
+def kept_fields(observation_space: Any, keys: Sequence[str], obs_horizon: int) -> Fields:
+    """Shapes and dtypes of the observations ``keys``.
 
-    def __init__(self, num_envs: int) -> None:
-        self._num_envs = num_envs
-        self._ended: list[EpisodeRecord] = []
-        self.restart()
+    Raises:
+        TaskError: there is no such observation.
+        ConfigError: a history of no observations.
+    """
+    require(obs_horizon >= 1, "obs_horizon", obs_horizon, "at least 1")
+    fields = fields_of(boxes_of(observation_space))
+    for key in keys:
+        if key not in fields:
+            raise TaskError(
+                f"The environment has no observation '{key}' that is an array "
+                f"(it has {', '.join(sorted(fields))}); choose the task that the policy was trained for."
+            )
+    return {key: fields[key] for key in keys}
 
-    def restart(self) -> None:
-        """Forget the episodes that run; those that ended stay."""
-        self._returns = [0.0] * self._num_envs
-        self._lengths = [0] * self._num_envs
-        self._success: list[bool | None] = [None] * self._num_envs
 
-    def add(self, rewards: Sequence[float], steps: Sequence[int], success: Sequence[bool | None]) -> None:
-        """Every environment went so many steps further, for so much reward; None: success is not known."""
-        for row, succeeded in enumerate(success):
-            self._returns[row] += rewards[row]
-            self._lengths[row] += steps[row]
-            if succeeded is not None:
-                self._success[row] = succeeded or bool(self._success[row])
+def check_equal(fields: Fields, action_space: Any, other_observations: Any, other_actions: Any) -> None:
+    """Refuse (TaskError) the spaces of another environment unless they are these."""
+    boxes = boxes_of(other_observations)
+    same = all(key in boxes and tuple(boxes[key].shape) == shape for key, (shape, _) in fields.items())
+    if not same or other_actions != action_space:
+        raise TaskError(
+            "The environments differ in their observation shapes or action spaces; "
+            "give environments of one task."
+        )
 
-    def end(self, row: int) -> None:
-        """The episode of environment ``row`` is over."""
-        self._ended.append(EpisodeRecord(self._returns[row], self._lengths[row], self._success[row]))
-        self._returns[row], self._lengths[row], self._success[row] = 0.0, 0, None
 
-    def pop(self) -> list[EpisodeRecord]:
-        """The episodes that ended since the last call."""
-        ended, self._ended = self._ended, []
-        return ended
+def checked_chunks(
+    chunks: NDArray[Any], num_envs: int, action_space: spaces.Box, first_number: int = 0
+) -> NDArray[Any]:
+    """Refuse (FlowPolicyError) chunks of a wrong shape, or with NaN or infinity."""
+    chunks = np.asarray(chunks)
+    expected = (num_envs, chunks.shape[1] if chunks.ndim == 3 else "T_e", *action_space.shape)
+    if chunks.shape != expected or 0 in chunks.shape:
+        raise FlowPolicyError(
+            f"The chunks have the shape {chunks.shape}; {num_envs} environments need "
+            f"({num_envs}, T_e, {action_space.shape[0]}) with T_e >= 1."
+        )
+    if not np.isfinite(chunks).all():
+        raise FlowPolicyError(
+            f"The chunk for environment {first_number + _first_bad_row(chunks)} has an action with NaN or "
+            "infinity; the policy diverged, so go back to an earlier checkpoint and lower the learning rate."
+        )
+    return chunks
+
+
+def check_finite(rows: NDArray[Any], what: str, first_number: int = 0) -> None:
+    """Refuse (FlowPolicyError) NaN or infinity in ``rows``, ``(N, ...)``, naming the environment."""
+    if rows.dtype.kind == "f" and not np.isfinite(rows).all():
+        raise FlowPolicyError(
+            f"Environment {first_number + _first_bad_row(rows)} gave {what} with NaN or infinity; check the "
+            "simulator (an unstable contact or a too large action does this)."
+        )
+
+
+def _first_bad_row(rows: NDArray[Any]) -> int:
+    return int(np.argmin(np.isfinite(rows).reshape(len(rows), -1).all(axis=1)))
+
+
+def copied(histories: Mapping[str, NDArray[Any]]) -> Histories:
+    """A copy that shares no array."""
+    return {key: array.copy() for key, array in histories.items()}
 
 
 def require_ready(ready: bool) -> None:
@@ -278,9 +300,3 @@ def env_error(number: int, doing: str, error: Exception) -> FlowPolicyError:
         f"Environment {number} {doing} {described(error)}; mend the environment, "
         "then call reset() or start again."
     )
-
-
-def described(error: Exception) -> str:
-    """Kind and message of an error, to be put into a sentence."""
-    message = str(error).rstrip(". \n")
-    return f"{type(error).__name__}: {message}" if message else type(error).__name__

@@ -1,73 +1,23 @@
-"""Update rules: how a policy's chains and their advantages become a loss.
-
-One interface, so that another rule (advantage-weighted flow matching, a group-relative one) is one class here
-and needs no loop of its own.
-"""
+"""PPO on the exact likelihood of the chain (ReinFlow, Zhang et al. 2025)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from flowpolicy.finetuning.chain import NoisyFlow, entropy, kl_divergence, log_prob
+from flowpolicy.finetuning.rules.rule import Minibatch, UpdateRule
 from flowpolicy.flow.objective import Metrics
-from flowpolicy.settings import build, choose, require
+from flowpolicy.settings import require
 
 REDUCTIONS = ("joint", "per_step", "mean")
 
 
 @dataclass(frozen=True)
-class Minibatch:
-    """B chunks of an iteration, each with the whole chain that made it; normalised units.
-
-    Attributes:
-        observation: key -> ``(B, T_o, *shape)``.
-        x: chains ``(B, K+1, T, A)``.
-        mean: of the transitions when they were sampled, ``(B, K, T, A)``.
-        std: likewise.
-        mask: elements that count, ``(B, K, T, 1)``; see :func:`~flowpolicy.finetuning.chain.transition_mask`.
-        advantage: ``(B,)``, normalised over the iteration.
-        returns: targets of the critic, ``(B,)``.
-    """
-
-    observation: dict[str, Tensor]
-    x: Tensor
-    mean: Tensor
-    std: Tensor
-    mask: Tensor
-    advantage: Tensor
-    returns: Tensor
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def __getitem__(self, rows: Tensor) -> Minibatch:
-        observation = {key: value[rows] for key, value in self.observation.items()}
-        return Minibatch(
-            observation, self.x[rows], self.mean[rows], self.std[rows], self.mask[rows],
-            self.advantage[rows], self.returns[rows],
-        )  # fmt: skip
-
-
-class UpdateRule(Protocol):
-    """A policy loss on a minibatch."""
-
-    name: ClassVar[str]
-
-    def loss(self, flow: NoisyFlow, batch: Minibatch) -> tuple[Tensor, Metrics]:
-        """Scalar loss and metrics, each a mean over the chunks, so that parts of a minibatch may be averaged.
-
-        The metric ``train/kl``, in nats a chunk, stops an iteration's updates.
-        """
-        ...
-
-
-@dataclass(frozen=True)
-class PPO:
+class PPO(UpdateRule):
     """Clipped policy gradient (Schulman et al. 2017) on the exact likelihood of the chain.
 
     Attributes:
@@ -131,16 +81,3 @@ class PPO:
             return total
         count = mask.sum((1, 2, 3)) * masked.shape[-1]
         return total / count.clamp(min=1)[:, None]
-
-
-UPDATE_RULES: dict[str, type[UpdateRule]] = {PPO.name: PPO}
-
-
-def build_update_rule(settings: Mapping[str, Any]) -> UpdateRule:
-    """The rule that ``settings["name"]`` names, with the other settings.
-
-    Raises:
-        ConfigError: an unknown name, an unknown setting, or one out of range.
-    """
-    rule = choose(UPDATE_RULES, settings.get("name", PPO.name), "update.name")
-    return build(rule, {key: value for key, value in settings.items() if key != "name"}, "update")

@@ -17,10 +17,10 @@ import pytest
 from gymnasium import spaces
 
 from flowpolicy.errors import ConfigError, FlowPolicyError, TaskError
-from flowpolicy.finetuning import chunk_workers
-from flowpolicy.finetuning.chunk_env import LocalChunks
-from flowpolicy.finetuning.chunk_vec_env import VecEnvChunks
-from flowpolicy.finetuning.chunk_workers import WorkerChunks
+from flowpolicy.finetuning import parallel_environments
+from flowpolicy.finetuning.environments import LocalChunks
+from flowpolicy.finetuning.parallel_environments import WorkerChunks
+from flowpolicy.finetuning.stable_baselines3 import VecEnvChunks
 from flowpolicy.runs.seeds import derived_seed
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test by its name
@@ -443,8 +443,8 @@ def test_replaced_environments_are_repeatable_and_not_the_ones_that_crashed(open
 
 
 def test_a_worker_that_only_dies_is_given_up(opened, monkeypatch):
-    assert chunk_workers.MAX_RESTARTS == 10
-    monkeypatch.setattr(chunk_workers, "MAX_RESTARTS", 3)
+    assert parallel_environments.MAX_RESTARTS == 10
+    monkeypatch.setattr(parallel_environments, "MAX_RESTARTS", 3)
     env = opened(workers, counters(2, lengths=[50], trick="die"))
     env.reset(seed=0)
     chunk = np.zeros((2, 1, 2))

@@ -1,0 +1,115 @@
+"""Environments in one form: observations by name in float32 or uint8, actions within their bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from flowpolicy.errors import TaskError
+
+Fields = dict[str, tuple[tuple[int, ...], type[np.generic]]]
+"""Key -> shape and dtype (float32 or uint8) of one observation."""
+
+
+class StandardEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):  # type: ignore[misc]
+    """An environment as evaluation, fine-tuning, robots and collection want it.
+
+    Observations are a Dict: a Box becomes the key ``observation``, what is no Box is left out. Numbers are
+    float32, and uint8 stays. An action is held within the bounds of the action space and comes in its dtype.
+
+    Args:
+        env: with observations that are a Box or a Dict, and actions that are a flat Box.
+        label: what messages call it.
+
+    Raises:
+        TaskError: actions of another kind; later, an observation that is not as its space says.
+    """
+
+    def __init__(self, env: Any, label: str = "The environment") -> None:
+        super().__init__(env)
+        action = check_actions(env.action_space, label)
+        self._low, self._high, self._action_dtype = action.low, action.high, action.dtype
+        boxes = boxes_of(env.observation_space)
+        self.fields = fields_of(boxes)
+        self._is_dict = isinstance(env.observation_space, spaces.Dict)
+        with np.errstate(over="ignore"):
+            self.observation_space = spaces.Dict({
+                key: spaces.Box(boxes[key].low.astype(dtype), boxes[key].high.astype(dtype), shape, dtype)
+                for key, (shape, dtype) in self.fields.items()
+            })  # fmt: skip
+
+    def keep(self, keys: Collection[str]) -> None:
+        """Give the observations ``keys`` alone from now on; what nobody looks at costs nothing."""
+        self.fields = {key: self.fields[key] for key in keys}
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        """First observation, key -> ``(*shape)``, and info."""
+        observation, info = self.env.reset(seed=seed, options=options)
+        return self._read(observation), info
+
+    def step(self, action: Any) -> Any:
+        """Observation, reward, terminated, truncated, info."""
+        return self.step_bounded(self.bounded(action))
+
+    def bounded(self, actions: Any) -> NDArray[Any]:
+        """Actions ``(..., A)`` within the bounds and in the dtype of the action space; NaN stays NaN."""
+        bounded = np.minimum(np.maximum(actions, self._low), self._high)
+        return np.asarray(bounded, self._action_dtype)
+
+    def step_bounded(self, action: NDArray[Any]) -> Any:
+        """:meth:`step` with an action of :meth:`bounded`: whoever has many bounds them at once."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        return self._read(observation), reward, terminated, truncated, info
+
+    def _read(self, observation: Any) -> dict[str, NDArray[Any]]:
+        return read_observation(observation if self._is_dict else {"observation": observation}, self.fields)
+
+
+def standard(env: Any, label: str = "The environment") -> StandardEnvironment:
+    """``env`` in the form of :class:`StandardEnvironment`; one that is in it already stays as it is."""
+    return env if isinstance(env, StandardEnvironment) else StandardEnvironment(env, label)
+
+
+def check_actions(space: Any, label: str = "The environment") -> spaces.Box:
+    """The action space, refused (TaskError) unless it is a flat Box."""
+    if not isinstance(space, spaces.Box) or len(space.shape) != 1:
+        raise TaskError(f"{label} takes actions {space}; wrap it so that they are a flat Box.")
+    return space
+
+
+def boxes_of(space: Any) -> dict[str, spaces.Box]:
+    """The arrays among an environment's observations, by name."""
+    offered = space.spaces if isinstance(space, spaces.Dict) else {"observation": space}
+    return {key: box for key, box in offered.items() if isinstance(box, spaces.Box)}
+
+
+def fields_of(boxes: Mapping[str, spaces.Box]) -> Fields:
+    """How observations of these spaces are kept."""
+    return {
+        key: (tuple(box.shape), np.uint8 if box.dtype == np.uint8 else np.float32)
+        for key, box in boxes.items()
+    }
+
+
+def read_observation(
+    observation: Mapping[str, Any], fields: Fields, batch: tuple[int, ...] = ()
+) -> dict[str, NDArray[Any]]:
+    """An observation, or a batch of them, as ``fields`` say; other keys are left.
+
+    Raises:
+        TaskError: an array of another shape than the space has.
+    """
+    found = {}
+    for key, (shape, dtype) in fields.items():
+        found[key] = array = np.asarray(observation[key], dtype)
+        if array.shape != batch + shape:
+            raise TaskError(
+                f"The environment gave '{key}' of shape {array.shape[len(batch) :]} where its observation "
+                f"space says {shape}; mend the one or the other."
+            )
+    return found

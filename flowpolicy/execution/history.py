@@ -1,0 +1,104 @@
+"""The last T_o observations of N slots (environments, robots): what a policy looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowpolicy.errors import FlowPolicyError
+from flowpolicy.features import Feature
+
+Histories = dict[str, NDArray[Any]]
+"""Key -> ``(N, T_o, *shape)``, oldest first."""
+
+
+def fields_of(features: Mapping[str, Feature]) -> dict[str, tuple[tuple[int, ...], type[np.generic]]]:
+    """Shape and dtype of each of a policy's observations, as a buffer keeps them."""
+    return {key: (feature.shape, feature.dtype) for key, feature in features.items()}
+
+
+class HistoryBuffer:
+    """Keeps histories; the first observation of an episode fills the whole of its slot's.
+
+    Args:
+        fields: key -> shape and dtype of one observation; other keys are not kept.
+        num_slots: N.
+        obs_horizon: T_o.
+
+    Attributes:
+        arrays: key -> ``(N, T_o, *shape)``, the buffer itself: whoever keeps it takes a copy.
+    """
+
+    def __init__(
+        self, fields: Mapping[str, tuple[tuple[int, ...], Any]], num_slots: int, obs_horizon: int
+    ) -> None:
+        self.num_slots, self.obs_horizon = num_slots, obs_horizon
+        self.arrays: Histories = {
+            key: np.zeros((num_slots, obs_horizon, *shape), dtype) for key, (shape, dtype) in fields.items()
+        }
+        self._fresh = np.ones(num_slots, dtype=bool)
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, NDArray[Any]]) -> HistoryBuffer:
+        """A buffer that goes on from histories, key -> ``(N, T_o, *shape)``, of which it takes a copy."""
+        fields = {key: (array.shape[2:], array.dtype) for key, array in arrays.items()}
+        num_slots, obs_horizon = next(iter(arrays.values())).shape[:2]
+        buffer = cls(fields, num_slots, obs_horizon)
+        for key, array in arrays.items():
+            buffer.arrays[key][:] = array
+        buffer._fresh[:] = False
+        return buffer
+
+    def restart(self, slots: Any = slice(None)) -> None:
+        """An episode begins in ``slots``: their next observation fills the history."""
+        self._fresh[slots] = True
+
+    def add(self, observation: Mapping[str, NDArray[Any]], slots: Any = slice(None)) -> None:
+        """Take the newest observation of each of ``slots``, key -> ``(n, *shape)``; other keys are left.
+
+        Raises:
+            FlowPolicyError: a key is missing.
+        """
+        fresh = self._fresh[slots]
+        any_fresh = np.count_nonzero(fresh)
+        for key, history in self.arrays.items():
+            if key not in observation:
+                raise FlowPolicyError(
+                    f"The policy needs the observation '{key}' and got {', '.join(sorted(observation))}."
+                )
+            rows = observation[key]
+            kept = history[slots]  # itself where slots is a slice, else a copy
+            if self.obs_horizon > 1:
+                kept[:, :-1] = kept[:, 1:]
+            kept[:, -1] = rows
+            if any_fresh:
+                kept[fresh] = rows[fresh][:, None]
+            if kept.base is not history:
+                history[slots] = kept
+        if any_fresh:
+            self._fresh[slots] = False
+
+    def copy(self, slots: Any = slice(None)) -> Histories:
+        """A copy of the histories of ``slots``."""
+        return {key: np.array(array[slots]) for key, array in self.arrays.items()}
+
+    def tape(self, steps: int) -> Histories:
+        """The histories with room for ``steps`` observations after them, key -> ``(N, T_o + steps, *shape)``.
+
+        Whoever writes observations there as they come, :meth:`wind` moves the buffer on.
+        """
+        tape = {}
+        for key, array in self.arrays.items():
+            tape[key] = np.zeros((self.num_slots, self.obs_horizon + steps, *array.shape[2:]), array.dtype)
+            tape[key][:, : self.obs_horizon] = array
+        return tape
+
+    def wind(self, tape: Histories, steps: NDArray[np.int64]) -> None:
+        """Take the history that each slot has after ``steps``, ``(N,)``, further observations on a tape."""
+        window = steps[:, None] + np.arange(self.obs_horizon)
+        rows = np.arange(self.num_slots)[:, None]
+        for key, array in self.arrays.items():
+            array[:] = tape[key][rows, window]

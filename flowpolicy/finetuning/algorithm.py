@@ -1,0 +1,157 @@
+"""A stable-baselines3 algorithm that acts by whole chunks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
+
+from flowpolicy.errors import ConfigError
+from flowpolicy.evaluation.episodes import EpisodeRecord
+from flowpolicy.evaluation.rollout import check_spaces
+from flowpolicy.finetuning.actor_critic import FlowActorCritic
+from flowpolicy.finetuning.advantages import ReturnScale
+from flowpolicy.finetuning.buffer import ChunkBuffer
+from flowpolicy.finetuning.collector import Collector
+from flowpolicy.finetuning.environments import ChunkEnv
+from flowpolicy.finetuning.learner import Learner
+from flowpolicy.finetuning.noise import NoiseConfig
+from flowpolicy.finetuning.stable_baselines3 import refuse_other_environments
+from flowpolicy.runs.distributed import Processes
+from flowpolicy.runs.seeds import derived_seed
+
+
+class ChunkAlgorithm(OnPolicyAlgorithm):
+    """Environments, callbacks and episodes as users of stable-baselines3 know them, and a collector below.
+
+    A subclass sets the attributes that are declared here, and defines ``train``.
+
+    Attributes:
+        collector: acts in the environments, where there are any.
+        seconds: wall time spent in ``simulation``, ``inference`` and ``update`` since construction.
+    """
+
+    actor_critic: FlowActorCritic
+    learner: Learner
+    noise: NoiseConfig
+    generator: torch.Generator
+    processes: Processes
+    seconds: dict[str, float]
+    restarts_before: int
+    collector: Collector
+
+    @property
+    def iteration(self) -> int:
+        """Iterations done."""
+        return self.learner.iteration
+
+    @property
+    def scale(self) -> ReturnScale:
+        """By which rewards are divided."""
+        return self.learner.scale
+
+    @property
+    def chunks(self) -> ChunkEnv:
+        """The environments that execute whole chunks."""
+        return self.collector.chunks
+
+    @staticmethod
+    def _wrap_env(env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        """As stable-baselines3 does, but images keep their channels last."""
+        wrapped = OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+        while isinstance(wrapped, VecTransposeImage):
+            wrapped = wrapped.venv
+        return wrapped
+
+    def _adopt(self, env: VecEnv) -> None:
+        """Execute chunks in ``env`` from now on; every episode starts anew."""
+        if self._vec_normalize_env is not None:
+            raise ConfigError(
+                "The environment is in a VecNormalize, and the policy normalises by itself; leave it out."
+            )
+        check_spaces(env, self.actor_critic.flow_policy, "The environment")
+        self.scale.running = np.zeros(env.num_envs)
+        self.collector = Collector(
+            env, self.actor_critic, injects_noise=self.learner.update.injects_noise, generator=self.generator,
+            seconds=self.seconds,
+        )  # fmt: skip
+
+    def set_env(self, env: Any, force_reset: bool = True) -> None:
+        """Go on in another environment of the same spaces; a loaded model has none until then."""
+        refuse_other_environments(env)
+        if self.env is None:
+            env = self._wrap_env(env, self.verbose)
+            check_spaces(env, self.actor_critic.flow_policy, "The environment")
+            self.n_envs, self.observation_space, self.action_space = (
+                env.num_envs, env.observation_space, env.action_space,
+            )  # fmt: skip
+            self.actor_critic.action_space = self.action_space
+        super().set_env(env, force_reset)
+        assert self.env is not None
+        self._adopt(self.env)
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
+        if self.env is None:
+            raise ConfigError(
+                "The model has no environment to learn in; give load() an env, or call set_env()."
+            )
+        before = self._last_obs
+        result = super()._setup_learn(*args, **kwargs)
+        if self._last_obs is not before:  # the environments were reset
+            self.collector.histories = None
+            self.scale.running = np.zeros(self.n_envs)
+        return result
+
+    def collect_rollouts(  # type: ignore[override]
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: ChunkBuffer, n_rollout_steps: int
+    ) -> bool:
+        """Sample a chain per chunk, execute the chunk, record both; False where a callback stops training."""
+        rollout_buffer.reset()
+        self._update_current_progress_remaining(self.num_timesteps, max(1, self._total_timesteps))
+        self.actor_critic.flow.noise.set_bounds(*self.noise.bounds(1.0 - self._current_progress_remaining))
+        place = ("episodes", self.processes.rank, self.iteration)
+        self.collector.start(None if self.seed is None else derived_seed(self.seed, *place), self._last_obs)
+        callback.on_rollout_start()
+        before = self.num_timesteps
+
+        def on_step(rewards: Any, dones: Any, infos: Any, count: int) -> bool:
+            self.num_timesteps += count
+            callback.update_locals({"dones": dones, "rewards": rewards, "infos": infos, "self": self})
+            return callback.on_step()
+
+        goes_on = self.collector.collect(rollout_buffer, n_rollout_steps, on_step, self._record_episodes)
+        everywhere = self.processes.gather(self.num_timesteps - before, float(goes_on))
+        self.num_timesteps = before + int(sum(steps for steps, _ in everywhere))
+        goes_on = all(flag for _, flag in everywhere)
+        if goes_on:
+            callback.on_rollout_end()
+        return goes_on
+
+    def _record_episodes(self, episodes: list[EpisodeRecord]) -> None:
+        assert self.ep_info_buffer is not None
+        assert self.ep_success_buffer is not None
+        for episode in episodes:
+            self.ep_info_buffer.append({"r": episode.ret, "l": episode.length})
+            if episode.success is not None:
+                self.ep_success_buffer.append(episode.success)
+
+    @property
+    def worker_restarts(self) -> int:
+        """Simulating processes that died and were replaced, over all resumed parts of a run."""
+        return self.restarts_before + (0 if self.env is None else getattr(self.chunks, "restarts", 0))
+
+    def visited_observations(self) -> dict[str, torch.Tensor]:
+        """Normalised observations of the last iteration, key -> ``(S x N, T_o, *shape)``.
+
+        A model that was just loaded runs one iteration for them, whose steps count.
+        """
+        buffer: ChunkBuffer = self.rollout_buffer  # type: ignore[assignment]
+        if not len(buffer):
+            _, callback = self._setup_learn(0, None, reset_num_timesteps=False)
+            assert self.env is not None
+            self.collect_rollouts(self.env, callback, buffer, self.n_steps)
+        return buffer.observations()

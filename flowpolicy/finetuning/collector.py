@@ -1,0 +1,145 @@
+"""Collection of experience: chunks are sampled, executed and recorded, and callbacks see every step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+
+from flowpolicy.evaluation.episodes import EpisodeRecord
+from flowpolicy.execution.history import Histories
+from flowpolicy.finetuning.actor_critic import FlowActorCritic
+from flowpolicy.finetuning.buffer import ChunkBuffer
+from flowpolicy.finetuning.environments import ChunkEnv, ChunkStep, LocalChunks
+from flowpolicy.finetuning.stable_baselines3 import ChunkedVecEnv, VecEnvChunks
+
+OnStep = Callable[[Any, Any, Sequence[dict[str, Any]], int], bool]
+"""Rewards ``(N,)``, dones ``(N,)`` and N infos of one environment step, and how many environments took it."""
+
+
+class Collector:
+    """Acts in the environments with the policy as it is trained, and fills a buffer.
+
+    Args:
+        env: a ``VecEnv``; its environments are stepped without a detour where they are in this process, or
+            execute whole chunks.
+        networks: flow, noise and critic.
+        injects_noise: sample the chain with its noise, or else the flow alone.
+        generator: source of the noise.
+        seconds: where wall time is added up under ``inference`` and ``simulation``.
+
+    Attributes:
+        chunks: the environments.
+        after: normalised observation after the last chunk, which the next one is planned from.
+    """
+
+    def __init__(
+        self,
+        env: VecEnv,
+        networks: FlowActorCritic,
+        *,
+        injects_noise: bool,
+        generator: torch.Generator,
+        seconds: dict[str, float],
+    ) -> None:
+        self.networks, self.generator, self.seconds = networks, generator, seconds
+        self.injects_noise = injects_noise
+        self.after: dict[str, torch.Tensor] = {}
+        self.histories: Histories | None = None
+        policy = networks.flow_policy
+        keys = tuple(policy.spec.observation_shapes)
+        self.chunks: ChunkEnv
+        if isinstance(env, ChunkedVecEnv):
+            self.chunks = env.chunks
+        elif type(env) is DummyVecEnv:
+            self.chunks = LocalChunks(env.envs, keys, policy.spec.obs_horizon)
+        else:
+            self.chunks = VecEnvChunks(env, keys, policy.spec.obs_horizon, self._plan_rest)
+
+    def start(self, seed: int | None, just_reset: Any) -> None:
+        """Begin episodes everywhere, unless some are under way.
+
+        Args:
+            seed: of the episodes.
+            just_reset: what a plain vectorised environment answered when it was reset last.
+        """
+        if self.histories is None and isinstance(self.chunks, VecEnvChunks):
+            self.histories = self.chunks.start_from(just_reset)
+        elif self.histories is None:
+            self.histories = self.chunks.reset(seed)
+
+    def collect(
+        self,
+        buffer: ChunkBuffer,
+        count: int,
+        on_step: OnStep,
+        on_episodes: Callable[[list[EpisodeRecord]], None],
+    ) -> bool:
+        """Execute ``count`` chunks in every environment; False where ``on_step`` stopped it.
+
+        ``on_episodes`` is told of the episodes that ended in a chunk before ``on_step`` sees its steps; where
+        a ``VecEnv`` takes single steps, ``on_step`` sees each as it is taken.
+        """
+        assert self.histories is not None
+        chunks, horizon = self.chunks, self.networks.execute_horizon
+        if isinstance(chunks, VecEnvChunks):
+            chunks.on_step = lambda rewards, dones, infos: on_step(rewards, dones, infos, chunks.num_envs)
+        goes_on, observation = True, self._prepared(self.histories)
+        for _ in range(count):
+            started = time.perf_counter()
+            chain = self.networks.sample(observation, self.generator, injects_noise=self.injects_noise)
+            actions = self.networks.flow_policy.action_normalizer.denormalize(chain.x[:, -1]).cpu().numpy()
+            planned = time.perf_counter()
+            step = chunks.step(actions[:, :horizon])
+            self.seconds["inference"] += planned - started
+            self.seconds["simulation"] += time.perf_counter() - planned
+            final = None
+            if step.truncated.any():
+                ends = {key: rows[step.truncated] for key, rows in step.final_observation.items()}
+                final = self._prepared(ends)
+            buffer.add(observation, chain, step, final)
+            self.histories = step.observation
+            observation = self._prepared(step.observation)
+            episodes = chunks.pop_episodes()
+            on_episodes(episodes)
+            if isinstance(chunks, VecEnvChunks):
+                goes_on = not chunks.stopped
+            else:
+                goes_on = _replay(step, episodes, on_step)
+            if not goes_on:
+                break
+        self.after = observation
+        return goes_on
+
+    def _prepared(self, histories: Histories) -> dict[str, torch.Tensor]:
+        return self.networks.prepare(self.networks.flow_policy.normalize_observations(histories))
+
+    def _plan_rest(self, histories: Histories, rows: NDArray[Any]) -> NDArray[Any]:
+        networks = self.networks
+        chunks = networks.plan(histories, deterministic=not self.injects_noise, generator=self.generator)
+        return chunks[:, : networks.execute_horizon]
+
+
+def _replay(step: ChunkStep, episodes: list[EpisodeRecord], on_step: OnStep) -> bool:
+    """Show each environment step of a chunk, as it would have been seen one by one."""
+    ended = step.terminated | step.truncated
+    whole = dict(zip(np.flatnonzero(ended & ~step.restarted).tolist(), episodes, strict=True))
+    for i in range(step.rewards.shape[1]):
+        live = step.executed > i
+        if not live.any():
+            break
+        dones = ended & (step.executed == i + 1)
+        infos: list[dict[str, Any]] = [{} for _ in ended]
+        for row in np.flatnonzero(dones).tolist():
+            if row in whole:
+                infos[row]["episode"] = {"r": whole[row].ret, "l": whole[row].length}
+                if whole[row].success is not None:
+                    infos[row]["is_success"] = whole[row].success
+        if not on_step(step.rewards[:, i], dones, infos, int(live.sum())):
+            return False
+    return True

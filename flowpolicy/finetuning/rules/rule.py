@@ -1,0 +1,120 @@
+"""What an update rule is given, and what it answers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from flowpolicy.finetuning.chain import NoisyFlow
+from flowpolicy.flow.objective import Metrics
+
+
+@dataclass(frozen=True)
+class Minibatch:
+    """B chunks of an iteration, each with the whole chain that made it; normalised units.
+
+    Attributes:
+        observation: key -> ``(B, T_o, *shape)``.
+        x: chains ``(B, K+1, T, A)``; without injected noise x_0 and x_1 alone, ``(B, 2, T, A)``.
+        mean: of the transitions when they were sampled, ``(B, K, T, A)``.
+        std: likewise; 0 without injected noise.
+        mask: elements that count, ``(B, K, T, 1)``; see :func:`~flowpolicy.finetuning.chain.transition_mask`.
+        advantage: ``(B,)``, normalised over the iteration.
+        returns: targets of the critic, ``(B,)``.
+        executed: the chunks as they were executed, within the bounds of the action space, ``(B, T, A)``; None
+            where the chain's end is meant.
+        kept: what the rule's :meth:`UpdateRule.prepare` keeps of each chunk, name -> ``(B, ...)``.
+    """
+
+    observation: dict[str, Tensor]
+    x: Tensor
+    mean: Tensor
+    std: Tensor
+    mask: Tensor
+    advantage: Tensor
+    returns: Tensor
+    executed: Tensor | None = None
+    kept: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def chunk(self) -> Tensor:
+        """x_1, the executed chunk ``(B, T, A)``."""
+        return self.x[:, -1] if self.executed is None else self.executed
+
+    @property
+    def chunk_mask(self) -> Tensor:
+        """1 at the actions of x_1 that were executed, ``(B, T, 1)``."""
+        return self.mask[:, -1]
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, rows: Tensor) -> Minibatch:
+        return replace(
+            self,
+            observation={key: value[rows] for key, value in self.observation.items()},
+            kept={key: value[rows] for key, value in self.kept.items()},
+            executed=None if self.executed is None else self.executed[rows],
+            **{name: getattr(self, name)[rows] for name in _ROWS},
+        )
+
+
+_ROWS = ("x", "mean", "std", "mask", "advantage", "returns")
+
+
+class UpdateRule(ABC):
+    """A policy loss on a minibatch.
+
+    What is drawn is drawn in :meth:`prepare`, once for each chunk of an iteration, so that the loss is a
+    function of the flow and the chunks alone: the same whichever chunks it is computed with, and comparable
+    between the steps of the iteration.
+
+    Attributes:
+        name: as configurations say it.
+        injects_noise: chunks are sampled from the chain with its noise network. Without, they are the flow's
+            own, and exploration is that of x_0.
+        needs_reference: the rule looks at the pretrained flow.
+    """
+
+    name: ClassVar[str]
+    injects_noise: ClassVar[bool] = True
+    needs_reference: ClassVar[bool] = False
+
+    def prepare(
+        self, flow: NoisyFlow, data: Minibatch, reference: NoisyFlow | None, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """What the rule keeps of each chunk until the next iteration, name -> ``(B, ...)``.
+
+        Called without gradient before the first step of an iteration, with some of its chunks at a time:
+        here ``flow`` is still the behaviour policy.
+
+        Args:
+            flow: the flow that will be trained.
+            data: B chunks.
+            reference: the pretrained flow, frozen; None unless the rule needs it.
+            generator: source of everything random.
+        """
+        return {}
+
+    @abstractmethod
+    def loss(self, flow: NoisyFlow, batch: Minibatch) -> tuple[Tensor, Metrics]:
+        """Scalar loss and metrics, each a mean over the chunks, so that parts of a minibatch may be averaged.
+
+        The metric ``train/kl`` says how far the policy has moved since :meth:`prepare`, by the rule's own
+        measure (in nats a chunk where it can be had); beyond ``target_kl`` an iteration's updates stop.
+        """
+
+
+def shared_draws(data: Minibatch, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draws of the forward process for every chunk: times ``(B, n)``, one in each n-th of (0, 1), and x_0
+    ``(B, n, T, A)``.
+    """
+    chunk = data.chunk
+    uniform = torch.rand((len(chunk), count), generator=generator, device=chunk.device, dtype=chunk.dtype)
+    times = (uniform + torch.arange(count, device=chunk.device)) / count
+    shape = (len(chunk), count, *chunk.shape[1:])
+    return times, torch.randn(shape, generator=generator, device=chunk.device, dtype=chunk.dtype)
