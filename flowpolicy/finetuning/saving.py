@@ -92,7 +92,7 @@ def write_model(model: SavedModel, path: str | Path | IO[bytes]) -> None:
     content = {
         "format_version": FORMAT_VERSION,
         "algorithm": "ReinFlow",
-        "policy": dataclasses.asdict(model.policy),
+        "policy": model.policy.content(),
         "settings": _encoded(model.settings),
         "regularizers": list(model.regularizers),
         "progress": dataclasses.asdict(model.progress),
