@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.errors import FlowPolicyError
-from flowpolicy.features import Feature
+
+if TYPE_CHECKING:  # the workers of environments keep histories without torch
+    from flowpolicy.features import Feature
 
 Histories = dict[str, NDArray[Any]]
 """Key -> ``(N, T_o, *shape)``, oldest first."""
