@@ -92,6 +92,7 @@ def _adopt_plugins() -> None:
     if not names and plugins.VARIABLE not in os.environ:
         return
     plugins.load(names)
+    from flowpolicy.finetuning.rules import UPDATE_RULES
     from flowpolicy.flow import OBJECTIVES
     from flowpolicy.models.network import NETWORKS, network_class
 
@@ -100,6 +101,9 @@ def _adopt_plugins() -> None:
     for name, objective in OBJECTIVES.items():
         if _is_users(objective):
             store(name, {"name": name, **_defaults(objective)}, "policy")
+    for name, rule in UPDATE_RULES.items():
+        if _is_users(rule):
+            store(name, {"name": name, **_defaults(rule)}, "update")
     for name, network in NETWORKS.items():
         if _is_users(network):
             store(name, {**_defaults(network.Config), "network": name}, "model")
