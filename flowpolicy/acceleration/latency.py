@@ -21,7 +21,6 @@ from flowpolicy.errors import BackendError
 from flowpolicy.evaluation.task import task_of
 from flowpolicy.files.storage import write_json
 from flowpolicy.flow.sampler_spec import SamplerSpec
-from flowpolicy.plots.caching import plot_latency
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.runs.device import resolve_device
 from flowpolicy.runs.progress import progress
@@ -160,6 +159,8 @@ class LatencyReport:
 
     def write(self, folder: Path) -> list[Path]:
         """Write ``latency.json`` and ``latency.png``."""
+        from flowpolicy.plots.caching import plot_latency
+
         write_json(folder / "latency.json", self.content())
         points = {
             f"{row.backend}, {row.dtype}, {row.method}": [

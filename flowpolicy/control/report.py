@@ -14,7 +14,6 @@ import jinja2  # PyTorch needs it itself
 from flowpolicy.control.events import EXPLAINED, Event, name_of
 from flowpolicy.control.statistics import Columns, run_statistics
 from flowpolicy.files.storage import atomic_file
-from flowpolicy.plots.control import plot_inference, plot_run, plot_timing, plot_window
 
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
@@ -56,7 +55,7 @@ def write_report(
             "kept": (int(columns["tick"][0]), int(columns["tick"][-1])),
             "distributions": {label: run[key] for key, label in _DISTRIBUTIONS.items()},
             "figures": _figures(run),
-            "pictures": {what: _picture(draw, columns, period) for draw, what in _PICTURES.items()},
+            "pictures": _pictures(columns, period),
         }
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters |= {"digits": _number, "count": lambda number: f"{number:,}"}
@@ -66,12 +65,6 @@ def write_report(
     return path
 
 
-_PICTURES: dict[Callable[[Columns, float, Path], Path], str] = {
-    plot_timing: "Lateness and work of the ticks over time, and a histogram of the lateness",
-    plot_run: "Sources of the commands, events and commands over the whole run",
-    plot_window: "Commands, changes of chunk and events of a few seconds, tick by tick",
-    plot_inference: "Sampling time, delay, age of the observations, and changes of the command",
-}
 _DISTRIBUTIONS = {
     "jitter_ms": "start after deadline, ms",
     "work_us": "start to command sent, us",
@@ -128,6 +121,19 @@ def _events(events: Mapping[str, Any], columns: Columns) -> list[dict[str, Any]]
             }
         )
     return found
+
+
+def _pictures(columns: Columns, period: float) -> dict[str, Any]:
+    """What a plot shows -> the plot."""
+    from flowpolicy.plots.control import plot_inference, plot_run, plot_timing, plot_window
+
+    plots = {
+        "Lateness and work of the ticks over time, and a histogram of the lateness": plot_timing,
+        "Sources of the commands, events and commands over the whole run": plot_run,
+        "Commands, changes of chunk and events of a few seconds, tick by tick": plot_window,
+        "Sampling time, delay, age of the observations, and changes of the command": plot_inference,
+    }
+    return {what: _picture(draw, columns, period) for what, draw in plots.items()}
 
 
 def _picture(draw: Callable[[Columns, float, Path], Path], columns: Columns, period: float) -> str:

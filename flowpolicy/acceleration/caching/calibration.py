@@ -27,7 +27,6 @@ from flowpolicy.errors import ConfigError
 from flowpolicy.evaluation.task import task_of
 from flowpolicy.files.storage import atomic_file
 from flowpolicy.flow.sampler_spec import SamplerSpec
-from flowpolicy.plots.caching import plot_schedules, plot_similarity
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.runs.device import resolve_device
 from flowpolicy.settings import require
@@ -137,6 +136,8 @@ class Calibrated:
 
     def write(self, folder: Path) -> list[Path]:
         """Write ``schedule.json`` (the chosen one), one file a method, both pictures and the matrices."""
+        from flowpolicy.plots.caching import plot_schedules, plot_similarity
+
         chosen = self.schedules[self.chosen]
         files = [chosen.save(folder / "schedule.json")]
         files += [
