@@ -140,7 +140,7 @@ def test_the_page_needs_nothing_else_and_runs_nothing(tmp_path):
 def test_the_verdict_is_of_missed_and_safe_ticks_and_of_the_end(
     tmp_path, monkeypatch, safe, missed, stopped, grade
 ):
-    monkeypatch.setattr("flowpolicy.control.report._PICTURES", {})  # they take most of the time
+    monkeypatch.setattr("flowpolicy.control.report._pictures", lambda *_: {})  # they take most of the time
     columns = telemetry(1000, left_out=range(200, 200 + missed)).columns()
     columns["source"][:] = "chunk"
     columns["source"][500 : 500 + safe] = "safe"
@@ -153,7 +153,7 @@ def test_the_verdict_is_of_missed_and_safe_ticks_and_of_the_end(
 
 def test_an_event_is_named_with_its_first_and_last_tick_though_neither_source_has_both(tmp_path, monkeypatch):
     """Records are the first of a kind, telemetry's rows the newest."""
-    monkeypatch.setattr("flowpolicy.control.report._PICTURES", {})
+    monkeypatch.setattr("flowpolicy.control.report._pictures", lambda *_: {})
     events, log = EventLog(keep=2), telemetry(300, capacity=100)
     for tick in (10, 20, 250):
         events.add(Event.LIMIT_JERK, tick)
