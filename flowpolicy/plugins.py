@@ -22,6 +22,8 @@ from flowpolicy.errors import ConfigError
 VARIABLE = "FLOWPOLICY_PLUGINS"
 """Environment variable with the modules' names, by which processes that this one starts find them too."""
 
+_IF_THERE = "?"  # behind the name of a module that was imported and not named: it need not be found
+
 T = TypeVar("T")
 
 
@@ -38,6 +40,9 @@ def register(registry: MutableMapping[str, Any]) -> Callable[[T], T]:
         if not name or (before is not None and _kind(before) != _kind(item)):  # the same: a reload
             raise ConfigError(f"{item!r} is called '{name}'; give it a name of its own.")
         registry[name] = item
+        module = str(getattr(item, "__module__", type(item).__module__))
+        if module.partition(".")[0] not in ("flowpolicy", "__main__"):
+            _remember([module + _IF_THERE])  # so that processes that this one starts find it
         return item
 
     return decorate
@@ -45,27 +50,39 @@ def register(registry: MutableMapping[str, Any]) -> Callable[[T], T]:
 
 def load(modules: Iterable[str] = ()) -> None:
     """Import modules that register something, found from the working directory too, and those that this
-    program, or the one that started it, has named before.
+    program, or the one that started it, has named or imported before.
 
     Raises:
-        ConfigError: one cannot be imported.
+        ConfigError: one that was named cannot be imported.
     """
-    names = list(dict.fromkeys([*_named(), *modules]))
-    for name in names:
-        if name in sys.modules:
+    named = [*modules]
+    for name in dict.fromkeys([*_named(), *named]):
+        if name.rstrip(_IF_THERE) in sys.modules:
             continue
         if str(Path.cwd()) not in sys.path:
-            sys.path.insert(0, str(Path.cwd()))
+            sys.path.append(str(Path.cwd()))  # last: what is installed is not shadowed
         try:
-            importlib.import_module(name)
-        except ImportError as error:
-            raise ConfigError(f"The plugin '{name}' cannot be imported ({error}).") from error
-    if names:
-        os.environ[VARIABLE] = ",".join(names)
+            importlib.import_module(name.rstrip(_IF_THERE))
+        except Exception as error:  # whatever a user's module raises
+            if name.endswith(_IF_THERE):
+                continue
+            if isinstance(error, ConfigError):
+                raise
+            reason = f"{type(error).__name__}: {error}"
+            raise ConfigError(f"The plugin '{name}' cannot be imported ({reason}).") from error
+    _remember(named)
 
 
-def _kind(item: Any) -> str:
-    return str(getattr(item, "__qualname__", type(item).__qualname__))
+def _remember(names: Iterable[str]) -> None:
+    known = [*_named(), *names]
+    together = [name for name in dict.fromkeys(known) if name[-1] != _IF_THERE or name[:-1] not in known]
+    if together:
+        os.environ[VARIABLE] = ",".join(together)
+
+
+def _kind(item: Any) -> tuple[str, str]:
+    cls = item if isinstance(item, type) else type(item)
+    return cls.__module__, cls.__qualname__
 
 
 def _named() -> list[str]:

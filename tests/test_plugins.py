@@ -1,8 +1,10 @@
 """Parts that users add: names are theirs alone, and started processes know them too."""
 
+import importlib
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +26,9 @@ class Other(Uniform):
     name = "uniform"
 
 
+Other.__qualname__ = "Uniform"  # a class of another module may be called the same
+
+
 def test_a_name_is_taken_once():
     registry = {}
     plugins.register(registry)(Uniform)
@@ -39,7 +44,7 @@ def test_a_name_is_taken_once():
 def module(tmp_path, monkeypatch):
     """A module of the working directory that adds a grid."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     monkeypatch.setenv(plugins.VARIABLE, "")
     (tmp_path / "my_even_grid.py").write_text(MODULE)
     yield "my_even_grid"
@@ -62,3 +67,19 @@ def test_a_module_that_is_not_there_is_one_sentence(module):
     with pytest.raises(ConfigError, match=r"'no_such_module_at_all' cannot be imported"):
         plugins.load(["no_such_module_at_all"])
     assert os.environ[plugins.VARIABLE] == ""
+
+
+def test_what_was_imported_is_known_in_started_processes_and_missed_by_none(module):
+    importlib.import_module(module)
+    code = "from flowpolicy.flow.grids import build_grid; print(build_grid({'name': 'even'}).name)"
+    started = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert started.stdout.strip() == "even"
+    Path(f"{module}.py").unlink()
+    lost = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "grid.name is 'even'" in lost.stderr
+
+
+def test_a_plugin_that_raises_is_refused_in_one_sentence(module):
+    Path(f"{module}.py").write_text("raise ValueError('not today')")
+    with pytest.raises(ConfigError, match=r"'my_even_grid' cannot be imported \(ValueError: not today\)\.$"):
+        plugins.load([module])

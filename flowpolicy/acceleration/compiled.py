@@ -54,7 +54,9 @@ def _compiled(function: Callable[..., Any], kind: str, sizes: Hashable) -> Calla
     eight: so each gets a code object of its own.
     """
     function = cast("FunctionType", function)
-    own = FunctionType(function.__code__.replace(co_name=f"{kind}_{function.__name__}"), function.__globals__)
+    code = function.__code__.replace(co_name=f"{kind}_{function.__name__}")
+    own = FunctionType(code, function.__globals__, None, function.__defaults__, function.__closure__)
+    own.__kwdefaults__ = function.__kwdefaults__
     return torch.compile(own, dynamic=False, fullgraph=True)
 
 

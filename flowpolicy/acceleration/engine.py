@@ -13,7 +13,7 @@ from flowpolicy.acceleration.caching.program import Recompute, program_of
 from flowpolicy.acceleration.caching.schedule import Schedule
 from flowpolicy.errors import ConfigError
 from flowpolicy.flow.guidance import GuidedChunk, Transform, build_guidance, refuse_options
-from flowpolicy.flow.network import Context
+from flowpolicy.flow.network import Context, Velocity
 from flowpolicy.flow.objective import evaluations
 from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.models.blocks import AddressableBlocks, KeyValue, Modulation, spread
@@ -72,17 +72,29 @@ class Engine:
         """What is computed once for an observation."""
         normalized = dict(observation)  # images as they are: the encoder converts them, once they are cropped
         for key, normalize in self.normalize.items():
-            normalized[key] = normalize(observation[key]).to(self.dtype)
+            normalized[key] = normalize(observation[key])
+        for key, values in normalized.items():
+            if values.is_floating_point():
+                normalized[key] = values.to(self.dtype)
         return self.network.encode(normalized)
 
     def integrate(self, context: Context, noise: Tensor, transform: Transform | None = None) -> Tensor:
         """The normalised chunk for an encoded observation, its velocity field transformed."""
         evaluate, numbers = self.evaluator(context), iter(range(len(self.evaluations)))
+        places = {place: number for number, place in enumerate(self.evaluations)}
 
         def velocity(x: Tensor, t: float, h: float) -> Tensor:
             return evaluate(next(numbers), x)
 
-        field = velocity if transform is None else transform(velocity)
+        def anywhere(x: Tensor, t: float, h: float) -> Tensor:
+            """What a transform is given: it may look at other times, and more than once."""
+            place = (t, self.policy.objective.step_size(h))
+            if place in places:
+                return evaluate(places[place], x)
+            at, d = (x.new_full((1,), number, dtype=self.dtype) for number in place)
+            return self.network.velocity(x.to(self.dtype), at, d, context).float()
+
+        field: Velocity = velocity if transform is None else transform(anywhere)
         return self.policy.objective.sample(field, noise, self.sampling)
 
     def evaluator(self, context: Context) -> Evaluate:
@@ -105,22 +117,24 @@ class BlockEngine(Engine):
         policy: its network has :class:`~flowpolicy.models.blocks.AddressableBlocks`.
         sampling: K, solver, grid, dtype and guidance.
         batch_size: rows computed at once.
-        schedule: which blocks are recomputed when.
+        schedule: which blocks are recomputed when; None recomputes everything.
     """
 
     def __init__(
-        self, policy: FlowPolicy, sampling: SamplerSpec, batch_size: int, schedule: Schedule
+        self, policy: FlowPolicy, sampling: SamplerSpec, batch_size: int, schedule: Schedule | None
     ) -> None:
         super().__init__(policy, sampling, batch_size)
-        if self.guidance is not None and schedule.share < 1:
+        if self.guidance is not None and schedule is not None:
             raise ConfigError("Guidance needs every evaluation whole; leave out schedule=, or guidance=.")
-        self.schedule, self.program = schedule, program_of(schedule.updates, len(self.evaluations))
+        self.schedule = schedule
         network, own = cast("AddressableBlocks", self.network), cast("AddressableBlocks", policy.network)
         with torch.no_grad():  # one by one: a batch of them may round differently
             table = [own.modulations(t, d) for t, d in self.times]
         self.modulations = [[_taken_apart(m.to(self.dtype)) for m in blocks.unbind(1)] for blocks, _ in table]
         self.last = [last.to(self.dtype) for _, last in table]
         self.blocks = list(network.blocks())
+        every = (range(len(self.evaluations)),) * len(self.blocks)
+        self.program = program_of(every if schedule is None else schedule.updates, len(self.evaluations))
         self.layers = [block.layer for block in self.blocks]
         self.run: list[RunBlock] = [block.module.gated for block in self.blocks]
         self.embed, self.readout = network.embed, network.readout

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flowpolicy.acceleration.caching.schedule import Schedule, ScheduleKey, full_schedule
+from flowpolicy.acceleration.caching.schedule import Schedule
 from flowpolicy.acceleration.engine import BlockEngine, Engine
 from flowpolicy.errors import ConfigError
-from flowpolicy.flow.guidance import refuse_options
+from flowpolicy.flow.guidance import build_guidance, refuse_options
 from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.models.blocks import AddressableBlocks
 from flowpolicy.policy import FlowPolicy, Observations
@@ -39,7 +39,7 @@ class Sampler:
     Attributes:
         spec: the policy's.
         sampling: how it samples; every entry has a value.
-        schedule: of the cache, None for a network without addressable blocks.
+        schedule: of the cache; None where everything is computed.
         options: keywords of :meth:`act` that its guidance reads.
     """
 
@@ -145,6 +145,9 @@ def build_sampler(
         policy.objective.require_flow()
         allowed = "eager, which alone can take gradients, where there is guidance"
         require(sampling.backend == "eager", "backend", sampling.backend, allowed)
+        guidance = build_guidance(sampling.guidance)
+        assert guidance is not None
+        guidance.check(str(sampling.solver))
     if schedule is None and sampling.schedule is not None:
         schedule = Schedule.load(sampling.schedule)
     engine = build_engine(policy, sampling, batch_size, schedule)
@@ -164,7 +167,6 @@ def build_engine(
         schedule.check(policy, sampling)
     if not isinstance(policy.network, AddressableBlocks) or not policy.objective.is_flow:
         return Engine(policy, sampling, batch_size)
-    schedule = schedule or full_schedule(ScheduleKey.of(policy, sampling))
     return BlockEngine(policy, sampling, batch_size, schedule)
 
 

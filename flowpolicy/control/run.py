@@ -27,6 +27,7 @@ from flowpolicy.control.system import ending_signals
 from flowpolicy.errors import ConfigError
 from flowpolicy.evaluation.summary import machine, versions, write_summary
 from flowpolicy.files.storage import write_json
+from flowpolicy.flow.guidance import build_guidance
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.runs.progress import progress_bar
 from flowpolicy.settings import require
@@ -77,6 +78,12 @@ class RunConfig(DeployConfig):
                 raise ConfigError(
                     "control.fusion=rtc plans its chunks in eager PyTorch; leave out plan=, schedule=, "
                     "dtype= and backend=, and name num_steps= where the policy's own is not wanted."
+                )
+            guidance = build_guidance(self.guidance)
+            if guidance is not None and "prefix" not in guidance.options:
+                raise ConfigError(
+                    f"control.fusion=rtc gives its guidance a prefix, which '{guidance.name}' does not take; "
+                    "leave out guidance=."
                 )
 
     @property

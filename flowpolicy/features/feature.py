@@ -98,8 +98,11 @@ class Feature:
 
     def array(self, values: Any) -> NDArray[Any]:
         """Values as a store, a robot or a client gives them, of :attr:`dtype`."""
-        with np.errstate(over="ignore"):  # what float32 cannot hold is infinity, and refused as such
-            return np.asarray(values, self.dtype)
+        array: NDArray[Any] = np.asarray(values)
+        if array.dtype != self.dtype:
+            with np.errstate(over="ignore"):  # what float32 cannot hold is infinity, and refused as such
+                array = array.astype(self.dtype)
+        return array
 
     def tensor(self, values: Any, device: torch.device) -> Tensor:
         """The same as a tensor on ``device``."""

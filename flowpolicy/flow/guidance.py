@@ -50,6 +50,9 @@ class Guidance(ABC):
     name: ClassVar[str]
     options: ClassVar[tuple[str, ...]] = ()
 
+    def check(self, solver: str) -> None:  # noqa: B027 - most have nothing to refuse
+        """Raise a ConfigError where it does not go together with a solver; any will do by default."""
+
     @abstractmethod
     def bend(self, velocity: Velocity, chunk: GuidedChunk) -> Velocity:
         """The field to integrate in place of ``velocity``; both take normalised x ``(B, T, A)``, t and h."""

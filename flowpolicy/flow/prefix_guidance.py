@@ -114,6 +114,10 @@ class PrefixGuidance(Guidance):
         require(self.beta > 0, "guidance.beta", self.beta, "positive")
         require(self.prior_std > 0, "guidance.prior_std", self.prior_std, "positive")
 
+    def check(self, solver: str) -> None:
+        """Euler: how far a step may be pulled is known of its steps alone."""
+        require(solver == "euler", "solver", solver, "euler: guidance by a prefix is defined for Euler steps")
+
     def bend(self, velocity: Velocity, chunk: GuidedChunk) -> Velocity:
         """See :func:`guided_velocity`."""
         target = self._target(chunk)

@@ -121,6 +121,11 @@ class FlowPolicy(nn.Module):
         spec = self.sampling
         if sampler is not None or num_steps is not None or solver is not None:
             asked = sampler or SamplerSpec(num_steps=num_steps, solver=solver)
+            if asked.schedule or asked.guidance or asked.dtype != "float32":
+                raise ConfigError(
+                    "policy.act() takes K, solver and grid; build a sampler for a schedule, a guidance or a "
+                    "dtype: flowpolicy.acceleration.sampler.build_sampler(policy, sampling)."
+                )
             spec = self.checked(asked, allow_any_steps=allow_any_steps)
         normalized = self.normalize_observations(observations)
         noise = self.noise(len(next(iter(normalized.values()))), noise, generator)

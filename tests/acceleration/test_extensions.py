@@ -148,3 +148,72 @@ def test_guidance_from_outside_bends_the_field_that_is_integrated(monkeypatch, m
         build_sampler(policy, backend="onnx", guidance={"name": "pull"})
     with pytest.raises(ConfigError, match="did you mean 'pull'"):
         build_sampler(policy, guidance={"name": "pul"})
+
+
+@dataclass(frozen=True)
+class Ahead(Guidance):
+    """Averages the field here with the field half a step ahead."""
+
+    name: ClassVar[str] = "ahead"
+
+    def bend(self, velocity, chunk):
+        def bent(x, t, h):
+            v = velocity(x, t, h)
+            return 0.5 * (v + velocity(x + h / 2 * v, t + h / 2, h))
+
+        return bent
+
+
+def test_guidance_may_look_at_the_field_elsewhere_and_more_than_once(monkeypatch, noise):
+    monkeypatch.setitem(GUIDANCES, Ahead.name, Ahead)
+    policy, observations = random_policy(), random_observations(5)
+    found = build_sampler(policy, num_steps=3, guidance={"name": "ahead"})(observations, noise)
+    context = policy.network.encode(policy.normalize_observations(observations))
+    x = noise
+    with torch.no_grad():
+        for k in range(3):
+            v, zero = (
+                policy.network.velocity(x, torch.full((1,), k / 3), torch.zeros(1), context),
+                torch.zeros(1),
+            )
+            later = policy.network.velocity(x + v / 6, torch.full((1,), (k + 0.5) / 3), zero, context)
+            x = x + (v + later) / 6
+    torch.testing.assert_close(found, policy.finish(x), rtol=0, atol=1e-5)
+
+
+class Often:
+    """Euler, six times in a step."""
+
+    name = "often"
+
+    def nfe(self, num_steps):
+        return 6 * num_steps
+
+    def start(self):
+        def step(velocity, x, t, h):
+            for part in range(6):
+                x = x + h / 6 * velocity(x, t + part * h / 6)
+            return x
+
+        return step
+
+
+def test_a_solver_may_take_any_number_of_evaluations_a_step(monkeypatch, noise):
+    monkeypatch.setitem(SOLVERS, Often.name, Often())
+    policy, observations = random_policy(), random_observations(5)
+    sampler = build_sampler(policy, num_steps=2, solver="often")
+    assert sampler.nfe() == 12
+    torch.testing.assert_close(
+        sampler(observations, noise), policy.act(observations, num_steps=12, noise=noise)
+    )
+
+
+def test_a_prefix_is_for_euler_steps():
+    with pytest.raises(ConfigError, match="solver is 'heun'; it must be euler"):
+        build_sampler(random_policy(), num_steps=4, solver="heun", guidance={"name": "prefix"})
+
+
+def test_a_policy_by_itself_refuses_what_only_a_sampler_does(noise):
+    policy = random_policy()
+    with pytest.raises(ConfigError, match="build a sampler"):
+        policy.act(random_observations(5), sampler=SamplerSpec(guidance={"name": "prefix"}), noise=noise)

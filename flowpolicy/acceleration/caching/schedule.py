@@ -137,7 +137,8 @@ class Schedule:
         """Raise a ConfigError where it was made for another key."""
         for item in dataclasses.fields(ScheduleKey):
             mine, theirs = getattr(self.key, item.name), getattr(wanted, item.name)
-            if mine != theirs:
+            is_same = build_grid(mine) == build_grid(theirs) if item.name == "grid" else mine == theirs
+            if not is_same:
                 hidden = item.name in ("fingerprint", "blocks")
                 shown = "" if hidden else f" ({mine} in the schedule, {theirs} here)"
                 raise _made_for_another(_NAMES.get(item.name, item.name) + shown)

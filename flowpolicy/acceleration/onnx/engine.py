@@ -121,6 +121,9 @@ class _Value:
     def __add__(self, other: _Value) -> _Value:
         return _Value(self.graph, self.graph.apply("Add", self.name, other.name))
 
+    def __radd__(self, other: float) -> _Value:  # sum() begins with 0
+        return self if other == 0 else NotImplemented
+
     def __sub__(self, other: _Value) -> _Value:
         return _Value(self.graph, self.graph.apply("Sub", self.name, other.name))
 
