@@ -55,7 +55,8 @@ def positive_to(most: float) -> Allowed:
 
 def one_of(options: Collection[str], words: str = "") -> Allowed:
     """One of these names."""
-    return Allowed(lambda value: value in options, words or f"one of {', '.join(options)}")
+    named = f"one of {', '.join(options)}" if len(options) > 2 else " or ".join(options)
+    return Allowed(lambda value: value in options, words or named)
 
 
 def not_empty(entry: str) -> Allowed:

@@ -45,7 +45,7 @@ class Settings:
             if value is not None:
                 for entry in value if is_tuple else (value,):
                     if not allowed.holds(entry):
-                        require(False, f"{self._prefix}{name}", entry, allowed.words)
+                        raise _refusal(f"{self._prefix}{name}", entry, allowed.words)
 
 
 @functools.cache
@@ -113,7 +113,11 @@ def unknown_key(key: str, valid: Collection[str]) -> str:
 def require(condition: bool, name: str, value: object, allowed: str) -> None:
     """Raise a ConfigError unless ``condition`` holds: '<name> is <value>; it must be <allowed>.'"""
     if not condition:
-        raise ConfigError(f"{name} is {shown(value)}; it must be {allowed}.")
+        raise _refusal(name, value, allowed)
+
+
+def _refusal(name: str, value: object, allowed: str) -> ConfigError:
+    return ConfigError(f"{name} is {shown(value)}; it must be {allowed}.")
 
 
 def shown(value: object) -> str:

@@ -122,7 +122,7 @@ class Declared(Settings, prefix="own"):
     share: Annotated[float, within("(0, 1]")] = 1.0
     rate: Annotated[float, between(1, 1000)] = 50.0
     sizes: Annotated[tuple[Even, ...], not_empty("size")] = (2,)
-    mode: Annotated[str, one_of(("fast", "slow"))] = "fast"
+    mode: Annotated[str, one_of(("fast", "safe", "slow"))] = "fast"
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class Derived(Declared):
         ({"rate": 1001.0}, "own.rate is 1001.0; it must be between 1 and 1000."),
         ({"sizes": ()}, "own.sizes is (); it must be at least one size."),
         ({"sizes": (2, 3)}, "own.sizes is 3; it must be even."),
-        ({"mode": "idle"}, "own.mode is 'idle'; it must be one of fast, slow."),
+        ({"mode": "idle"}, "own.mode is 'idle'; it must be one of fast, safe, slow."),
     ],
 )
 def test_what_fields_declare_is_checked_at_construction(cls, values, message):
