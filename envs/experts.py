@@ -19,8 +19,9 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from flowpolicy.errors import ConfigError
 from flowpolicy.evaluation.task import make_environment
 from flowpolicy.files.storage import atomic_file
+from flowpolicy.ranges import PositiveInt
 from flowpolicy.runs.seeds import derived_seed
-from flowpolicy.settings import choose, require
+from flowpolicy.settings import Settings, choose
 from flowpolicy_envs.actor import ActorInfo, actor_from_sb3
 from flowpolicy_envs.rollouts import episode_returns
 
@@ -29,7 +30,7 @@ ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"ppo": PPO, "sac": SAC}
 
 
 @dataclass(frozen=True)
-class ExpertConfig:
+class ExpertConfig(Settings, prefix="env.expert"):
     """How a task's expert is trained.
 
     Attributes:
@@ -43,18 +44,16 @@ class ExpertConfig:
     """
 
     algorithm: str = "ppo"
-    total_steps: int = 1_000_000
-    num_envs: int = 4
-    checkpoint_every: int = 50_000
-    eval_episodes: int = 10
+    total_steps: PositiveInt = 1_000_000
+    num_envs: PositiveInt = 4
+    checkpoint_every: PositiveInt = 50_000
+    eval_episodes: PositiveInt = 10
     normalize: bool = True
     settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         choose(ALGORITHMS, self.algorithm, "env.expert.algorithm")
-        for name in ("total_steps", "num_envs", "checkpoint_every", "eval_episodes"):
-            value = getattr(self, name)
-            require(value >= 1, f"env.expert.{name}", value, "at least 1")
 
 
 class _Checkpoints(BaseCallback):

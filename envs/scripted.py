@@ -12,15 +12,16 @@ import multiprocessing
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import gymnasium as gym
 import numpy as np
 
 from flowpolicy.errors import ConfigError, DataError
 from flowpolicy.evaluation.environment import standard
+from flowpolicy.ranges import Allowed, PositiveInt, Share
 from flowpolicy.runs.progress import progress_bar
-from flowpolicy.settings import require
+from flowpolicy.settings import Settings, require
 from flowpolicy_envs.rollouts import Episode, EpisodeRecorder
 
 _ATTEMPTS_PER_EPISODE = 10
@@ -40,7 +41,7 @@ class ScriptedExpert(Protocol):
 
 
 @dataclass(frozen=True)
-class ScriptedConfig:
+class ScriptedConfig(Settings, prefix="scripted"):
     """How a task is demonstrated by script: ``scripted`` in ``configs/env/<task>.yaml``.
 
     Attributes:
@@ -52,16 +53,10 @@ class ScriptedConfig:
             show the disturbance (Laskey et al. 2017, DART).
     """
 
-    expert: str
+    expert: Annotated[str, Allowed(lambda name: name.count(":") == 1, "module:Class")]
     settings: dict[str, Any] = field(default_factory=dict)
-    episodes: int = 50
-    noise: float = 0.0
-
-    def __post_init__(self) -> None:
-        require(self.episodes >= 1, "scripted.episodes", self.episodes, "at least 1")
-        require(0 <= self.noise <= 1, "scripted.noise", self.noise, "in [0, 1]")
-        is_named = self.expert.count(":") == 1
-        require(is_named, "scripted.expert", self.expert, "module:Class")
+    episodes: PositiveInt = 50
+    noise: Share = 0.0
 
     def make(self) -> ScriptedExpert:
         """Make the expert.

@@ -9,17 +9,63 @@ import math
 import reprlib
 import types
 import typing
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from flowpolicy import plugins
 from flowpolicy.errors import ConfigError
+from flowpolicy.ranges import Allowed
 
 T = TypeVar("T")
 _SHOWN = 80  # characters of a value in a message
 _REPR = reprlib.Repr()  # of a large value, no more than is shown
 _REPR.maxstring = _REPR.maxlong = _REPR.maxother = _SHOWN + 1
 _REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = _SHOWN // 3
+
+
+class Settings:
+    """A base of dataclasses: what their fields are declared to allow is checked when one is constructed.
+
+    ``class TrainConfig(Settings, prefix="train")`` has its field ``steps: PositiveInt`` called
+    ``train.steps`` in messages. What a declaration says of ``X`` is asked in ``X | None`` too, unless it is
+    None, and of each entry in ``tuple[X, ...]``. A subclass with more to check calls
+    ``super().__post_init__()`` first.
+    """
+
+    _prefix: ClassVar[str] = ""
+
+    def __init_subclass__(cls, prefix: str | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if prefix is not None:
+            cls._prefix = f"{prefix}."
+
+    def __post_init__(self) -> None:
+        for name, is_tuple, allowed in _declared(typing.cast("Any", type(self))):
+            value = getattr(self, name)
+            if value is not None:
+                for entry in value if is_tuple else (value,):
+                    if not allowed.holds(entry):
+                        raise _refusal(f"{self._prefix}{name}", entry, allowed.words)
+
+
+@functools.cache
+def _declared(cls: type) -> tuple[tuple[str, bool, Allowed], ...]:
+    """Field, whether its entries are meant, and what they may be."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    names = [item.name for item in dataclasses.fields(cls)]
+    return tuple((name, *found) for name in names for found in _declarations(hints[name]))
+
+
+def _declarations(hint: Any) -> Iterator[tuple[bool, Allowed]]:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        yield from _declarations(arguments[0])
+        yield from ((False, extra) for extra in arguments[1:] if isinstance(extra, Allowed))
+    elif origin in (typing.Union, types.UnionType):
+        for option in arguments:
+            yield from _declarations(option)
+    elif origin is tuple and arguments[1:] == (Ellipsis,):
+        yield from ((True, allowed) for _, allowed in _declarations(arguments[0]))
 
 
 def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
@@ -67,7 +113,11 @@ def unknown_key(key: str, valid: Collection[str]) -> str:
 def require(condition: bool, name: str, value: object, allowed: str) -> None:
     """Raise a ConfigError unless ``condition`` holds: '<name> is <value>; it must be <allowed>.'"""
     if not condition:
-        raise ConfigError(f"{name} is {shown(value)}; it must be {allowed}.")
+        raise _refusal(name, value, allowed)
+
+
+def _refusal(name: str, value: object, allowed: str) -> ConfigError:
+    return ConfigError(f"{name} is {shown(value)}; it must be {allowed}.")
 
 
 def shown(value: object) -> str:

@@ -1,11 +1,13 @@
+import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 
 from flowpolicy.errors import ConfigError
 from flowpolicy.pretraining.config import DataConfig, TrainConfig
-from flowpolicy.settings import build, choose, require
+from flowpolicy.ranges import Allowed, PositiveInt, at_most, between, not_empty, one_of, positive_to, within
+from flowpolicy.settings import Settings, build, choose, require
 
 
 @dataclass(frozen=True)
@@ -108,3 +110,58 @@ def test_choices_and_requirements():
 def test_ranges_of_the_training_settings(cls, values, words):
     with pytest.raises(ConfigError, match=words):
         build(cls, values, "train")
+
+
+Even = Annotated[int, Allowed(lambda value: value % 2 == 0, "even")]
+
+
+@dataclass(frozen=True)
+class Declared(Settings, prefix="own"):
+    count: PositiveInt = 1
+    limit: Annotated[PositiveInt, at_most(8)] | None = None
+    share: Annotated[float, within("(0, 1]")] = 1.0
+    rate: Annotated[float, between(1, 1000)] = 50.0
+    sizes: Annotated[tuple[Even, ...], not_empty("size")] = (2,)
+    mode: Annotated[str, one_of(("fast", "safe", "slow"))] = "fast"
+
+
+@dataclass(frozen=True)
+class Derived(Declared):
+    scale: Annotated[float, positive_to(10)] = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.limit != self.count, "own.limit", self.limit, "another number than own.count")
+
+
+@pytest.mark.parametrize("cls", [Declared, Derived])
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"count": 0}, "own.count is 0; it must be at least 1."),
+        ({"limit": 0}, "own.limit is 0; it must be at least 1."),
+        ({"limit": 9}, "own.limit is 9; it must be at most 8."),
+        ({"share": 0.0}, "own.share is 0.0; it must be in (0, 1]."),
+        ({"share": 1.5}, "own.share is 1.5; it must be in (0, 1]."),
+        ({"share": float("nan")}, "own.share is nan; it must be in (0, 1]."),
+        ({"rate": 1001.0}, "own.rate is 1001.0; it must be between 1 and 1000."),
+        ({"sizes": ()}, "own.sizes is (); it must be at least one size."),
+        ({"sizes": (2, 3)}, "own.sizes is 3; it must be even."),
+        ({"mode": "idle"}, "own.mode is 'idle'; it must be one of fast, safe, slow."),
+    ],
+)
+def test_what_fields_declare_is_checked_at_construction(cls, values, message):
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+        cls(**values)
+
+
+def test_declared_ranges_hold_their_ends_and_none():
+    assert Declared(count=1, limit=8, share=1.0, rate=1000.0, sizes=(2, 4), mode="slow").limit == 8
+    assert Declared().limit is None
+
+
+@pytest.mark.parametrize("values", [{"scale": 0.0}, {"scale": 11.0}, {"count": 3, "limit": 3}])
+def test_a_subclass_adds_ranges_and_relations(values):
+    with pytest.raises(ConfigError, match=r"^own\."):
+        Derived(**values)
+    assert Derived(scale=10.0).scale == 10.0

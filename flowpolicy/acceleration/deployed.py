@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import threading
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import torch
 
 from flowpolicy.acceleration.sampler import Sampler, build_sampler
 from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.policy import FlowPolicy
+from flowpolicy.ranges import PositiveInt, at_most
 from flowpolicy.runs.device import resolve_device
-from flowpolicy.settings import require
 
 S = TypeVar("S", bound=SamplerSpec)
 MOST_THREADS = 1024
@@ -32,12 +32,7 @@ class DeployedSampler(SamplerSpec):
 
     checkpoint: str
     device: str = "auto"
-    threads: int = 1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        allowed = f"at least 1 and at most {MOST_THREADS}"
-        require(1 <= self.threads <= MOST_THREADS, "threads", self.threads, allowed)
+    threads: Annotated[PositiveInt, at_most(MOST_THREADS)] = 1
 
     def build(self, exports: dict[str, bytes] | None = None) -> Sampler:
         """The sampler.

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -22,15 +22,18 @@ from flowpolicy.evaluation.task import task_of
 from flowpolicy.files.storage import write_json
 from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.policy import FlowPolicy
+from flowpolicy.ranges import PositiveInt, at_least, not_empty, one_of
 from flowpolicy.runs.device import resolve_device
 from flowpolicy.runs.progress import progress
-from flowpolicy.settings import require
+from flowpolicy.settings import Settings
 
 PERCENTILES = {"p50": 50.0, "p95": 95.0, "p99": 99.0, "p99_9": 99.9, "max": 100.0}
+_Backends = Annotated[tuple[Annotated[str, one_of(BACKENDS)], ...], not_empty("backend")]
+_DTYPES = {"float32": tuple(BACKENDS), "bfloat16": ("eager", "compile", "cuda_graph"), "int8": ("onnx",)}
 
 
 @dataclass(frozen=True)
-class LatencyConfig:
+class LatencyConfig(Settings):
     """Settings of `scripts/benchmark_latency.py`.
 
     Attributes:
@@ -53,30 +56,22 @@ class LatencyConfig:
     checkpoint: str
     num_steps: tuple[int, ...] = ()
     solver: str | None = None
-    backends: tuple[str, ...] = ("eager", "compile", "onnx", "cuda_graph")
-    dtypes: tuple[str, ...] = ("float32",)
+    backends: _Backends = (
+        "eager",
+        "compile",
+        "onnx",
+        "cuda_graph",
+    )
+    dtypes: tuple[Annotated[str, one_of(_DTYPES)], ...] = ("float32",)
     schedules: tuple[str, ...] = ()
-    calls: int = 2000
-    warm_up: int = 20
-    round_calls: int = 50
-    batch_size: int = 1
-    observations: int = 64
+    calls: PositiveInt = 2000
+    warm_up: Annotated[int, at_least(1, "at least 1: a first call is not like the others")] = 20
+    round_calls: PositiveInt = 50
+    batch_size: PositiveInt = 1
+    observations: PositiveInt = 64
     seed: int = CALIBRATION_SEED + 1000
     device: str = "auto"
-    threads: int = 1
-
-    def __post_init__(self) -> None:
-        for name in ("calls", "round_calls", "batch_size", "observations", "threads"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        require(self.warm_up >= 1, "warm_up", self.warm_up, "at least 1: a first call is not like the others")
-        require(bool(self.backends), "backends", self.backends, "at least one backend")
-        for backend in self.backends:
-            require(backend in BACKENDS, "backends", backend, f"any of {', '.join(BACKENDS)}")
-        for dtype in self.dtypes:
-            require(dtype in _DTYPES, "dtypes", dtype, f"any of {', '.join(_DTYPES)}")
-
-
-_DTYPES = {"float32": tuple(BACKENDS), "bfloat16": ("eager", "compile", "cuda_graph"), "int8": ("onnx",)}
+    threads: PositiveInt = 1
 
 
 @dataclass(frozen=True)

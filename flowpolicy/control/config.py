@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 from flowpolicy.control.safety import SafetyConfig
-from flowpolicy.settings import require
+from flowpolicy.ranges import BelowOne, PositiveFinite, PositiveInt, between
+from flowpolicy.settings import Settings, require
 
 
 @dataclass(frozen=True)
-class ControlConfig:
+class ControlConfig(Settings, prefix="control"):
     """Settings of a control loop.
 
     Attributes:
@@ -30,29 +32,18 @@ class ControlConfig:
         safety: limits of the commands.
     """
 
-    rate_hz: float | None = None
+    rate_hz: Annotated[float, between(1, 1000)] | None = None
     fusion: str = "switch"
     execute_horizon: int | None = None
     max_delay: int | None = None
-    wait_share: float = 0.3
-    fast_lead: int = 2
-    hang_timeout_s: float | None = None
-    driver_timeout_s: float = 0.5
-    start_timeout_s: float = 60.0
-    telemetry_ticks: int = 200_000
+    wait_share: BelowOne = 0.3
+    fast_lead: PositiveInt = 2
+    hang_timeout_s: PositiveFinite | None = None
+    driver_timeout_s: PositiveFinite = 0.5
+    start_timeout_s: PositiveFinite = 60.0
+    telemetry_ticks: PositiveInt = 200_000
     priority: bool = True
     safety: SafetyConfig = field(default_factory=SafetyConfig)
-
-    def __post_init__(self) -> None:
-        rate = self.rate_hz
-        require(rate is None or 1 <= rate <= 1000, "control.rate_hz", rate, "between 1 and 1000")
-        require(0 <= self.wait_share < 1, "control.wait_share", self.wait_share, "at least 0 and below 1")
-        for name in ("fast_lead", "telemetry_ticks"):
-            require(getattr(self, name) >= 1, f"control.{name}", getattr(self, name), "at least 1")
-        for name in ("hang_timeout_s", "driver_timeout_s", "start_timeout_s"):
-            value = getattr(self, name)
-            is_time = value is None or 0 < value < float("inf")
-            require(is_time, f"control.{name}", value, "finite and positive")
 
     def hang_timeout(self, period: float, left: int) -> float:
         """Seconds after which a request counts as lost.

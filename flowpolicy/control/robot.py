@@ -12,7 +12,8 @@ from flowpolicy.errors import ConfigError, TaskError
 from flowpolicy.execution.fusion import Action as Action
 from flowpolicy.execution.receding_horizon import ChunkPolicy
 from flowpolicy.execution.rotations import Rotation
-from flowpolicy.settings import require
+from flowpolicy.ranges import PositiveFinite
+from flowpolicy.settings import Settings, require
 
 Observation = Mapping[str, Any]
 
@@ -27,7 +28,7 @@ class RobotError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class RobotSpec:
+class RobotSpec(Settings, prefix="robot"):
     """What a robot takes and gives.
 
     Attributes:
@@ -50,7 +51,7 @@ class RobotSpec:
     observation_shapes: Mapping[str, tuple[int, ...]]
     action_low: Action
     action_high: Action
-    rate_hz: float
+    rate_hz: PositiveFinite
     safe_action: str | tuple[float, ...]
     origin: float | None = None
     device: str = ""
@@ -58,7 +59,7 @@ class RobotSpec:
     rotations: tuple[Rotation, ...] = ()
 
     def __post_init__(self) -> None:
-        require(0 < self.rate_hz < float("inf"), "robot.rate_hz", self.rate_hz, "finite and positive")
+        super().__post_init__()
         low, high = (np.asarray(bound, dtype=np.float32) for bound in (self.action_low, self.action_high))
         object.__setattr__(self, "action_low", low)
         object.__setattr__(self, "action_high", high)
@@ -71,9 +72,8 @@ class RobotSpec:
             ok = rotation.dims.stop <= len(low)
             require(ok, "rotations", rotation, f"within the {len(low)} dimensions of a command")
         if isinstance(self.safe_action, str):
-            require(
-                self.safe_action in ("hold", "zero"), "safe_action", self.safe_action, "hold, zero or numbers"
-            )
+            ok = self.safe_action in ("hold", "zero")
+            require(ok, "safe_action", self.safe_action, "hold, zero or numbers")
         else:
             given = np.asarray(self.safe_action, dtype=np.float32)
             ok = given.shape == low.shape and bool(((low <= given) & (given <= high)).all())

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from flowpolicy.acceleration.choosing.plan import DeployConfig, DeploymentPlan
 from flowpolicy.acceleration.deployed import DeployedSampler
@@ -29,8 +29,8 @@ from flowpolicy.evaluation.summary import machine, versions, write_summary
 from flowpolicy.files.storage import write_json
 from flowpolicy.flow.guidance import build_guidance
 from flowpolicy.policy import FlowPolicy
+from flowpolicy.ranges import NonNegativeInt, PositiveFloat, at_least
 from flowpolicy.runs.progress import progress_bar
-from flowpolicy.settings import require
 
 log = logging.getLogger(__name__)
 
@@ -59,17 +59,14 @@ class RunConfig(DeployConfig):
     control: ControlConfig = field(default_factory=ControlConfig)
     fast_steps: int | None = None
     inference: str = "process"
-    spares: int = SPARES
-    duration_s: float = 30.0
+    spares: NonNegativeInt = SPARES
+    duration_s: PositiveFloat = 30.0
     seed: int = 0
-    video: bool | float = True
+    video: Annotated[bool | float, at_least(0, "0 or more seconds, true or false")] = True
     rerun: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.duration_s > 0, "duration_s", self.duration_s, "positive")
-        require(self.video >= 0, "video", self.video, "0 or more seconds, true or false")
-        require(self.spares >= 0, "spares", self.spares, "0 or more")
         if self.plan and self.fast_steps is not None:
             raise ConfigError("plan= decides fast_steps too; leave out one of them.")
         if self.inpainting:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,13 +13,18 @@ from numpy.typing import NDArray
 from flowpolicy.control.events import Event, EventLog
 from flowpolicy.control.limits import JerkLimiter
 from flowpolicy.control.robot import Action, Robot
-from flowpolicy.settings import require
+from flowpolicy.ranges import Allowed, PositiveFinite, PositiveInt
+from flowpolicy.settings import Settings, require
 
 Limit = float | tuple[float, ...] | None
+_LIMIT = Allowed(
+    lambda limit: bool(np.all(np.isfinite(limit)) and np.all(np.asarray(limit) > 0)),
+    "finite and positive, or null",
+)
 
 
 @dataclass(frozen=True)
-class SafetyConfig:
+class SafetyConfig(Settings):
     """Limits of a robot's commands, in physical units of the command.
 
     Attributes:
@@ -29,19 +34,10 @@ class SafetyConfig:
         miss_limit: safe actions in a row, for want of a valid one, after which the robot is stopped.
     """
 
-    velocity_limit: Limit = None
-    jerk_limit: Limit = None
-    max_observation_age_s: float = 0.25
-    miss_limit: int = 100
-
-    def __post_init__(self) -> None:
-        for name in ("velocity_limit", "jerk_limit"):
-            value = getattr(self, name)
-            ok = value is None or bool(np.all(np.isfinite(value)) and np.all(np.asarray(value) > 0))
-            require(ok, name, value, "finite and positive, or null")
-        age = self.max_observation_age_s
-        require(0 < age < np.inf, "max_observation_age_s", age, "finite and positive")
-        require(self.miss_limit >= 1, "miss_limit", self.miss_limit, "at least 1")
+    velocity_limit: Annotated[Limit, _LIMIT] = None
+    jerk_limit: Annotated[Limit, _LIMIT] = None
+    max_observation_age_s: PositiveFinite = 0.25
+    miss_limit: PositiveInt = 100
 
 
 class SafetyGate:

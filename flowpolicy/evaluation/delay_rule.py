@@ -49,15 +49,11 @@ class DelayRule:
             )
         draw, fixed = _drawn(delay)
         horizon = policy.spec.action_horizon
-        require(
-            1 <= execute_horizon <= horizon, "execute_horizon", execute_horizon, f"between 1 and {horizon}"
-        )
+        allowed = f"between 1 and {horizon}"
+        require(1 <= execute_horizon <= horizon, "execute_horizon", execute_horizon, allowed)
         if strategy != "synchronous" and fixed is not None:
-            require(
-                max(execute_horizon, fixed) + fixed <= horizon, "delay", fixed,
-                f"small enough that a chunk of {horizon} lasts max(execute_horizon, delay) + delay actions, "
-                "until the next one arrives",
-            )  # fmt: skip
+            allowed = f"so small that a chunk of {horizon} actions lasts max(execute_horizon, delay) + delay"
+            require(max(execute_horizon, fixed) + fixed <= horizon, "delay", fixed, allowed)
         return cls(policy, strategy, draw, execute_horizon)
 
     def fusion(self) -> Fusion:
@@ -76,9 +72,7 @@ def _drawn(delay: Delay) -> tuple[DrawDelay, int | None]:
     if callable(delay):
         return delay, None
     choices = np.atleast_1d(np.asarray(delay))
-    require(
-        choices.dtype.kind in "iu" and choices.size > 0 and bool((choices >= 0).all()),
-        "delay", delay, "whole environment steps, 0 or more",
-    )  # fmt: skip
+    are_steps = choices.dtype.kind in "iu" and choices.size > 0 and bool((choices >= 0).all())
+    require(are_steps, "delay", delay, "whole environment steps, 0 or more")
     fixed = int(choices[0]) if np.ndim(delay) == 0 else None
     return lambda generator: int(generator.choice(choices)), fixed

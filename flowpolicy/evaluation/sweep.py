@@ -15,13 +15,14 @@ from flowpolicy.evaluation.result import METRICS, EvaluationResult
 from flowpolicy.evaluation.rollout import EVALUATION_SEED
 from flowpolicy.evaluation.task import Task, task_of
 from flowpolicy.flow.sampler_spec import SamplerSpec
-from flowpolicy.settings import require
+from flowpolicy.ranges import Episodes, NonNegativeInt, PositiveInt
+from flowpolicy.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class EvaluationConfig:
+class EvaluationConfig(Settings):
     """Settings of `scripts/evaluate.py`.
 
     Attributes:
@@ -41,28 +42,18 @@ class EvaluationConfig:
     """
 
     checkpoint: str
-    num_steps: int | None = None
-    k_sweep: tuple[int, ...] = ()
+    num_steps: PositiveInt | None = None
+    k_sweep: tuple[PositiveInt, ...] = ()
     solver: str | None = None
-    episodes: int = 100
-    seed: int = EVALUATION_SEED
-    num_envs: int = 20
-    workers: int = 1
+    episodes: PositiveInt = 100
+    seed: NonNegativeInt = EVALUATION_SEED
+    num_envs: PositiveInt = 20
+    workers: PositiveInt = 1
     zero_noise: bool = False
-    video: bool | int = 0
+    video: Episodes = 0
     force: bool = False
     device: str = "auto"
-    threads: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("episodes", "num_envs", "workers"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        require(self.video >= 0, "video", self.video, "0 or more episodes to record, true or false")
-        require(self.seed >= 0, "seed", self.seed, "0 or more")
-        for value in (*self.k_sweep, *(() if self.num_steps is None else (self.num_steps,))):
-            require(isinstance(value, int) and value >= 1, "num_steps", value, "an integer of at least 1")
-        if self.threads is not None:
-            require(self.threads >= 1, "threads", self.threads, "at least 1")
+    threads: PositiveInt | None = None
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from flowpolicy.errors import ConfigError, FlowPolicyError, TaskError
 from flowpolicy.evaluation.allowed import check_choice
 from flowpolicy.evaluation.rendering import refused_gl_choice
 from flowpolicy.optional import missing, optional
 from flowpolicy.policy.config import LONGEST, TASK_NAME
-from flowpolicy.settings import build, require
+from flowpolicy.ranges import Allowed, PositiveInt, at_most, between, one_of
+from flowpolicy.settings import Settings, build, require
 
 METRICS = ("return", "success", "score")
+_SAFE = Allowed(
+    lambda safe: not isinstance(safe, str) or safe in ("", "hold", "zero"), "hold, zero or numbers"
+)
 EXTRAS = {
     "gym_pusht": "pusht",
     "pymunk": "pusht",
@@ -30,7 +34,7 @@ EXTRAS = {
 
 
 @dataclass(frozen=True)
-class Task:
+class Task(Settings, prefix="env"):
     """What `configs/env/<name>.yaml` says of a task.
 
     Any Gymnasium environment with a Box action space will do, and an observation space that is a Box
@@ -55,36 +59,22 @@ class Task:
             to the first dimension of each.
     """
 
-    name: str
+    name: Annotated[str, TASK_NAME]
     env_id: str
     env_kwargs: dict[str, Any] = field(default_factory=dict)
-    obs_horizon: int = 1
-    action_horizon: int = 4
+    obs_horizon: Annotated[PositiveInt, at_most(LONGEST)] = 1
+    action_horizon: Annotated[PositiveInt, at_most(LONGEST)] = 4
     execute_horizon: int = 4
-    control_hz: float = 50.0
-    metric: str = "return"
-    safe_action: str | tuple[float, ...] = ""
+    control_hz: Annotated[float, between(0.01, 10_000)] = 50.0
+    metric: Annotated[str, one_of(METRICS)] = "return"
+    safe_action: Annotated[str | tuple[float, ...], _SAFE] = ""
     rotations: dict[str, list[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        is_name = TASK_NAME.fullmatch(self.name) is not None
-        require(is_name, "env.name", self.name, "1 to 100 letters, digits, spaces and any of . + - _")
-        for horizon in ("obs_horizon", "action_horizon"):
-            steps = getattr(self, horizon)
-            allowed = f"at least 1 and at most {LONGEST}"
-            require(1 <= steps <= LONGEST, f"env.{horizon}", steps, allowed)
-        require(
-            1 <= self.execute_horizon <= self.action_horizon,
-            "env.execute_horizon",
-            self.execute_horizon,
-            f"between 1 and env.action_horizon = {self.action_horizon}",
-        )
-        rate = self.control_hz
-        require(0.01 <= rate <= 10_000, "env.control_hz", rate, "between 0.01 and 10,000 per second")
-        require(self.metric in METRICS, "env.metric", self.metric, f"one of {', '.join(METRICS)}")
-        safe = self.safe_action
-        ok = not isinstance(safe, str) or safe in ("", "hold", "zero")
-        require(ok, "env.safe_action", safe, "hold, zero or numbers")
+        super().__post_init__()
+        longest, execute = self.action_horizon, self.execute_horizon
+        allowed = f"between 1 and env.action_horizon = {longest}"
+        require(1 <= execute <= longest, "env.execute_horizon", execute, allowed)
 
     def make(self, **kwargs: Any) -> Any:
         """Make the environment, as a :class:`~flowpolicy.evaluation.environment.StandardEnvironment`.

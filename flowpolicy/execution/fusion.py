@@ -245,10 +245,9 @@ def build_fusion(
     """
     require(execute_horizon >= 1, "execute_horizon", execute_horizon, "at least 1")
     require(max_delay >= 0, "max_delay", max_delay, "0 or more")
-    require(
-        horizon >= execute_horizon + max_delay, "execute_horizon + max_delay", execute_horizon + max_delay,
-        f"at most the chunk length {horizon}, or a chunk ends before the next one arrives",
-    )  # fmt: skip
+    total = execute_horizon + max_delay
+    allowed = f"at most the chunk length {horizon}, or a chunk ends before the next one arrives"
+    require(total <= horizon, "execute_horizon + max_delay", total, allowed)
     strategy = choose(_STRATEGIES, name, "fusion")
     return strategy(horizon, width, rotations)
 

@@ -73,12 +73,9 @@ class RecedingHorizon:
         act_options: Mapping[str, Any] | None = None,
     ) -> None:
         require(num_slots >= 1, "num_slots", num_slots, "at least 1")
-        require(
-            1 <= execute_horizon <= policy.spec.action_horizon,
-            "execute_horizon",
-            execute_horizon,
-            f"between 1 and the policy's action horizon {policy.spec.action_horizon}",
-        )
+        longest = policy.spec.action_horizon
+        allowed = f"between 1 and the policy's action horizon {longest}"
+        require(1 <= execute_horizon <= longest, "execute_horizon", execute_horizon, allowed)
         self.policy = policy
         self.num_slots = num_slots
         self.execute_horizon = execute_horizon

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flowpolicy.settings import require
+from flowpolicy.ranges import NonNegativeInt, one_of
+from flowpolicy.settings import Settings
 
 Vector = NDArray[np.float64]
 
@@ -16,7 +18,7 @@ SIZES = {"angle": 1, "rotation_vector": 3, "quaternion": 4}
 
 
 @dataclass(frozen=True)
-class Rotation:
+class Rotation(Settings, prefix="rotation"):
     """Neighbouring dimensions of an action that are one absolute rotation.
 
     Small differences of rotations, as in ``delta`` poses, need no declaration: near zero they are numbers.
@@ -26,12 +28,8 @@ class Rotation:
         start: the first of its dimensions.
     """
 
-    kind: str
-    start: int
-
-    def __post_init__(self) -> None:
-        require(self.kind in SIZES, "rotation.kind", self.kind, f"one of {', '.join(SIZES)}")
-        require(self.start >= 0, "rotation.start", self.start, "0 or more")
+    kind: Annotated[str, one_of(SIZES)]
+    start: NonNegativeInt
 
     @property
     def dims(self) -> slice:

@@ -47,10 +47,9 @@ class Depth(Image):
                 "(height, width, 1)."
             )
         check_sides(key, self.shape)
-        require(
-            0 <= self.nearest < self.farthest, f"observations.{key[:80]}.farthest", self.farthest,
-            f"above nearest = {self.nearest}, which is at least 0",
-        )  # fmt: skip
+        allowed = f"above nearest = {self.nearest}, which is at least 0"
+        ok = 0 <= self.nearest < self.farthest
+        require(ok, f"observations.{key[:80]}.farthest", self.farthest, allowed)
 
     def array(self, values: Any) -> NDArray[Any]:
         """Metres."""

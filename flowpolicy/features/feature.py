@@ -90,11 +90,8 @@ class Feature:
         Raises:
             ConfigError: one sentence that names the key and the fix.
         """
-        size = math.prod(self.shape)
-        require(
-            size <= MOST_NUMBERS, f"observations.{key[:80]}", self.shape,
-            f"a {self.name} of at most {MOST_NUMBERS:,} numbers",
-        )  # fmt: skip
+        allowed = f"a {self.name} of at most {MOST_NUMBERS:,} numbers"
+        require(math.prod(self.shape) <= MOST_NUMBERS, f"observations.{key[:80]}", self.shape, allowed)
 
     def array(self, values: Any) -> NDArray[Any]:
         """Values as a store, a robot or a client gives them, of :attr:`dtype`."""

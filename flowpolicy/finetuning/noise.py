@@ -5,18 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from flowpolicy.finetuning.features import ObservationFeatures
-from flowpolicy.settings import require
+from flowpolicy.ranges import BelowOne, at_least, between, positive_to
+from flowpolicy.settings import Settings, require
 
 LARGEST_NOISE = 10.0
 
 
 @dataclass(frozen=True)
-class NoiseConfig:
+class NoiseConfig(Settings, prefix="noise"):
     """Bounds and inputs of the injected noise, in normalised action units.
 
     Attributes:
@@ -28,21 +30,18 @@ class NoiseConfig:
         sees_chunk: give the network x_k besides the observation and the step.
     """
 
-    minimum: float = 0.10
-    maximum: float = 0.24
-    final_maximum: float = 0.12
-    decay_from: float = 0.35
-    hidden: int = 64
+    minimum: Annotated[float, at_least(1e-6, "positive, at least 1e-6")] = 0.10
+    maximum: Annotated[float, positive_to(LARGEST_NOISE)] = 0.24
+    final_maximum: Annotated[float, positive_to(LARGEST_NOISE)] = 0.12
+    decay_from: BelowOne = 0.35
+    hidden: Annotated[int, between(1, 8192)] = 64
     sees_chunk: bool = False
 
     def __post_init__(self) -> None:
-        require(self.minimum >= 1e-6, "noise.minimum", self.minimum, "positive, at least 1e-6")
+        super().__post_init__()
         for name in ("maximum", "final_maximum"):
             value = getattr(self, name)
             require(value >= self.minimum, f"noise.{name}", value, f"at least noise.minimum = {self.minimum}")
-            require(value <= LARGEST_NOISE, f"noise.{name}", value, f"at most {LARGEST_NOISE}")
-        require(0 <= self.decay_from < 1, "noise.decay_from", self.decay_from, "in [0, 1)")
-        require(1 <= self.hidden <= 8192, "noise.hidden", self.hidden, "between 1 and 8192")
 
     def bounds(self, progress: float) -> tuple[float, float]:
         """Smallest and largest standard deviation when ``progress`` of training (0 to 1) is done."""

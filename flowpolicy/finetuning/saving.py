@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any
 
 from safetensors.torch import load, save
 from stable_baselines3.common.utils import LinearSchedule
@@ -32,36 +32,39 @@ from flowpolicy.finetuning.noise import NoiseConfig
 from flowpolicy.finetuning.rules import UPDATE_RULES, build_update_rule
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.policy.config import PolicyConfig, policy_config
-from flowpolicy.settings import build, checked, require, shown, unknown_key
+from flowpolicy.ranges import Allowed, at_most, within
+from flowpolicy.settings import Settings, build, checked, require, shown, unknown_key
 
 FORMAT_VERSION = 1
 BOUNDS = ("action_low", "action_high")
 _CONFIG, _TENSORS = "config.json", "model.safetensors"
 _SCHEDULES = ("learning_rate", "critic_learning_rate")
 
+_Count = Annotated[int, Allowed(lambda count: 0 <= count < 10**15, "a count")]
+_NAME = Allowed(
+    lambda name: 0 < len(name) <= 100 and name.isprintable(), "1 to 100 characters that can be printed"
+)
+
 
 @dataclass(frozen=True)
-class Progress:
+class Progress(Settings, prefix="progress"):
     """How far training had come."""
 
-    num_timesteps: int
-    total_timesteps: int
-    remaining: float
-    iteration: int
-    updates: int
-    rate_factor: float
+    num_timesteps: _Count
+    total_timesteps: _Count
+    remaining: Annotated[float, at_most(1)]
+    iteration: _Count
+    updates: _Count
+    rate_factor: Annotated[float, within("(0, 1]")]
     return_scale: tuple[float, ...]
     seconds: dict[str, float]
-    worker_restarts: int
+    worker_restarts: _Count
 
     def __post_init__(self) -> None:
-        for name in ("num_timesteps", "total_timesteps", "iteration", "updates", "worker_restarts"):
-            require(0 <= getattr(self, name) < 10**15, f"progress.{name}", getattr(self, name), "a count")
-        require(self.remaining <= 1, "progress.remaining", self.remaining, "at most 1")
-        require(0 < self.rate_factor <= 1, "progress.rate_factor", self.rate_factor, "in (0, 1]")
-        is_scale = len(self.return_scale) >= 3 and self.return_scale[0] >= 0 and self.return_scale[2] >= 0
-        allowed = "the moments of returns"
-        require(is_scale, "progress.return_scale", self.return_scale, allowed)
+        super().__post_init__()
+        scale = self.return_scale
+        is_scale = len(scale) >= 3 and scale[0] >= 0 and scale[2] >= 0
+        require(is_scale, "progress.return_scale", scale, "the moments of returns")
 
 
 @dataclass(frozen=True)
@@ -153,19 +156,14 @@ def taking_over(path: object) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class _Content:
+class _Content(Settings):
     """The content of ``config.json``."""
 
     policy: dict[str, Any]
     settings: dict[str, Any]
-    regularizers: tuple[str, ...]
+    regularizers: tuple[Annotated[str, _NAME], ...]
     progress: Progress
     algorithm: str = "ReinFlow"
-
-    def __post_init__(self) -> None:
-        for name in self.regularizers:
-            is_name = 0 < len(name) <= 100 and name.isprintable()
-            require(is_name, "a regularizer's name", name, "1 to 100 characters that can be printed")
 
 
 def _encoded(settings: Mapping[str, Any]) -> dict[str, Any]:

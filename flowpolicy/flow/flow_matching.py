@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from flowpolicy.flow.objective import Draws, Flow, Metrics, masked_mean
 from flowpolicy.flow.path import interpolate, velocity_target
 from flowpolicy.flow.sampler_spec import MOST_STEPS
 from flowpolicy.flow.time_sampling import build_time_sampler
-from flowpolicy.settings import require
+from flowpolicy.ranges import PositiveInt, at_most
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,11 @@ class FlowMatching(Flow):
 
     name: ClassVar[str] = "flow_matching"
     time_sampling: dict[str, Any] = field(default_factory=lambda: {"name": "uniform"})
-    default_num_steps: int = 4
+    default_num_steps: Annotated[PositiveInt, at_most(MOST_STEPS)] = 4
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         build_time_sampler(self.time_sampling)
-        steps, most = self.default_num_steps, MOST_STEPS
-        require(1 <= steps <= most, "policy.default_num_steps", steps, f"at least 1 and at most {most}")
 
     def draw(
         self, shape: tuple[int, int, int], generator: torch.Generator | None, device: torch.device | str

@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Protocol
 
 from flowpolicy.plugins import register
-from flowpolicy.settings import build, choose, require
+from flowpolicy.ranges import between
+from flowpolicy.settings import Settings, build, choose
 
 
 class Grid(Protocol):
@@ -38,7 +39,7 @@ class Uniform:
 
 @register(GRIDS)
 @dataclass(frozen=True)
-class Shifted:
+class Shifted(Settings, prefix="grid"):
     """t' = t / (t + s (1 - t)) of the uniform grid (Esser et al. 2024, "Scaling Rectified Flow Transformers",
     equation 23): s < 1 takes long steps at the noise and short ones at the data.
 
@@ -47,10 +48,7 @@ class Shifted:
     """
 
     name: ClassVar[str] = "shifted"
-    shift: float = 0.5
-
-    def __post_init__(self) -> None:
-        require(0.01 <= self.shift <= 100, "grid.shift", self.shift, "between 0.01 and 100")
+    shift: Annotated[float, between(0.01, 100)] = 0.5
 
     def steps(self, num_steps: int) -> list[tuple[float, float]]:
         """K steps of different lengths."""

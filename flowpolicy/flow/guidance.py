@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flowpolicy.errors import ConfigError
 from flowpolicy.flow.network import Velocity
-from flowpolicy.settings import build, choose
+from flowpolicy.settings import Settings, build, choose
 
 Transform = Callable[[Velocity], Velocity]
 
@@ -39,7 +39,7 @@ class GuidedChunk:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Guidance(ABC):
+class Guidance(Settings, ABC, prefix="guidance"):
     """Changes where the flow ends.
 
     Attributes:

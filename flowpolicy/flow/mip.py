@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from flowpolicy.flow.network import Network, Velocity
 from flowpolicy.flow.objective import Draws, Metrics, Objective, masked_mean
 from flowpolicy.flow.path import interpolate
 from flowpolicy.flow.sampler_spec import SamplerSpec
-from flowpolicy.settings import require
+from flowpolicy.ranges import within
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class MIP(Objective):
     """
 
     name: ClassVar[str] = "mip"
-    second_time: float = 0.9
+    second_time: Annotated[float, within("(0, 1)")] = 0.9
     default_num_steps: int = 2
 
     def __post_init__(self) -> None:
-        require(0.0 < self.second_time < 1.0, "policy.second_time", self.second_time, "in (0, 1)")
+        super().__post_init__()
         self.check(SamplerSpec(num_steps=self.default_num_steps, solver="euler"))
 
     def draw(

@@ -12,9 +12,9 @@ from torch import Tensor
 from flowpolicy.data.sampling import Batch
 from flowpolicy.errors import ConfigError
 from flowpolicy.flow.network import Network, Velocity
-from flowpolicy.flow.sampler_spec import MOST_STEPS, SamplerSpec
+from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.flow.solvers import integrate
-from flowpolicy.settings import require
+from flowpolicy.settings import Settings
 
 Metrics = dict[str, Tensor]
 
@@ -40,7 +40,7 @@ class Draws:
         return Draws(self.noise[rows], self.t[rows], self.d[rows])
 
 
-class Objective(ABC):
+class Objective(Settings, ABC, prefix="policy"):
     """A loss and its sampler, both functions of nothing but what they are given.
 
     Attributes:
@@ -113,9 +113,6 @@ class Flow(Objective):
 
     def check(self, spec: SamplerSpec) -> None:
         """Any K, solver and grid."""
-        require(
-            1 <= spec.steps <= MOST_STEPS, "num_steps", spec.steps, f"at least 1 and at most {MOST_STEPS}"
-        )
 
     def sample(self, velocity: Velocity, noise: Tensor, spec: SamplerSpec) -> Tensor:
         """Integrate from x_0 at t = 0 to t = 1."""

@@ -13,7 +13,7 @@ from flowpolicy.errors import FlowPolicyError
 from flowpolicy.flow.guidance import GUIDANCES, Guidance, GuidedChunk, Transform
 from flowpolicy.flow.network import Velocity
 from flowpolicy.plugins import register
-from flowpolicy.settings import require
+from flowpolicy.ranges import PositiveFloat
 
 Target = tuple[Tensor, Tensor]  # normalised actions (B, T, A) and their weights (B, T)
 
@@ -107,12 +107,8 @@ class PrefixGuidance(Guidance):
 
     name: ClassVar[str] = "prefix"
     options: ClassVar[tuple[str, ...]] = ("prefix",)
-    beta: float = 5.0
-    prior_std: float = 1.0
-
-    def __post_init__(self) -> None:
-        require(self.beta > 0, "guidance.beta", self.beta, "positive")
-        require(self.prior_std > 0, "guidance.prior_std", self.prior_std, "positive")
+    beta: PositiveFloat = 5.0
+    prior_std: PositiveFloat = 1.0
 
     def check(self, solver: str) -> None:
         """Euler: how far a step may be pulled is known of its steps alone."""

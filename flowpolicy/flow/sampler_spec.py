@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from flowpolicy.flow.grids import Grid, build_grid
 from flowpolicy.flow.solvers import SOLVERS, Solver
-from flowpolicy.settings import choose, require
+from flowpolicy.ranges import PositiveInt, at_most, one_of
+from flowpolicy.settings import Settings, choose
 
 MOST_STEPS = 1024
 """Integration steps K beyond which no chunk is sampled."""
@@ -16,7 +17,7 @@ DTYPES = ("float32", "bfloat16", "int8")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplerSpec:
+class SamplerSpec(Settings):
     """How chunks are sampled.
 
     Attributes:
@@ -30,22 +31,19 @@ class SamplerSpec:
         guidance: ``name`` and settings of what bends the velocity field; None leaves it as it is.
     """
 
-    num_steps: int | None = None
+    num_steps: Annotated[PositiveInt, at_most(MOST_STEPS)] | None = None
     solver: str | None = None
     grid: dict[str, Any] | None = None
     schedule: str | None = None
     backend: str = "auto"
-    dtype: str = "float32"
+    dtype: Annotated[str, one_of(DTYPES)] = "float32"
     guidance: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        steps = self.num_steps
-        allowed = f"at least 1 and at most {MOST_STEPS}"
-        require(steps is None or 1 <= steps <= MOST_STEPS, "num_steps", steps, allowed)
+        super().__post_init__()
         if self.solver is not None:
             choose(SOLVERS, self.solver, "solver")
         build_grid(self.grid)
-        require(self.dtype in DTYPES, "dtype", self.dtype, f"one of {', '.join(DTYPES)}")
 
     @property
     def steps(self) -> int:

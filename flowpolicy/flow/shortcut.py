@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,7 +16,13 @@ from flowpolicy.flow.objective import Draws, Flow, Metrics, masked_mean
 from flowpolicy.flow.path import interpolate, per_sample, velocity_target
 from flowpolicy.flow.sampler_spec import MOST_STEPS, SamplerSpec
 from flowpolicy.flow.time_sampling import build_time_sampler
+from flowpolicy.ranges import Allowed
 from flowpolicy.settings import require, shown
+
+_FINE = Allowed(
+    lambda most: 2 <= most <= MOST_STEPS and _is_power_of_two(most),
+    f"a power of two, at least 2 and at most {MOST_STEPS}",
+)
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ class Shortcut(Flow):
     """
 
     name: ClassVar[str] = "shortcut"
-    max_steps: int = 32
+    max_steps: Annotated[int, _FINE] = 32
     bootstrap_fraction: float = 0.25
     bootstrap_from_ema: bool = True
     time_sampling: dict[str, Any] = field(default_factory=lambda: {"name": "uniform"})
@@ -44,19 +50,11 @@ class Shortcut(Flow):
 
     def __post_init__(self) -> None:
         build_time_sampler(self.time_sampling)
-        require(
-            2 <= self.max_steps <= MOST_STEPS and _is_power_of_two(self.max_steps),
-            "policy.max_steps",
-            self.max_steps,
-            f"a power of two, at least 2 and at most {MOST_STEPS}",
-        )
-        require(
-            1e-4 <= self.bootstrap_fraction <= 0.5
-            and abs(self.row_multiple * self.bootstrap_fraction - 1) < 0.01,
-            "policy.bootstrap_fraction",
-            self.bootstrap_fraction,
-            "1 over an integer of at least 2 (1/2, 1/4, ...)",
-        )
+        super().__post_init__()
+        share = self.bootstrap_fraction
+        is_whole = 1e-4 <= share <= 0.5 and abs(self.row_multiple * share - 1) < 0.01
+        allowed = "1 over an integer of at least 2 (1/2, 1/4, ...)"
+        require(is_whole, "policy.bootstrap_fraction", share, allowed)
         self.check(SamplerSpec(num_steps=self.default_num_steps, solver="euler"))
 
     @property

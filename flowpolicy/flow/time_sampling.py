@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import torch
 from torch import Tensor
 
-from flowpolicy.settings import build, choose, require
+from flowpolicy.ranges import between, positive_to, within
+from flowpolicy.settings import Settings, build, choose
 
 
 class TimeSampler(Protocol):
@@ -31,15 +32,11 @@ class Uniform:
 
 
 @dataclass(frozen=True)
-class LogitNormal:
+class LogitNormal(Settings, prefix="time_sampling"):
     """t = sigmoid(z), z ~ N(mean, std^2) (Esser et al. 2024, section 3.1): mass in the middle."""
 
-    mean: float = 0.0
-    std: float = 1.0
-
-    def __post_init__(self) -> None:
-        require(0 < self.std <= 100, "time_sampling.std", self.std, "positive and at most 100")
-        require(abs(self.mean) <= 100, "time_sampling.mean", self.mean, "between -100 and 100")
+    mean: Annotated[float, between(-100, 100)] = 0.0
+    std: Annotated[float, positive_to(100)] = 1.0
 
     def __call__(self, count: int, generator: torch.Generator | None, device: torch.device | str) -> Tensor:
         """Times ``(count,)``."""
@@ -47,15 +44,11 @@ class LogitNormal:
 
 
 @dataclass(frozen=True)
-class Beta:
+class Beta(Settings, prefix="time_sampling"):
     """t = limit (1 - u), u ~ Beta(alpha, 1) (Black et al. 2024, pi0, appendix B): mass near the noise."""
 
-    alpha: float = 1.5
-    limit: float = 0.999
-
-    def __post_init__(self) -> None:
-        require(0.01 <= self.alpha <= 100, "time_sampling.alpha", self.alpha, "between 0.01 and 100")
-        require(0 < self.limit <= 1, "time_sampling.limit", self.limit, "in (0, 1]")
+    alpha: Annotated[float, between(0.01, 100)] = 1.5
+    limit: Annotated[float, within("(0, 1]")] = 0.999
 
     def __call__(self, count: int, generator: torch.Generator | None, device: torch.device | str) -> Tensor:
         """Times ``(count,)``."""
@@ -64,16 +57,13 @@ class Beta:
 
 
 @dataclass(frozen=True)
-class UShaped:
+class UShaped(Settings, prefix="time_sampling"):
     """p(t) proportional to cosh(a (t - 1/2)) (Lee et al. 2024, made symmetric): mass at both ends.
 
     Proposed for reflow pairs; never a default here.
     """
 
-    a: float = 4.0
-
-    def __post_init__(self) -> None:
-        require(0 < self.a <= 100, "time_sampling.a", self.a, "positive and at most 100")
+    a: Annotated[float, positive_to(100)] = 4.0
 
     def __call__(self, count: int, generator: torch.Generator | None, device: torch.device | str) -> Tensor:
         """Times ``(count,)``."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 from flowpolicy.features.vision.config import VisionConfig
 from flowpolicy.models.network import NetworkConfig
+from flowpolicy.ranges import BelowOne, between
 from flowpolicy.settings import require
 
 LARGEST = {"width": 8192, "depth": 128, "num_heads": 128, "feedforward_ratio": 16, "tokens_per_step": 64}
@@ -22,14 +24,9 @@ class EncoderConfig(NetworkConfig):
         vision: how images become tokens.
     """
 
-    width: int = 96
-    tokens_per_step: int = 2
+    width: Annotated[int, between(1, 8192)] = 96
+    tokens_per_step: Annotated[int, between(1, 64)] = 2
     vision: VisionConfig = field(default_factory=VisionConfig)
-
-    def __post_init__(self) -> None:
-        for name, most in LARGEST.items():
-            value = getattr(self, name, 1)
-            require(1 <= value <= most, f"model.{name}", value, f"between 1 and {most}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,20 +41,16 @@ class TransformerConfig(EncoderConfig):
     """
 
     network: str = "transformer"
-    depth: int = 3
-    num_heads: int = 4
-    feedforward_ratio: int = 4
-    dropout: float = 0.0
+    depth: Annotated[int, between(1, 128)] = 3
+    num_heads: Annotated[int, between(1, 128)] = 4
+    feedforward_ratio: Annotated[int, between(1, 16)] = 4
+    dropout: BelowOne = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            self.width % (2 * self.num_heads) == 0,
-            "model.width",
-            self.width,
-            f"a multiple of 2 * model.num_heads = {2 * self.num_heads}",
-        )
-        require(0.0 <= self.dropout < 1.0, "model.dropout", self.dropout, "in [0, 1)")
+        twice = 2 * self.num_heads
+        allowed = f"a multiple of 2 * model.num_heads = {twice}"
+        require(self.width % twice == 0, "model.width", self.width, allowed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +63,5 @@ class MLPConfig(EncoderConfig):
     """
 
     network: str = "mlp"
-    depth: int = 3
-    hidden: int = 512
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            1 <= self.hidden <= LARGEST["width"], "model.hidden", self.hidden, f"at most {LARGEST['width']}"
-        )
+    depth: Annotated[int, between(1, 128)] = 3
+    hidden: Annotated[int, between(1, 8192)] = 512

@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from flowpolicy.settings import build, choose
+from flowpolicy.settings import Settings, build, choose
 from flowpolicy.spec import PolicySpec
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkConfig:
+class NetworkConfig(Settings, prefix="model"):
     """Settings of a network; each network has a subclass of its own.
 
     Attributes:

@@ -6,7 +6,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from flowpolicy.data.normalization import LARGEST_CLIP, MODES
 from flowpolicy.errors import CheckpointError, ConfigError
@@ -15,19 +15,23 @@ from flowpolicy.files.reading import read_json
 from flowpolicy.flow import build_objective
 from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.models.network import NetworkConfig
-from flowpolicy.settings import build, checked, require, shown
+from flowpolicy.ranges import Allowed, between, one_of, positive_to
+from flowpolicy.settings import Settings, build, checked, require, shown
 
 FORMAT_VERSION = 2
 MOST_KEYS = 100
 """Observations of a policy."""
 LONGEST = 1_000
 """Steps of a history, actions of a chunk, dimensions of an action."""
-TASK_NAME = re.compile(r"[\w.+\- ]{1,100}")
+TASK_NAME = Allowed(
+    lambda name: isinstance(name, str) and re.fullmatch(r"[\w.+\- ]{1,100}", name) is not None,
+    "1 to 100 letters, digits, spaces and any of . + - _",
+)
 """What a task may be called: in file names, titles and messages."""
 
 
 @dataclasses.dataclass(frozen=True)
-class PolicyConfig:
+class PolicyConfig(Settings):
     """What defines a policy besides its weights; the content of a checkpoint's ``config.json``.
 
     Attributes:
@@ -51,18 +55,19 @@ class PolicyConfig:
     objective: dict[str, Any]
     model: NetworkConfig
     observations: dict[str, Feature]
-    action_dim: int
-    obs_horizon: int
-    action_horizon: int
+    action_dim: Annotated[int, between(1, LONGEST)]
+    obs_horizon: Annotated[int, between(1, LONGEST)]
+    action_horizon: Annotated[int, between(1, LONGEST)]
     execute_horizon: int
-    observation_normalization: str = "minmax"
-    action_normalization: str = "minmax"
-    action_clip: float = 1.0
+    observation_normalization: Annotated[str, one_of(MODES)] = "minmax"
+    action_normalization: Annotated[str, one_of(MODES)] = "minmax"
+    action_clip: Annotated[float, positive_to(LARGEST_CLIP)] = 1.0
     tuned: SamplerSpec | None = None
     task: dict[str, Any] = dataclasses.field(default_factory=dict)
     metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         count = len(self.observations)
         require(1 <= count <= MOST_KEYS, "the number of observations", count, f"between 1 and {MOST_KEYS}")
         features = {
@@ -76,21 +81,11 @@ class PolicyConfig:
             sides = all(side >= 1 for side in feature.shape)
             require(sides, f"observations.{key[:80]}", feature.shape, "of sides of at least 1")
             feature.check_declaration(key)
-        for name in ("observation_normalization", "action_normalization"):
-            require(getattr(self, name) in MODES, name, getattr(self, name), f"one of {', '.join(MODES)}")
-        for name in ("action_dim", "obs_horizon", "action_horizon"):
-            value = getattr(self, name)
-            require(1 <= value <= LONGEST, name, value, f"between 1 and {LONGEST}")
-        require(
-            1 <= self.execute_horizon <= self.action_horizon, "execute_horizon", self.execute_horizon,
-            f"between 1 and action_horizon = {self.action_horizon}",
-        )  # fmt: skip
-        clip = self.action_clip
-        require(0 < clip <= LARGEST_CLIP, "action_clip", clip, f"above 0 and at most {LARGEST_CLIP:g}")
-
+        allowed = f"between 1 and action_horizon = {self.action_horizon}"
+        execute = self.execute_horizon
+        require(1 <= execute <= self.action_horizon, "execute_horizon", execute, allowed)
         name = self.task.get("name", "unnamed")
-        is_name = isinstance(name, str) and TASK_NAME.fullmatch(name) is not None
-        require(is_name, "task.name", name, "1 to 100 letters, digits, spaces and any of . + - _")
+        require(TASK_NAME.holds(name), "task.name", name, TASK_NAME.words)
 
     def sampling(self) -> SamplerSpec:
         """The policy's own way of sampling: the one it was tuned for, or the objective's default.

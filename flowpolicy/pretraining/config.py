@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from flowpolicy.data.normalization import LARGEST_CLIP, MODES
+from flowpolicy.ranges import (
+    BelowOne,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Share,
+    not_empty,
+    one_of,
+    positive_to,
+)
 from flowpolicy.runs.loggers import LOGGERS
-from flowpolicy.settings import require
+from flowpolicy.settings import Settings, require
 
-_ONE_OF_MODES = f"one of {', '.join(MODES)}"
+PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Settings, prefix="data"):
     """Which demonstrations, and how they are cut.
 
     Attributes:
@@ -33,29 +44,18 @@ class DataConfig:
     """
 
     path: str | None = None
-    observation_keys: tuple[str, ...] = ("observation",)
+    observation_keys: Annotated[tuple[str, ...], not_empty("key")] = ("observation",)
     kinds: dict[str, Any] | None = None
-    validation_fraction: float = 0.05
+    validation_fraction: BelowOne = 0.05
     validation_mask: str | None = None
-    max_episodes: int | None = None
-    observation_normalization: str = "minmax"
-    action_normalization: str = "minmax"
-    action_clip: float = 1.0
-    image_memory_gb: float | None = None
+    max_episodes: PositiveInt | None = None
+    observation_normalization: Annotated[str, one_of(MODES)] = "minmax"
+    action_normalization: Annotated[str, one_of(MODES)] = "minmax"
+    action_clip: Annotated[float, positive_to(LARGEST_CLIP)] = 1.0
+    image_memory_gb: NonNegativeFloat | None = None
 
     def __post_init__(self) -> None:
-        limit = self.image_memory_gb
-        checks = {
-            "image_memory_gb": (limit is None or limit >= 0, "0 or more, or null"),
-            "observation_keys": (len(self.observation_keys) > 0, "at least one key"),
-            "validation_fraction": (0 <= self.validation_fraction < 1, "in [0, 1)"),
-            "max_episodes": (self.max_episodes is None or self.max_episodes >= 1, "at least 1"),
-            "observation_normalization": (self.observation_normalization in MODES, _ONE_OF_MODES),
-            "action_normalization": (self.action_normalization in MODES, _ONE_OF_MODES),
-            "action_clip": (0 < self.action_clip <= LARGEST_CLIP, f"positive and at most {LARGEST_CLIP:g}"),
-        }
-        for name, (holds, allowed) in checks.items():
-            require(holds, f"data.{name}", getattr(self, name), allowed)
+        super().__post_init__()
         if self.action_normalization in ("gaussian", "none"):
             # One standard deviation, or one physical unit, is no bound of a demonstrated action.
             allowed = "above 1 (5 is usual) unless actions are normalised by minmax or quantile"
@@ -63,7 +63,7 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Settings, prefix="train"):
     """Optimisation, evaluation and bookkeeping.
 
     Attributes:
@@ -90,44 +90,23 @@ class TrainConfig:
         threads: CPU threads of torch; None leaves its choice.
     """
 
-    steps: int = 3_000
-    batch_size: int = 128
-    learning_rate: float = 1e-3
-    final_learning_rate: float = 0.02
-    warmup_steps: int = 200
-    weight_decay: float = 1e-4
+    steps: PositiveInt = 3_000
+    batch_size: PositiveInt = 128
+    learning_rate: PositiveFloat = 1e-3
+    final_learning_rate: Share = 0.02
+    warmup_steps: NonNegativeInt = 200
+    weight_decay: NonNegativeFloat = 1e-4
     betas: tuple[float, float] = (0.9, 0.99)
-    gradient_clip: float = 1.0
-    ema_decay: float = 0.995
-    precision: str = "auto"
-    log_every: int = 50
-    validate_every: int = 500
-    evaluate_every: int = 0
-    evaluate_episodes: int = 20
-    final_episodes: int = 50
-    num_envs: int = 25
-    save_every: int = 1_000
-    loggers: tuple[str, ...] = ("csv",)
+    gradient_clip: PositiveFloat = 1.0
+    ema_decay: BelowOne = 0.995
+    precision: Annotated[str, one_of(PRECISIONS, "auto, float32 or bfloat16")] = "auto"
+    log_every: PositiveInt = 50
+    validate_every: NonNegativeInt = 500
+    evaluate_every: NonNegativeInt = 0
+    evaluate_episodes: PositiveInt = 20
+    final_episodes: NonNegativeInt = 50
+    num_envs: PositiveInt = 25
+    save_every: PositiveInt = 1_000
+    loggers: tuple[Annotated[str, one_of(LOGGERS)], ...] = ("csv",)
     wandb: dict[str, Any] = field(default_factory=dict)
     threads: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "save_every", "num_envs", "evaluate_episodes"):
-            require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
-        for name in ("warmup_steps", "validate_every", "evaluate_every", "final_episodes"):
-            require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "at least 0")
-        checks = {
-            "learning_rate": (self.learning_rate > 0, "positive"),
-            "final_learning_rate": (0 <= self.final_learning_rate <= 1, "in [0, 1]"),
-            "weight_decay": (self.weight_decay >= 0, "at least 0"),
-            "gradient_clip": (self.gradient_clip > 0, "positive"),
-            "ema_decay": (0 <= self.ema_decay < 1, "in [0, 1)"),
-            "precision": (
-                self.precision in ("auto", "float32", "bfloat16"),
-                "auto, float32 or bfloat16",
-            ),
-        }
-        for name, (holds, allowed) in checks.items():
-            require(holds, f"train.{name}", getattr(self, name), allowed)
-        for name in self.loggers:
-            require(name in LOGGERS, "train.loggers", name, f"any of {', '.join(LOGGERS)}")

@@ -28,11 +28,12 @@ from flowpolicy.policy.config import PolicyConfig
 from flowpolicy.pretraining.config import DataConfig, TrainConfig
 from flowpolicy.pretraining.state import STATE_FOLDER
 from flowpolicy.pretraining.trainer import CHECKPOINT, Trainer
+from flowpolicy.ranges import Episodes, NonNegativeInt
 from flowpolicy.runs.device import resolve_device
 from flowpolicy.runs.distributed import Processes, processes
 from flowpolicy.runs.loggers import build_loggers, read_metrics
 from flowpolicy.runs.run_folder import PRETRAINING, RunFolder, comparable_settings
-from flowpolicy.settings import build, require
+from flowpolicy.settings import Settings, build
 
 logger = logging.getLogger(__name__)
 MANY_LOST = 0.001  # share of steps from which on it is a warning
@@ -45,7 +46,7 @@ _REPORTING = (
 
 
 @dataclasses.dataclass(frozen=True)
-class PretrainConfig:
+class PretrainConfig(Settings):
     """Everything a pretraining run depends on.
 
     Attributes:
@@ -65,14 +66,10 @@ class PretrainConfig:
     model: NetworkConfig
     data: DataConfig
     train: TrainConfig
-    seed: int = 0
+    seed: NonNegativeInt = 0
     device: str = "auto"
     resume: bool = False
-    video: bool | int = True
-
-    def __post_init__(self) -> None:
-        require(self.seed >= 0, "seed", self.seed, "at least 0")
-        require(self.video >= 0, "video", self.video, "0 or more episodes to record, true or false")
+    video: Episodes = True
 
 
 def pretrain(settings: Mapping[str, Any], run_dir: Path, *, command: str = "") -> Path | None:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from flowpolicy.errors import CheckpointError, ConfigError
 from flowpolicy.files.reading import read_json, stored_tensors
 from flowpolicy.files.storage import atomic_folder, load_optimizer, optimizer_tensors, save_tensors, under
+from flowpolicy.ranges import Allowed
 from flowpolicy.runs.run_folder import refuse_other_settings
-from flowpolicy.settings import build, require
+from flowpolicy.settings import Settings, build
 
 STATE_FOLDER = "training_state"
 _REMEDY = "start anew in another run_dir"
@@ -93,11 +94,8 @@ def _damaged(folder: Path, reason: object) -> CheckpointError:
 
 
 @dataclass(frozen=True)
-class _Saved:
+class _Saved(Settings):
     """The content of ``state.json``."""
 
-    step: int
+    step: Annotated[int, Allowed(lambda step: 0 <= step < 10**12, "0 or more and below 10^12")]
     settings: dict[str, Any]
-
-    def __post_init__(self) -> None:
-        require(0 <= self.step < 10**12, "step", self.step, "0 or more and below 10^12")

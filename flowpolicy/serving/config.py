@@ -8,9 +8,11 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 from flowpolicy.errors import ConfigError
-from flowpolicy.settings import require
+from flowpolicy.ranges import Allowed, PositiveFloat, PositiveInt, between
+from flowpolicy.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +21,7 @@ _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{8,256}")  # what a header holds without
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServerConfig:
+class ServerConfig(Settings):
     """Settings of a policy server.
 
     Attributes:
@@ -38,30 +40,19 @@ class ServerConfig:
         stop_timeout_s: for the requests under way when the server ends.
     """
 
-    host: str = "127.0.0.1"
-    port: int = 8000
+    host: Annotated[str, Allowed(bool, "an address, such as 127.0.0.1, or 0.0.0.0 for all")] = "127.0.0.1"
+    port: Annotated[int, between(0, 65535)] = 8000
     token: str | None = field(default=None, repr=False)
     token_file: str | None = None
     allow_anonymous: bool = False
-    max_connections: int = 64
-    max_batch: int = 64
-    handshake_timeout_s: float = 5.0
-    message_timeout_s: float = 10.0
-    write_timeout_s: float = 10.0
-    idle_timeout_s: float = 600.0
-    ping_interval_s: float = 20.0
-    stop_timeout_s: float = 5.0
-
-    def __post_init__(self) -> None:
-        require(bool(self.host), "host", self.host, "an address, such as 127.0.0.1, or 0.0.0.0 for all")
-        require(0 <= self.port <= 65535, "port", self.port, "between 0 and 65535")
-        for name in ("max_connections", "max_batch"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in (
-            "handshake_timeout_s", "message_timeout_s", "write_timeout_s", "idle_timeout_s",
-            "ping_interval_s", "stop_timeout_s",
-        ):  # fmt: skip
-            require(getattr(self, name) > 0, name, getattr(self, name), "positive")
+    max_connections: PositiveInt = 64
+    max_batch: PositiveInt = 64
+    handshake_timeout_s: PositiveFloat = 5.0
+    message_timeout_s: PositiveFloat = 10.0
+    write_timeout_s: PositiveFloat = 10.0
+    idle_timeout_s: PositiveFloat = 600.0
+    ping_interval_s: PositiveFloat = 20.0
+    stop_timeout_s: PositiveFloat = 5.0
 
     def secret(self) -> str | None:
         """The token that clients must show; None where anyone may use the server.

@@ -31,10 +31,6 @@ class ServeConfig(ServerConfig, DeployConfig):
 
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        ServerConfig.__post_init__(self)
-        DeployConfig.__post_init__(self)
-
     def sampler(self) -> Sampler:
         """The sampler that is served, for one chunk at a time.
 

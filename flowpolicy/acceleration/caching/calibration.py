@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -28,14 +28,15 @@ from flowpolicy.evaluation.task import task_of
 from flowpolicy.files.storage import atomic_file
 from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.policy import FlowPolicy
+from flowpolicy.ranges import NonNegativeInt, PositiveInt, at_least, one_of
 from flowpolicy.runs.device import resolve_device
-from flowpolicy.settings import require
+from flowpolicy.settings import Settings, require
 
 METHODS = ("uniform", "acs", "acs+bua", "consecutive", "searched")
 
 
 @dataclass(frozen=True)
-class CalibrationConfig:
+class CalibrationConfig(Settings):
     """Settings of `scripts/calibrate_cache.py`.
 
     Attributes:
@@ -60,32 +61,18 @@ class CalibrationConfig:
     checkpoint: str
     num_steps: int | None = None
     solver: str | None = None
-    updates: int = 10
-    bubbles: int = 5
-    method: str = "best"
-    observations: int = 128
-    noise_seeds: int = 4
-    test_observations: int = 64
-    episodes: int = 16
-    search_iterations: int = 400
-    search_observations: int = 32
-    seed: int = CALIBRATION_SEED
+    updates: PositiveInt = 10
+    bubbles: NonNegativeInt = 5
+    method: Annotated[str, one_of(("best", *METHODS))] = "best"
+    observations: Annotated[int, at_least(MINIMUM_OBSERVATIONS)] = 128
+    noise_seeds: PositiveInt = 4
+    test_observations: PositiveInt = 64
+    episodes: PositiveInt = 16
+    search_iterations: NonNegativeInt = 400
+    search_observations: PositiveInt = 32
+    seed: NonNegativeInt = CALIBRATION_SEED
     device: str = "auto"
     threads: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("updates", "noise_seeds", "test_observations", "episodes", "search_observations"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("bubbles", "search_iterations", "seed"):
-            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        least = MINIMUM_OBSERVATIONS
-        require(self.observations >= least, "observations", self.observations, f"at least {least}")
-        require(
-            self.method == "best" or self.method in METHODS,
-            "method",
-            self.method,
-            f"best, {', '.join(METHODS)}",
-        )
 
 
 @dataclass(frozen=True)

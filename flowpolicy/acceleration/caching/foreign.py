@@ -150,9 +150,8 @@ def calibrate_decoder(
     if not torch.isfinite(observations).all():
         raise DataError("The calibration set holds NaN or infinity; no schedule is made from it.")
     key = decoder.key
-    require(
-        updates <= key.num_evaluations, "updates", updates, f"at most the {key.num_evaluations} evaluations"
-    )
+    most = key.num_evaluations
+    require(updates <= most, "updates", updates, f"at most the {most} evaluations")
     meter = SimilarityMeter(len(key.blocks), key.num_evaluations)
     before, decoder.schedule, decoder.observe = decoder.schedule, full_schedule(key), meter.observe
     parts = [(seed, start) for seed in range(noise_seeds) for start in range(0, count, rows)]

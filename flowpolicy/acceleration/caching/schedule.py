@@ -8,7 +8,7 @@ import itertools
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from torch import nn
 
@@ -20,13 +20,14 @@ from flowpolicy.flow.grids import build_grid
 from flowpolicy.flow.sampler_spec import MOST_STEPS, SamplerSpec
 from flowpolicy.models.blocks import AddressableBlocks
 from flowpolicy.policy import FlowPolicy
-from flowpolicy.settings import build, require
+from flowpolicy.ranges import between, not_empty
+from flowpolicy.settings import Settings, build, require
 
 FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
-class ScheduleKey:
+class ScheduleKey(Settings, prefix="schedule.key"):
     """What a schedule was made for; it is worth nothing for anything else.
 
     Attributes:
@@ -40,21 +41,18 @@ class ScheduleKey:
     """
 
     fingerprint: str
-    num_steps: int
+    num_steps: Annotated[int, between(1, MOST_STEPS)]
     solver: str
     num_evaluations: int
-    blocks: tuple[str, ...]
+    blocks: Annotated[tuple[str, ...], not_empty("name")]
     chunk_shape: tuple[int, int]
     grid: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         steps, evaluations = self.num_steps, self.num_evaluations
-        require(1 <= steps <= MOST_STEPS, "schedule.key.num_steps", steps, f"between 1 and {MOST_STEPS}")
-        require(
-            steps <= evaluations <= 4 * steps, "schedule.key.num_evaluations", evaluations,
-            f"1 to 4 for each of the {steps} steps",
-        )  # fmt: skip
-        require(bool(self.blocks), "schedule.key.blocks", self.blocks, "one name or more")
+        allowed = f"1 to 4 for each of the {steps} steps"
+        require(steps <= evaluations <= 4 * steps, "schedule.key.num_evaluations", evaluations, allowed)
         require(min(self.chunk_shape) >= 1, "schedule.key.chunk_shape", self.chunk_shape, "positive")
         build_grid(self.grid)
 
@@ -109,18 +107,14 @@ class Schedule:
     calibration: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        count = self.key.num_evaluations
-        require(
-            len(self.updates) == len(self.key.blocks), "schedule.updates", len(self.updates),
-            f"one entry for each of the {len(self.key.blocks)} blocks",
-        )  # fmt: skip
+        blocks, last = len(self.key.blocks), self.key.num_evaluations - 1
+        allowed = f"one entry for each of the {blocks} blocks"
+        require(len(self.updates) == blocks, "schedule.updates", len(self.updates), allowed)
+        allowed = f"ascending evaluations from 0 to at most {last}"
         for name, steps in zip(self.key.blocks, self.updates, strict=True):
             ascending = all(a < b for a, b in itertools.pairwise(steps))
-            require(
-                bool(steps) and steps[0] == 0 and ascending and steps[-1] < count,
-                f"schedule.updates of block {name}", list(steps),
-                f"ascending evaluations from 0 to at most {count - 1}",
-            )  # fmt: skip
+            ok = bool(steps) and steps[0] == 0 and ascending and steps[-1] <= last
+            require(ok, f"schedule.updates of block {name}", list(steps), allowed)
 
     @property
     def share(self) -> float:

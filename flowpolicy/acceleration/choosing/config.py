@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 from flowpolicy.acceleration.sampler import BACKENDS
-from flowpolicy.settings import choose, require
+from flowpolicy.ranges import (
+    BelowOne,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    not_empty,
+    one_of,
+    within,
+)
+from flowpolicy.settings import Settings, choose, require
 
 PLANNING_SEED = 6_000_000
 """First environment seed of validation episodes."""
 
 
 @dataclass(frozen=True)
-class PlanConfig:
+class PlanConfig(Settings):
     """Settings of `scripts/plan.py`.
 
     Attributes:
@@ -40,43 +51,29 @@ class PlanConfig:
     """
 
     checkpoint: str
-    period_ms: float
-    quantile: float = 0.99
-    max_action_error: float = 0.1
-    margin: float = 0.1
-    backends: tuple[str, ...] = ("onnx", "eager", "compile", "cuda_graph")
+    period_ms: PositiveFloat
+    quantile: Annotated[float, within("[0.5, 1)")] = 0.99
+    max_action_error: PositiveFloat = 0.1
+    margin: BelowOne = 0.1
+    backends: Annotated[tuple[str, ...], not_empty("backend")] = ("onnx", "eager", "compile", "cuda_graph")
     schedules: tuple[str, ...] = ()
-    search_iterations: int = 40
+    search_iterations: NonNegativeInt = 40
     calls: int = 2000
-    bouts: int = 4
-    pause_s: float = 2.0
-    observations: int = 64
-    episodes: int = 50
-    front: int = 4
-    strategy: str = "switch"
+    bouts: PositiveInt = 4
+    pause_s: NonNegativeFloat = 2.0
+    observations: PositiveInt = 64
+    episodes: PositiveInt = 50
+    front: PositiveInt = 4
+    strategy: Annotated[str, one_of(("switch", "ensemble"))] = "switch"
     safe_action: str | None = None
     seed: int = PLANNING_SEED
     device: str = "auto"
-    threads: int = 1
+    threads: PositiveInt = 1
 
     def __post_init__(self) -> None:
-        require(self.period_ms > 0, "period_ms", self.period_ms, "positive")
-        require(0.5 <= self.quantile < 1, "quantile", self.quantile, "at least 0.5 and below 1")
-        require(self.max_action_error > 0, "max_action_error", self.max_action_error, "positive")
-        require(0 <= self.margin < 1, "margin", self.margin, "at least 0 and below 1")
+        super().__post_init__()
         least = math.ceil(3 / (1 - self.quantile))
-        require(
-            self.calls >= least,
-            "calls",
-            self.calls,
-            f"at least {least} to bound the {self.quantile} quantile",
-        )
-        for name in ("bouts", "observations", "episodes", "front", "threads"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("search_iterations", "pause_s"):
-            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        require(bool(self.backends), "backends", self.backends, "at least one")
+        allowed = f"at least {least} to bound the {self.quantile} quantile"
+        require(self.calls >= least, "calls", self.calls, allowed)
         for backend in self.backends:
             choose(BACKENDS, backend, "backends")
-        strategies = ("switch", "ensemble")
-        require(self.strategy in strategies, "strategy", self.strategy, " or ".join(strategies))

@@ -6,7 +6,7 @@ import dataclasses
 import importlib.metadata
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from flowpolicy.acceleration.caching.schedule import fingerprint
 from flowpolicy.acceleration.deployed import MOST_THREADS, DeployedSampler, only
@@ -18,13 +18,14 @@ from flowpolicy.files.storage import write_json
 from flowpolicy.flow.sampler_spec import MOST_STEPS, SamplerSpec
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.policy.config import LONGEST
-from flowpolicy.settings import build, require
+from flowpolicy.ranges import NonNegativeFloat, between, positive_to, within
+from flowpolicy.settings import Settings, build, require
 
 FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
-class MeasuredSampler:
+class MeasuredSampler(Settings, prefix="plan.sampler"):
     """One way of sampling, with what was measured of it.
 
     Attributes:
@@ -39,14 +40,15 @@ class MeasuredSampler:
     """
 
     sampling: SamplerSpec
-    share: float
-    nfe: int
+    share: Annotated[float, within("(0, 1]")]
+    nfe: Annotated[int, between(1, 4 * MOST_STEPS)]
     latency_ms: dict[str, float]
-    action_error: float
-    action_error_bound: float | None = None
-    largest_action_error: float | None = None
+    action_error: NonNegativeFloat
+    action_error_bound: NonNegativeFloat | None = None
+    largest_action_error: NonNegativeFloat | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         steps, solver, backend = self.sampling.num_steps, self.sampling.solver, self.sampling.backend
         require(steps is not None, "plan.sampler.num_steps", steps, f"between 1 and {MOST_STEPS}")
         require(solver is not None, "plan.sampler.solver", solver, "named")
@@ -54,19 +56,12 @@ class MeasuredSampler:
         file = self.sampling.schedule
         is_beside = file is None or (Path(file).name == file and file not in ("", ".", ".."))
         require(is_beside, "plan.sampler.schedule", file, "the name of a file beside the plan")
-        require(0 < self.share <= 1, "plan.sampler.share", self.share, "above 0 and at most 1")
-        require(1 <= self.nfe <= 4 * MOST_STEPS, "plan.sampler.nfe", self.nfe, "1 or more for each step")
-        times = {f"latency_ms.{key}": value for key, value in self.latency_ms.items()}
-        errors = {
-            key: getattr(self, key) or 0.0
-            for key in ("action_error", "action_error_bound", "largest_action_error")
-        }
-        for key, number in (times | errors).items():
-            require(number >= 0, f"plan.sampler.{key}", number, "0 or more")
+        for key, latency in self.latency_ms.items():
+            require(latency >= 0, f"plan.sampler.latency_ms.{key}", latency, "0 or more")
 
 
 @dataclass(frozen=True)
-class DeploymentPlan:
+class DeploymentPlan(Settings, prefix="plan"):
     """The choice of `scripts/plan.py`.
 
     Attributes:
@@ -88,29 +83,18 @@ class DeploymentPlan:
 
     fingerprint: str
     hardware: dict[str, Any]
-    period_ms: float
-    quantile: float
-    max_action_error: float
+    period_ms: Annotated[float, positive_to(1e6)]
+    quantile: Annotated[float, within("(0, 1]")]
+    max_action_error: NonNegativeFloat
     sampler: MeasuredSampler
     fast: MeasuredSampler | None
     device: str
-    threads: int
-    execute_horizon: int
+    threads: Annotated[int, between(1, MOST_THREADS)]
+    execute_horizon: Annotated[int, between(1, LONGEST)]
     rollouts: dict[str, Any] = field(default_factory=dict)
     reason: str = ""
-    delay_ticks: int = 0
+    delay_ticks: Annotated[int, between(0, LONGEST)] = 0
     folder: str = ""
-
-    def __post_init__(self) -> None:
-        require(0 < self.period_ms <= 1e6, "plan.period_ms", self.period_ms, "above 0 and at most 1e6")
-        require(0 < self.quantile <= 1, "plan.quantile", self.quantile, "above 0 and at most 1")
-        error = self.max_action_error
-        require(error >= 0, "plan.max_action_error", error, "0 or more")
-        threads = self.threads
-        require(1 <= threads <= MOST_THREADS, "plan.threads", threads, f"between 1 and {MOST_THREADS}")
-        for name, least in (("execute_horizon", 1), ("delay_ticks", 0)):
-            value = getattr(self, name)
-            require(least <= value <= LONGEST, f"plan.{name}", value, f"between {least} and {LONGEST}")
 
     def check(self, policy: FlowPolicy) -> None:
         """Refuse another checkpoint or another machine.

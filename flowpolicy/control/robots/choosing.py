@@ -46,9 +46,8 @@ class RobotConfig:
     def __post_init__(self) -> None:
         if ":" not in self.kind:
             choose(_ROBOTS, self.kind, "robot.kind")
-            require(
-                not self.options, "robot.options", self.options, "left out but with robot.kind=module:Class"
-            )
+            allowed = "left out but with robot.kind=module:Class"
+            require(not self.options, "robot.options", self.options, allowed)
             return
         for name in ("rate_hz", "path"):
             value = getattr(self, name)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from flowpolicy.settings import require
+from flowpolicy.ranges import Allowed, between, one_of, within
+from flowpolicy.settings import Settings
 
 BACKBONES = ("convnet", "resnet18", "vit")
+_CHANNELS = Allowed(lambda count: 16 <= count <= 1024 and count % 16 == 0, "a multiple of 16, at most 1024")
 
 
 @dataclass(frozen=True)
-class VisionConfig:
+class VisionConfig(Settings, prefix="model.vision"):
     """How images become tokens; read only where a policy sees images.
 
     Attributes:
@@ -22,19 +25,7 @@ class VisionConfig:
             2016, "Deep spatial autoencoders"); 0 gives none.
     """
 
-    backbone: str = "convnet"
-    crop: float = 0.9
-    channels: int = 64
-    keypoints: int = 32
-
-    def __post_init__(self) -> None:
-        require(
-            self.backbone in BACKBONES,
-            "model.vision.backbone",
-            self.backbone,
-            f"one of {', '.join(BACKBONES)}",
-        )
-        require(0.5 <= self.crop <= 1.0, "model.vision.crop", self.crop, "in [0.5, 1]")
-        is_grouped = 16 <= self.channels <= 1024 and self.channels % 16 == 0
-        require(is_grouped, "model.vision.channels", self.channels, "a multiple of 16, at most 1024")
-        require(0 <= self.keypoints <= 1024, "model.vision.keypoints", self.keypoints, "between 0 and 1024")
+    backbone: Annotated[str, one_of(BACKBONES)] = "convnet"
+    crop: Annotated[float, within("[0.5, 1]")] = 0.9
+    channels: Annotated[int, _CHANNELS] = 64
+    keypoints: Annotated[int, between(0, 1024)] = 32

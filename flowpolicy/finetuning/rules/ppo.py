@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from flowpolicy.finetuning.chain import NoisyFlow, entropy, kl_divergence, log_prob
 from flowpolicy.finetuning.rules.rule import Minibatch, UpdateRule
 from flowpolicy.flow.objective import Metrics
-from flowpolicy.settings import require
+from flowpolicy.ranges import NonNegativeFloat, PositiveFloat, one_of
 
 REDUCTIONS = ("joint", "per_step", "mean")
 
@@ -31,24 +31,9 @@ class PPO(UpdateRule):
     """
 
     name: ClassVar[str] = "ppo"
-    clip_range: float = 0.2
-    reduction: str = "joint"
-    entropy_coefficient: float = 0.0
-
-    def __post_init__(self) -> None:
-        require(self.clip_range > 0, "update.clip_range", self.clip_range, "positive")
-        require(
-            self.reduction in REDUCTIONS,
-            "update.reduction",
-            self.reduction,
-            f"one of {', '.join(REDUCTIONS)}",
-        )
-        require(
-            self.entropy_coefficient >= 0,
-            "update.entropy_coefficient",
-            self.entropy_coefficient,
-            "0 or more",
-        )
+    clip_range: PositiveFloat = 0.2
+    reduction: Annotated[str, one_of(REDUCTIONS)] = "joint"
+    entropy_coefficient: NonNegativeFloat = 0.0
 
     def loss(self, flow: NoisyFlow, batch: Minibatch) -> tuple[Tensor, Metrics]:
         """-E[min(r A, clip(r) A)] minus the entropy bonus."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flowpolicy.finetuning.chain import NoisyFlow
 from flowpolicy.flow.objective import Metrics
+from flowpolicy.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Minibatch:
 _ROWS = ("x", "mean", "std", "mask", "advantage", "returns")
 
 
-class UpdateRule(ABC):
+class UpdateRule(Settings, ABC, prefix="update"):
     """A policy loss on a minibatch.
 
     What is drawn is drawn in :meth:`prepare`, once for each chunk of an iteration, so that the loss is a
