@@ -31,7 +31,7 @@ from flowpolicy.acceleration.deployed import DeployedSampler
 from flowpolicy.control.config import ControlConfig
 from flowpolicy.control.inference import Answer, Request, build_worker
 from flowpolicy.control.loop import ControlLoop
-from flowpolicy.control.planners import PlannerBuilder
+from flowpolicy.control.policy_inference import InferenceBuilder
 from flowpolicy.control.robots.simulated import SimulatedRobot
 from flowpolicy.control.safety import SafetyConfig
 from flowpolicy.control.statistics import run_statistics
@@ -132,7 +132,7 @@ def drive(arm: Arm, ticks: int) -> dict[str, Any]:
         worker: Any = NoInference((policy.spec.action_horizon, policy.spec.action_dim))
     else:
         worker = build_worker(
-            arm.inference, PlannerBuilder(DeployedSampler(checkpoint=str(ROOT / CHECKPOINT)))
+            arm.inference, InferenceBuilder(DeployedSampler(checkpoint=str(ROOT / CHECKPOINT)))
         )
     config = ControlConfig(priority=arm.priority, safety=SafetyConfig(miss_limit=10**9))
     loop = ControlLoop(robot, policy, worker, config)

@@ -17,7 +17,7 @@ from flowpolicy.acceleration.deployed import DeployedSampler
 from flowpolicy.control.config import ControlConfig
 from flowpolicy.control.inference import SPARES, build_worker
 from flowpolicy.control.loop import ControlLoop
-from flowpolicy.control.planners import PlannerBuilder
+from flowpolicy.control.policy_inference import InferenceBuilder
 from flowpolicy.control.report import write_report
 from flowpolicy.control.robot import Robot
 from flowpolicy.control.robots.choosing import RobotConfig, build_robot
@@ -45,8 +45,8 @@ class RunConfig(DeployConfig):
         robot: what it drives.
         control: settings of the loop; a plan's T_e takes the place of an ``execute_horizon`` of None.
         fast_steps: K of the faster sampler that fills gaps; None has none, or the plan's.
-        inference: ``process`` or ``thread``, where chunks are planned.
-        spares: planners built and waiting, of which one takes over where the one at work fails; each takes
+        inference: ``process`` or ``thread``, where chunks are sampled.
+        spares: samplers kept ready to replace the active one if it fails; each takes
             the memory of one more policy.
         duration_s: of the run.
         seed: of the noises.
@@ -75,7 +75,7 @@ class RunConfig(DeployConfig):
             plain = self.plan is None and self.schedule is None and self.dtype == "float32"
             if not plain or self.backend not in ("auto", "eager"):
                 raise ConfigError(
-                    "control.fusion=rtc plans its chunks in eager PyTorch; leave out plan=, schedule=, "
+                    "control.fusion=rtc samples its chunks in eager PyTorch; leave out plan=, schedule=, "
                     "dtype= and backend=, and name num_steps= where the policy's own is not wanted."
                 )
 
@@ -130,14 +130,14 @@ class ControlRun:
         found = self.statistics
         if not found["ticks"]:
             return f"No tick was run: {self.stopped}."
-        jitter, planning, events = found["jitter_ms"], found["inference_ms"], found["events"]
+        jitter, inference, events = found["jitter_ms"], found["inference_ms"], found["events"]
         lines = [
             f"{found['seconds']:.1f} s at {self.rate_hz:g} Hz, ended: {self.stopped}",
             "",
             "| | p50 | p99 | p99.9 | max |",
             "| --- | --- | --- | --- | --- |",
         ]
-        for label, values in (("tick after deadline, ms", jitter), ("planning a chunk, ms", planning)):
+        for label, values in (("tick after deadline, ms", jitter), ("sampling a chunk, ms", inference)):
             if values is not None:
                 cells = " | ".join(f"{values[name]:.3f}" for name in ("p50", "p99", "p99_9", "max"))
                 lines.append(f"| {label} | {cells} |")
@@ -203,9 +203,9 @@ def run_control(
         robot.spec.check(policy)
         fast = None
         if faster is not None:
-            fast = build_worker(config.inference, PlannerBuilder(faster, config.seed + 1), spares=0)
+            fast = build_worker(config.inference, InferenceBuilder(faster, config.seed + 1), spares=0)
             opened.callback(fast.close)
-        build = PlannerBuilder(settings, config.seed)
+        build = InferenceBuilder(settings, config.seed)
         worker = build_worker(config.inference, build, config.spares)
         opened.callback(worker.close)
         task = str((env or policy.spec.task).get("name") or robot.spec.name)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 import flowpolicy
 from flowpolicy.acceleration.caching.schedule import fingerprint
 from flowpolicy.acceleration.sampler import Sampler
-from flowpolicy.control.planners import resting_observation
+from flowpolicy.control.policy_inference import resting_observation
 from flowpolicy.errors import FlowPolicyError
 from flowpolicy.execution.receding_horizon import ChunkPolicy
 from flowpolicy.features import Feature, Task

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowpolicy.control.planner_hosts import PRELOAD
+from flowpolicy.control.inference_hosts import PRELOAD
 from flowpolicy.control.robot import EPISODE, TIMESTAMP, Action, Observation, RobotError, RobotSpec
 from flowpolicy.control.robots.shared import Mailbox
 from flowpolicy.control.system import MonotonicClock
