@@ -7,7 +7,7 @@ A recorded trace of Hopper observations is driven by a shipped policy with the d
 worker; only the rate is raised to 500 Hz, and where processes are lost it is Hopper's own. Each kind of fault is injected
 at random ticks until it has happened 1,000 times (processes: 50). The robot checks what it is sent: a command that is
 not finite or beyond its bounds ends the benchmark. From the telemetry it is checked that every tick sent something
-valid: a planned action, or the safe action within one tick of the last planned one; and the loop must go on to the end.
+valid: a sampled action, or the safe action within one tick of the last sampled one; and the loop must go on to the end.
 What programs do that are told to end is in `control_signals.py`.
 """
 

@@ -3,7 +3,7 @@
     python benchmarks/control_timing.py               # the arms that are missing; writes the JSON and the plot
     python benchmarks/control_timing.py --only idle   # arms whose name contains this text
 
-AdroitHandDoor runs in its own process at its native 100 Hz and the policy plans in another (or in a thread). Arms:
+AdroitHandDoor runs in its own process at its native 100 Hz and the policy runs in another (or in a thread). Arms:
 idle; with a process that spins on every core; the same without real-time priority; inference in a thread. Every tick
 that did not happen is counted. The last arm has no inference at all: what the loop itself costs; a shared machine's
 speed changes by the minute, so that this arm is several runs, of which the one with the median work is shown.

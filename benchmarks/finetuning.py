@@ -56,7 +56,7 @@ def _runs(
     return [Run(env, base, seed, options, label, processes) for seed in seeds]
 
 
-# At 20 Hz and one action a plan, a chunk of four would be three parts work for nothing. The pretrained shortcut
+# At 20 Hz and one action per chunk, a chunk of four would be three parts work for nothing. The pretrained shortcut
 # model is as good at K = 1 as at K = 4, and K = 1 costs a quarter. A running robot's torques are at their bounds most of
 # the time: a mean held at the bound could not be pulled back, so it is held further out, and the environment bounds.
 CHEETAH = (

@@ -93,7 +93,8 @@ class ArmScript:
     def play(self, plan: Callable[[], Sequence[Stage]], rng: np.random.Generator) -> None:
         """Start with the first stage of ``plan()``, at a speed drawn from ``rng``.
 
-        Whenever a stage has lost what it relies on, the stages are planned anew from where things are then.
+        Whenever the condition of a stage no longer holds, ``plan`` lists the stages again from the current
+        state.
         """
         self._plan = plan
         self._start()

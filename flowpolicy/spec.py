@@ -19,7 +19,7 @@ class PolicySpec:
         features: observation key -> kind and shape of one step.
         obs_horizon: observation steps given to the policy, T_o.
         action_horizon: chunk length, T.
-        execute_horizon: actions executed before replanning, T_e.
+        execute_horizon: actions executed per chunk, T_e.
         action_dim: A.
         name: of its objective.
         task: settings of the task it was trained for; empty where unknown.

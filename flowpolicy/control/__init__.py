@@ -1,1 +1,1 @@
-"""Deployment: a policy in a real-time control loop, with safety, and telemetry."""
+"""Deployment: a policy in a real-time control loop, with a safety gate and telemetry."""

@@ -75,8 +75,8 @@ def changes_of(columns: Columns) -> tuple[NDArray[np.float64], NDArray[np.bool_]
         return np.zeros(0), np.zeros(0, dtype=bool)
     width = np.ptp(actions[known], axis=0)
     size = np.sqrt(((np.diff(actions, axis=0) / np.where(width > 0, width, 1.0)) ** 2).mean(axis=1))
-    planned = columns["source"] != "safe"
-    kept = (np.diff(columns["tick"]) == 1) & np.isfinite(size) & planned[1:] & planned[:-1]
+    sampled = columns["source"] != "safe"
+    kept = (np.diff(columns["tick"]) == 1) & np.isfinite(size) & sampled[1:] & sampled[:-1]
     return size[kept], np.diff(columns["chunk"])[kept] != 0
 
 

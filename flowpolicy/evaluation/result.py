@@ -88,8 +88,8 @@ class EvaluationResult(Episodes):
     Attributes:
         simulation_seconds: wall time inside the environments, of all processes together.
         inference_seconds: wall time inside the policy, likewise.
-        chunks: chunks planned.
-        ms_per_chunk: median milliseconds of planning one chunk alone (batch 1), as on a robot.
+        chunks: chunks sampled.
+        ms_per_chunk: median milliseconds of sampling one chunk alone (batch 1), as on a robot.
         nfe: network evaluations per chunk.
         video: the recording, where one was made.
     """

@@ -36,7 +36,7 @@ class Task:
     Any Gymnasium environment with a Box action space will do, and an observation space that is a Box
     (the policy then sees one key, ``observation``) or a Dict of Boxes. These entries of ``info`` are
     read where the environment gives them: ``success`` (true at any step counts the episode as a
-    success) and ``score`` (a number; the episode's score is the largest one seen). An environment that
+    success) and ``score`` (a number; the episode's score is its maximum). An environment that
     plays several tasks says which in ``task`` (a name), and figures are given for each.
 
     Attributes:
@@ -45,7 +45,7 @@ class Task:
         env_kwargs: keyword arguments of ``gymnasium.make``.
         obs_horizon: observation steps given to the policy, T_o.
         action_horizon: action chunk length, T.
-        execute_horizon: actions executed before replanning, T_e <= T.
+        execute_horizon: actions executed per chunk, T_e <= T.
         control_hz: rate of the environment in 1/s.
         metric: what figures and plots show first: ``return``, ``success`` or ``score``.
         safe_action: what a real-time loop sends where it has no valid command: ``hold`` repeats the last one

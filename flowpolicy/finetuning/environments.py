@@ -24,7 +24,7 @@ class ChunkStep:
     """What N environments answered to N chunks of at most T_e actions.
 
     Attributes:
-        observation: key -> ``(N, T_o, *shape)``, what the next chunk is planned from, oldest first; of the
+        observation: key -> ``(N, T_o, *shape)``, what the next chunk is sampled from, oldest first; of the
             new episode where one ended.
         final_observation: the same, but of the old episode's true end where one ended; the very arrays of
             ``observation`` where none did.

@@ -62,7 +62,7 @@ class ToyRobot:
 
 
 def encoded(request: Request) -> np.ndarray:
-    """A chunk that says for which tick each action was planned, and by which request, both over 1000."""
+    """A chunk that says for which tick each action was sampled, and by which request, both over 1000."""
     ticks = request.step + np.arange(T)
     return np.stack([ticks / 1000, np.full(len(ticks), request.step / 1000)], axis=1).astype(np.float32)
 

@@ -64,11 +64,11 @@ def test_the_server_plans_what_the_loop_plans(policy, tmp_path):
         history.add(observation(seed), seed, 0.0)
     sampler = InferenceBuilder(DeployedSampler(checkpoint=str(checkpoint), backend="eager"))()
     state = sampler.generator.get_state()
-    planned = sampler(Request(0, history.newest()))
+    sampled = sampler(Request(0, history.newest()))
     sampler.generator.set_state(state)
     noise = torch.randn(1, 4, 2, generator=sampler.generator).numpy()
     service = PolicyService(policy)
     answers = list(service.answer(encode({**history.newest(), "noise": noise[0]})))
-    np.testing.assert_allclose(decode(answers[-1])["actions"], planned, atol=1e-5)
+    np.testing.assert_allclose(decode(answers[-1])["actions"], sampled, atol=1e-5)
     with pytest.raises(FlowPolicyError, match="'camera' is an image of float64; give uint8"):
         list(service.answer(encode({**history.newest(), "camera": history.newest()["camera"] / 255})))

@@ -145,7 +145,7 @@ def test_practice_aims_better_at_what_only_the_image_shows(tmp_path):
     history = {key: value[None, None] for key, value in observation.items()}
     generators = [torch.Generator().manual_seed(0) for _ in range(2)]
     chunks = [
-        each.actor_critic.plan(history, deterministic=True, generator=generator)
+        each.actor_critic.sample_chunks(history, deterministic=True, generator=generator)
         for each, generator in zip((model, loaded), generators, strict=True)
     ]
     np.testing.assert_allclose(chunks[0], chunks[1], atol=1e-6)

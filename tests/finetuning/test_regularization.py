@@ -65,8 +65,8 @@ def test_distillation_teaches_the_other_steps_what_the_tuned_ones_do(objective):
     original = type(tuned.objective).sample
 
     def sample(self, velocity, noise, spec):
-        planned = original(self, velocity, noise, spec)
-        return 0 * planned + target if spec.steps == 2 else planned
+        sampled = original(self, velocity, noise, spec)
+        return 0 * sampled + target if spec.steps == 2 else sampled
 
     observation = {"observation": torch.rand(128, 1, 2, generator=torch.Generator().manual_seed(5))}
     with mock.patch.object(type(tuned.objective), "sample", sample):
