@@ -1,4 +1,4 @@
-"""What a control program leaves behind that is told to end: SIGTERM and SIGHUP, 50 times each, with default settings.
+"""What a control program leaves behind when it is ended by a signal: SIGTERM and SIGHUP, 50 times each, with default settings.
 
     python benchmarks/control_signals.py               # signals that are missing; writes the JSON
     python benchmarks/control_signals.py --again       # all of them

@@ -1,4 +1,4 @@
-"""Fine-tune by practice over tasks and seeds, resumably, into one table.
+"""Fine-tune over tasks and seeds, resumably, into one table.
 
     python benchmarks/finetuning.py hopper            # runs what is missing, writes the JSON and the curves
     python benchmarks/finetuning.py hopper --report   # only collects what is there
@@ -160,7 +160,7 @@ PUBLISHED_STEPS = {"hopper": 80_000_000}
 
 
 def _reached(run: Run) -> dict[str, float] | None:
-    """Where an evaluation on the way first reached the task's return of interest: steps, seconds of practice."""
+    """Where an evaluation on the way first reached the task's return of interest: steps, seconds of fine-tuning."""
     wanted, seconds, before = RETURN_OF_INTEREST.get(run.env), 0.0, 0.0
     for row in read_metrics(run.folder / "metrics.csv"):
         if "time/steps_per_s" in row:

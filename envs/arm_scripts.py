@@ -48,7 +48,7 @@ class Stage:
     """One part of a motion.
 
     Attributes:
-        target: the pose to reach, looked up anew at each step, since objects move.
+        target: the pose to reach, computed at each step, since objects move.
         gripper: what is asked of the gripper meanwhile.
         tolerance: m from the target at which the next stage begins.
         turn_tolerance: rad, likewise.

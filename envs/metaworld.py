@@ -25,7 +25,7 @@ class MetaWorld(gym.Env[Any, np.ndarray]):
     An action ``(4,)`` in [-1, 1] moves the hand by up to 1 cm a coordinate, and closes (1) or opens (-1) the
     gripper.
 
-    Where objects and goal lie is drawn anew at each reset. ``reset(seed=s)`` decides it alone, and plays
+    The places of objects and goal are drawn at each reset. ``reset(seed=s)`` determines them, and starts
     ``tasks[s % len(tasks)]``; a reset without seed goes on to the next task. An episode ends with success.
 
     Args:

@@ -206,7 +206,7 @@ def _turns(hand: float, handle: float, nut: float) -> tuple[float, float]:
 
 
 def _wrist(arm: Any, rng: np.random.Generator) -> tuple[str, Pose]:
-    """One of two ways to hold a thing that is alike from all sides."""
+    """One of two grasps of a rotationally symmetric object."""
     way = str(rng.choice(["straight", "turned"]))
     return way, arm.hand.turned(_QUARTER if way == "turned" else 0.0)
 

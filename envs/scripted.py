@@ -27,7 +27,7 @@ _ATTEMPTS_PER_EPISODE = 10
 
 
 class ScriptedExpert(Protocol):
-    """A scripted controller of one task; made anew in every process, with the settings of ``scripted``."""
+    """A scripted controller of one task; created in every process, with the settings of ``scripted``."""
 
     def reset(self, env: gym.Env[Any, Any], rng: np.random.Generator) -> str:
         """Start an episode in ``env``, which was just reset; returns the name of the way chosen to solve it.
@@ -74,7 +74,7 @@ class ScriptedConfig:
             made = getattr(importlib.import_module(module), name)(**self.settings)
         except (AttributeError, TypeError, ModuleNotFoundError) as error:
             raise ConfigError(
-                f"The scripted expert {self.expert} cannot be made ({error}); mend env.scripted."
+                f"The scripted expert {self.expert} cannot be made ({error}); fix env.scripted."
             ) from error
         result: ScriptedExpert = made
         return result
@@ -104,7 +104,7 @@ def play(env: gym.Env[Any, Any], expert: ScriptedExpert, seed: int, noise: float
         if noise > 0:
             executed = intended + spread * rng.standard_normal(intended.shape)
             executed = np.clip(executed, space.low, space.high).astype(np.float32)
-        recorder.see(observation)
+        recorder.observe(observation)
         observation, reward, terminated, truncated, info = env.step(executed)
         recorder.act(intended, float(reward), info)
         if terminated or truncated:
@@ -125,7 +125,7 @@ def collect_scripted(
 
     Args:
         make: makes the environment; with several workers it must be picklable.
-        config: who demonstrates, and how many episodes.
+        config: the expert and the number of episodes.
         seed: of the first episode.
         workers: processes that play side by side; the result does not depend on their number.
 
@@ -158,7 +158,7 @@ def collect_scripted(
                 break
     raise DataError(
         f"Only {len(kept)} of {limit} scripted episodes succeeded, and {wanted} are wanted"
-        f"{_lacking(counts, config.episodes)}; mend the expert, or lower scripted.noise."
+        f"{_lacking(counts, config.episodes)}; fix the expert, or lower scripted.noise."
     )
 
 

@@ -1,5 +1,5 @@
-"""What a policy sees and does: the one description that environments, robots, stores and servers are checked
-against."""
+"""The observations and actions of a policy: the one description against which environments, robots, stores
+and servers are checked."""
 
 from __future__ import annotations
 

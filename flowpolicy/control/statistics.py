@@ -28,7 +28,7 @@ def run_statistics(columns: Columns, period: float) -> dict[str, Any]:
         minus its first; ``observation_age_ms`` and ``inference_ms`` likewise; ``delays``, actions executed
         while a chunk was under way to the number of such chunks; ``sources``, shares by where actions came
         from; ``seam`` and ``inside``, the mean change of the command at a change of chunk and elsewhere,
-        ``seam_p95`` and ``inside_p95`` likewise, in root mean square of the action ranges seen.
+        ``seam_p95`` and ``inside_p95`` likewise, in root mean square of the observed action ranges.
     """
     count = len(columns["tick"])
     if count == 0:

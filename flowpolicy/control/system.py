@@ -182,13 +182,13 @@ def _lock(descriptor: int) -> None:
 
 
 class DriverWatch:
-    """Knows which call of the robot the loop's thread is in, and speaks when it stays there.
+    """Watches the loop's calls of the robot, and reports one that does not return.
 
     Args:
         timeout_s: after which a call counts as hanging.
         on_hang: called from the watchdog's thread with ``observe`` or ``act``, and whether it is the first
             time for this call; again every quarter of the timeout.
-        wants_out: whether the loop was told to end: a hanging call is then broken off by a signal to the main
+        wants_out: whether the loop is to end: a hanging call is then interrupted by a signal to the main
             thread, where the loop runs there; the signal's handler must raise.
     """
 

@@ -21,7 +21,7 @@ class ChunkPolicy(Protocol):
 
     @property
     def spec(self) -> PolicySpec:
-        """What it observes and commands."""
+        """Its observations and actions."""
 
     @property
     def device(self) -> torch.device:
@@ -42,7 +42,7 @@ class RecedingHorizon:
     episode fills the whole history.
 
     The noise x_0 of a slot comes from that slot's own generator, drawn on the CPU. An episode therefore
-    sees the same noise whatever runs beside it, and two policies given the same seeds are paired.
+    gets the same noise whatever runs beside it, and two policies given the same seeds are paired.
 
     Args:
         policy: the policy to run.

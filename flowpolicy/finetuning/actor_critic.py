@@ -170,7 +170,7 @@ class FlowActorCritic(BasePolicy):
 
         Args:
             observation: of one environment or of n, as the environment gives it.
-            state: what the last call returned; None starts every episode anew. It holds
+            state: what the last call returned; None starts every episode. It holds
                 the observation history of each key ``(n, T_o, *shape)``, the sampled chunk
                 ``(n, T_e, A)`` and how many of its actions are used ``(n,)``.
             episode_start: ``(n,)``, where an episode begins: history and chunk are dropped there.

@@ -297,6 +297,6 @@ def require_open(is_open: bool) -> None:
 def env_error(number: int, doing: str, error: Exception) -> FlowPolicyError:
     """What environment ``number`` raised, as one sentence that names it; to be raised from ``error``."""
     return FlowPolicyError(
-        f"Environment {number} {doing} {described(error)}; mend the environment, "
+        f"Environment {number} {doing} {described(error)}; fix the environment, "
         "then call reset() or start again."
     )

@@ -166,7 +166,7 @@ class VecEnvChunks:
             raise
         except Exception as error:
             raise FlowPolicyError(
-                f"The vectorised environment raised {described(error)}; mend the environment, "
+                f"The vectorised environment raised {described(error)}; fix the environment, "
                 "then call reset() or start again."
             ) from error
 

@@ -44,7 +44,7 @@ class VelocityNetwork(nn.Module, ABC):
 
     Args:
         config: its settings.
-        spec: what it sees and does.
+        spec: its observations and actions.
         levels: step sizes that the objective tells apart; 1 where only d = 0 is asked for.
     """
 

@@ -1,4 +1,4 @@
-"""What a policy server answers, apart from any network: a message in, a message out."""
+"""The answers of a policy server, independent of any network: a message in, a message out."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ class PolicyService:
     """Answers requests with action chunks; one thread at a time.
 
     A request is a map with the policy's observation keys: ``(T_o, *shape)`` each, oldest step first, or
-    ``shape`` alone where T_o = 1, in physical units; or ``(B, T_o, *shape)`` for several chunks at once. Who
-    asks a policy of T_o > 1 stacks the history: the server keeps none. The optional entry ``noise`` is x_0,
+    ``shape`` alone where T_o = 1, in physical units; or ``(B, T_o, *shape)`` for several chunks at once. For
+    T_o > 1 the client stacks the history, since the server keeps none. The optional entry ``noise`` is x_0,
     ``(T, A)`` with the same batch dimension; else the server draws it. What openpi's example clients send
     fits too: ``prompt``, which no policy here reads, is left out; a map in the map names its entries by a
     path, such as ``images/cam_high``; a path whose beginning the policy does not know, such as
@@ -68,7 +68,7 @@ class PolicyService:
         description: further entries of the metadata.
 
     Attributes:
-        metadata: what a client is told when it connects.
+        metadata: sent to every client when it connects.
         max_message_bytes: most bytes of a request.
     """
 

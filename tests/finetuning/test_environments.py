@@ -332,7 +332,7 @@ def test_an_error_of_an_environment_is_one_sentence_with_its_cause(kind, opened)
     chunk = np.zeros((3, 3, 2))
     chunk[2, 1, 0] = 2.0
     with pytest.raises(
-        FlowPolicyError, match=r"nvironment.* raised PickyError: joint 3 broke; mend"
+        FlowPolicyError, match=r"nvironment.* raised PickyError: joint 3 broke; fix"
     ) as caught:
         env.step(chunk)
     if kind is not vec_env:

@@ -168,7 +168,7 @@ def calibrate_checkpoint(
         torch.set_num_threads(config.threads)
     policy = FlowPolicy.load(config.checkpoint, resolve_device(config.device))
     task = task_of(policy.spec.task, env, config.checkpoint)
-    # Neighbours in time are alike: what schedules are judged on comes from other episodes.
+    # Neighbours in time are similar, so schedules are compared on other episodes.
     making, judging = (
         observations_of(policy, task, count, episodes=config.episodes, seed=seed)
         for count, seed in (

@@ -139,7 +139,7 @@ def calibrate_decoder(
 
     Raises:
         DataError: too few observations, or NaN among them.
-        ConfigError: a sampler that makes another number of calls than the decoder was told.
+        ConfigError: a sampler whose number of calls differs from the decoder's ``num_evaluations``.
     """
     count = len(observations)
     if count < MINIMUM_OBSERVATIONS:

@@ -163,6 +163,6 @@ class TimeCheck:
             f"one before, at {times[row]:.3f} s, where its rate says {self._period:.3g} s"
         )
         if not self._allow:
-            raise DataError(f"{sentence}; mend or remove that episode, or accept it with allow_gaps=true.")
+            raise DataError(f"{sentence}; fix or remove that episode, or accept it with allow_gaps=true.")
         logger.warning("%s; taken as it is.", sentence)
         self._has_warned = True

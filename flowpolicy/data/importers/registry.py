@@ -153,7 +153,7 @@ def detect_format(source: Path | str) -> str:
     """The name in :data:`FORMATS` that fits the file or folder.
 
     Raises:
-        DataError: nothing there, or a format that cannot be told.
+        DataError: nothing there, or a format that is not recognised.
     """
     path = resolve_path(source)
     try:
