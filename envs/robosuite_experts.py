@@ -1,6 +1,6 @@
 """Scripted experts of robosuite's Lift, PickPlaceCan and NutAssemblySquare.
 
-Each looks where the objects are and plays a list of stages. What an episode chooses at random (a way among
+Each executes stages computed from the objects' poses. What an episode chooses at random (a way among
 several, heights, the speed) comes from its seed, so that the demonstrations have several modes.
 """
 

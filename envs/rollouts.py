@@ -27,7 +27,7 @@ class Episode:
         terminated: ends in a terminal state; otherwise the time limit ended it.
         total: undiscounted return, summed in double precision.
         success: whether the environment called it one at any step; None where it never says.
-        task: what the environment says it plays, where it plays several tasks; empty elsewhere.
+        task: the task's name from the environment, if it has several tasks; empty otherwise.
     """
 
     observation: dict[str, np.ndarray]

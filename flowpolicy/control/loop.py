@@ -63,7 +63,7 @@ class Status:
 
 
 class ControlLoop:
-    """Drives a robot with a policy that computes beside it.
+    """Controls a robot with a policy whose inference runs beside the loop.
 
     Each tick: observe; take what inference has finished; choose this tick's action among the chunks; send it
     through the safety gate; ask for the next chunk where it is due; write a row of telemetry. Ticks begin at
@@ -78,7 +78,7 @@ class ControlLoop:
     robot's safe action. Too many of those in a row stop the robot.
 
     Args:
-        robot: what is driven; it is not closed.
+        robot: is controlled, not closed.
         policy: gives the horizons and observation shapes.
         worker: samples chunks.
         config: settings.
@@ -153,7 +153,7 @@ class ControlLoop:
             sentence.
 
         Raises:
-            FlowPolicyError: the policy was not ready in time, or another loop drives the robot.
+            FlowPolicyError: the policy was not ready in time, or another loop controls the robot.
         """
         for pipeline in self._pipelines:
             pipeline.wait_until_ready(self.config.start_timeout_s)

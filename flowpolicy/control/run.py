@@ -1,4 +1,4 @@
-"""A control run from a checkpoint to a report: build robot and samplers, drive, write what happened."""
+"""A control run from a checkpoint to a report: build robot and samplers, run the loop, write the results."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class RunConfig(DeployConfig):
     """Settings of `scripts/run_control.py`: the sampler's, and these.
 
     Attributes:
-        robot: what it drives.
+        robot: that it controls.
         control: settings of the loop; a plan's T_e takes the place of an ``execute_horizon`` of None.
         fast_steps: K of the faster sampler that fills gaps; None has none, or the plan's.
         inference: ``process`` or ``thread``, where chunks are sampled.
@@ -166,10 +166,10 @@ def run_control(
     dead_man: Callable[[], bool] | None = None,
     robot: Robot | None = None,
 ) -> ControlRun:
-    """Drive a robot for a while and write telemetry, events, a report, a video and ``summary.json``.
+    """Control a robot for a while and write telemetry, events, a report, a video and ``summary.json``.
 
-    A signal that ends programs (SIGINT, SIGTERM, SIGHUP, SIGQUIT) ends the drive and nothing else: everything
-    is closed and written. Before the drive it ends the program, with what was opened closed.
+    A signal that ends programs (SIGINT, SIGTERM, SIGHUP, SIGQUIT) ends only the loop; everything is then
+    closed and written. Before the loop has started it ends the program, after closing what was opened.
 
     Args:
         config: the settings.
@@ -177,7 +177,7 @@ def run_control(
         command: that made the run, for the summary.
         env: the task, where it is not the checkpoint's.
         dead_man: called at every tick; False sends the safe action.
-        robot: is driven in place of ``config.robot``, and closed at the end.
+        robot: is controlled in place of ``config.robot``, and closed at the end.
 
     Raises:
         FlowPolicyError: a setting, the checkpoint, the plan, the robot or the backend is not usable.
@@ -210,7 +210,7 @@ def run_control(
         opened.callback(worker.close)
         task = str((env or policy.spec.task).get("name") or robot.spec.name)
         loop = ControlLoop(robot, policy, worker, control, fast=fast, dead_man=dead_man)
-        log.info("Driving %s at %g Hz; Ctrl-C stops it.", robot.spec.name, 1 / loop.period)
+        log.info("Controlling %s at %g Hz; Ctrl-C stops it.", robot.spec.name, 1 / loop.period)
         if loop.max_delay < (1 if plan is None else plan.delay_ticks):
             log.info(
                 "A chunk of %d leaves room for a delay of %d actions: one that comes later leaves a gap, "

@@ -134,12 +134,12 @@ def exclusive(robot: Robot) -> Iterator[None]:
     the system lets go of it when the process ends, however it ends.
 
     Raises:
-        TaskError: another loop drives it.
+        TaskError: another loop controls it.
     """
     name, device = robot.spec.name, robot.spec.device
     with _guard:
         if id(robot) in _driven:
-            raise TaskError(f"{name} is driven by another control loop already; end that one first.")
+            raise TaskError(f"{name} is controlled by another loop already; end that one first.")
         _driven.add(id(robot))
     descriptor = None
     try:
@@ -165,7 +165,7 @@ def _locked(name: str, device: str) -> int:
     except OSError as error:
         os.close(descriptor)
         raise TaskError(
-            f"{name} at {device} is driven by another program already; end that one first."
+            f"{name} at {device} is controlled by another program already; end that one first."
         ) from error
     return descriptor
 

@@ -1,4 +1,4 @@
-"""Whole episodes in which the world goes on while a chunk is sampled, in virtual time.
+"""Episodes in which the simulation continues during inference, in virtual time.
 
 The delay is given in environment steps and no clock is read: what a policy loses by its latency is found
 without the machine that has this latency.

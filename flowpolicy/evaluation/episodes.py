@@ -19,7 +19,7 @@ class EpisodeRecord:
         length: its environment steps.
         success: whether ``info["success"]`` was ever true; None where the environment has no such entry.
         score: the largest ``info["score"]``, None likewise.
-        task: what ``info["task"]`` named last; empty where the environment plays one task.
+        task: what ``info["task"]`` named last; empty for environments with one task.
     """
 
     ret: float = 0.0

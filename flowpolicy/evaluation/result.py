@@ -31,7 +31,7 @@ class Episodes:
         lengths: (n,) environment steps.
         success: (n,) true where ``info["success"]`` was true at any step; None where the task has none.
         score: (n,) largest ``info["score"]``; None where the task has none.
-        task: (n,) what ``info["task"]`` named, where an environment plays several tasks; None elsewhere.
+        task: (n,) what ``info["task"]`` named, for environments with several tasks; None otherwise.
     """
 
     seeds: NDArray[np.int64]

@@ -37,7 +37,7 @@ class Task:
     (the policy then sees one key, ``observation``) or a Dict of Boxes. These entries of ``info`` are
     read where the environment gives them: ``success`` (true at any step counts the episode as a
     success) and ``score`` (a number; the episode's score is its maximum). An environment that
-    plays several tasks says which in ``task`` (a name), and figures are given for each.
+    has several tasks names the current one in ``task``, and results are given for each.
 
     Attributes:
         name: short name, as in ``env=hopper``.

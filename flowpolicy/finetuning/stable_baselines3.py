@@ -37,7 +37,7 @@ class VecEnvChunks:
     """Any stable-baselines3 ``VecEnv``; a :class:`flowpolicy.finetuning.environments.ChunkEnv`.
 
     Its environments can only be stepped together. Where an episode ends inside a chunk, the rest of the
-    call is therefore played in the new episode, by a chunk of ``sample_rest``; those steps are in no
+    call is therefore executed in the new episode, with a chunk of ``sample_rest``; those steps are in no
     :class:`ChunkStep` (``observation`` is the history after them), but they count in the episode's return
     and length and in ``unrecorded_steps``.
 

@@ -1,4 +1,4 @@
-"""A Gymnasium environment as a robot: its own process, wall-clock time, and it waits for nobody."""
+"""A Gymnasium environment as a robot, which runs in its own process in real time."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class SimulatedRobot:
     Args:
         task: the environment, its rate and its safe action.
         seed: environment seed of the first episode.
-        rate_hz: steps per second of wall-clock time; None takes the task's own rate.
+        rate_hz: steps per second of real time; None takes the task's own rate.
         heartbeat_s: without a command after which the world is deserted; at least two of the loop's periods.
 
     Raises:

@@ -36,8 +36,8 @@ class ImageEncoder(nn.Module):
         self.window = (round(config.crop * height), round(config.crop * breadth))
         if min(self.window) < SMALLEST:
             raise ConfigError(
-                f"An image of {height} x {breadth} pixels, cropped to {self.window[0]} x {self.window[1]}, is "
-                f"too small; give images whose crop is at least {SMALLEST} x {SMALLEST}."
+                f"An image of {height} x {breadth} pixels, cropped to {self.window[0]} x "
+                f"{self.window[1]}, is too small; give images whose crop is at least {SMALLEST} x {SMALLEST}."
             )
         self.backbone = BUILDERS[config.backbone](channels, config)
         with torch.no_grad():
