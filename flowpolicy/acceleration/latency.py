@@ -1,4 +1,4 @@
-"""How long samplers take: percentiles over many calls, beside their error and the least time possible."""
+"""Latency of samplers: percentiles over many calls, with their error and a lower bound."""
 
 from __future__ import annotations
 

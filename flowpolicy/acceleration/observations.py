@@ -1,4 +1,4 @@
-"""Observations that a policy meets in its task, for calibrating schedules and for timing samplers."""
+"""Observations from a policy's rollouts in its task, for calibrating schedules and for timing samplers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything out of the ordinary that happens in a control loop: counted always, described a few times."""
+"""Abnormal events of a control loop: all are counted, the first of each kind are described."""
 
 from __future__ import annotations
 

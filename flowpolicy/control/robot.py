@@ -1,4 +1,4 @@
-"""What a robot is to the control loop: something that is observed and acts, at its own rate."""
+"""The robot interface of the control loop: observe, act, and a description with the rate."""
 
 from __future__ import annotations
 

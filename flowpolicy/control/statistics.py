@@ -1,4 +1,4 @@
-"""What the telemetry of a run says in numbers."""
+"""Summary statistics of a run's telemetry."""
 
 from __future__ import annotations
 

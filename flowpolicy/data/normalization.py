@@ -1,4 +1,4 @@
-"""Affine normalisation, saved with the policy, so that every public function speaks physical units."""
+"""Affine normalisation, saved with the policy, so that every public function uses physical units."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What becomes of episodes while they run, in N environments side by side."""
+"""Records of the running episodes of N parallel environments."""
 
 from __future__ import annotations
 

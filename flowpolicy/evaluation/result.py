@@ -1,4 +1,4 @@
-"""What an evaluation found: one number per episode, and the figures made of them."""
+"""The result of an evaluation: one value per episode, and statistics of them."""
 
 from __future__ import annotations
 

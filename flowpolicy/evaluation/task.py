@@ -1,4 +1,4 @@
-"""A task: an environment, how a policy looks at it and acts in it, and how it is judged."""
+"""A task: an environment, the observations and actions of a policy in it, and its metric."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chunks stamped with the step they begin at, and how successive ones become one stream of actions.
+"""Chunks with their start steps, and the fusion of successive chunks into one stream of actions.
 
 A step is an executed action: the robot took a valid command. Nothing else counts, no tick in which it held,
 stood still or was late. A chunk sampled from the observation after r executed actions holds the actions of

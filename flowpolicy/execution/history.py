@@ -1,4 +1,4 @@
-"""The last T_o observations of N slots (environments, robots): what a policy looks at."""
+"""The last T_o observations of N slots (environments, robots), the input of a policy."""
 
 from __future__ import annotations
 

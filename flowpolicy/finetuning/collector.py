@@ -1,4 +1,4 @@
-"""Collection of experience: chunks are sampled, executed and recorded, and callbacks see every step."""
+"""Collection of experience: chunks are sampled, executed and recorded, and callbacks get every step."""
 
 from __future__ import annotations
 

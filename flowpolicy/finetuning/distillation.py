@@ -1,4 +1,4 @@
-"""Self-distillation: a policy that is tuned for one K teaches itself the others."""
+"""Self-distillation: a policy that is tuned for one K is trained for the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guidance: what bends the velocity field of a chunk while it is sampled.
+"""Guidance: modifies the velocity field while a chunk is sampled.
 
 A guidance is a *velocity transform*: it wraps the field that a solver integrates. It knows neither the
 network nor the solver.

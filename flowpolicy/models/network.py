@@ -1,4 +1,4 @@
-"""Networks by name: what a network is built from, and how a user's own is added."""
+"""Networks by name: their arguments, and how a user's own is added."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pictures of a control run's report. However long a run, a picture holds what a screen can show."""
+"""The plots of a control run's report, reduced to screen resolution for runs of any length."""
 
 from __future__ import annotations
 

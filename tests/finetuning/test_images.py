@@ -1,4 +1,4 @@
-"""Practice from images: what is frozen stays, what is trained moves, and the likelihood stays exact."""
+"""Fine-tuning from images: what is frozen stays, what is trained moves, and the likelihood stays exact."""
 
 import gymnasium as gym
 import numpy as np
@@ -124,7 +124,7 @@ def demonstrate(policy, steps=200, rows=32):
     policy.eval()
 
 
-def test_practice_aims_better_at_what_only_the_image_shows(tmp_path):
+def test_finetuning_aims_better_at_what_only_the_image_shows(tmp_path):
     task = Task("seen", "ReachSeen-v0", action_horizon=2, execute_horizon=2)
     model = make(image_encoder="trained", n_steps=32, batch_size=128, n_epochs=4, learning_rate=1e-3)
     demonstrate(model.actor_critic.flow_policy)

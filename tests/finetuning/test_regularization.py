@@ -58,7 +58,7 @@ def test_behaviour_cloning_is_the_pretraining_loss_on_demonstrations():
 
 @pytest.mark.parametrize("objective", ["shortcut", "flow_matching"])
 def test_distillation_teaches_the_other_steps_what_the_tuned_ones_do(objective):
-    # What practice may leave behind: at K = 2 the flow plans +0.6 everywhere, at other K something else.
+    # What fine-tuning may leave behind: at K = 2 the flow gives +0.6 everywhere, at other K something else.
     tuned = make_policy(objective=objective, tuned=SamplerSpec(num_steps=2, solver="euler"))
     target = 0.6
 

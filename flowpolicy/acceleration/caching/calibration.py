@@ -1,4 +1,4 @@
-"""From a policy and observations to cache schedules, what they will cost and how far off they are."""
+"""Cache schedules from a policy and observations, with their cost and action error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long candidates take on this machine, as what a quantile of their calls is below."""
+"""Latency of candidates on this machine: an upper bound of a quantile of their calls."""
 
 from __future__ import annotations
 

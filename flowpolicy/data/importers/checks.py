@@ -1,4 +1,4 @@
-"""What is watched over all rows of an import, in their order: bounds of actions, times, rotations.
+"""Checks over all rows of an import, in order: bounds of actions, times, rotations.
 
 Each check takes rows as they come, gives them back as they are to be kept, and speaks at the end.
 """

@@ -1,4 +1,4 @@
-"""The formats that are known: each importer enters itself under a name, and may say what it recognises."""
+"""The registry of formats: each importer registers a name and optionally how to recognise its files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an importer gives of a file: the columns it declares, its episodes, and rows of chosen columns."""
+"""The interface of an importer's file: its declared columns, its episodes, and rows of chosen columns."""
 
 from __future__ import annotations
 
