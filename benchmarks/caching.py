@@ -5,7 +5,7 @@
 
 The policies are the deep ones of `benchmarks/imitation.py pusht-deep`. Every arm is one policy, one K and one cache
 schedule. Its episodes are run once, whatever the backend: backends agree to 1e-4 of a normalised action. All arms meet
-the same environment seeds, and the same x_0 at the same plan of an episode, in the order of the seeds: an arm of fewer
+the same environment seeds, and the same x_0 at the same request of an episode, in the order of the seeds: an arm of fewer
 episodes is paired with the first of a longer one. Schedules are made from other episodes and other noises. Latencies
 are those of a batch of 1 on the same machine, the samplers of a backend taking turns.
 

@@ -7,7 +7,7 @@ A recorded trace of Hopper observations is driven by a shipped policy with the d
 worker; only the rate is raised to 500 Hz, and where processes are lost it is Hopper's own. Each kind of fault is injected
 at random ticks until it has happened 1,000 times (processes: 50). The robot checks what it is sent: a command that is
 not finite or beyond its bounds ends the benchmark. From the telemetry it is checked that every tick sent something
-valid: a planned action, or the safe action within one tick of the last planned one; and the loop must go on to the end.
+valid: a sampled action, or the safe action within one tick of the last sampled one; and the loop must go on to the end.
 What programs do that are told to end is in `control_signals.py`.
 """
 
@@ -32,9 +32,9 @@ from flowpolicy.acceleration.deployed import DeployedSampler
 from flowpolicy.acceleration.sampler import fastest_backend
 from flowpolicy.control.config import ControlConfig
 from flowpolicy.control.events import Event, name_of
-from flowpolicy.control.inference import SPARES, Answer, Planner, Worker, build_worker
+from flowpolicy.control.inference import SPARES, Answer, Inference, Worker, build_worker
 from flowpolicy.control.loop import SAFE, ControlLoop
-from flowpolicy.control.planners import PlannerBuilder
+from flowpolicy.control.policy_inference import InferenceBuilder
 from flowpolicy.control.robot import RobotError
 from flowpolicy.control.robots.trace import TraceRobot
 from flowpolicy.control.run import RunConfig
@@ -246,7 +246,7 @@ KINDS = (
 )  # fmt: skip
 
 
-def run_kind(kind: Kind, build: Callable[[], Planner]) -> dict[str, Any]:
+def run_kind(kind: Kind, build: Callable[[], Inference]) -> dict[str, Any]:
     """Inject until the faults have happened, and check what was sent."""
     policy = FlowPolicy.load(ROOT / CHECKPOINT)
     clock = FaultyClock()
@@ -338,7 +338,7 @@ def main() -> None:
         kind.name: row for kind in KINDS if (row := stored.get(kind.name, {})).get("rate_hz") == kind.rate_hz
     }
     # Exported once; each process of each kind is built from that.
-    build = PlannerBuilder(DeployedSampler(checkpoint=str(ROOT / CHECKPOINT)))().again
+    build = InferenceBuilder(DeployedSampler(checkpoint=str(ROOT / CHECKPOINT)))().again
     assert build is not None
     for kind in KINDS:
         if arguments.only in kind.name and (arguments.again or kind.name not in rows):

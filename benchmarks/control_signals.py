@@ -1,4 +1,4 @@
-"""What a control program leaves behind that is told to end: SIGTERM and SIGHUP, 50 times each, with default settings.
+"""What a control program leaves behind when it is ended by a signal: SIGTERM and SIGHUP, 50 times each, with default settings.
 
     python benchmarks/control_signals.py               # signals that are missing; writes the JSON
     python benchmarks/control_signals.py --again       # all of them
@@ -27,10 +27,10 @@ import numpy as np
 from flowpolicy import FlowPolicy
 from flowpolicy.acceleration.deployed import DeployedSampler
 from flowpolicy.control.config import ControlConfig
-from flowpolicy.control.inference import Planner, build_worker
+from flowpolicy.control.inference import Inference, build_worker
+from flowpolicy.control.inference_hosts import PRELOAD, Build
 from flowpolicy.control.loop import ControlLoop
-from flowpolicy.control.planner_hosts import PRELOAD, Build
-from flowpolicy.control.planners import PlannerBuilder
+from flowpolicy.control.policy_inference import InferenceBuilder
 from flowpolicy.control.robot import RobotSpec
 from flowpolicy.control.run import RunConfig
 from flowpolicy.evaluation.summary import git_state, machine, versions
@@ -153,12 +153,12 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="also signals that were measured before")
     arguments = parser.parse_args()
     rows = {row["signal"]: row for row in read_json(RESULTS)["rows"]} if RESULTS.exists() else {}
-    planner: Planner = PlannerBuilder(
+    inference: Inference = InferenceBuilder(
         DeployedSampler(checkpoint=str(ROOT / CHECKPOINT))
     )()  # exports once for all
     for number in SIGNALS:
         if arguments.again or number.name not in rows:
-            rows[number.name] = run_signal(number, planner.again)
+            rows[number.name] = run_signal(number, inference.again)
             write_json(RESULTS, {
                 "command": "python benchmarks/control_signals.py", "checkpoint": CHECKPOINT,
                 "settings": "all defaults", "rows": list(rows.values()), "machine": machine(),

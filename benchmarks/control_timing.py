@@ -3,7 +3,7 @@
     python benchmarks/control_timing.py               # the arms that are missing; writes the JSON and the plot
     python benchmarks/control_timing.py --only idle   # arms whose name contains this text
 
-AdroitHandDoor runs in its own process at its native 100 Hz and the policy plans in another (or in a thread). Arms:
+AdroitHandDoor runs in its own process at its native 100 Hz and the policy runs in another (or in a thread). Arms:
 idle; with a process that spins on every core; the same without real-time priority; inference in a thread. Every tick
 that did not happen is counted. The last arm has no inference at all: what the loop itself costs; a shared machine's
 speed changes by the minute, so that this arm is several runs, of which the one with the median work is shown.
@@ -31,7 +31,7 @@ from flowpolicy.acceleration.deployed import DeployedSampler
 from flowpolicy.control.config import ControlConfig
 from flowpolicy.control.inference import Answer, Request, build_worker
 from flowpolicy.control.loop import ControlLoop
-from flowpolicy.control.planners import PlannerBuilder
+from flowpolicy.control.policy_inference import InferenceBuilder
 from flowpolicy.control.robots.simulated import SimulatedRobot
 from flowpolicy.control.safety import SafetyConfig
 from flowpolicy.control.statistics import run_statistics
@@ -132,7 +132,7 @@ def drive(arm: Arm, ticks: int) -> dict[str, Any]:
         worker: Any = NoInference((policy.spec.action_horizon, policy.spec.action_dim))
     else:
         worker = build_worker(
-            arm.inference, PlannerBuilder(DeployedSampler(checkpoint=str(ROOT / CHECKPOINT)))
+            arm.inference, InferenceBuilder(DeployedSampler(checkpoint=str(ROOT / CHECKPOINT)))
         )
     config = ControlConfig(priority=arm.priority, safety=SafetyConfig(miss_limit=10**9))
     loop = ControlLoop(robot, policy, worker, config)

@@ -3,7 +3,7 @@
     python benchmarks/delay.py             # does what is missing, arm by arm, writes the JSON and the plot
     python benchmarks/delay.py --report    # only collects what is there
 
-The world goes on while a chunk is planned, in virtual time (`flowpolicy.evaluation.delayed`): the delay is in environment
+The simulation continues while a chunk is sampled, in virtual time (`flowpolicy.evaluation.delayed`): the delay is in environment
 steps of 0.1 s and the same in a whole arm. All arms run one policy and meet the same environment seeds, and the same
 x_0 at the same chunk of an episode, so that differences are paired. The safe action is to hold the last target.
 
@@ -128,7 +128,7 @@ def run(arm: Arm, episodes: int) -> dict[str, Any]:
 
 
 def chunk_milliseconds(calls: int = 60) -> dict[str, float]:
-    """Median time of a chunk planned alone, freely and in agreement with a prefix, taking turns; eager, one thread."""
+    """Median time of a chunk sampled alone, freely and in agreement with a prefix, taking turns; eager, one thread."""
     policy = FlowPolicy.load(ROOT / CHECKPOINT)
     sampler = guided(policy, K)
     shape = (1, policy.spec.action_horizon, policy.spec.action_dim)

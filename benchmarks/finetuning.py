@@ -1,4 +1,4 @@
-"""Fine-tune by practice over tasks and seeds, resumably, into one table.
+"""Fine-tune over tasks and seeds, resumably, into one table.
 
     python benchmarks/finetuning.py hopper            # runs what is missing, writes the JSON and the curves
     python benchmarks/finetuning.py hopper --report   # only collects what is there
@@ -56,7 +56,7 @@ def _runs(
     return [Run(env, base, seed, options, label, processes) for seed in seeds]
 
 
-# At 20 Hz and one action a plan, a chunk of four would be three parts work for nothing. The pretrained shortcut
+# At 20 Hz and one action per chunk, a chunk of four would be three parts work for nothing. The pretrained shortcut
 # model is as good at K = 1 as at K = 4, and K = 1 costs a quarter. A running robot's torques are at their bounds most of
 # the time: a mean held at the bound could not be pulled back, so it is held further out, and the environment bounds.
 CHEETAH = (
@@ -160,7 +160,7 @@ PUBLISHED_STEPS = {"hopper": 80_000_000}
 
 
 def _reached(run: Run) -> dict[str, float] | None:
-    """Where an evaluation on the way first reached the task's return of interest: steps, seconds of practice."""
+    """Where an evaluation on the way first reached the task's return of interest: steps, seconds of fine-tuning."""
     wanted, seconds, before = RETURN_OF_INTEREST.get(run.env), 0.0, 0.0
     for row in read_metrics(run.folder / "metrics.csv"):
         if "time/steps_per_s" in row:

@@ -4,7 +4,7 @@
 
 All load the 206 Push-T episodes (96 x 96 images, two of them a sample, chunk 16), batches of 64 in random order, to
 float tensors as their networks take them. Ours from memory, and from disk as where images do not fit; Diffusion
-Policy's dataset from memory, as it is, and told to leave out images that no policy sees; robomimic's from an
+Policy's dataset from memory, as it is, and without the images that no policy uses; robomimic's from an
 uncompressed HDF5 file, with its defaults for images. The peers' loaders with and without worker processes, of which
 the fastest counts. The processes take turns; ratios are medians over the rounds.
 """
@@ -39,7 +39,7 @@ PEER_WORKERS = (0, 2)
 
 
 def uncompressed(store: str, folder: Path) -> str:
-    """The store as robomimic writes image files unless told otherwise."""
+    """The store in robomimic's default format of image files."""
     packed, path = folder / "packed.hdf5", folder / "images.hdf5"
     write_robomimic(packed, read_demonstrations(store))
     with h5py.File(packed, "r") as source, h5py.File(path, "w") as file:

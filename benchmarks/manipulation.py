@@ -8,7 +8,7 @@
 
 Demonstrations come from scripts/collect_demos.py, policies from scripts/pretrain.py (last checkpoint), figures from
 scripts/evaluate.py on seeds that neither demonstrations nor training used. A success is compared with the bar that the
-task was given beforehand. Square's settings and the number of demonstrations before practice were chosen by success on
+task was given beforehand. Square's settings and the number of demonstrations before fine-tuning were chosen by success on
 the seeds of the first two suites; `unseen` evaluates the finished policies elsewhere. Results go to benchmarks/results/manipulation-<suite>.json.
 """
 
@@ -168,7 +168,7 @@ def robosuite(given: argparse.Namespace, command: str) -> tuple[dict[str, Any], 
 
 
 def practised(given: argparse.Namespace, command: str) -> tuple[dict[str, Any], str]:
-    """A policy of few demonstrations before and after practice: what was found, and a table of it."""
+    """A policy of few demonstrations before and after fine-tuning: results and their table."""
     if not given.report:
         practice.carry_out(LIFT, given.threads, given.workers)
     content = practice.report(given.suite, [LIFT], command)
@@ -176,7 +176,7 @@ def practised(given: argparse.Namespace, command: str) -> tuple[dict[str, Any], 
 
 
 def unseen(given: argparse.Namespace, command: str) -> tuple[dict[str, Any], str]:
-    """Square's policies, and the practised one before and after, on seeds that no choice of a setting has seen."""
+    """Square's policies, and the fine-tuned one before and after, on seeds used for no choice of a setting."""
     runs = SQUARE.runs()
     before, after = (LIFT.folder / f"unseen-{when}" for when in ("before", "after"))
     if not given.report:
@@ -210,7 +210,7 @@ def unseen(given: argparse.Namespace, command: str) -> tuple[dict[str, Any], str
             "gain_ci95": list(paired_difference_interval(success[1], success[0])),
             "commands": [read_json(folder / "summary.json")["command"] for folder in (before, after)],
         }
-        text += f"\n{LIFT.name}: {success[0].mean():.2f} before, {success[1].mean():.2f} after practice"
+        text += f"\n{LIFT.name}: {success[0].mean():.2f} before, {success[1].mean():.2f} after fine-tuning"
     else:
         content["complete"], content["missing"] = False, [*content["missing"], LIFT.name]
     return content, text

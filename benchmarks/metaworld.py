@@ -1,4 +1,4 @@
-"""Meta-World: demonstrate by script, pretrain, evaluate, practise; resumably, into one table.
+"""Meta-World: scripted demonstrations, pretraining, evaluation, fine-tuning; resumably, into one table.
 
     python benchmarks/metaworld.py single            # one policy for each task
     python benchmarks/metaworld.py multitask         # one policy for five tasks
@@ -39,7 +39,7 @@ def _multitask(name: str, tasks: tuple[str, ...], *training: str) -> Run:
 
 
 def _practice(name: str, noise: tuple[str, str, str], seed: int = 0) -> Run:
-    """Two demonstrations, then practice; a chunk is executed whole, so that all of what is scored was done."""
+    """Two demonstrations, then fine-tuning; a chunk is executed whole, so that all of what is scored was done."""
     env = ("env_kwargs.task=drawer-open-v3", "env_kwargs.max_episode_steps=150", "action_horizon=4")
     settings = (
         "num_steps=1", "total_steps=200000", "num_envs=16", "action_clip=2.0", "reinflow.n_steps=50",

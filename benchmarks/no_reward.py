@@ -1,4 +1,4 @@
-"""What practice does to a policy where rewards say nothing, and after one single success.
+"""What fine-tuning does to a policy without any reward, and after a single success.
 
     python benchmarks/no_reward.py            # runs what is missing, writes the JSON
     python benchmarks/no_reward.py --report   # only collects what is there
@@ -52,7 +52,7 @@ class Silent(gym.Wrapper[Any, Any, Any, Any]):
         return observation, reward, terminated, truncated, info
 
 
-def practise(seed: int) -> None:
+def finetune(seed: int) -> None:
     """All parts of one seed, each from the state that the one before left."""
     env = DummyVecEnv([lambda: Silent(TASK.make())] * ENVS)
     model = ReinFlow(FlowPolicy.load(BASE), env, seed=seed)
@@ -80,17 +80,17 @@ def practise(seed: int) -> None:
 
 @torch.no_grad()
 def distance(model: ReinFlow) -> dict[str, float]:
-    """Nats a chunk from the base's chain to the practised one's, and the largest change of a parameter."""
-    practised = model.actor_critic.flow
+    """Nats a chunk from the base's chain to the fine-tuned one's, and the largest change of a parameter."""
+    tuned = model.actor_critic.flow
     fresh = ReinFlow(FlowPolicy.load(BASE), None, seed=model.seed).actor_critic.flow
-    fresh.noise.log_bounds.copy_(practised.noise.log_bounds)  # these follow a schedule, not the reward
+    fresh.noise.log_bounds.copy_(tuned.noise.log_bounds)  # these follow a schedule, not the reward
     observation = {key: rows[:1024] for key, rows in model.visited_observations().items()}
     start = torch.randn(1024, 4, 3, generator=torch.Generator().manual_seed(0))
     chain = fresh.sample(observation, start, torch.Generator().manual_seed(0))
-    nats = kl_divergence(chain.mean, chain.std, *practised(observation, chain.x))
+    nats = kl_divergence(chain.mean, chain.std, *tuned(observation, chain.x))
     changes = [
         float((one - other).abs().max())
-        for one, other in zip(fresh.parameters(), practised.parameters(), strict=True)
+        for one, other in zip(fresh.parameters(), tuned.parameters(), strict=True)
     ]
     return {"kl": float(nats.sum((1, 2, 3)).mean()), "largest_parameter_change": max(changes)}
 
@@ -139,7 +139,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     for seed in () if arguments.report else arguments.seeds:
-        practise(seed)
+        finetune(seed)
     content = report(arguments.seeds)
     write_json(RESULT, content)
     print(

@@ -4,7 +4,7 @@
     python benchmarks/planning.py --again          # all anew
     python benchmarks/planning.py --periods 20 60 200 --output FILE backends=[onnx]   # on a busy machine, say
 
-Each plan is made by the real `scripts/plan.py`. Then a new process builds the planned sampler and calls it 10,000 times on
+Each plan is made by the real `scripts/plan.py`. Then a new process builds the chosen sampler and calls it 10,000 times on
 observations of other episodes, and counts the calls that took longer than the period. The promise is kept when the 95%
 (Wilson) interval of that share reaches down to 1 - quantile, and the action error is within its bound.
 """

@@ -1,5 +1,5 @@
-"""One store of demonstrations, one policy, its evaluation and, where wanted, practice: what the benchmarks of Meta-World
-and of robosuite's practice run, resumably, and how they report it.
+"""One store of demonstrations, one policy, its evaluation and optionally fine-tuning: the resumable runs of the
+benchmarks of Meta-World and of fine-tuning on robosuite, and their reports.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def _practised(run: Run) -> dict[str, Any]:
 
 def table(content: dict[str, Any]) -> str:
     """Markdown, a line per run and, where one policy plays several tasks, per task."""
-    lines = ["| run | demonstrations | success | episodes | after practice | gain |", "|" + " --- |" * 6]
+    lines = ["| run | demonstrations | success | episodes | after fine-tuning | gain |", "|" + " --- |" * 6]
     for row in content["rows"]:
         tuned = gain = ""
         if "tuned_success" in row:

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class Worker:
-    """A process that trains so many steps when told to, and says how long it took."""
+    """A process that trains a given number of steps on request and reports the time."""
 
     def __init__(self, python: str, script: str, settings: dict[str, Any], path: str = "") -> None:
         environment = {**os.environ, "PYTHONWARNINGS": "ignore"}

@@ -1,4 +1,4 @@
-"""Policies from images: Push-T and Lift pretrained, Push-T practised, and what seeing costs; resumably.
+"""Policies from images: Push-T and Lift pretrained, Push-T fine-tuned, and the cost of images; resumably.
 
     python benchmarks/vision.py             # does what is missing, in turn
     python benchmarks/vision.py --only=lift

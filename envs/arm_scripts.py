@@ -48,7 +48,7 @@ class Stage:
     """One part of a motion.
 
     Attributes:
-        target: the pose to reach, looked up anew at each step, since objects move.
+        target: the pose to reach, computed at each step, since objects move.
         gripper: what is asked of the gripper meanwhile.
         tolerance: m from the target at which the next stage begins.
         turn_tolerance: rad, likewise.
@@ -93,7 +93,8 @@ class ArmScript:
     def play(self, plan: Callable[[], Sequence[Stage]], rng: np.random.Generator) -> None:
         """Start with the first stage of ``plan()``, at a speed drawn from ``rng``.
 
-        Whenever a stage has lost what it relies on, the stages are planned anew from where things are then.
+        Whenever the condition of a stage no longer holds, ``plan`` lists the stages again from the current
+        state.
         """
         self._plan = plan
         self._start()

@@ -99,7 +99,7 @@ def collect(
 ) -> Demonstrations:
     """Roll out each actor for an equal share of ``steps``; whole episodes only.
 
-    Episodes are played in batches of ``num_envs`` from consecutive seeds and kept in the order of their seeds
+    Episodes are run in batches of ``num_envs`` from consecutive seeds and kept in the order of their seeds
     until the share is reached, so that a short episode is not kept more readily than a long one.
 
     Returns:
@@ -181,8 +181,8 @@ def collect_store(
         steps: of ``medium`` and ``expert``.
         episodes: of ``scripted``; None takes the task's own number.
         actors: other actors than the level's own.
-        num_envs: episodes of actors that are played side by side.
-        workers: processes that play scripted episodes.
+        num_envs: episodes of actors that are run in parallel.
+        workers: processes that run scripted episodes.
         image_codec: of the store's images; see :mod:`flowpolicy.data.image_codecs`.
 
     Returns:

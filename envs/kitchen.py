@@ -29,7 +29,7 @@ def positions_from_recorded(observation: np.ndarray) -> np.ndarray:
 
     gymnasium-robotics and Minari observe 59 numbers: robot positions (9) and velocities (9), object positions
     (21) and velocities (20). D4RL's files hold 60: robot and object positions (30) and the goal's (30).
-    Common to both are the positions, and those are what a policy here sees.
+    Both contain the positions, which are the observations of policies here.
 
     Raises:
         DataError: rows of another size.

@@ -16,7 +16,7 @@ SEEDS = 2**31
 
 
 class MetaWorld(gym.Env[Any, np.ndarray]):
-    """One task of Meta-World, or several that are played in turn.
+    """One task of Meta-World, or several in turn.
 
     An observation is a float32 vector ``(39,)``: hand position (m), opening of the gripper, positions and
     orientations of up to two objects, all of this as it was a step earlier, and the goal's position.
@@ -25,7 +25,7 @@ class MetaWorld(gym.Env[Any, np.ndarray]):
     An action ``(4,)`` in [-1, 1] moves the hand by up to 1 cm a coordinate, and closes (1) or opens (-1) the
     gripper.
 
-    Where objects and goal lie is drawn anew at each reset. ``reset(seed=s)`` decides it alone, and plays
+    The places of objects and goal are drawn at each reset. ``reset(seed=s)`` determines them, and starts
     ``tasks[s % len(tasks)]``; a reset without seed goes on to the next task. An episode ends with success.
 
     Args:
@@ -73,7 +73,7 @@ class MetaWorld(gym.Env[Any, np.ndarray]):
 
     @property
     def task(self) -> str:
-        """Name of the task that is played now."""
+        """Name of the current task."""
         return self.tasks[self._number]
 
     @property
@@ -114,7 +114,7 @@ class MetaWorld(gym.Env[Any, np.ndarray]):
 
     @property
     def _simulator(self) -> _Simulator:
-        if self.task not in self._simulators:  # a simulator takes a moment and memory: only for tasks played
+        if self.task not in self._simulators:  # a simulator takes a moment and memory: only for tasks in use
             self._simulators[self.task] = _Simulator(self.task, self._view)
         return self._simulators[self.task]
 

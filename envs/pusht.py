@@ -156,7 +156,7 @@ class PushTKeypoints(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 class PushTImages(gym.ObservationWrapper[dict[str, np.ndarray], np.ndarray, np.ndarray]):
-    """The same task seen by a camera: ``image`` ``(96, 96, 3)`` uint8 and ``agent_position`` ``(2,)`` px."""
+    """The same task from camera images: ``image`` ``(96, 96, 3)`` uint8, ``agent_position`` ``(2,)`` px."""
 
     def __init__(self, env: PushTKeypoints) -> None:
         super().__init__(env)

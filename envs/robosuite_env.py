@@ -126,7 +126,7 @@ class RobosuiteTask(gym.Env[dict[str, np.ndarray], np.ndarray]):
         return self._observation(raw), reward, success, False, {"success": success}
 
     def observe(self) -> dict[str, np.ndarray]:
-        """What is seen in the simulator's present state."""
+        """The observation in the simulator's present state."""
         return self._observation(self._robomimic.get_observation())
 
     def set_states(self, states: np.ndarray) -> None:
@@ -161,7 +161,7 @@ class RobosuiteTask(gym.Env[dict[str, np.ndarray], np.ndarray]):
 
     @property
     def hand(self) -> Pose:
-        """The first arm's hand, as its controller sees it."""
+        """The first arm's hand, in the frame of its controller."""
         controller = self._controller
         return Pose(np.array(controller.ref_pos), np.array(controller.ref_ori_mat))
 
@@ -241,7 +241,7 @@ def _make(
             **settings,
         )
     except (AssertionError, KeyError, TypeError, ValueError) as error:
-        raise TaskError(f"robosuite cannot make '{name}' ({error}); mend env_args.") from error
+        raise TaskError(f"robosuite cannot make '{name}' ({error}); fix env_args.") from error
     if is_drawn:
         _without_shadows(env.env)
     return env, absolute

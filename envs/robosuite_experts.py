@@ -1,6 +1,6 @@
 """Scripted experts of robosuite's Lift, PickPlaceCan and NutAssemblySquare.
 
-Each looks where the objects are and plays a list of stages. What an episode chooses at random (a way among
+Each executes stages computed from the objects' poses. What an episode chooses at random (a way among
 several, heights, the speed) comes from its seed, so that the demonstrations have several modes.
 """
 
@@ -206,7 +206,7 @@ def _turns(hand: float, handle: float, nut: float) -> tuple[float, float]:
 
 
 def _wrist(arm: Any, rng: np.random.Generator) -> tuple[str, Pose]:
-    """One of two ways to hold a thing that is alike from all sides."""
+    """One of two grasps of a rotationally symmetric object."""
     way = str(rng.choice(["straight", "turned"]))
     return way, arm.hand.turned(_QUARTER if way == "turned" else 0.0)
 

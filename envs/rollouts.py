@@ -20,14 +20,14 @@ class Episode:
     """One whole episode.
 
     Attributes:
-        observation: key -> ``(steps, *shape)``, what was seen before each action: float32, or uint8 of an
+        observation: key -> ``(steps, *shape)``, the observation before each action: float32, or uint8 of an
             image. An environment without keys has the one key ``observation``.
         action: ``(steps, A)`` float32, as the environment received it.
         reward: ``(steps,)`` float32.
         terminated: ends in a terminal state; otherwise the time limit ended it.
         total: undiscounted return, summed in double precision.
         success: whether the environment called it one at any step; None where it never says.
-        task: what the environment says it plays, where it plays several tasks; empty elsewhere.
+        task: the task's name from the environment, if it has several tasks; empty otherwise.
     """
 
     observation: dict[str, np.ndarray]
@@ -44,7 +44,7 @@ class Episode:
 
 @dataclass
 class EpisodeRecorder:
-    """An episode in the making: what was seen and done at each step."""
+    """Collects the steps of an episode."""
 
     observation: dict[str, list[np.ndarray]] = field(default_factory=dict)
     action: list[np.ndarray] = field(default_factory=list)
@@ -52,13 +52,13 @@ class EpisodeRecorder:
     success: bool | None = None
     task: str = ""
 
-    def see(self, observation: Mapping[str, np.ndarray]) -> None:
-        """What is seen before an action; copied, since a simulator may write into what it gave."""
+    def observe(self, observation: Mapping[str, np.ndarray]) -> None:
+        """Add the observation before an action; copied, since a simulator may reuse its arrays."""
         for key, value in observation.items():
             self.observation.setdefault(key, []).append(np.array(value))
 
     def act(self, action: np.ndarray, reward: float, info: Mapping[str, Any]) -> None:
-        """What was done about it, and what came of that."""
+        """Add the action at that observation, and its outcome."""
         self.action.append(action)
         self.reward.append(float(reward))
         if "success" in info:
@@ -98,7 +98,7 @@ def run_episodes(
     while alive:
         batch = np.stack([observations[i]["observation"] for i in alive])
         for action, i in zip(actor.act(batch, rng, deterministic=deterministic), alive, strict=True):
-            recorders[i].see(observations[i])
+            recorders[i].observe(observations[i])
             observations[i], reward, terminated, truncated, info = envs[i].step(action)
             recorders[i].act(action, float(reward), info)
             if terminated or truncated:

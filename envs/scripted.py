@@ -1,7 +1,7 @@
 """Scripted experts: controllers that solve a task by rule, rolled out into demonstrations.
 
 A scripted expert is a class with :meth:`~ScriptedExpert.reset` and :meth:`~ScriptedExpert.act`; a task names
-it in its YAML file under ``scripted``. An episode depends on its seed alone, whichever process plays it.
+it in its YAML file under ``scripted``. An episode depends on its seed alone, whichever process runs it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _ATTEMPTS_PER_EPISODE = 10
 
 
 class ScriptedExpert(Protocol):
-    """A scripted controller of one task; made anew in every process, with the settings of ``scripted``."""
+    """A scripted controller of one task; created in every process, with the settings of ``scripted``."""
 
     def reset(self, env: gym.Env[Any, Any], rng: np.random.Generator) -> str:
         """Start an episode in ``env``, which was just reset; returns the name of the way chosen to solve it.
@@ -47,7 +47,7 @@ class ScriptedConfig(Settings, prefix="scripted"):
     Attributes:
         expert: ``module:Class`` of a :class:`ScriptedExpert`.
         settings: keyword arguments of the class.
-        episodes: successful episodes to collect, of each task where the environment plays several in turn.
+        episodes: successful episodes to collect, of each task where the environment has several.
         noise: standard deviation of a disturbance of the executed actions, as a share of half the action
             range. The store keeps the action that was intended: so the data show how to recover, and do not
             show the disturbance (Laskey et al. 2017, DART).
@@ -69,7 +69,7 @@ class ScriptedConfig(Settings, prefix="scripted"):
             made = getattr(importlib.import_module(module), name)(**self.settings)
         except (AttributeError, TypeError, ModuleNotFoundError) as error:
             raise ConfigError(
-                f"The scripted expert {self.expert} cannot be made ({error}); mend env.scripted."
+                f"The scripted expert {self.expert} cannot be made ({error}); fix env.scripted."
             ) from error
         result: ScriptedExpert = made
         return result
@@ -77,7 +77,7 @@ class ScriptedConfig(Settings, prefix="scripted"):
 
 @dataclass(frozen=True)
 class Attempt:
-    """An episode that was played: its seed, the way that was chosen, and how it went."""
+    """An episode that was run: its seed, the mode that was drawn, and its outcome."""
 
     seed: int
     way: str
@@ -99,7 +99,7 @@ def play(env: gym.Env[Any, Any], expert: ScriptedExpert, seed: int, noise: float
         if noise > 0:
             executed = intended + spread * rng.standard_normal(intended.shape)
             executed = np.clip(executed, space.low, space.high).astype(np.float32)
-        recorder.see(observation)
+        recorder.observe(observation)
         observation, reward, terminated, truncated, info = env.step(executed)
         recorder.act(intended, float(reward), info)
         if terminated or truncated:
@@ -115,17 +115,17 @@ def collect_scripted(
 ) -> tuple[list[Attempt], int]:
     """Play episodes from ``seed``, ``seed + 1``, ... until enough have succeeded.
 
-    An environment that plays several tasks in turn, one seed after the other, lists their names in its
+    An environment that cycles through several tasks, by seed, lists their names in its
     attribute ``tasks``; as many episodes of each are kept, and what one has beyond that is left out.
 
     Args:
         make: makes the environment; with several workers it must be picklable.
-        config: who demonstrates, and how many episodes.
+        config: the expert and the number of episodes.
         seed: of the first episode.
-        workers: processes that play side by side; the result does not depend on their number.
+        workers: processes that run episodes in parallel; the result does not depend on their number.
 
     Returns:
-        The successful attempts in the order of their seeds, and how many were played up to the last of them.
+        The successful attempts in the order of their seeds, and the number of episodes run up to the last.
 
     Raises:
         DataError: far too few succeed, or the environment never says whether one did.
@@ -153,12 +153,12 @@ def collect_scripted(
                 break
     raise DataError(
         f"Only {len(kept)} of {limit} scripted episodes succeeded, and {wanted} are wanted"
-        f"{_lacking(counts, config.episodes)}; mend the expert, or lower scripted.noise."
+        f"{_lacking(counts, config.episodes)}; fix the expert, or lower scripted.noise."
     )
 
 
 def _tasks(make: Callable[[], gym.Env[Any, Any]]) -> tuple[str, ...]:
-    """Names of the tasks that the environment plays in turn; one without a name where it has no such list."""
+    """Names of the tasks that the environment cycles through; one empty name if it has no such list."""
     env = make()
     try:
         return tuple(getattr(env.unwrapped, "tasks", ())) or ("",)

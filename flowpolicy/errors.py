@@ -1,4 +1,4 @@
-"""The errors a user can cause. Each carries one sentence: what is wrong, where, and how to mend it."""
+"""The errors a user can cause. Each carries one sentence: what is wrong, where, and how to fix it."""
 
 from __future__ import annotations
 

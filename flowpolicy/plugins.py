@@ -1,4 +1,4 @@
-"""What users add: registries of named parts, and the modules of theirs that register more.
+"""User extensions: registries of named parts, and user modules that register more.
 
 A plugin is any module that can be imported from the working directory, such as ``mean_flow.py``::
 

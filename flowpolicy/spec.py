@@ -1,5 +1,5 @@
-"""What a policy sees and does: the one description that environments, robots, stores and servers are checked
-against."""
+"""The observations and actions of a policy: the one description against which environments, robots, stores
+and servers are checked."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class PolicySpec:
         features: observation key -> kind and shape of one step.
         obs_horizon: observation steps given to the policy, T_o.
         action_horizon: chunk length, T.
-        execute_horizon: actions executed before replanning, T_e.
+        execute_horizon: actions executed per chunk, T_e.
         action_dim: A.
         name: of its objective.
         task: settings of the task it was trained for; empty where unknown.

@@ -1,4 +1,4 @@
-"""Bring other projects' demonstrations into a store: python scripts/import_demos.py source=FILE out=PATH."""
+"""Import other projects' demonstrations into a store: python scripts/import_demos.py source=FILE out=PATH."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Look at demonstrations before training on them: python scripts/inspect_demos.py path=STORE."""
+"""Inspect demonstrations before training on them: python scripts/inspect_demos.py path=STORE."""
 
 from __future__ import annotations
 

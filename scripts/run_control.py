@@ -1,4 +1,4 @@
-"""Drive a robot in real time: python scripts/run_control.py checkpoint=PATH robot=mujoco env=hopper."""
+"""Control a robot in real time: python scripts/run_control.py checkpoint=PATH robot=mujoco env=hopper."""
 
 from __future__ import annotations
 

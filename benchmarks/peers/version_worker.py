@@ -111,8 +111,8 @@ def chunks(settings: Mapping[str, Any]) -> None:
     for name, (folder, asked_of) in settings["checkpoints"].items():
         asked = Question.of_checkpoint(Path(asked_of))
         eager = sampler(folder, {"batch_size": ROWS, "backend": "eager"})
-        for way, planner in (("act", FlowPolicy.load(folder)), ("sampler", eager)):
-            found[f"{name}, {way}"] = planner.act(asked.observations, noise=asked.noise).numpy()
+        for way, sampled in (("act", FlowPolicy.load(folder)), ("sampler", eager)):
+            found[f"{name}, {way}"] = sampled.act(asked.observations, noise=asked.noise).numpy()
     np.savez(settings["out"], **found)
 
 
@@ -127,10 +127,10 @@ def latency(settings: Mapping[str, Any]) -> None:
     """A chunk for one observation."""
     from questions import Question
 
-    planner = sampler(settings["checkpoint"], {"batch_size": 1, "backend": settings["backend"]})
+    built = sampler(settings["checkpoint"], {"batch_size": 1, "backend": settings["backend"]})
     asked = Question.of_checkpoint(Path(settings["checkpoint"]))
     observations, noise = {key: value[:1] for key, value in asked.observations.items()}, asked.noise[:1]
-    answer(lambda: planner.act(observations, noise=noise))
+    answer(lambda: built.act(observations, noise=noise))
 
 
 class QuickClock:

@@ -1,4 +1,4 @@
-"""How long samplers take: percentiles over many calls, beside their error and the least time possible."""
+"""Latency of samplers: percentiles over many calls, with their error and a lower bound."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class LatencyConfig(Settings):
         calls: timed calls of each sampler, after the warm-up.
         warm_up: calls before.
         round_calls: calls of one sampler before the next one has its turn.
-        batch_size: observations planned for at once.
+        batch_size: observations per call.
         observations: recorded ones that the calls go through.
         seed: environment seed of the episodes they come from, and of the noises.
         device: of the policy; ``auto`` takes a GPU where there is one.

@@ -1,4 +1,4 @@
-"""Observations that a policy meets in its task, for calibrating schedules and for timing samplers."""
+"""Observations from a policy's rollouts in its task, for calibrating schedules and for timing samplers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flowpolicy.policy import FlowPolicy
 from flowpolicy.settings import require
 
 CALIBRATION_SEED = 5_000_000
-"""First environment seed of calibration episodes; evaluation, practice and demonstrations use lower ones."""
+"""First environment seed of calibration episodes; all other uses have lower ones."""
 
 
 class _Listening:
@@ -43,10 +43,10 @@ def observations_of(
     seed: int = CALIBRATION_SEED,
     num_steps: int | None = None,
 ) -> dict[str, Tensor]:
-    """``count`` observations drawn evenly from those at which the policy plans in episodes of its task.
+    """``count`` observations, evenly spaced among those at which the policy samples a chunk in its task.
 
     Args:
-        policy: who acts.
+        policy: that acts in the episodes.
         task: where.
         count: N.
         episodes: how many episodes they come from.

@@ -1,1 +1,1 @@
-"""Deployment: a policy in a real-time control loop, with safety, telemetry, a server and a planner."""
+"""Deployment: a policy in a real-time control loop, with a safety gate and telemetry."""

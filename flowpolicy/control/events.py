@@ -1,4 +1,4 @@
-"""Everything out of the ordinary that happens in a control loop: counted always, described a few times."""
+"""Abnormal events of a control loop: all are counted, the first of each kind are described."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Event(IntEnum):
     OBSERVATION_MISSING = 2, "The robot gave no observation, or one without a key that the policy needs."
     OBSERVATION_INVALID = 3, "An observation of a wrong shape or type, with NaN, or without a usable time."
     OBSERVATION_STALE = 4, "The newest observation is older than allowed."
-    INFERENCE_LATE = 5, "No new chunk within the planned delay: the previous one went on."
+    INFERENCE_LATE = 5, "No new chunk within max_delay: the previous one went on."
     INFERENCE_ERROR = 6, "The policy raised an exception."
     INFERENCE_HANG = 7, "The policy gave no answer in time; its worker was replaced."
     INFERENCE_DIED = 8, "The worker's process ended; it was replaced."
-    ACTION_INVALID = 9, "A planned chunk or a command of a wrong shape, or with NaN or infinity."
+    ACTION_INVALID = 9, "A sampled chunk or a command with a wrong shape, NaN or infinity."
     FAST_SAMPLER = 10, "The faster sampler's chunk was used."
     SAFE_ACTION = 11, "The robot was sent its safe action."
     LIMIT_BOUNDS = 12, "A command was held within the action bounds."

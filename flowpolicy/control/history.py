@@ -31,7 +31,7 @@ class ObservationHistory:
         self._buffer = HistoryBuffer(fields_of(features), 1, obs_horizon)
         self._episode: Any = None
         self.measured = float("-inf")
-        self.is_empty = True  # nothing with a time was seen yet
+        self.is_empty = True  # no observation with a time yet
 
     def add(self, observation: Any, tick: int, now: float) -> bool:
         """Take an observation; True where it begins another episode.

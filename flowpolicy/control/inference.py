@@ -1,8 +1,8 @@
-"""Inference beside the loop: requests go to a worker and chunks come back, whatever becomes of the worker.
+"""Inference beside the loop: requests go to a worker and chunks come back, even if samplers fail.
 
-A :class:`Pipeline` is what the loop asks; it counts every way in which a request can fail.
-A :class:`SparedWorker` is a planner at work with spares that stand by for it, each in a thread or process of
-its own (:mod:`flowpolicy.control.planner_hosts`).
+The loop sends its requests to a :class:`Pipeline`, which counts every kind of failure.
+A :class:`SparedWorker` runs one sampler and keeps spares ready, each in a thread or process of its own
+(:mod:`flowpolicy.control.inference_hosts`).
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.control.events import Event, EventLog
-from flowpolicy.control.planner_hosts import (
+from flowpolicy.control.inference_hosts import (
     Answer,
     Build,
     Host,
-    Planner,
-    PlannerProcess,
-    PlannerThread,
+    Inference,
+    InferenceProcess,
+    InferenceThread,
     Request,
 )
 from flowpolicy.control.system import Clock
@@ -37,8 +37,8 @@ from flowpolicy.settings import choose, require
 
 __all__ = [
     "Answer",
+    "Inference",
     "Pipeline",
-    "Planner",
     "Request",
     "SparedWorker",
     "Worker",
@@ -49,17 +49,17 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 SPARES = 2
-"""Planners that wait beside the one at work: the loss of one, and of the next soon after, is survived."""
+"""Samplers kept ready beside the active one: enough to lose one, and soon after its successor."""
 RETRY_S = 0.5
-"""Pause after a planner could not be built: one that never can be is not built without end."""
+"""Pause after a failed build, so that a build that always fails is not repeated continuously."""
 WATCH_S = 0.5
-"""How often it is looked whether the spares still live."""
+"""Interval at which the spares are checked."""
 CLOSE_S = 10.0
-"""Most seconds that closing waits for a planner that is being built."""
+"""Longest wait of ``close`` for a sampler that is being built."""
 
 
 class Worker(Protocol):
-    """One planner at work beside the loop; it takes one request at a time."""
+    """Inference beside the loop, one request at a time."""
 
     def submit(self, request: Request) -> None:
         """Hand over a request; one answer follows, unless the worker is replaced first."""
@@ -72,30 +72,30 @@ class Worker(Protocol):
         """
 
     def ready(self, timeout: float = 0.0) -> bool:
-        """Whether a planner is built, waiting at most ``timeout`` seconds for it, and for its spares.
+        """Whether a sampler is built, waiting at most ``timeout`` seconds for it, and for its spares.
 
         Raises:
             WorkerDiedError: it cannot be built.
         """
 
     def restart(self) -> None:
-        """Give up the planner and whatever it has under way, and go on with a spare, without waiting."""
+        """Drop the active sampler with its request and switch to a spare, without waiting."""
 
     def close(self) -> None:
         """End it; a second call does nothing."""
 
 
 class SparedWorker:
-    """A planner at work, and others, built already, of which one takes its place at once where it fails.
+    """An active sampler, and spares, already built, one of which replaces it at once if it fails.
 
-    A thread of its own builds planners and ends those that failed, so that nobody who calls the worker waits
-    for either. The first planner may say how the next ones are built sooner (``planner.again``). A spare that
-    ends while it waits is replaced too.
+    A separate thread builds samplers and ends those that failed, so that no caller of the worker waits for
+    either. The first sampler may offer a faster way to build the next ones (``Inference.again``). A spare
+    that ends before it is used is replaced too.
 
     Args:
-        host: starts a planner in a place of its own.
-        build: makes the planner there.
-        spares: how many are kept; without any, a planner that fails is built anew while the loop goes on.
+        host: starts a thread or process for a sampler.
+        build: builds the sampler there.
+        spares: how many are kept; with none, a sampler that fails is rebuilt while the loop goes on.
     """
 
     def __init__(self, host: Callable[[Build], Host], build: Build, spares: int = SPARES) -> None:
@@ -115,9 +115,9 @@ class SparedWorker:
 
     @property
     def pid(self) -> int:
-        """Number of the process that the planner at work is in."""
+        """Process ID of the active sampler."""
         if self._current is None:
-            raise WorkerDiedError("No planner is at work.")
+            raise WorkerDiedError("No sampler is running.")
         return self._current.pid
 
     @property
@@ -174,7 +174,7 @@ class SparedWorker:
                 host.end()
 
     def _take(self) -> bool:
-        """Put a stored planner to work where none is; whether one is at work."""
+        """Activate a spare if no sampler is active; whether one is active then."""
         if self._current is None:
             if self._stored:
                 self._current = self._stored.popleft()
@@ -206,7 +206,7 @@ class SparedWorker:
                 time.sleep(RETRY_S)
 
     def _build_one(self) -> bool:
-        """Build a planner and store it; False where that failed."""
+        """Build a sampler and store it; False if that failed."""
         host, error = None, ""
         try:
             host = self._host(self._build)
@@ -214,7 +214,7 @@ class SparedWorker:
                 self._end_retired()
         except WorkerDiedError as died:
             error = str(died)
-        # The place could not be had: no process, or nothing that can be sent to one.
+        # The host could not be started: no process, or a ``build`` that cannot be pickled.
         except Exception as raised:
             error = f"{type(raised).__name__}: {raised}"
         if host is not None and (error or self._closed):
@@ -232,11 +232,11 @@ class SparedWorker:
         return not error
 
 
-HOSTS: dict[str, Callable[[Build], Host]] = {"thread": PlannerThread, "process": PlannerProcess}
+HOSTS: dict[str, Callable[[Build], Host]] = {"thread": InferenceThread, "process": InferenceProcess}
 
 
 def build_worker(kind: str, build: Build, spares: int = SPARES) -> SparedWorker:
-    """A planner and its spares in a ``process`` or a ``thread`` each.
+    """A sampler and its spares in a ``process`` or a ``thread`` each.
 
     A process can be killed and shares nothing with the loop but the cores; ``build`` is pickled for it.
     Nothing is copied for a thread, which shares the interpreter with the loop; one that hangs cannot be ended
@@ -246,10 +246,10 @@ def build_worker(kind: str, build: Build, spares: int = SPARES) -> SparedWorker:
 
 
 class Pipeline:
-    """One worker as the loop sees it: at most one request under way, and another planner where one is lost.
+    """The loop's access to its worker: at most one request under way, and a new sampler if one is lost.
 
     Args:
-        worker: who plans.
+        worker: samples the chunks.
         shape: of a chunk, (T, A).
         events: where failures are counted.
         hang_timeout: seconds after which a request counts as lost.
@@ -296,17 +296,17 @@ class Pipeline:
         self.worker.submit(Request(step, observation, prefix))
 
     def forget(self) -> None:
-        """The answer under way is no longer wanted: it was asked for in another episode."""
+        """Discard the answer under way: its request belongs to an earlier episode."""
         self._forgotten = self._asked_at is not None
 
     def clock_stepped(self, seconds: float) -> None:
-        """The clock was set: a request under way is not older for it."""
+        """Shift the time of the request under way after the clock was set."""
         if self._asked_at is not None:
             self._asked_at += seconds
 
     def take(self, tick: int, wait: float) -> tuple[NDArray[np.float32], int, float] | None:
-        """A finished chunk ``(T, A)``, the step it was asked at and its planning seconds; None where there is
-        none yet, or where the request failed."""
+        """A finished chunk ``(T, A)``, the step of its request and its inference seconds; None if there is
+        none yet, or if the request failed."""
         self.failed = False
         if self._replacing:
             self._see_replacement(tick)
@@ -337,7 +337,7 @@ class Pipeline:
         return None
 
     def _replace(self, event: Event, tick: int, detail: str) -> None:
-        """The planner at work is lost, and with it the request under way."""
+        """Replace the active sampler; its request is lost."""
         self.events.add(event, tick, detail)
         self._asked_at, self._forgotten, self.failed = None, False, True
         self.worker.restart()

@@ -1,4 +1,4 @@
-"""Commands held within a jerk limit without building up speed that cannot be taken away again."""
+"""A jerk limit on commands that never builds up a velocity it could not brake in time."""
 
 from __future__ import annotations
 

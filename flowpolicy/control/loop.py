@@ -63,24 +63,24 @@ class Status:
 
 
 class ControlLoop:
-    """Drives a robot with a policy that computes beside it.
+    """Controls a robot with a policy whose inference runs beside the loop.
 
     Each tick: observe; take what inference has finished; choose this tick's action among the chunks; send it
     through the safety gate; ask for the next chunk where it is due; write a row of telemetry. Ticks begin at
     absolute times, so that lateness does not add up; those that did not happen are counted.
 
     Chunks advance by executed actions (``status.steps``), not by ticks: whatever kept the robot from taking a
-    valid command, the next one is the next action. While it holds, a new chunk is asked for every T_e ticks,
-    and at once when observations are fresh again or ticks were missed, so that a plan does not grow old in
-    a pause; until it has come the old one goes on.
+    valid command, the next command is the next action. While the robot holds, a new chunk is requested every
+    T_e ticks, and at once when observations are fresh again or ticks were missed, so that no chunk becomes
+    outdated in a pause; until the new chunk arrives, the old one goes on.
 
     Where no chunk covers a step the faster sampler's chunk is used, if there is one, and otherwise the
     robot's safe action. Too many of those in a row stop the robot.
 
     Args:
-        robot: what is driven; it is not closed.
+        robot: is controlled, not closed.
         policy: gives the horizons and observation shapes.
-        worker: plans chunks.
+        worker: samples chunks.
         config: settings.
         fast: a worker of a faster sampler of the same policy, or None.
         dead_man: called at every tick; False sends the safe action.
@@ -153,7 +153,7 @@ class ControlLoop:
             sentence.
 
         Raises:
-            FlowPolicyError: the policy was not ready in time, or another loop drives the robot.
+            FlowPolicyError: the policy was not ready in time, or another loop controls the robot.
         """
         for pipeline in self._pipelines:
             pipeline.wait_until_ready(self.config.start_timeout_s)
@@ -295,7 +295,7 @@ class ControlLoop:
                 pipeline.forget()
 
     def _collect(self, tick: int, fresh: bool) -> tuple[int, float]:
-        """Take a finished chunk and ask for the next; its delay in steps (-1: none) and planning seconds."""
+        """Take a finished chunk and ask for the next; its delay in steps (-1: none) and inference seconds."""
         found = self._take(tick, 0.0)
         step = self.status.steps
         used = tick - self._asked_tick if self._holds else step - self._asked_step
@@ -342,7 +342,7 @@ class ControlLoop:
         return None, SAFE, -1, -1
 
     def _ask_fast(self, tick: int, fresh: bool) -> None:
-        """Have the faster sampler plan ahead where the main one may leave a gap."""
+        """Request a chunk from the faster sampler where the main one may leave a gap."""
         if self._fast is None:
             return
         step = self.status.steps

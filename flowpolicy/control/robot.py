@@ -1,4 +1,4 @@
-"""What a robot is to the control loop: something that is observed and acts, at its own rate."""
+"""The robot interface of the control loop: observe, act, and a description with the rate."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class RobotSpec(Settings, prefix="robot"):
             (position control), ``zero`` is no torque or no velocity; or a command ``(A,)``.
         origin: time of ``time.monotonic()`` of one of its own control steps, where it has a clock of its
             own; the loop then ticks half a period after them. None: the loop sets the clock.
-        device: name of its hardware on this machine, such as ``/dev/ttyUSB0``: no two programs drive the same
-            one. Empty: only the same object is refused.
+        device: name of its hardware on this machine, such as ``/dev/ttyUSB0``; two programs never share
+            it. Empty: only the same object is refused.
         heartbeat_s: without a command after which it takes its safe action by itself; None where it does not.
         rotations: which dimensions of a command are absolute rotations, for ensembling.
     """

@@ -1,4 +1,4 @@
-"""A control run from a checkpoint to a report: build robot and samplers, drive, write what happened."""
+"""A control run from a checkpoint to a report: build robot and samplers, run the loop, write the results."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from flowpolicy.acceleration.deployed import DeployedSampler
 from flowpolicy.control.config import ControlConfig
 from flowpolicy.control.inference import SPARES, build_worker
 from flowpolicy.control.loop import ControlLoop
-from flowpolicy.control.planners import PlannerBuilder
+from flowpolicy.control.policy_inference import InferenceBuilder
 from flowpolicy.control.report import write_report
 from flowpolicy.control.robot import Robot
 from flowpolicy.control.robots.choosing import RobotConfig, build_robot
@@ -43,11 +43,11 @@ class RunConfig(DeployConfig):
     """Settings of `scripts/run_control.py`: the sampler's, and these.
 
     Attributes:
-        robot: what it drives.
+        robot: that it controls.
         control: settings of the loop; a plan's T_e takes the place of an ``execute_horizon`` of None.
         fast_steps: K of the faster sampler that fills gaps; None has none, or the plan's.
-        inference: ``process`` or ``thread``, where chunks are planned.
-        spares: planners built and waiting, of which one takes over where the one at work fails; each takes
+        inference: ``process`` or ``thread``, where chunks are sampled.
+        spares: samplers kept ready to replace the active one if it fails; each takes
             the memory of one more policy.
         duration_s: of the run.
         seed: of the noises.
@@ -73,7 +73,7 @@ class RunConfig(DeployConfig):
             plain = self.plan is None and self.schedule is None and self.dtype == "float32"
             if not plain or self.backend not in ("auto", "eager"):
                 raise ConfigError(
-                    "control.fusion=rtc plans its chunks in eager PyTorch; leave out plan=, schedule=, "
+                    "control.fusion=rtc samples its chunks in eager PyTorch; leave out plan=, schedule=, "
                     "dtype= and backend=, and name num_steps= where the policy's own is not wanted."
                 )
             guidance = build_guidance(self.guidance)
@@ -134,14 +134,14 @@ class ControlRun:
         found = self.statistics
         if not found["ticks"]:
             return f"No tick was run: {self.stopped}."
-        jitter, planning, events = found["jitter_ms"], found["inference_ms"], found["events"]
+        jitter, inference, events = found["jitter_ms"], found["inference_ms"], found["events"]
         lines = [
             f"{found['seconds']:.1f} s at {self.rate_hz:g} Hz, ended: {self.stopped}",
             "",
             "| | p50 | p99 | p99.9 | max |",
             "| --- | --- | --- | --- | --- |",
         ]
-        for label, values in (("tick after deadline, ms", jitter), ("planning a chunk, ms", planning)):
+        for label, values in (("tick after deadline, ms", jitter), ("sampling a chunk, ms", inference)):
             if values is not None:
                 cells = " | ".join(f"{values[name]:.3f}" for name in ("p50", "p99", "p99_9", "max"))
                 lines.append(f"| {label} | {cells} |")
@@ -170,10 +170,10 @@ def run_control(
     dead_man: Callable[[], bool] | None = None,
     robot: Robot | None = None,
 ) -> ControlRun:
-    """Drive a robot for a while and write telemetry, events, a report, a video and ``summary.json``.
+    """Control a robot for a while and write telemetry, events, a report, a video and ``summary.json``.
 
-    A signal that ends programs (SIGINT, SIGTERM, SIGHUP, SIGQUIT) ends the drive and nothing else: everything
-    is closed and written. Before the drive it ends the program, with what was opened closed.
+    A signal that ends programs (SIGINT, SIGTERM, SIGHUP, SIGQUIT) ends only the loop; everything is then
+    closed and written. Before the loop has started it ends the program, after closing what was opened.
 
     Args:
         config: the settings.
@@ -181,7 +181,7 @@ def run_control(
         command: that made the run, for the summary.
         env: the task, where it is not the checkpoint's.
         dead_man: called at every tick; False sends the safe action.
-        robot: is driven in place of ``config.robot``, and closed at the end.
+        robot: is controlled in place of ``config.robot``, and closed at the end.
 
     Raises:
         FlowPolicyError: a setting, the checkpoint, the plan, the robot or the backend is not usable.
@@ -207,14 +207,14 @@ def run_control(
         robot.spec.check(policy)
         fast = None
         if faster is not None:
-            fast = build_worker(config.inference, PlannerBuilder(faster, config.seed + 1), spares=0)
+            fast = build_worker(config.inference, InferenceBuilder(faster, config.seed + 1), spares=0)
             opened.callback(fast.close)
-        build = PlannerBuilder(settings, config.seed)
+        build = InferenceBuilder(settings, config.seed)
         worker = build_worker(config.inference, build, config.spares)
         opened.callback(worker.close)
         task = str((env or policy.spec.task).get("name") or robot.spec.name)
         loop = ControlLoop(robot, policy, worker, control, fast=fast, dead_man=dead_man)
-        log.info("Driving %s at %g Hz; Ctrl-C stops it.", robot.spec.name, 1 / loop.period)
+        log.info("Controlling %s at %g Hz; Ctrl-C stops it.", robot.spec.name, 1 / loop.period)
         if loop.max_delay < (1 if plan is None else plan.delay_ticks):
             log.info(
                 "A chunk of %d leaves room for a delay of %d actions: one that comes later leaves a gap, "

@@ -1,4 +1,4 @@
-"""What the telemetry of a run says in numbers."""
+"""Summary statistics of a run's telemetry."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def run_statistics(columns: Columns, period: float) -> dict[str, Any]:
         minus its first; ``observation_age_ms`` and ``inference_ms`` likewise; ``delays``, actions executed
         while a chunk was under way to the number of such chunks; ``sources``, shares by where actions came
         from; ``seam`` and ``inside``, the mean change of the command at a change of chunk and elsewhere,
-        ``seam_p95`` and ``inside_p95`` likewise, in root mean square of the action ranges seen.
+        ``seam_p95`` and ``inside_p95`` likewise, in root mean square of the observed action ranges.
     """
     count = len(columns["tick"])
     if count == 0:
@@ -75,8 +75,8 @@ def changes_of(columns: Columns) -> tuple[NDArray[np.float64], NDArray[np.bool_]
         return np.zeros(0), np.zeros(0, dtype=bool)
     width = np.ptp(actions[known], axis=0)
     size = np.sqrt(((np.diff(actions, axis=0) / np.where(width > 0, width, 1.0)) ** 2).mean(axis=1))
-    planned = columns["source"] != "safe"
-    kept = (np.diff(columns["tick"]) == 1) & np.isfinite(size) & planned[1:] & planned[:-1]
+    sampled = columns["source"] != "safe"
+    kept = (np.diff(columns["tick"]) == 1) & np.isfinite(size) & sampled[1:] & sampled[:-1]
     return size[kept], np.diff(columns["chunk"])[kept] != 0
 
 

@@ -134,12 +134,12 @@ def exclusive(robot: Robot) -> Iterator[None]:
     the system lets go of it when the process ends, however it ends.
 
     Raises:
-        TaskError: another loop drives it.
+        TaskError: another loop controls it.
     """
     name, device = robot.spec.name, robot.spec.device
     with _guard:
         if id(robot) in _driven:
-            raise TaskError(f"{name} is driven by another control loop already; end that one first.")
+            raise TaskError(f"{name} is controlled by another loop already; end that one first.")
         _driven.add(id(robot))
     descriptor = None
     try:
@@ -165,7 +165,7 @@ def _locked(name: str, device: str) -> int:
     except OSError as error:
         os.close(descriptor)
         raise TaskError(
-            f"{name} at {device} is driven by another program already; end that one first."
+            f"{name} at {device} is controlled by another program already; end that one first."
         ) from error
     return descriptor
 
@@ -182,13 +182,13 @@ def _lock(descriptor: int) -> None:
 
 
 class DriverWatch:
-    """Knows which call of the robot the loop's thread is in, and speaks when it stays there.
+    """Watches the loop's calls of the robot, and reports one that does not return.
 
     Args:
         timeout_s: after which a call counts as hanging.
         on_hang: called from the watchdog's thread with ``observe`` or ``act``, and whether it is the first
             time for this call; again every quarter of the timeout.
-        wants_out: whether the loop was told to end: a hanging call is then broken off by a signal to the main
+        wants_out: whether the loop is to end: a hanging call is then interrupted by a signal to the main
             thread, where the loop runs there; the signal's handler must raise.
     """
 

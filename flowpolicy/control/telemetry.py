@@ -1,4 +1,4 @@
-"""What happened at every tick, in a ring of rows allocated beforehand, and as a table on disk."""
+"""Telemetry of every tick, in a preallocated ring buffer, and as a table on disk."""
 
 from __future__ import annotations
 

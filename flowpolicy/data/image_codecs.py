@@ -36,7 +36,7 @@ def image_codec(name: str) -> Any | None:
     """A numcodecs codec for one image at a time; None for ``zstd``, which is every array's.
 
     ``zstd`` loses nothing and is smallest for drawn images; ``jpeg2000`` is lossy, and smallest for rendered
-    and filmed ones. Both open in Diffusion Policy.
+    and camera images. Both open in Diffusion Policy.
 
     Raises:
         DataError: imagecodecs is not installed.

@@ -1,4 +1,4 @@
-"""What is in a set of demonstrations: numbers for a table, also where the set is broken."""
+"""Statistics of a set of demonstrations for a table, also for a damaged set."""
 
 from __future__ import annotations
 

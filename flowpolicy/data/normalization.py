@@ -1,4 +1,4 @@
-"""Affine normalisation, saved with the policy, so that every public function speaks physical units."""
+"""Affine normalisation, saved with the policy, so that every public function uses physical units."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Normalizer(nn.Module):
     ``minmax`` maps the data's range to [-1, 1], ``quantile`` its 1% to 99% range, ``gaussian`` its mean
     to 0 and its standard deviation to 1. A constant dimension maps to 0 and back to its constant.
     Values outside the data's range are extrapolated up to ``clip`` (in normalised units) and held there:
-    a robot that leaves the demonstrated range is still seen, a broken sensor does not blow up the network.
+    a robot that leaves the demonstrated range is still represented, and a broken sensor stays bounded.
 
     Buffers: ``center`` and ``scale``, each of the data's shape for one step; they are all of its state.
     """

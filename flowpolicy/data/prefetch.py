@@ -1,4 +1,4 @@
-"""Work for later steps, done ahead by a thread."""
+"""Prefetching of later batches by a thread."""
 
 from __future__ import annotations
 

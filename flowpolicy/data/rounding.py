@@ -1,4 +1,4 @@
-"""What float32, in which a policy sees and acts, takes from wider numbers."""
+"""What rounding to float32, the type of a policy's inputs and outputs, takes from wider numbers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class RoundingCheck:
         self._error: Any = 0.0
 
     def rows(self, values: NDArray[Any]) -> None:
-        """See further rows ``(rows, ...)``."""
+        """Include further rows ``(rows, ...)``."""
         if values.size == 0 or not _is_wide(values.dtype):
             return
         wide = values.reshape(len(values), -1).astype(np.float64)
@@ -38,7 +38,7 @@ class RoundingCheck:
 
     @property
     def collapses(self) -> bool:
-        """Whether float32 cannot tell the numbers seen so far apart."""
+        """Whether float32 cannot distinguish the numbers so far."""
         with np.errstate(invalid="ignore"):
             spread = self._high - self._low
             lost = (self._error > SHARE * spread) & (self._error > NOISE) & (spread > 0)

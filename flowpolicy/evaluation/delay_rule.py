@@ -26,7 +26,7 @@ class DelayRule:
     """How often chunks are asked for, how late they come, and how they are put together.
 
     Attributes:
-        policy: that plans them.
+        policy: that samples them.
         strategy: one of :data:`STRATEGIES`.
         draw: gives the delay of a request.
         execute_horizon: T_e.

@@ -1,4 +1,4 @@
-"""Whole episodes in which the world goes on while a chunk is planned, in virtual time.
+"""Episodes in which the simulation continues during inference, in virtual time.
 
 The delay is given in environment steps and no clock is read: what a policy loses by its latency is found
 without the machine that has this latency.
@@ -36,7 +36,7 @@ class DelayedResult(Episodes):
 
     Attributes:
         smoothness: of the executed actions, at seams and inside chunks.
-        chunks: chunks planned.
+        chunks: chunks sampled.
         safe_ticks: environment steps in which the safe action was executed.
         nfe: network evaluations per chunk.
         simulation_seconds: wall time inside the environments.
@@ -83,7 +83,7 @@ def run_delayed(
     meanwhile, safe actions not counted: an episode's first chunk begins at its beginning. The next one is
     asked for when T_e actions were executed since the last request, or T_e steps have passed while there was
     none to execute, and the one under way has arrived. Meanwhile the previous chunk goes on, and where it has
-    ended the safe action is executed. ``synchronous`` is the robot that stands still while it plans: it
+    ended the safe action is executed. ``synchronous`` is the robot that stands still during inference: it
     executes the safe action until the chunk arrives, then T_e actions from the chunk's beginning.
 
     Episode i has the environment seed, and the noises x_0 in their order, of
@@ -213,12 +213,12 @@ class _Slot:
 
     def step(self, episode: _Episode) -> bool:
         """Execute the tick's action; True where the episode has ended."""
-        planned = episode.fusion.action(episode.step)
-        source = -1 if planned is None else episode.arrived - 1
+        fused = episode.fusion.action(episode.step)
+        source = -1 if fused is None else episode.arrived - 1
         episode.tick += 1
-        episode.holds = planned is None
-        episode.step += planned is not None
-        action = self._safe(episode) if planned is None else planned
+        episode.holds = fused is None
+        episode.step += fused is not None
+        action = self._safe(episode) if fused is None else fused
         if action is None:
             return False
         space = self.env.action_space
@@ -270,7 +270,7 @@ class _Run:
         running = [(slot, slot.episode) for slot in self.slots if slot.episode is not None]
         asking = [(slot, episode) for slot, episode in running if episode.is_due]
         if asking:
-            self._plan(asking)
+            self._sample(asking)
         started = time.perf_counter()
         for slot, episode in running:
             episode.receive()  # a chunk without delay
@@ -280,7 +280,7 @@ class _Run:
                 on_episode(1)
         self.simulation_seconds += time.perf_counter() - started
 
-    def _plan(self, asking: Sequence[tuple[_Slot, _Episode]]) -> None:
+    def _sample(self, asking: Sequence[tuple[_Slot, _Episode]]) -> None:
         """Plan a chunk for each, in one batch."""
         shape = (self.policy.spec.action_horizon, self.policy.spec.action_dim)
         noise = torch.stack([torch.randn(shape, generator=episode.noises) for _, episode in asking])
@@ -294,14 +294,14 @@ class _Run:
             options["prefix"] = _stacked(prefixes, shape)
         started = time.perf_counter()
         with torch.no_grad():
-            planned = self.policy.act(batch, **options).to("cpu", torch.float32).numpy()
+            sampled = self.policy.act(batch, **options).to("cpu", torch.float32).numpy()
         self.inference_seconds += time.perf_counter() - started
         self.chunks += len(asking)
-        if not np.isfinite(planned).all():
+        if not np.isfinite(sampled).all():
             raise FlowPolicyError(
                 "The policy answered with NaN or infinity; evaluate it without delay to find out why."
             )
-        for (_, episode), actions in zip(asking, planned, strict=True):
+        for (_, episode), actions in zip(asking, sampled, strict=True):
             episode.ask(actions)
 
 

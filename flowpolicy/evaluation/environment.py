@@ -62,7 +62,7 @@ class StandardEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):  # type: ignor
         return np.asarray(bounded, self._action_dtype)
 
     def step_bounded(self, action: NDArray[Any]) -> Any:
-        """:meth:`step` with an action of :meth:`bounded`: whoever has many bounds them at once."""
+        """:meth:`step` with an action of :meth:`bounded`: a caller with many actions bounds them at once."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         return self._read(observation), reward, terminated, truncated, info
 
@@ -110,6 +110,6 @@ def read_observation(
         if array.shape != batch + shape:
             raise TaskError(
                 f"The environment gave '{key}' of shape {array.shape[len(batch) :]} where its observation "
-                f"space says {shape}; mend the one or the other."
+                f"space says {shape}; fix the one or the other."
             )
     return found

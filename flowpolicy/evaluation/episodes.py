@@ -1,4 +1,4 @@
-"""What becomes of episodes while they run, in N environments side by side."""
+"""Records of the running episodes of N parallel environments."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class EpisodeRecord:
         length: its environment steps.
         success: whether ``info["success"]`` was ever true; None where the environment has no such entry.
         score: the largest ``info["score"]``, None likewise.
-        task: what ``info["task"]`` named last; empty where the environment plays one task.
+        task: what ``info["task"]`` named last; empty for environments with one task.
     """
 
     ret: float = 0.0

@@ -70,7 +70,7 @@ def evaluate_checkpoint(
             first, last = edges[part], edges[part + 1]
             settings = {"episodes": last - first, "seed": seed + first, "show_progress": False, **options}
             if part == 0:
-                settings["video"] = video  # the filmed episodes are the first ones, and those are here
+                settings["video"] = video  # the recorded episodes are the first ones, and those run here
             arguments = (path, task, load, settings)
             running.append(
                 WorkerProcess(_serve, arguments, name="evaluation", preload=("__main__", __name__, "torch"))

@@ -1,4 +1,4 @@
-"""What an evaluation found: one number per episode, and the figures made of them."""
+"""The result of an evaluation: one value per episode, and statistics of them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Episodes:
         lengths: (n,) environment steps.
         success: (n,) true where ``info["success"]`` was true at any step; None where the task has none.
         score: (n,) largest ``info["score"]``; None where the task has none.
-        task: (n,) what ``info["task"]`` named, where an environment plays several tasks; None elsewhere.
+        task: (n,) what ``info["task"]`` named, for environments with several tasks; None otherwise.
     """
 
     seeds: NDArray[np.int64]
@@ -88,8 +88,8 @@ class EvaluationResult(Episodes):
     Attributes:
         simulation_seconds: wall time inside the environments, of all processes together.
         inference_seconds: wall time inside the policy, likewise.
-        chunks: chunks planned.
-        ms_per_chunk: median milliseconds of planning one chunk alone (batch 1), as on a robot.
+        chunks: chunks sampled.
+        ms_per_chunk: median milliseconds of sampling one chunk alone (batch 1), as on a robot.
         nfe: network evaluations per chunk.
         video: the recording, where one was made.
     """

@@ -49,7 +49,7 @@ def evaluate(
     same seed, so two policies are compared on paired starts and paired noise. Which episodes run side by
     side changes nothing but the rounding of a matrix product of another batch size (a chaotic simulator
     can amplify that in a single episode). All environments live in this process: a slot that finishes
-    takes the next episode at the next replanning, so that every plan is one full batch. Actions are
+    starts the next episode at the next request, so that every request is one full batch. Actions are
     clipped to the environment's bounds.
 
     Args:
@@ -61,8 +61,8 @@ def evaluate(
         num_steps: integration steps K; None takes the policy's own.
         solver: ODE solver; None takes the policy's own.
         zero_noise: x_0 = 0 instead of N(0, I), another policy that must be labelled as such.
-        record: how many episodes, from the first, are filmed into ``video``.
-        video: path of the mp4; nothing is filmed without it.
+        record: how many episodes, from the first, are recorded into ``video``.
+        video: path of the mp4; without it none is recorded.
         act_options: further keyword arguments of ``policy.act``.
         show_progress: draw a bar where stderr is a terminal.
 
@@ -85,23 +85,23 @@ def evaluate(
         zero_noise=zero_noise,
         act_options=act_options,
     )
-    film = EpisodeVideo(video, task, caption=_caption(policy, task, nfe)) if record and video else None
+    recorder = EpisodeVideo(video, task, caption=_caption(policy, task, nfe)) if record and video else None
     slots: list[_Slot] = []
     try:
         for number in range(num_envs):
-            env = film.make() if film is not None and number == 0 else task.make()
-            slots.append(_Slot(env, film if number == 0 else None))
+            env = recorder.make() if recorder is not None and number == 0 else task.make()
+            slots.append(_Slot(env, recorder if number == 0 else None))
             if number == 0:
                 check_spaces(env, policy, f"Task '{task.name}'")
-        rollout = _Rollout(horizon, slots, episodes, seed, record if film is not None else 0)
+        rollout = _Rollout(horizon, slots, episodes, seed, record if recorder is not None else 0)
         with progress_bar(episodes if show_progress else None, f"evaluate {task.name}") as bar:
             rollout.run(bar.update if show_progress else None)
-        filmed = film.close() if film is not None else None
+        recorded = recorder.close() if recorder is not None else None
     finally:
         for slot in slots:
             slot.env.close()
-        if film is not None:
-            film.close()
+        if recorder is not None:
+            recorder.close()
     return EvaluationResult(
         seeds=np.arange(seed, seed + episodes),
         **columns(rollout.records),  # type: ignore[arg-type]
@@ -110,7 +110,7 @@ def evaluate(
         chunks=horizon.chunks,
         ms_per_chunk=_latency(horizon, slots[0].observation),
         nfe=nfe,
-        video=filmed,
+        video=recorded,
     )
 
 
@@ -152,15 +152,15 @@ def check_spaces(env: Any, policy: ChunkPolicy, name: str) -> None:
 class _Slot:
     """One environment and the episode that runs in it, if any."""
 
-    def __init__(self, env: Any, film: EpisodeVideo | None) -> None:
+    def __init__(self, env: Any, recorder: EpisodeVideo | None) -> None:
         self.env = env
-        self.film = film
-        self.filming = False
+        self.recorder = recorder
+        self.recording = False
         self.record: EpisodeRecord | None = None
         self.observation: dict[str, NDArray[Any]] = {}
 
-    def start(self, record: EpisodeRecord, seed: int, filming: bool) -> None:
-        self.record, self.filming = record, filming
+    def start(self, record: EpisodeRecord, seed: int, recording: bool) -> None:
+        self.record, self.recording = record, recording
         self.observation, _ = self.env.reset(seed=seed)
         self._show(record)
 
@@ -176,8 +176,8 @@ class _Slot:
         return ended
 
     def _show(self, record: EpisodeRecord, last: bool = False) -> None:
-        if self.filming and self.film is not None:
-            self.film.capture(self.env, record.length, record.ret, last=last)
+        if self.recording and self.recorder is not None:
+            self.recorder.capture(self.env, record.length, record.ret, last=last)
 
 
 class _Rollout:
@@ -189,9 +189,9 @@ class _Rollout:
         self.horizon, self.slots, self.seed = horizon, slots, seed
         self.records = [EpisodeRecord() for _ in range(episodes)]
         self.simulation_seconds = 0.0
-        # Slot 0 has the camera: it films one episode after the other, so that one file holds them in order.
-        self._filmed = deque(range(min(record, episodes)))
-        self._waiting = deque(range(len(self._filmed), episodes))
+        # Slot 0 records the video: its episodes follow one another, so that one file holds them in order.
+        self._recorded = deque(range(min(record, episodes)))
+        self._waiting = deque(range(len(self._recorded), episodes))
 
     def run(self, on_episode: Any) -> None:
         while live := self._fill():
@@ -218,18 +218,18 @@ class _Rollout:
         started = time.perf_counter()
         for number, slot in enumerate(self.slots):
             if slot.record is None:
-                filming = number == 0 and bool(self._filmed)
-                queue = self._filmed if filming else self._waiting
+                recording = number == 0 and bool(self._recorded)
+                queue = self._recorded if recording else self._waiting
                 if queue:
                     episode = queue.popleft()
-                    slot.start(self.records[episode], self.seed + episode, filming)
+                    slot.start(self.records[episode], self.seed + episode, recording)
                     self.horizon.reset(number, torch.Generator().manual_seed(self.seed + episode))
         self.simulation_seconds += time.perf_counter() - started
         return [number for number, slot in enumerate(self.slots) if slot.record is not None]
 
 
 def _latency(horizon: RecedingHorizon, observation: dict[str, NDArray[Any]]) -> float:
-    """Median milliseconds of one chunk planned alone, as on a robot."""
+    """Median milliseconds of one chunk sampled alone, as on a robot."""
     chunks, seconds = horizon.chunks, horizon.inference_seconds
     times: list[float] = []
     while len(times) < 3 or (len(times) < _LATENCY_CALLS and sum(times) < _LATENCY_SECONDS):

@@ -1,4 +1,4 @@
-"""How smoothly executed actions pass from one chunk to the next, beside how smooth they are inside chunks."""
+"""Smoothness of executed actions between chunks, compared with that inside chunks."""
 
 from __future__ import annotations
 

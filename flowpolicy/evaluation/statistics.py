@@ -1,7 +1,7 @@
-"""How sure a number is: intervals of a success rate, a mean, a paired difference, and over training seeds.
+"""Confidence intervals of a success rate, a mean, a paired difference, and over training seeds.
 
-Episodes of one policy say how that policy does. What a method does is told by policies of several training
-seeds, and there are as many independent values as seeds, however many episodes each has played.
+Episodes of one policy measure that policy. A method is measured by policies of several training seeds, which
+are as many independent values as there are seeds, regardless of the number of episodes of each.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`summary.json`: what a run was, what it found, and on what it ran."""
+"""`summary.json`: settings, results and machine of a run."""
 
 from __future__ import annotations
 

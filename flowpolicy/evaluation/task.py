@@ -1,4 +1,4 @@
-"""A task: an environment, how a policy looks at it and acts in it, and how it is judged."""
+"""A task: an environment, the observations and actions of a policy in it, and its metric."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class Task(Settings, prefix="env"):
     Any Gymnasium environment with a Box action space will do, and an observation space that is a Box
     (the policy then sees one key, ``observation``) or a Dict of Boxes. These entries of ``info`` are
     read where the environment gives them: ``success`` (true at any step counts the episode as a
-    success) and ``score`` (a number; the episode's score is the largest one seen). An environment that
-    plays several tasks says which in ``task`` (a name), and figures are given for each.
+    success) and ``score`` (a number; the episode's score is its maximum). An environment that
+    has several tasks names the current one in ``task``, and results are given for each.
 
     Attributes:
         name: short name, as in ``env=hopper``.
@@ -49,7 +49,7 @@ class Task(Settings, prefix="env"):
         env_kwargs: keyword arguments of ``gymnasium.make``.
         obs_horizon: observation steps given to the policy, T_o.
         action_horizon: action chunk length, T.
-        execute_horizon: actions executed before replanning, T_e <= T.
+        execute_horizon: actions executed per chunk, T_e <= T.
         control_hz: rate of the environment in 1/s.
         metric: what figures and plots show first: ``return``, ``success`` or ``score``.
         safe_action: what a real-time loop sends where it has no valid command: ``hold`` repeats the last one

@@ -1,7 +1,7 @@
-"""Chunks stamped with the step they begin at, and how successive ones become one stream of actions.
+"""Chunks with their start steps, and the fusion of successive chunks into one stream of actions.
 
 A step is an executed action: the robot took a valid command. Nothing else counts, no tick in which it held,
-stood still or was late. A chunk planned from the observation after r executed actions holds the actions of
+stood still or was late. A chunk sampled from the observation after r executed actions holds the actions of
 steps r, r + 1, ..., r + T - 1; when it arrives at step r + delay its first ``delay`` actions are in the past
 and are never executed. The delay is therefore counted in executed actions and never estimated from a clock.
 """
@@ -25,13 +25,13 @@ Action = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Chunk:
-    """A planned chunk.
+    """A sampled chunk.
 
     Attributes:
         actions: ``(T, A)`` in physical units.
-        start: step of the observation it was planned from, and of its first action.
+        start: step of the observation it was sampled from, and of its first action.
         arrived: step at which it could first be used.
-        waited: ticks of the loop in which the robot executed nothing while this chunk was planned.
+        waited: ticks of the loop in which the robot executed nothing while this chunk was sampled.
     """
 
     actions: Action
@@ -59,7 +59,7 @@ class Prefix:
     """What the next chunk should agree with: the actions already committed to, and how strongly.
 
     Attributes:
-        actions: ``(T, A)`` in physical units, of the steps of the chunk to be planned; 0 where unknown.
+        actions: ``(T, A)`` in physical units, of the steps of the chunk to be sampled; 0 where unknown.
         weights: ``(T,)`` in [0, 1]; 1 where the action will have been executed before the chunk arrives.
     """
 
@@ -82,7 +82,7 @@ class Fusion(Protocol):
         """The action ``(A,)`` of a step, or None where no chunk covers it."""
 
     def prefix(self, step: int) -> Prefix | None:
-        """What a chunk requested at ``step`` should agree with; None where it is planned freely."""
+        """What a chunk requested at ``step`` should agree with; None where it is sampled freely."""
 
 
 class Switch:
@@ -107,7 +107,7 @@ class Switch:
         return None if self._newest is None else self._newest.at(step)
 
     def prefix(self, step: int) -> Prefix | None:
-        """Chunks are planned freely."""
+        """Chunks are sampled freely."""
         return None
 
 
@@ -163,18 +163,18 @@ class TemporalEnsembling:
         return fused
 
     def prefix(self, step: int) -> Prefix | None:
-        """Chunks are planned freely."""
+        """Chunks are sampled freely."""
         return None
 
 
 class RealTimeChunking(Switch):
-    """Switching to chunks that were planned to agree with what was committed to (Black et al. 2025).
+    """Switching to chunks that were sampled to agree with what was committed to (Black et al. 2025).
 
     When a chunk is requested, the actions that will be executed before it arrives are known: they are
     frozen, and those after them pull with a weight that falls to 0 where the old chunk ends and the new one
     is free (algorithm 1 and equation 5 there). How many will be executed is the second largest of the delays
-    counted recently: a chunk rarely arrives later than it was planned for, and one delay that was out of the
-    ordinary freezes nothing. Those counts outlive an episode: they belong to the machine. The first chunk of
+    counted recently: a chunk then rarely arrives later than assumed, and a single outlier freezes nothing.
+    Those counts outlive an episode: they belong to the machine. The first chunk of
     an episode, for which a worker may still be warming up, and one that the robot waited for do not measure
     what is executed meanwhile: the ticks that such a chunk took count only while there is no other.
 

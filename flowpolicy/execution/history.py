@@ -1,4 +1,4 @@
-"""The last T_o observations of N slots (environments, robots): what a policy looks at."""
+"""The last T_o observations of N slots (environments, robots), the input of a policy."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class HistoryBuffer:
         obs_horizon: T_o.
 
     Attributes:
-        arrays: key -> ``(N, T_o, *shape)``, the buffer itself: whoever keeps it takes a copy.
+        arrays: key -> ``(N, T_o, *shape)``, the buffer itself; copy it to keep it.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class HistoryBuffer:
     def tape(self, steps: int) -> Histories:
         """The histories with room for ``steps`` observations after them, key -> ``(N, T_o + steps, *shape)``.
 
-        Whoever writes observations there as they come, :meth:`wind` moves the buffer on.
+        After observations were written there, :meth:`wind` advances the buffer.
         """
         tape = {}
         for key, array in self.arrays.items():

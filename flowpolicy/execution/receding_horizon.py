@@ -21,7 +21,7 @@ class ChunkPolicy(Protocol):
 
     @property
     def spec(self) -> PolicySpec:
-        """What it sees and does."""
+        """Its observations and actions."""
 
     @property
     def device(self) -> torch.device:
@@ -38,24 +38,24 @@ class RecedingHorizon:
     """Runs one policy in several slots (environments, robots) at once.
 
     Each slot keeps the last T_o observations and the actions left of its chunk. A slot whose chunk is
-    used up is replanned; all such slots of one call share one batch. The first observation of an
+    used up gets a new chunk; all such slots of one call share one batch. The first observation of an
     episode fills the whole history.
 
     The noise x_0 of a slot comes from that slot's own generator, drawn on the CPU. An episode therefore
-    sees the same noise whatever runs beside it, and two policies given the same seeds are paired.
+    gets the same noise whatever runs beside it, and two policies given the same seeds are paired.
 
     Args:
         policy: the policy to run.
         num_slots: how many run side by side.
-        execute_horizon: actions executed before replanning, 1 <= T_e <= T.
+        execute_horizon: actions executed per chunk, 1 <= T_e <= T.
         num_steps: integration steps K; None takes the policy's own.
         solver: name of the ODE solver; None takes the policy's own.
         zero_noise: start every chunk at x_0 = 0 instead of a draw from N(0, I).
         act_options: further keyword arguments of ``policy.act``.
 
     Attributes:
-        chunks: chunks planned since construction.
-        inference_seconds: wall time spent planning them.
+        chunks: chunks sampled since construction.
+        inference_seconds: wall time spent sampling them.
 
     Raises:
         ConfigError: when ``execute_horizon`` or ``num_slots`` is out of range.
@@ -85,7 +85,7 @@ class RecedingHorizon:
         self._options = {"num_steps": num_steps, "solver": solver, **(act_options or {})}
         self._history = HistoryBuffer(fields_of(policy.spec.features), num_slots, policy.spec.obs_horizon)
         self._generators: list[torch.Generator | None] = [None] * num_slots
-        self._planned = np.zeros((num_slots, execute_horizon, policy.spec.action_dim), dtype=np.float32)
+        self._sampled = np.zeros((num_slots, execute_horizon, policy.spec.action_dim), dtype=np.float32)
         self._used = np.full(num_slots, execute_horizon)
 
     def reset(self, slot: int, generator: torch.Generator | int) -> None:
@@ -118,21 +118,21 @@ class RecedingHorizon:
         self._history.add(observations, index)
         empty = index[self._used[index] >= self.execute_horizon]
         if empty.size:
-            self._plan(empty)
-        actions: NDArray[np.float32] = self._planned[index, self._used[index]]
+            self._sample(empty)
+        actions: NDArray[np.float32] = self._sampled[index, self._used[index]]
         self._used[index] += 1
         return actions
 
-    def _plan(self, index: NDArray[np.int64]) -> None:
+    def _sample(self, index: NDArray[np.int64]) -> None:
         noise = torch.stack([self._noise(int(slot)) for slot in index]).to(self.policy.device)
         batch = self._history.copy(index)
         started = time.perf_counter()
         with torch.no_grad():
             chunk = self.policy.act(batch, noise=noise, **self._options)
-        planned = chunk[:, : self.execute_horizon].to("cpu", torch.float32).numpy()
+        sampled = chunk[:, : self.execute_horizon].to("cpu", torch.float32).numpy()
         self.inference_seconds += time.perf_counter() - started
         self.chunks += len(index)
-        if not np.isfinite(planned).all():
+        if not np.isfinite(sampled).all():
             healthy = all(np.isfinite(item).all() for item in batch.values())
             raise FlowPolicyError(
                 "The policy answered with NaN or infinity to a finite observation; "
@@ -141,7 +141,7 @@ class RecedingHorizon:
                 else "The environment gave an observation with NaN or infinity, so no action follows; "
                 "check the simulator (an unstable contact or a too large action does this)."
             )
-        self._planned[index] = planned
+        self._sampled[index] = sampled
         self._used[index] = 0
 
     def _noise(self, slot: int) -> torch.Tensor:

@@ -27,7 +27,7 @@ class Depth(Image):
     They are held within a range and encoded as an image of one channel.
 
     Attributes:
-        nearest: metres; what is nearer, such as the 0 of a sensor that saw nothing, is taken for it.
+        nearest: metres; smaller values, such as a sensor's 0 for no reading, are set to it.
         farthest: metres.
     """
 

@@ -81,12 +81,12 @@ class Image(Feature):
         return torch.randint(256, (*leading, *self.shape), generator=generator, dtype=torch.uint8)
 
     def pixels(self, values: Tensor) -> Tensor:
-        """What the encoder sees, ``(B, T_o, H, W, channels)`` from 0 to 255."""
+        """The encoder's input, ``(B, T_o, H, W, channels)`` from 0 to 255."""
         return values
 
     @property
     def pixel_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of what the encoder sees."""
+        """Height, width and channels of the encoder's input."""
         height, width, channels = self.shape
         return height, width, channels
 

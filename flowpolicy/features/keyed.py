@@ -1,4 +1,4 @@
-"""Modules under the names of observations, which strangers choose."""
+"""Modules under the names of observations, which may be any text."""
 
 from __future__ import annotations
 

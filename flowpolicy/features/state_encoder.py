@@ -1,4 +1,4 @@
-"""Numbers to tokens: what vectors, and every kind that is read as numbers, are encoded by."""
+"""The encoder from numbers to tokens, for vectors and every kind that is read as numbers."""
 
 from __future__ import annotations
 

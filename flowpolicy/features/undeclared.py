@@ -1,4 +1,4 @@
-"""What numbers are that nobody declared: by the key, the element type and the shape that they come with.
+"""The kinds of undeclared observations, from key, element type and shape.
 
 A shape alone says little: ``(2, 4, 4)`` is two poses as well as a tiny image. Importers tell here what a
 column of a foreign file holds; the result is declared in what they write.

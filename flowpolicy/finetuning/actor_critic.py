@@ -123,7 +123,7 @@ class FlowActorCritic(BasePolicy):
         low, high = (torch.as_tensor(bound, device=chunk.device) for bound in (space.low, space.high))
         return normalizer.normalize(normalizer.denormalize(chunk).clamp(low, high))
 
-    def plan(
+    def sample_chunks(
         self,
         histories: Mapping[str, NDArray[Any]],
         *,
@@ -170,8 +170,8 @@ class FlowActorCritic(BasePolicy):
 
         Args:
             observation: of one environment or of n, as the environment gives it.
-            state: what the last call returned; None starts every episode anew. It holds
-                the observation history of each key ``(n, T_o, *shape)``, the planned chunk
+            state: what the last call returned; None starts every episode. It holds
+                the observation history of each key ``(n, T_o, *shape)``, the sampled chunk
                 ``(n, T_e, A)`` and how many of its actions are used ``(n,)``.
             episode_start: ``(n,)``, where an episode begins: history and chunk are dropped there.
             deterministic: without injected noise, as deployed.
@@ -186,10 +186,10 @@ class FlowActorCritic(BasePolicy):
             histories = HistoryBuffer(
                 {key: (rows[key].shape[1:], rows[key].dtype) for key in keys}, count, horizon
             )
-            planned = np.zeros((count, self.execute_horizon, self.flow_policy.spec.action_dim), np.float32)
+            sampled = np.zeros((count, self.execute_horizon, self.flow_policy.spec.action_dim), np.float32)
             used = np.full(count, self.execute_horizon)
         else:
-            *kept, planned, used = (array.copy() for array in state)
+            *kept, sampled, used = (array.copy() for array in state)
             fresh = np.zeros(count, bool) if episode_start is None else np.asarray(episode_start, bool)
             histories = HistoryBuffer.of(dict(zip(keys, kept, strict=True)))
             histories.restart(fresh)
@@ -197,14 +197,14 @@ class FlowActorCritic(BasePolicy):
         histories.add(rows)
         empty = np.flatnonzero(used >= self.execute_horizon)
         if empty.size:
-            chunks = self.plan(histories.copy(empty), deterministic=deterministic)
-            planned[empty] = chunks[:, : self.execute_horizon]
+            chunks = self.sample_chunks(histories.copy(empty), deterministic=deterministic)
+            sampled[empty] = chunks[:, : self.execute_horizon]
             used[empty] = 0
         space = self.action_space
         assert isinstance(space, spaces.Box)
-        actions = np.clip(planned[np.arange(count), used], space.low, space.high).astype(space.dtype)
+        actions = np.clip(sampled[np.arange(count), used], space.low, space.high).astype(space.dtype)
         used = used + 1
-        return actions[0] if is_single else actions, (*histories.arrays.values(), planned, used)
+        return actions[0] if is_single else actions, (*histories.arrays.values(), sampled, used)
 
     def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
         """Of stable-baselines3's interface: the first action of a fresh chunk ``(n, A)``."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 LEAST_SCALE = 0.1
-"""Of the largest return seen: the least by which rewards are divided."""
+"""Share of the largest return so far that rewards are at least divided by."""
 LEAST_ADVANTAGE = 0.005
 """Of the return scale: the least by which advantages are divided; what is smaller is the critic's error."""
 LARGEST_ADVANTAGE = 5.0
@@ -115,12 +115,12 @@ class RunningMoments:
 class ReturnScale(RunningMoments):
     """Standard deviation of the running discounted return, by which rewards are divided.
 
-    The return of each environment runs on across calls and starts anew with each episode. Where returns are
+    The return of each environment runs on across calls and restarts with each episode. Where returns are
     rare, their standard deviation tends to 0 while one of them is as large as ever; so the scale is at least
     ``LEAST_SCALE`` of the largest return, and no scaled return is beyond ``1 / LEAST_SCALE``.
 
     Attributes:
-        largest: magnitude of the largest return seen.
+        largest: magnitude of the largest return so far.
     """
 
     def __init__(self, num_envs: int, gamma: float) -> None:

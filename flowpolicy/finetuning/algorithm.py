@@ -68,7 +68,7 @@ class ChunkAlgorithm(OnPolicyAlgorithm):
         return wrapped
 
     def _adopt(self, env: VecEnv) -> None:
-        """Execute chunks in ``env`` from now on; every episode starts anew."""
+        """Execute chunks in ``env`` from now on; all environments are reset."""
         if self._vec_normalize_env is not None:
             raise ConfigError(
                 "The environment is in a VecNormalize, and the policy normalises by itself; leave it out."

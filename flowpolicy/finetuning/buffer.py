@@ -39,7 +39,7 @@ class ChunkBuffer:
         """One chunk of every environment.
 
         Args:
-            observation: normalised, what the chunk was planned from.
+            observation: normalised, what the chunk was sampled from.
             chain: its chain.
             step: what the environments answered.
             final_observation: normalised, of the environments whose episode was truncated, in their order;

@@ -1,4 +1,4 @@
-"""Collection of experience: chunks are sampled, executed and recorded, and callbacks see every step."""
+"""Collection of experience: chunks are sampled, executed and recorded, and callbacks get every step."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Collector:
 
     Attributes:
         chunks: the environments.
-        after: normalised observation after the last chunk, which the next one is planned from.
+        after: normalised observation after the last chunk, which the next one is sampled from.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Collector:
         elif type(env) is DummyVecEnv:
             self.chunks = LocalChunks(env.envs, keys, policy.spec.obs_horizon)
         else:
-            self.chunks = VecEnvChunks(env, keys, policy.spec.obs_horizon, self._plan_rest)
+            self.chunks = VecEnvChunks(env, keys, policy.spec.obs_horizon, self._sample_rest)
 
     def start(self, seed: int | None, just_reset: Any) -> None:
         """Begin episodes everywhere, unless some are under way.
@@ -82,7 +82,7 @@ class Collector:
     ) -> bool:
         """Execute ``count`` chunks in every environment; False where ``on_step`` stopped it.
 
-        ``on_episodes`` is told of the episodes that ended in a chunk before ``on_step`` sees its steps; where
+        ``on_episodes`` gets the episodes that ended in a chunk before ``on_step`` gets its steps; where
         a ``VecEnv`` takes single steps, ``on_step`` sees each as it is taken.
         """
         assert self.histories is not None
@@ -94,10 +94,10 @@ class Collector:
             started = time.perf_counter()
             chain = self.networks.sample(observation, self.generator, injects_noise=self.injects_noise)
             actions = self.networks.flow_policy.action_normalizer.denormalize(chain.x[:, -1]).cpu().numpy()
-            planned = time.perf_counter()
+            sampled_at = time.perf_counter()
             step = chunks.step(actions[:, :horizon])
-            self.seconds["inference"] += planned - started
-            self.seconds["simulation"] += time.perf_counter() - planned
+            self.seconds["inference"] += sampled_at - started
+            self.seconds["simulation"] += time.perf_counter() - sampled_at
             final = None
             if step.truncated.any():
                 ends = {key: rows[step.truncated] for key, rows in step.final_observation.items()}
@@ -119,14 +119,16 @@ class Collector:
     def _prepared(self, histories: Histories) -> dict[str, torch.Tensor]:
         return self.networks.prepare(self.networks.flow_policy.normalize_observations(histories))
 
-    def _plan_rest(self, histories: Histories, rows: NDArray[Any]) -> NDArray[Any]:
+    def _sample_rest(self, histories: Histories, rows: NDArray[Any]) -> NDArray[Any]:
         networks = self.networks
-        chunks = networks.plan(histories, deterministic=not self.injects_noise, generator=self.generator)
+        chunks = networks.sample_chunks(
+            histories, deterministic=not self.injects_noise, generator=self.generator
+        )
         return chunks[:, : networks.execute_horizon]
 
 
 def _replay(step: ChunkStep, episodes: list[EpisodeRecord], on_step: OnStep) -> bool:
-    """Show each environment step of a chunk, as it would have been seen one by one."""
+    """Pass each environment step of a chunk to ``on_step``, as if it had been executed alone."""
     ended = step.terminated | step.truncated
     whole = dict(zip(np.flatnonzero(ended & ~step.restarted).tolist(), episodes, strict=True))
     for i in range(step.rewards.shape[1]):

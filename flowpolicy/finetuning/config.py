@@ -128,7 +128,7 @@ class FinetuneConfig(Settings):
         seed: of everything random.
         device: ``auto`` takes a GPU where there is one.
         resume: continue the run in ``run_dir``.
-        video: episodes to film before and after, side by side; true films one, false none.
+        video: episodes to record before and after, side by side; true records one, false none.
     """
 
     env: dict[str, Any]

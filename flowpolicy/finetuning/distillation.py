@@ -1,4 +1,4 @@
-"""Self-distillation: a policy that is tuned for one K teaches itself the others."""
+"""Self-distillation: a policy that is tuned for one K is trained for the others."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from flowpolicy.runs.progress import progress
 def distill(
     tuned: FlowPolicy, observations: Mapping[str, Tensor], config: DistillConfig, *, seed: int
 ) -> FlowPolicy:
-    """Train the policy's own objective on the chunks that it plans with its tuned K.
+    """Train the policy with its own objective on the chunks that it samples with its tuned K.
 
     Fine-tuning moves the velocity at the K times (and the one step size) that the chain visits, and leaves
-    the others behind. Here the tuned flow is the teacher: at observations it has met it plans chunks
+    the others behind. Here the tuned flow is the teacher: at observations from its rollouts it samples chunks
     from fresh noise, and a copy learns them by the objective that the policy was pretrained with, at all
     times and step sizes.
 

@@ -24,7 +24,7 @@ class ChunkStep:
     """What N environments answered to N chunks of at most T_e actions.
 
     Attributes:
-        observation: key -> ``(N, T_o, *shape)``, what the next chunk is planned from, oldest first; of the
+        observation: key -> ``(N, T_o, *shape)``, what the next chunk is sampled from, oldest first; of the
             new episode where one ended.
         final_observation: the same, but of the old episode's true end where one ended; the very arrays of
             ``observation`` where none did.
@@ -297,6 +297,6 @@ def require_open(is_open: bool) -> None:
 def env_error(number: int, doing: str, error: Exception) -> FlowPolicyError:
     """What environment ``number`` raised, as one sentence that names it; to be raised from ``error``."""
     return FlowPolicyError(
-        f"Environment {number} {doing} {described(error)}; mend the environment, "
+        f"Environment {number} {doing} {described(error)}; fix the environment, "
         "then call reset() or start again."
     )

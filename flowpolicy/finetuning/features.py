@@ -1,4 +1,4 @@
-"""What the networks beside the flow, its noise and the critic, take from an observation."""
+"""The inputs of the noise network and the critic from an observation."""
 
 from __future__ import annotations
 

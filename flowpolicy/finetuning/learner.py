@@ -147,7 +147,7 @@ class Learner:
         for moments in self.processes.gather(*buffer.return_moments(self.scale)):
             self.scale.merge(*moments)
         data = buffer.data(self.networks.values, after, self.scale, self.advantages)
-        # Of what the critic said before it has seen these returns: the advantage is what it missed.
+        # Computed before the critic is fitted to these returns: the advantage is its error on them.
         logged = {"train/explained_variance": 1 - float(data.advantage.var() / data.returns.var())}
         advantage, strength = self.normalized(data.advantage)
         logged["train/advantage_strength"] = strength
@@ -168,7 +168,7 @@ class Learner:
                     metrics, moving = self.policy_step(batch)
                     found.append(metrics)
                     policy_steps += moving
-        if moving and policy_steps and self.target_kl is not None:  # what the last step did, none has seen
+        if moving and policy_steps and self.target_kl is not None:  # the last step was not measured yet
             metrics, moving = self.check(batch)
             found.append(metrics)
         policy_steps -= bool(found) and self.overshot(found[-1])  # it was taken back

@@ -98,7 +98,7 @@ class NoiseNetwork(nn.Module):
 
         Args:
             observation: normalised, key -> ``(B, T_o, *shape)``, images as tokens.
-            x: ``(B, S, T, A)``; only looked at with ``sees_chunk``.
+            x: ``(B, S, T, A)``; used only with ``sees_chunk``.
             steps: ``(S,)`` int64, which of the K steps.
         """
         hidden = self.observation(self.features(observation))[:, None] + self.step(steps)

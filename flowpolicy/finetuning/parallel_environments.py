@@ -46,7 +46,7 @@ class WorkerChunks:
     Each process runs a consecutive part of the environments as a ``LocalChunks``: one message with the
     chunks of a call, one answer. A process that dies (killed, out of memory, a crash in the simulator)
     is replaced, and its environments begin new episodes. Their rows of that call say ``executed`` = 0,
-    truncated and restarted, and ``final_observation`` is what the chunk was planned from; the episodes
+    truncated and restarted, and ``final_observation`` is what the chunk was sampled from; the episodes
     lost are in no statistics. Processes are daemons and end with this one. Ctrl-C ends them too; the next
     ``reset`` starts them again.
 

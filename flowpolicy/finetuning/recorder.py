@@ -1,4 +1,4 @@
-"""What a fine-tuning run keeps on the way: its state, its metrics, its progress bar."""
+"""State, metrics and progress bar of a fine-tuning run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What keeps a policy near its teacher while it practises."""
+"""Regularisers that keep a policy near its teacher during fine-tuning."""
 
 from __future__ import annotations
 

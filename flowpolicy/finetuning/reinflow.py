@@ -39,7 +39,7 @@ _UNSAVED = (
 
 
 class ReinFlow(ChunkAlgorithm):
-    """Fine-tunes a pretrained flow policy by practice.
+    """Fine-tunes a pretrained flow policy by reinforcement learning in its environment.
 
     >>> model = ReinFlow(FlowPolicy.load("runs/hopper/checkpoint"), env)  # doctest: +SKIP
     >>> model.learn(500_000).deployed_policy().save("tuned")  # doctest: +SKIP
@@ -70,8 +70,8 @@ class ReinFlow(ChunkAlgorithm):
         reference: the pretrained policy, for update rules that look at it; None takes ``policy`` as it is.
         regularizers: further terms of the policy loss.
         critic_hidden: widths of the critic.
-        image_encoder: ``frozen`` leaves what the policy sees in images as it was pretrained, and encodes each
-            image once; ``trained`` lets practice change it. Without images it means nothing.
+        image_encoder: ``frozen`` leaves the image encoders as they were pretrained, and encodes each
+            image once; ``trained`` fine-tunes it too. It has no effect without images.
         critic_encoder: ``shared``: the critic reads the policy's image tokens; ``own``: it starts from a copy
             of the policy's image encoders and trains it.
         execute_horizon: T_e; None takes the policy's own.
@@ -267,7 +267,7 @@ class ReinFlow(ChunkAlgorithm):
             device: of the networks.
             custom_objects: further ``settings``.
             print_system_info: print versions of the libraries.
-            force_reset: of stable-baselines3's interface; episodes always start anew.
+            force_reset: of stable-baselines3's interface; episodes always start with a reset.
             settings: keyword arguments of the constructor that replace the saved ones; schedules that are
                 functions and regularizers are not in the file and must be given again.
 

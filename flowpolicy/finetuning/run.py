@@ -157,8 +157,8 @@ def _check_base(base: FlowPolicy, task: Task, config: FinetuneConfig) -> None:
     base.checked(SamplerSpec(num_steps=config.num_steps, solver="euler"))
     if (task.obs_horizon, task.action_horizon) != (base.spec.obs_horizon, base.spec.action_horizon):
         raise ConfigError(
-            f"The checkpoint sees {base.spec.obs_horizon} observations and plans {base.spec.action_horizon} "
-            f"actions, which does not fit env.obs_horizon={task.obs_horizon} and "
+            f"The checkpoint takes {base.spec.obs_horizon} observations and gives "
+            f"{base.spec.action_horizon} actions, which does not fit env.obs_horizon={task.obs_horizon} and "
             f"env.action_horizon={task.action_horizon}; set those to fit it."
         )
     with contextlib.closing(task.make()) as environment:

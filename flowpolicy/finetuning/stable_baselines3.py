@@ -29,7 +29,7 @@ from flowpolicy.runs.seeds import derived_seed
 from flowpolicy.runs.worker_process import described
 
 OnStep = Callable[[NDArray[np.float32], NDArray[np.bool_], Sequence[dict[str, Any]]], bool]
-PlanRest = Callable[[Histories, NDArray[np.int64]], NDArray[Any]]
+SampleRest = Callable[[Histories, NDArray[np.int64]], NDArray[Any]]
 """Histories ``(n, T_o, *shape)`` and environment numbers ``(n,)`` -> chunks ``(n, T_e, A)``."""
 
 
@@ -37,7 +37,7 @@ class VecEnvChunks:
     """Any stable-baselines3 ``VecEnv``; a :class:`flowpolicy.finetuning.environments.ChunkEnv`.
 
     Its environments can only be stepped together. Where an episode ends inside a chunk, the rest of the
-    call is therefore played in the new episode, by a chunk of ``plan_rest``; those steps are in no
+    call is therefore executed in the new episode, with a chunk of ``sample_rest``; those steps are in no
     :class:`ChunkStep` (``observation`` is the history after them), but they count in the episode's return
     and length and in ``unrecorded_steps``.
 
@@ -46,10 +46,10 @@ class VecEnvChunks:
             ``TimeLimit.truncated`` in its infos, as stable-baselines3 defines.
         keys: observation keys to keep; a Box observation has the one key ``observation``.
         obs_horizon: observations in a history, T_o.
-        plan_rest: plans for environments whose episode began inside a call.
+        sample_rest: samples chunks for environments whose episode began inside a call.
 
     Attributes:
-        plan_rest: as above; may be set later.
+        sample_rest: as above; may be set later.
         on_step: called after every ``venv.step`` with its rewards ``(N,)``, dones ``(N,)`` and N infos; where
             it returns False, the call stops there. Environments that were under way then have
             ``executed`` < T_e and are neither terminated nor truncated.
@@ -61,13 +61,13 @@ class VecEnvChunks:
     """
 
     def __init__(
-        self, venv: VecEnv, keys: Sequence[str], obs_horizon: int, plan_rest: PlanRest | None = None
+        self, venv: VecEnv, keys: Sequence[str], obs_horizon: int, sample_rest: SampleRest | None = None
     ) -> None:
         self.venv = venv
         self.num_envs: int = venv.num_envs
         self.observation_space: Any = venv.observation_space
         self.action_space: Any = venv.action_space
-        self.plan_rest = plan_rest
+        self.sample_rest = sample_rest
         self.on_step: OnStep | None = None
         self.stopped = False
         self.unrecorded_steps = 0
@@ -107,7 +107,7 @@ class VecEnvChunks:
                 break
             left = actions.shape[1] - at - 1
             if left and done.size:
-                actions[done, at + 1 :] = self._planned(done, actions.shape[1])[:, :left]
+                actions[done, at + 1 :] = self._sampled(done, actions.shape[1])[:, :left]
         for key, rows in final.items():
             rows[record.live] = self._history.arrays[key][record.live]
         self._ready = True
@@ -166,19 +166,19 @@ class VecEnvChunks:
             raise
         except Exception as error:
             raise FlowPolicyError(
-                f"The vectorised environment raised {described(error)}; mend the environment, "
+                f"The vectorised environment raised {described(error)}; fix the environment, "
                 "then call reset() or start again."
             ) from error
 
-    def _planned(self, rows: NDArray[np.int64], steps: int) -> NDArray[Any]:
-        if self.plan_rest is None:
+    def _sampled(self, rows: NDArray[np.int64], steps: int) -> NDArray[Any]:
+        if self.sample_rest is None:
             raise FlowPolicyError(
-                "An episode ended inside a chunk and nothing plans the rest of the call; set plan_rest."
+                "An episode ended inside a chunk, and the rest of the call has no actions; set sample_rest."
             )
-        rest = np.asarray(self.plan_rest(self._history.copy(rows), rows))
+        rest = np.asarray(self.sample_rest(self._history.copy(rows), rows))
         if rest.shape[1:2] != (steps,):
             raise FlowPolicyError(
-                f"plan_rest gave the shape {rest.shape}; it must give chunks of {steps} actions."
+                f"sample_rest gave the shape {rest.shape}; it must give chunks of {steps} actions."
             )
         return self._bounded(rest, len(rows))
 

@@ -1,4 +1,4 @@
-"""Guidance: what bends the velocity field of a chunk while it is sampled.
+"""Guidance: modifies the velocity field while a chunk is sampled.
 
 A guidance is a *velocity transform*: it wraps the field that a solver integrates. It knows neither the
 network nor the solver.
@@ -50,7 +50,7 @@ class Guidance(Settings, ABC, prefix="guidance"):
     name: ClassVar[str]
     options: ClassVar[tuple[str, ...]] = ()
 
-    def check(self, solver: str) -> None:  # noqa: B027 - most have nothing to refuse
+    def check(self, solver: str) -> None:
         """Raise a ConfigError where it does not go together with a solver; any will do by default."""
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""What a velocity network is: two calls, on which training, sampling, fine-tuning and export rest."""
+"""The interface of a velocity network: two calls, used by training, sampling, fine-tuning and export."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every way of training a policy has in common: a loss and the sampler that matches it."""
+"""The interface of training objectives: a loss and the sampler that matches it."""
 
 from __future__ import annotations
 

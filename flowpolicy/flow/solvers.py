@@ -30,7 +30,7 @@ class Solver(Protocol):
         ...
 
     def start(self) -> Step:
-        """How to take the steps of one chunk; a multistep solver keeps there what it has seen."""
+        """How to take the steps of one chunk; a multistep solver keeps earlier velocities there."""
         ...
 
 

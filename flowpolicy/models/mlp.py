@@ -24,7 +24,7 @@ class VelocityMLP(VelocityNetwork):
 
     Args:
         config: sizes.
-        spec: what it sees and does.
+        spec: its observations and actions.
         levels: step sizes that it tells apart, 1 where only d = 0 is asked for.
     """
 

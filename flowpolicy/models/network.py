@@ -1,4 +1,4 @@
-"""Networks by name: what a network is built from, and how a user's own is added."""
+"""Networks by name: their arguments, and how a user's own is added."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class VelocityNetwork(nn.Module, ABC):
 
     Args:
         config: its settings.
-        spec: what it sees and does.
+        spec: its observations and actions.
         levels: step sizes that the objective tells apart; 1 where only d = 0 is asked for.
     """
 

@@ -1,4 +1,4 @@
-"""The step size d as a network sees it: a table of powers of two, interpolated."""
+"""The step size d as an input of a network: a table of powers of two, interpolated."""
 
 from __future__ import annotations
 

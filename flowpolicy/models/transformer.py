@@ -41,7 +41,7 @@ class VelocityTransformer(AddressableBlocks, VelocityNetwork):
 
     Args:
         config: sizes.
-        spec: what it sees and does.
+        spec: its observations and actions.
         levels: step sizes that it tells apart, 1 where only d = 0 is asked for.
     """
 

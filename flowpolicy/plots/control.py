@@ -1,4 +1,4 @@
-"""The pictures of a control run's report. However long a run, a picture holds what a screen can show."""
+"""The plots of a control run's report, reduced to screen resolution for runs of any length."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ def plot_inference(columns: Columns, period: float, path: Path) -> Path:
     seconds = seconds_of(columns, period)
     arrived = columns["delay"] >= 0
     with house_figure(path, columns=2, rows=2, width=10.0, height=5.2) as (_, panels):
-        planning, delay, age, seams = panels
-        _series(planning, seconds[arrived], 1e3 * columns["inference"][arrived], BLUE, marker=".")
-        planning.set(xlabel="seconds", ylabel="ms", title="Sampling a chunk", ylim=(0, None))
+        sampling, delay, age, seams = panels
+        _series(sampling, seconds[arrived], 1e3 * columns["inference"][arrived], BLUE, marker=".")
+        sampling.set(xlabel="seconds", ylabel="ms", title="Sampling a chunk", ylim=(0, None))
         _series(delay, seconds[arrived], columns["delay"][arrived], BLUE, marker=".")
         delay.set(xlabel="seconds", ylabel="actions", title="Delay: from observation to first use")
         delay.set_ylim(-0.3, max(columns["delay"].max(), 1) + 0.3)
@@ -74,7 +74,7 @@ def plot_inference(columns: Columns, period: float, path: Path) -> Path:
         _series(age, seconds[known], 1e3 * columns["observation_age"][known], BLUE)
         age.set(xlabel="seconds", ylabel="ms", title="Age of the observation at a tick", ylim=(0, None))
         _seams(seams, columns)
-        for axis in (planning, delay, age):
+        for axis in (sampling, delay, age):
             axis.set_xlim(*_span(seconds))
     return path
 

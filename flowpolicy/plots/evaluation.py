@@ -1,4 +1,4 @@
-"""What an evaluation found, drawn: the number of integration steps, returns, and success task by task."""
+"""Plots of an evaluation: the number of integration steps, returns, and success task by task."""
 
 from __future__ import annotations
 

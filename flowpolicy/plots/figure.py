@@ -1,4 +1,4 @@
-"""The one style of the package's figures, and what several of them draw alike."""
+"""The style of the package's figures, and elements that several of them share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from flowpolicy.files.storage import atomic_file
 from flowpolicy.optional import optional
 
-# Okabe and Ito's palette, its yellow darkened for white: told apart with any colour vision, and in grey.
+# Okabe and Ito's palette, its yellow darkened for white: distinguishable with any colour vision, and in grey.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#5F6368"
 AMBER, PINK = "#E69F00", "#CC79A7"
 PALETTE = (BLUE, ORANGE, GREEN, AMBER, PINK, "#56B4E9", "#B8A800", "#000000")

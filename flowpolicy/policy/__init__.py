@@ -1,4 +1,4 @@
-"""A policy: what it sees and does, its weights, and how it is kept on disk."""
+"""A policy: its observations and actions, its weights, and its files."""
 
 from flowpolicy.policy.config import PolicyConfig
 from flowpolicy.policy.flow_policy import FlowPolicy, Observations

@@ -42,7 +42,7 @@ class PolicyConfig(Settings):
         action_dim: A.
         obs_horizon: T_o.
         action_horizon: T.
-        execute_horizon: T_e, actions executed before replanning.
+        execute_horizon: T_e, actions executed per chunk.
         observation_normalization: mode of the observations' normalisers.
         action_normalization: mode of the actions' normaliser.
         action_clip: bound of an action in normalised units; 1 is the demonstrated range under ``minmax`` and

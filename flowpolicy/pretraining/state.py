@@ -23,7 +23,7 @@ from flowpolicy.runs.run_folder import refuse_other_settings
 from flowpolicy.settings import Settings, build
 
 STATE_FOLDER = "training_state"
-_REMEDY = "start anew in another run_dir"
+_REMEDY = "start again in another run_dir"
 
 
 @dataclass

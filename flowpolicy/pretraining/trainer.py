@@ -40,7 +40,7 @@ class Trainer:
         validation: normalised chunks of held-out episodes, or None.
         config: settings.
         run_dir: where training state and checkpoint are kept; None keeps nothing.
-        seed: fixes batches, noise and dropout; weights are fixed by whoever made the policy.
+        seed: fixes batches, noise and dropout; the policy brings its weights.
         processes: this process among many.
         loggers: receive metrics, on the first process.
         evaluate: called with the averaged policy every ``evaluate_every`` steps, returns metrics.
@@ -106,7 +106,7 @@ class Trainer:
                 step, count = self.state.step, count + 1
                 if step % config.log_every == 0 or step == config.steps:
                     shown = {name: float(value) / count for name, value in sums.items()}
-                    shown = self.processes.averaged(shown)  # each has seen its own rows
+                    shown = self.processes.averaged(shown)  # each process has its own rows
                     sums, count = {}, 0
                     if not all(math.isfinite(value) for value in shown.values()):
                         raise FlowPolicyError(

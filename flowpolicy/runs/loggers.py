@@ -66,7 +66,7 @@ class CSVLogger:
             except OSError as error:
                 raise FlowPolicyError(
                     f"{self.path} cannot be written ({error.strerror or error}); "
-                    "mend that and continue with resume=true."
+                    "fix that and continue with resume=true."
                 ) from error
             return
         self._columns = list(dict.fromkeys(key for row in self.rows.values() for key in row))

@@ -1,4 +1,4 @@
-"""The one place that says how far work has come: a bar on a terminal, a line now and then everywhere else."""
+"""Progress of long work: a bar on a terminal, a line at intervals elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whose a run folder is, and whether the run in it may be continued: no run replaces the files of another."""
+"""The owner of a run folder, and whether its run can be resumed: no run replaces the files of another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One process that works for this one: start, ask, hear that it died, see off; and errors that travel."""
+"""A worker process: its start, messages and end; and errors that are passed between processes."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ class WorkerProcess:
             raise WorkerDiedError("The process ended.") from error
 
     def leave(self) -> None:
-        """Close the pipe, upon which the process ends by itself."""
+        """Close the pipe; the process then ends by itself."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None

@@ -32,7 +32,7 @@ _SIZES = ("obs_horizon", "action_horizon", "execute_horizon", "action_dim", "nfe
 
 
 class ServerUnreachableError(FlowPolicyError):
-    """No server answers, or it went away; the next request connects anew."""
+    """No server answers, or the connection is lost; the next request connects again."""
 
 
 class PolicyClient:
@@ -54,7 +54,7 @@ class PolicyClient:
 
     Attributes:
         metadata: what the server says of its policy.
-        spec: what the served policy sees and does.
+        spec: observations and actions of the served policy.
         device: where chunks arrive.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Where a policy server listens, who may use it, and how patient it is."""
+"""Settings of a policy server: address, access, limits and timeouts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The connections of a policy server: who gets in, whom nobody can hold up, and how they fared."""
+"""The connections of a policy server: admission, limits against clients that block it, statistics."""
 
 from __future__ import annotations
 
@@ -285,7 +285,7 @@ class GuardedConnection(ServerConnection):
     def data_received(self, data: bytes) -> None:
         """Called by asyncio; a message that came in one piece costs no timer."""
         self._has_whole = False
-        # The library would take all the fragments apart before the first of them is seen here.
+        # The library would parse all the fragments before the first of them arrives here.
         start, size = 0, FIRST_BYTES
         while start < len(data) and not self.transport.is_closing():
             super().data_received(data[start : start + size])

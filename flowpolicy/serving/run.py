@@ -1,4 +1,4 @@
-"""A policy server from a checkpoint to a summary: build the sampler, serve, write what happened."""
+"""A policy server from a checkpoint to a summary: build the sampler, serve, write the results."""
 
 from __future__ import annotations
 

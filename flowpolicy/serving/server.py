@@ -282,7 +282,7 @@ class PolicyServer:
         except Exception as error:
             if self.statistics.fail("policy error"):
                 log.exception("The policy raised an exception.")
-            return f"The server could not plan an action ({type(error).__name__}); its log says why."
+            return f"The server could not sample a chunk ({type(error).__name__}); its log says why."
         if answer:
             self.statistics.answer(time.perf_counter() - received)
             connection.is_proven, connection.last_used, connection.malformed = True, time.monotonic(), 0

@@ -1,4 +1,4 @@
-"""What a policy server answers, apart from any network: a message in, a message out."""
+"""The answers of a policy server, independent of any network: a message in, a message out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 import flowpolicy
 from flowpolicy.acceleration.caching.schedule import fingerprint
 from flowpolicy.acceleration.sampler import Sampler
-from flowpolicy.control.planners import resting_observation
+from flowpolicy.control.policy_inference import resting_observation
 from flowpolicy.errors import FlowPolicyError
 from flowpolicy.execution.receding_horizon import ChunkPolicy
 from flowpolicy.features import Feature, Task
@@ -33,7 +33,7 @@ PROMPT = "prompt"
 
 
 @dataclass(frozen=True)
-class PlanRequest:
+class ChunkRequest:
     """A checked request.
 
     Attributes:
@@ -51,8 +51,8 @@ class PolicyService:
     """Answers requests with action chunks; one thread at a time.
 
     A request is a map with the policy's observation keys: ``(T_o, *shape)`` each, oldest step first, or
-    ``shape`` alone where T_o = 1, in physical units; or ``(B, T_o, *shape)`` for several chunks at once. Who
-    asks a policy of T_o > 1 stacks the history: the server keeps none. The optional entry ``noise`` is x_0,
+    ``shape`` alone where T_o = 1, in physical units; or ``(B, T_o, *shape)`` for several chunks at once. For
+    T_o > 1 the client stacks the history, since the server keeps none. The optional entry ``noise`` is x_0,
     ``(T, A)`` with the same batch dimension; else the server draws it. What openpi's example clients send
     fits too: ``prompt``, which no policy here reads, is left out; a map in the map names its entries by a
     path, such as ``images/cam_high``; a path whose beginning the policy does not know, such as
@@ -68,7 +68,7 @@ class PolicyService:
         description: further entries of the metadata.
 
     Attributes:
-        metadata: what a client is told when it connects.
+        metadata: sent to every client when it connects.
         max_message_bytes: most bytes of a request.
     """
 
@@ -102,7 +102,7 @@ class PolicyService:
         self.max_message_bytes = 65536 + 8 * numbers * max_batch  # 8: float64, the widest that is sent
 
     def warm_up(self, calls: int = 3) -> None:
-        """Plan a few chunks: backends allocate and choose kernels in the first ones."""
+        """Sample a few chunks: backends allocate and choose kernels in the first ones."""
         message = encode(resting_observation(self.policy))
         generator = self._generator.get_state()
         for _ in range(calls):
@@ -121,7 +121,7 @@ class PolicyService:
         """
         started = time.perf_counter()
         request = self.read(message)
-        count, planning = len(request.noise), 0.0
+        count, inference = len(request.noise), 0.0
         chunks = []
         for start in range(0, count, self.rows_per_turn):
             if start:
@@ -129,8 +129,8 @@ class PolicyService:
             part = slice(start, start + self.rows_per_turn)
             observations = {key: rows[part] for key, rows in request.observations.items()}
             before = time.perf_counter()
-            chunks.append(self._plan(observations, request.noise[part]))
-            planning += time.perf_counter() - before
+            chunks.append(self._sample(observations, request.noise[part]))
+            inference += time.perf_counter() - before
         actions = np.concatenate(chunks) if len(chunks) > 1 else chunks[0]
         if not np.isfinite(actions).all():
             raise FlowPolicyError(
@@ -141,10 +141,10 @@ class PolicyService:
         if received is not None:
             timing["queue_ms"] = 1e3 * (started - received)
         actions = actions if request.is_batch else actions[0]
-        policy_timing = {"infer_ms": 1e3 * planning}
+        policy_timing = {"infer_ms": 1e3 * inference}
         yield encode({"actions": actions, "server_timing": timing, "policy_timing": policy_timing})
 
-    def read(self, message: bytes | str) -> PlanRequest:
+    def read(self, message: bytes | str) -> ChunkRequest:
         """Check a message.
 
         Raises:
@@ -182,7 +182,7 @@ class PolicyService:
                 raise FlowPolicyError("The noise and the observations have different batch sizes.")
         else:
             noise = torch.randn((rows, *self._chunk_shape), generator=self._generator).numpy()
-        return PlanRequest(observations, noise, batch is not None)
+        return ChunkRequest(observations, noise, batch is not None)
 
     def _named(self, content: Mapping[Any, Any]) -> dict[str, Any]:
         """The entries of a request by the policy's names."""
@@ -223,13 +223,13 @@ class PolicyService:
             told = f"; it reads which task is meant from the one-hot vector '{tasks[0]}'" if tasks else ""
             log.info("A client sends '%s', which this policy does not read%s.", PROMPT, told)
 
-    def _plan(
+    def _sample(
         self, observations: Mapping[str, NDArray[Any]], noise: NDArray[np.float32]
     ) -> NDArray[np.float32]:
         with torch.no_grad():
             chunk = self.policy.act(observations, noise=torch.from_numpy(noise))
-        planned: NDArray[np.float32] = chunk.to("cpu", torch.float32).numpy()
-        return planned
+        sampled: NDArray[np.float32] = chunk.to("cpu", torch.float32).numpy()
+        return sampled
 
 
 def describe(sampler: Sampler) -> dict[str, Any]:

@@ -62,7 +62,7 @@ class ToyRobot:
 
 
 def encoded(request: Request) -> np.ndarray:
-    """A chunk that says for which tick each action was planned, and by which request, both over 1000."""
+    """A chunk that says for which tick each action was sampled, and by which request, both over 1000."""
     ticks = request.step + np.arange(T)
     return np.stack([ticks / 1000, np.full(len(ticks), request.step / 1000)], axis=1).astype(np.float32)
 
@@ -70,8 +70,8 @@ def encoded(request: Request) -> np.ndarray:
 class ToyWorker:
     """Answers ``delay`` polls after the request; ``fault`` may change or swallow an answer, or raise."""
 
-    def __init__(self, delay: int = 0, planner=encoded) -> None:
-        self.delay, self.planner = delay, planner
+    def __init__(self, delay: int = 0, sampler=encoded) -> None:
+        self.delay, self.sampler = delay, sampler
         self.requests: list[Request] = []
         self.restarts = 0
         self.fault: Callable = lambda answer: answer
@@ -90,7 +90,7 @@ class ToyWorker:
         if self._polls < self.delay:
             return None
         request = self._waiting
-        answer = self.fault(Answer(request.step, self.planner(request), 0.001 * self.delay))
+        answer = self.fault(Answer(request.step, self.sampler(request), 0.001 * self.delay))
         if answer is not None:
             self._waiting = None
         return answer

@@ -167,7 +167,7 @@ def test_a_device_is_driven_by_one_program(monkeypatch, tmp_path):
     with (
         exclusive(one),
         exclusive(another),
-        pytest.raises(TaskError, match="toy at /dev/ttyUSB0 is driven by another program"),
+        pytest.raises(TaskError, match="toy at /dev/ttyUSB0 is controlled by another program"),
         exclusive(other),
     ):
         pass

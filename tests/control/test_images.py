@@ -8,7 +8,7 @@ from flowpolicy.acceleration.deployed import DeployedSampler
 from flowpolicy.control.events import EventLog
 from flowpolicy.control.history import ObservationHistory
 from flowpolicy.control.inference import Request
-from flowpolicy.control.planners import PlannerBuilder
+from flowpolicy.control.policy_inference import InferenceBuilder
 from flowpolicy.errors import FlowPolicyError
 from flowpolicy.features import features_of
 from flowpolicy.models.config import TransformerConfig
@@ -62,13 +62,13 @@ def test_the_server_plans_what_the_loop_plans(policy, tmp_path):
     history = ObservationHistory(features_of(SHAPES), 2, EventLog())
     for seed in range(2):
         history.add(observation(seed), seed, 0.0)
-    planner = PlannerBuilder(DeployedSampler(checkpoint=str(checkpoint), backend="eager"))()
-    state = planner.generator.get_state()
-    planned = planner(Request(0, history.newest()))
-    planner.generator.set_state(state)
-    noise = torch.randn(1, 4, 2, generator=planner.generator).numpy()
+    sampler = InferenceBuilder(DeployedSampler(checkpoint=str(checkpoint), backend="eager"))()
+    state = sampler.generator.get_state()
+    sampled = sampler(Request(0, history.newest()))
+    sampler.generator.set_state(state)
+    noise = torch.randn(1, 4, 2, generator=sampler.generator).numpy()
     service = PolicyService(policy)
     answers = list(service.answer(encode({**history.newest(), "noise": noise[0]})))
-    np.testing.assert_allclose(decode(answers[-1])["actions"], planned, atol=1e-5)
+    np.testing.assert_allclose(decode(answers[-1])["actions"], sampled, atol=1e-5)
     with pytest.raises(FlowPolicyError, match="'camera' is an image of float64; give uint8"):
         list(service.answer(encode({**history.newest(), "camera": history.newest()["camera"] / 255})))

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 from control_toys import ToyClock, ToyPolicy, ToyRobot, encoded
-from counting_planners import BuiltAgain, build_counting, build_nothing
+from counting_inferences import BuiltAgain, build_counting, build_nothing
 
 from flowpolicy.control.config import ControlConfig
 from flowpolicy.control.events import Event, EventLog

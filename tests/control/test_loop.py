@@ -29,7 +29,7 @@ def build(worker, config=DEFAULTS, *, robot=None, policy=None, **settings):
 
 
 def planned_ticks(robot):
-    """The tick that each command was planned for (see ``toys.encoded``), and the request it came from."""
+    """The tick that each command was sampled for (see ``toys.encoded``), and the request it came from."""
     return [(round(1000 * float(c[0])), round(1000 * float(c[1]))) for c in robot.commands]
 
 
@@ -84,7 +84,7 @@ def test_after_a_pause_the_next_action_is_the_next_one(pause, delay):
     assert steps.tolist() == list(range(len(steps)))
     assert loop.status.steps == len(steps) > 30
     later = [request.step for request in worker.requests if request.step > steps[25]]
-    assert later  # and it is planned anew from what is seen after the pause
+    assert later  # and it is sampled again from what is observed after the pause
 
 
 def test_while_the_robot_holds_its_plan_is_renewed():
@@ -94,7 +94,7 @@ def test_while_the_robot_holds_its_plan_is_renewed():
     loop.run(62)
     during = [r.observation["observation"][-1, 0] for r in worker.requests if r.step == 19]
     assert len(during) >= 40 // 4 - 1
-    assert max(during) >= robot.clock.time - 0.01 * (4 + 3)  # planned from what is seen at its end
+    assert max(during) >= robot.clock.time - 0.01 * (4 + 3)  # sampled from the observation at its end
 
 
 def test_a_chunk_that_is_waited_for_has_no_delay():

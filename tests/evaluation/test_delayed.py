@@ -53,7 +53,7 @@ gymnasium.register("CountingEnv-v0", CountingEnv, disable_env_checker=True, orde
 
 
 class CountingPolicy:
-    """Action k of a chunk planned at observation c is 100 c + k; it keeps the prefixes it is given."""
+    """Action k of a chunk sampled at observation c is 100 c + k; it keeps the prefixes it is given."""
 
     obs_horizon, device = 1, torch.device("cpu")
 

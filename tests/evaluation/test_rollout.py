@@ -44,8 +44,8 @@ def test_every_episode_is_whole_and_independent_of_its_neighbours(num_envs):
 def test_slots_are_replanned_together_although_episodes_end_at_different_steps():
     policy = ToyPolicy()
     result = evaluate(policy, toy_task(), episodes=12, num_envs=4)
-    planned = policy.batches[: len(policy.batches)]
-    rounds = [size for size in planned if size == 4]
+    sampled = policy.batches[: len(policy.batches)]
+    rounds = [size for size in sampled if size == 4]
     assert sum(rounds) >= 0.6 * result.chunks
 
 

@@ -24,7 +24,7 @@ def chunk(start, delay=0, horizon=6, base=0.0):
 
 
 @pytest.mark.parametrize("name", ["switch", "ensemble", "rtc"])
-def test_every_strategy_executes_the_action_planned_for_the_tick(name):
+def test_every_strategy_executes_the_action_sampled_for_the_tick(name):
     # Chunks that agree on every tick become their common trajectory, whatever the strategy and the delays.
     fusion = build_fusion(name, 6, 2, 3)
     assert fusion.name == name

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from flowpolicy.acceleration.engine import random_observations
-from flowpolicy.control.planners import resting_observation
+from flowpolicy.control.policy_inference import resting_observation
 from flowpolicy.features import Feature
 from flowpolicy.models.config import TransformerConfig
 from flowpolicy.policy import FlowPolicy

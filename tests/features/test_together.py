@@ -7,7 +7,7 @@ from kinds import T_O, A, T, policy_of
 
 from flowpolicy.acceleration.engine import random_observations
 from flowpolicy.acceleration.sampler import build_sampler
-from flowpolicy.control.planners import resting_observation
+from flowpolicy.control.policy_inference import resting_observation
 from flowpolicy.features import Depth, Image, Pose, Task, Vector
 from flowpolicy.finetuning.features import ObservationFeatures
 

@@ -116,7 +116,7 @@ def workers(makes, horizon=2, keys=(KEY,)):
 
 
 def vec_env(makes, horizon=2, keys=(KEY,)):
-    return VecEnvChunks(dummy_vec_env(makes), keys, horizon, plan_rest=zeros)
+    return VecEnvChunks(dummy_vec_env(makes), keys, horizon, sample_rest=zeros)
 
 
 def dummy_vec_env(makes):
@@ -245,7 +245,7 @@ def test_all_agree_on_a_simulator(kind, opened):
     pytest.importorskip("mujoco")
     makes = [lambda: gymnasium.make("Hopper-v5", max_episode_steps=30)] * 3
     env = opened(kind, makes)
-    env.plan_rest = lambda _, rows: np.zeros((len(rows), 4, 3))
+    env.sample_rest = lambda _, rows: np.zeros((len(rows), 4, 3))
     ends, _ = agree(env, makes, chunks_for(3, 30, steps=4, dim=3), 2, kind is vec_env)
     assert ends >= 3
 
@@ -332,7 +332,7 @@ def test_an_error_of_an_environment_is_one_sentence_with_its_cause(kind, opened)
     chunk = np.zeros((3, 3, 2))
     chunk[2, 1, 0] = 2.0
     with pytest.raises(
-        FlowPolicyError, match=r"nvironment.* raised PickyError: joint 3 broke; mend"
+        FlowPolicyError, match=r"nvironment.* raised PickyError: joint 3 broke; fix"
     ) as caught:
         env.step(chunk)
     if kind is not vec_env:
@@ -528,7 +528,7 @@ def fails_then_succeeds(env):
     raise AssertionError("no such seed")
 
 
-def test_a_vectorised_episode_that_ends_inside_a_chunk_is_followed_by_what_plan_rest_plans():
+def test_a_vectorised_episode_that_ends_inside_a_chunk_is_followed_by_what_sample_rest_gives():
     asked = []
 
     def plan(histories, rows):
@@ -553,8 +553,8 @@ def test_a_vectorised_episode_that_ends_inside_a_chunk_is_followed_by_what_plan_
     assert [record.success for record in episodes] == [False, True]
     assert [record.length for record in episodes] == [2, 2]
     np.testing.assert_allclose([record.ret for record in episodes], [0.3, 1.3], rtol=1e-6)
-    env.plan_rest = None
-    with pytest.raises(FlowPolicyError, match="set plan_rest"):
+    env.sample_rest = None
+    with pytest.raises(FlowPolicyError, match="set sample_rest"):
         env.step(np.zeros((2, 5, 2)))
 
 

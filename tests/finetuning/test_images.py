@@ -1,4 +1,4 @@
-"""Practice from images: what is frozen stays, what is trained moves, and the likelihood stays exact."""
+"""Fine-tuning from images: what is frozen stays, what is trained moves, and the likelihood stays exact."""
 
 import gymnasium as gym
 import numpy as np
@@ -124,7 +124,7 @@ def demonstrate(policy, steps=200, rows=32):
     policy.eval()
 
 
-def test_practice_aims_better_at_what_only_the_image_shows(tmp_path):
+def test_finetuning_aims_better_at_what_only_the_image_shows(tmp_path):
     task = Task("seen", "ReachSeen-v0", action_horizon=2, execute_horizon=2)
     model = make(image_encoder="trained", n_steps=32, batch_size=128, n_epochs=4, learning_rate=1e-3)
     demonstrate(model.actor_critic.flow_policy)
@@ -145,7 +145,7 @@ def test_practice_aims_better_at_what_only_the_image_shows(tmp_path):
     history = {key: value[None, None] for key, value in observation.items()}
     generators = [torch.Generator().manual_seed(0) for _ in range(2)]
     chunks = [
-        each.actor_critic.plan(history, deterministic=True, generator=generator)
+        each.actor_critic.sample_chunks(history, deterministic=True, generator=generator)
         for each, generator in zip((model, loaded), generators, strict=True)
     ]
     np.testing.assert_allclose(chunks[0], chunks[1], atol=1e-6)

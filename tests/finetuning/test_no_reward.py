@@ -1,4 +1,4 @@
-"""Where rewards say nothing, practice leaves the policy alone; where they say little, it moves it little."""
+"""Without rewards fine-tuning leaves the policy alone; with few it changes it little."""
 
 import numpy as np
 import pytest

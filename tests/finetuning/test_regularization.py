@@ -58,15 +58,15 @@ def test_behaviour_cloning_is_the_pretraining_loss_on_demonstrations():
 
 @pytest.mark.parametrize("objective", ["shortcut", "flow_matching"])
 def test_distillation_teaches_the_other_steps_what_the_tuned_ones_do(objective):
-    # What practice may leave behind: at K = 2 the flow plans +0.6 everywhere, at other K something else.
+    # What fine-tuning may leave behind: at K = 2 the flow gives +0.6 everywhere, at other K something else.
     tuned = make_policy(objective=objective, tuned=SamplerSpec(num_steps=2, solver="euler"))
     target = 0.6
 
     original = type(tuned.objective).sample
 
     def sample(self, velocity, noise, spec):
-        planned = original(self, velocity, noise, spec)
-        return 0 * planned + target if spec.steps == 2 else planned
+        sampled = original(self, velocity, noise, spec)
+        return 0 * sampled + target if spec.steps == 2 else sampled
 
     observation = {"observation": torch.rand(128, 1, 2, generator=torch.Generator().manual_seed(5))}
     with mock.patch.object(type(tuned.objective), "sample", sample):

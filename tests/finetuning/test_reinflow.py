@@ -55,7 +55,7 @@ def test_the_gradient_does_not_depend_on_how_many_chunks_pass_at_once(monkeypatc
     assert max(float(value.abs().max()) for value in whole[1].values()) > 1e-3
 
 
-def test_practice_helps():
+def test_finetuning_helps():
     model = make(n_steps=32, batch_size=64, n_epochs=4, learning_rate=1e-3, gamma=0.9)
     before, _ = evaluate_policy(model, Reach(), n_eval_episodes=40, warn=False)
     model.learn(10_000)

@@ -24,7 +24,7 @@ def finetune(folder, repo_root, *options, fails=False):
 
 
 @pytest.mark.slow
-def test_it_practises_from_a_shipped_checkpoint_and_goes_on(repo_root, tmp_path):
+def test_it_finetunes_a_shipped_checkpoint_and_goes_on(repo_root, tmp_path):
     checkpoint = repo_root / "benchmarks" / "checkpoints" / "hopper-shortcut-seed0"
     done = finetune(tmp_path, repo_root, *SHORT, f"checkpoint={checkpoint}", "run_dir=run", "num_steps=2")
     assert done.stdout.splitlines()[-1] == str(tmp_path / "run" / "summary.json")

@@ -15,7 +15,7 @@ pytest.importorskip("hydra", reason="hydra is not installed")
 
 
 @pytest.mark.slow
-def test_pretrain_practise_plan_and_drive(repo_root, tmp_path):
+def test_pretrain_finetune_plan_and_control(repo_root, tmp_path):
     environment = {**os.environ, "SIZE": "small", "RUNS": str(tmp_path), "PYTHON": sys.executable}
     done = subprocess.run(
         ["bash", str(repo_root / "scripts" / "pretrain_to_robot.sh")],
@@ -24,7 +24,7 @@ def test_pretrain_practise_plan_and_drive(repo_root, tmp_path):
     assert done.returncode == 0, done.stderr
     summaries = {
         step: json.loads((tmp_path / step / "summary.json").read_text())
-        for step in ("pretrain", "practice", "plan", "control")
+        for step in ("pretrain", "finetune", "plan", "control")
     }
     assert summaries["control"]["metrics"]["stopped"] == "finished"
     assert summaries["control"]["metrics"]["world"]["steps"] > 100

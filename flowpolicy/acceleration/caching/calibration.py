@@ -1,4 +1,4 @@
-"""From a policy and observations to cache schedules, what they will cost and how far off they are."""
+"""Cache schedules from a policy and observations, with their cost and action error."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def calibrate_checkpoint(
         torch.set_num_threads(config.threads)
     policy = FlowPolicy.load(config.checkpoint, resolve_device(config.device))
     task = task_of(policy.spec.task, env, config.checkpoint)
-    # Neighbours in time are alike: what schedules are judged on comes from other episodes.
+    # Neighbours in time are similar, so schedules are compared on other episodes.
     making, judging = (
         observations_of(policy, task, count, episodes=config.episodes, seed=seed)
         for count, seed in (

@@ -1,4 +1,4 @@
-"""Block-wise caching in other people's transformers: any model that calls an ``nn.TransformerDecoder``.
+"""Block-wise caching in other transformers: any model that calls an ``nn.TransformerDecoder``.
 
     model.decoder = CachedDecoder(model.decoder, num_evaluations=100, chunk_shape=(16, 2), sampler="ddpm")
     schedules = calibrate_decoder(model.decoder, sample, observations, updates=10)
@@ -139,7 +139,7 @@ def calibrate_decoder(
 
     Raises:
         DataError: too few observations, or NaN among them.
-        ConfigError: a sampler that makes another number of calls than the decoder was told.
+        ConfigError: a sampler whose number of calls differs from the decoder's ``num_evaluations``.
     """
     count = len(observations)
     if count < MINIMUM_OBSERVATIONS:

@@ -1,4 +1,4 @@
-"""What a schedule leaves to do: blocks to recompute, and sums of kept outputs in place of the others."""
+"""A schedule as operations: blocks to recompute, and sums of kept outputs in place of the others."""
 
 from __future__ import annotations
 

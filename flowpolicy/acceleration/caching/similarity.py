@@ -1,4 +1,4 @@
-"""How alike a block's outputs are at two network evaluations: what caching schedules are made from."""
+"""Similarity of a block's outputs between network evaluations, from which caching schedules are made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ways to sample a policy, with how far their actions are from its best sampling."""
+"""Candidate samplers of a policy, with their action error to its best sampling."""
 
 from __future__ import annotations
 

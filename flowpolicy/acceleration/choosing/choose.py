@@ -39,7 +39,7 @@ WAITED_SHARE = 0.3
 
 @dataclass(frozen=True)
 class Planning:
-    """What planning found.
+    """The result of :func:`plan_checkpoint`.
 
     Attributes:
         config: what was asked.

@@ -1,4 +1,4 @@
-"""Settings of planning for a deadline."""
+"""Settings of the choice of a sampler for a deadline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long candidates take on this machine, as what a quantile of their calls is below."""
+"""Latency of candidates on this machine: an upper bound of a quantile of their calls."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def upper_bound(bouts: Sequence[NDArray[np.float64]], quantile: float) -> float:
 
     The first is an order statistic; see :func:`bounding_rank`. Its calls should be independent, and where
     others use the machine they are not: latency drifts over seconds and minutes. That is what the bouts are
-    for, and what the planner's ``margin`` is for.
+    for, and what the plan's ``margin`` is for.
     """
     together = np.sort(np.concatenate(bouts))
     overall = together[bounding_rank(len(together), quantile) - 1]

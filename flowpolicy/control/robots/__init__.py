@@ -1,1 +1,1 @@
-"""Robots that the control loop can drive: simulated worlds, recorded traces, lerobot hardware."""
+"""Robots for the control loop: simulated environments, recorded traces, lerobot hardware."""

@@ -1,4 +1,4 @@
-"""Which robot a control run drives: one of this package, or a class of your own."""
+"""The robot of a control run: one of this package, or a class of the user's."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ ROBOT_SEED = 7_000_000
 
 @dataclass(frozen=True)
 class RobotConfig:
-    """Which robot is driven.
+    """The choice of a robot.
 
     Attributes:
-        kind: ``simulated``, the task's environment in wall-clock time; ``trace``, recorded observations; or
+        kind: ``simulated``, the task's environment in real time; ``trace``, recorded observations; or
             ``module:Class``, a robot of your own (:class:`~flowpolicy.control.robot.Robot`) from an installed
             module or a file of the present folder.
         options: arguments of your own class.

@@ -1,4 +1,4 @@
-"""A Gymnasium environment as a robot: its own process, wall-clock time, and it waits for nobody."""
+"""A Gymnasium environment as a robot, which runs in its own process in real time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowpolicy.control.planner_hosts import PRELOAD
+from flowpolicy.control.inference_hosts import PRELOAD
 from flowpolicy.control.robot import EPISODE, TIMESTAMP, Action, Observation, RobotError, RobotSpec
 from flowpolicy.control.robots.shared import Mailbox
 from flowpolicy.control.system import MonotonicClock
@@ -72,7 +72,7 @@ class SimulatedRobot:
     Args:
         task: the environment, its rate and its safe action.
         seed: environment seed of the first episode.
-        rate_hz: steps per second of wall-clock time; None takes the task's own rate.
+        rate_hz: steps per second of real time; None takes the task's own rate.
         heartbeat_s: without a command after which the world is deserted; at least two of the loop's periods.
 
     Raises:

@@ -14,7 +14,7 @@ from flowpolicy.settings import require
 
 
 class TraceRobot:
-    """Replays recorded episodes in wall-clock time, over and over.
+    """Replays recorded episodes in real time, repeatedly.
 
     What the loop commands changes nothing; it is kept beside what was recorded. For trying a policy, a
     sampler or a machine without a simulator.

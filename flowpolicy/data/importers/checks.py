@@ -1,4 +1,4 @@
-"""What is watched over all rows of an import, in their order: bounds of actions, times, rotations.
+"""Checks over all rows of an import, in order: bounds of actions, times, rotations.
 
 Each check takes rows as they come, gives them back as they are to be kept, and speaks at the end.
 """
@@ -163,6 +163,6 @@ class TimeCheck:
             f"one before, at {times[row]:.3f} s, where its rate says {self._period:.3g} s"
         )
         if not self._allow:
-            raise DataError(f"{sentence}; mend or remove that episode, or accept it with allow_gaps=true.")
+            raise DataError(f"{sentence}; fix or remove that episode, or accept it with allow_gaps=true.")
         logger.warning("%s; taken as it is.", sentence)
         self._has_warned = True

@@ -1,4 +1,4 @@
-"""Which of a source's columns make which keys of the store; decided on the declaration alone."""
+"""The choice of a source's columns for the keys of a store, from their declaration alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Flat HDF5 in the manner of D4RL: one row per step, episodes marked by ``terminals`` and ``timeouts``."""
+"""Flat HDF5 as in D4RL: one row per step, episodes marked by ``terminals`` and ``timeouts``."""
 
 from __future__ import annotations
 

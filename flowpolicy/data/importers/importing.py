@@ -113,7 +113,7 @@ def import_to_store(
 def _import(source: Source, request: Request, take: Callable[[Import], T]) -> T:
     """What ``take`` makes of the import of the chosen columns.
 
-    Whether float32 can hold a column is known when all of it was seen. In the rare case that it cannot,
+    Whether float32 can hold a column is known only after all of it was read. In the rare case that it cannot,
     ``take`` is called again with that column as wide as it is.
     """
     wide: set[str] = set()

@@ -166,7 +166,7 @@ class _Dataset(Source):
         if np.prod(values.shape[1:], dtype=np.int64) != np.prod(shape, dtype=np.int64):
             raise DataError(
                 f"{self.where}: column '{name}' has rows of shape {values.shape[1:]} and meta/info.json "
-                f"declares {shape}; mend the one that is wrong."
+                f"declares {shape}; fix the one that is wrong."
             )
         return values.reshape(len(values), *shape)
 

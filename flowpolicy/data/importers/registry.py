@@ -1,4 +1,4 @@
-"""The formats that are known: each importer enters itself under a name, and may say what it recognises."""
+"""The registry of formats: each importer registers a name and optionally how to recognise its files."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def detect_format(source: Path | str) -> str:
     """The name in :data:`FORMATS` that fits the file or folder.
 
     Raises:
-        DataError: nothing there, or a format that cannot be told.
+        DataError: nothing there, or a format that is not recognised.
     """
     path = resolve_path(source)
     try:

@@ -1,4 +1,4 @@
-"""What a user asks of an import, beside the file and the format."""
+"""The settings of an import, besides the file and the format."""
 
 from __future__ import annotations
 

@@ -110,6 +110,6 @@ def _masks(masks: Any, names: list[str], path: Path) -> dict[str, list[int]]:
         listed = _listed_names(masks, mask, path)
         unknown = [name for name in listed if name not in numbers]
         if unknown:
-            raise DataError(f"{path}: 'mask/{mask}' names '{unknown[0]}', which is not there; mend the mask.")
+            raise DataError(f"{path}: 'mask/{mask}' names '{unknown[0]}', which is not there; fix the mask.")
         found[str(mask)] = sorted(numbers[name] for name in listed)
     return found

@@ -1,4 +1,4 @@
-"""What an importer gives of a file: the columns it declares, its episodes, and rows of chosen columns."""
+"""The interface of an importer's file: its declared columns, its episodes, and rows of chosen columns."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Feature:
         default: whether it is taken where no keys are chosen.
         note: why it cannot be read, in words that follow its name; empty where it can.
         channels_first: images are (channels, height, width).
-        declared: the kind as a store or the user declares it, with its settings if any; None where it is told
-            by how the column is stored.
+        declared: the kind as a store or the user declares it, with its settings if any; None where it follows
+            from how the column is stored.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Feature:
     def of_array(
         cls, name: str, key: str, dtype: np.dtype[Any], shape: Sequence[int], default: bool = True
     ) -> Feature:
-        """A column of plain arrays: its kind is told by its name and by the type and shape of a row."""
+        """A column of plain arrays: its kind follows from its name and from the type and shape of a row."""
         kind = kind_of(name, dtype, shape)
         first = kind is Kind.IMAGE and len(shape) == 3 and channels_first(shape)
         return cls(name, key, kind, tuple(shape), default, channels_first=first)
@@ -107,7 +107,7 @@ class Source(abc.ABC):
         """Steps of each episode, ``(episodes,)``: the rows of the column chosen as the action.
 
         Raises:
-            DataError: episodes that cannot be told apart, or lack the action.
+            DataError: episodes that cannot be separated, or lack the action.
         """
 
     @abc.abstractmethod

@@ -1,7 +1,7 @@
 """Backbones: from images ``(N, C, H, W)`` in [-1, 1] to a grid of features ``(N, F, h, w)``.
 
 All of them normalise by groups or tokens: statistics of a batch would differ between training on
-demonstrations, practice, and a robot that sends one image at a time.
+demonstrations, fine-tuning, and a robot that sends one image at a time.
 """
 
 from __future__ import annotations

@@ -14,11 +14,11 @@ _CHANNELS = Allowed(lambda count: 16 <= count <= 1024 and count % 16 == 0, "a mu
 
 @dataclass(frozen=True)
 class VisionConfig(Settings, prefix="model.vision"):
-    """How images become tokens; read only where a policy sees images.
+    """How images become tokens; used only by policies with images.
 
     Attributes:
         backbone: ``convnet`` (small, the default), ``resnet18`` or ``vit``.
-        crop: share of each side that is seen: a random window in training, the central one otherwise; 1 is
+        crop: side of the crop as a share of the image's: random in training, central otherwise; 1 keeps
             the whole image.
         channels: feature maps of the convnet; of the others they are fixed.
         keypoints: places given as coordinates besides the grid of features (spatial softmax, Finn et al.

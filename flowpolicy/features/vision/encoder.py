@@ -36,8 +36,8 @@ class ImageEncoder(nn.Module):
         self.window = (round(config.crop * height), round(config.crop * breadth))
         if min(self.window) < SMALLEST:
             raise ConfigError(
-                f"An image of {height} x {breadth} pixels, of which {self.window[0]} x {self.window[1]} are "
-                f"seen, is too small; give images of which {SMALLEST} x {SMALLEST} are seen."
+                f"An image of {height} x {breadth} pixels, cropped to {self.window[0]} x "
+                f"{self.window[1]}, is too small; give images whose crop is at least {SMALLEST} x {SMALLEST}."
             )
         self.backbone = BUILDERS[config.backbone](channels, config)
         with torch.no_grad():
@@ -62,8 +62,8 @@ class ImageEncoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Tokens ``(B, num_tokens, d)`` of images ``(B, T_o, H, W, C)``, 0 to 255, uint8 or float."""
         batch = len(images)
-        seen = self._cropped(images).flatten(0, 1)
-        pixels = seen.to(self.project.weight.dtype).permute(0, 3, 1, 2)
+        cropped = self._cropped(images).flatten(0, 1)
+        pixels = cropped.to(self.project.weight.dtype).permute(0, 3, 1, 2)
         grid = self.backbone(pixels / 127.5 - 1.0)
         tokens = self.project(grid).flatten(2).transpose(1, 2)
         if self.heat is not None and self.place is not None:

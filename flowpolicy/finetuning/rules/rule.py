@@ -1,4 +1,4 @@
-"""What an update rule is given, and what it answers."""
+"""The inputs and outputs of an update rule."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Planners for workers in other processes: they are imported there by name."""
+"""Inference functions for workers in other processes, where they are imported by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Practice that is killed and resumed, and practice by two processes: real ones, see forked_practice.py."""
+"""Fine-tuning that is killed and resumed, and by two processes: real ones, see forked_finetuning.py."""
 
 import itertools
 import json
@@ -24,17 +24,17 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def practised(tmp_path_factory):
+def finetuned(tmp_path_factory):
     """The folder in which both happened, and the report."""
-    folder = tmp_path_factory.mktemp("practice")
-    command = [sys.executable, str(Path(__file__).with_name("forked_practice.py")), str(folder), "0"]
+    folder = tmp_path_factory.mktemp("finetuning")
+    command = [sys.executable, str(Path(__file__).with_name("forked_finetuning.py")), str(folder), "0"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=250)
     assert done.returncode == 0, done.stderr
     return folder, json.loads(done.stdout.splitlines()[-1])
 
 
-def test_a_run_killed_at_five_random_moments_loses_at_most_an_iteration_each(practised):
-    folder, report = practised
+def test_a_run_killed_at_five_random_moments_loses_at_most_an_iteration_each(finetuned):
+    folder, report = finetuned
     assert len(report["saved"]) == 5
     assert report["saved"] == sorted(report["saved"])
     assert report["saved"][-1] > report["saved"][1]
@@ -48,8 +48,8 @@ def test_a_run_killed_at_five_random_moments_loses_at_most_an_iteration_each(pra
     assert not [item for item in (folder / "run").iterdir() if ".tmp-" in item.name]
 
 
-def test_two_processes_take_the_step_of_one(practised):
-    folder, _ = practised
+def test_two_processes_take_the_step_of_one(finetuned):
+    folder, _ = finetuned
     one, first, second = (load_file(folder / name) for name in ("one-0", "two-0", "two-1"))
     gradients = [name for name in one if name.startswith("gradient.")]
     assert any(name.startswith("gradient.critic") for name in gradients)

@@ -1,6 +1,6 @@
-"""Started by test_practice_processes.py: practice that is killed and resumed, and practice by two processes.
+"""Started by test_finetuning_processes.py: runs that are killed and resumed, and a run of two processes.
 
-    python forked_practice.py FOLDER SEED
+    python forked_finetuning.py FOLDER SEED
 
 Kills a run at five random moments and lets it end, then takes a policy step with one and with two
 processes. Prints JSON. A forked child is a process of its own, and SIGKILL ends it as it ends any other.
@@ -107,7 +107,7 @@ def kill_and_resume(folder: Path, seed: int) -> dict[str, object]:
 
 
 def ranks(folder: Path) -> None:
-    def practise(name: str) -> None:
+    def finetune(name: str) -> None:
         torch.set_num_threads(1)
         with processes() as group:
             model = make(
@@ -129,7 +129,7 @@ def ranks(folder: Path) -> None:
             tensors = {key: value.clone().contiguous() for key, value in (gradients | state | counts).items()}
             save_file(tensors, folder / f"{name}-{group.rank}")
 
-    finish(fork(lambda: practise("one")))
+    finish(fork(lambda: finetune("one")))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -137,13 +137,13 @@ def ranks(folder: Path) -> None:
     children = []
     for rank in range(2):
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        children.append(fork(lambda: practise("two")))
+        children.append(fork(lambda: finetune("two")))
     for child in children:
         finish(child)
 
 
 def whole_batch() -> Any:
-    """64 chunks of practice, the same in every process."""
+    """64 chunks of fine-tuning, the same in every process."""
     model = make(make_vec_env(Reach, n_envs=4, seed=7), processes=Processes())
     batches: list[Any] = []
     model.learner.policy_step = lambda batch: (batches.append(batch), ({"train/kl": 0.0}, False))[1]  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""A trained policy as a planner of the control loop: checkpoint, K, backend and schedule to a chunk."""
+"""Inference of the control loop: a trained policy, with its sampler, as a function from request to chunk."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from flowpolicy.execution.receding_horizon import ChunkPolicy
 
 
 @dataclass(frozen=True)
-class PlannerBuilder:
-    """Builds a :class:`PolicyPlanner` where it will run.
+class InferenceBuilder:
+    """Builds a :class:`PolicyInference` where it will run.
 
     Attributes:
         deployed: the sampler.
         seed: of the noises x_0.
-        exports: what an earlier planner with this sampler has exported.
+        exports: what an earlier build of this sampler has exported.
     """
 
     deployed: DeployedSampler
     seed: int = 0
     exports: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
-    def __call__(self) -> PolicyPlanner:
-        """The planner, which says how the next one is built without exporting anything again."""
+    def __call__(self) -> PolicyInference:
+        """The function, whose ``again`` builds the next one without exporting anything again."""
         exports = dict(self.exports)
-        return PolicyPlanner(self.deployed.build(exports), self.seed, again=replace(self, exports=exports))
+        return PolicyInference(self.deployed.build(exports), self.seed, again=replace(self, exports=exports))
 
 
-class PolicyPlanner:
-    """Plans a chunk for each request, from a new x_0 each.
+class PolicyInference:
+    """Samples a chunk for each request, each from a new x_0.
 
     Args:
         sampler: a policy or a sampler of one.
         seed: of the noises.
         warm_up: calls before the first request, in which backends allocate and choose kernels.
-        again: builds the like of it, sooner than this one was; None where nothing does.
+        again: builds another one faster than this one was built; None if there is no faster way.
     """
 
     def __init__(
-        self, sampler: ChunkPolicy, seed: int = 0, warm_up: int = 3, again: PlannerBuilder | None = None
+        self, sampler: ChunkPolicy, seed: int = 0, warm_up: int = 3, again: InferenceBuilder | None = None
     ) -> None:
         self.sampler, self.again = sampler, again
         self.generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Where a planner is at work: a thread or a process of its own that builds it and answers requests."""
+"""The thread or process in which a sampler is built and answers requests."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from flowpolicy.execution.fusion import Prefix
 from flowpolicy.runs.worker_process import WorkerDiedError, WorkerProcess
 
 THREAD_END_S, PROCESS_END_S = 5.0, 1.0
-"""How long a planner is given to end by itself; a process is then killed, a thread left behind."""
+"""Seconds that a host has to end by itself; after that a process is killed, a thread left behind."""
 UNBLOCKED_BYTES = 1 << 15
 """A request of this size fits into a pipe that nobody reads from."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a chunk is to be planned from.
+    """What a chunk is sampled from.
 
     Attributes:
         step: actions executed before the newest observation.
@@ -43,12 +43,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of a request.
+    """The result of a request.
 
     Attributes:
         step: of the request.
         actions: the chunk ``(T, A)`` in physical units, unchecked; None where the policy raised.
-        seconds: that planning took.
+        seconds: inference time.
         error: the exception in one line.
     """
 
@@ -58,20 +58,20 @@ class Answer:
     error: str = ""
 
 
-Planner = Callable[[Request], NDArray[np.float32]]
-"""From a request to a chunk ``(T, A)``; its attribute ``again``, where it has one, builds the like sooner."""
-Build = Callable[[], Planner]
+Inference = Callable[[Request], NDArray[np.float32]]
+"""From a request to a chunk ``(T, A)``; its optional attribute ``again`` builds another one faster."""
+Build = Callable[[], Inference]
 
 
 class Host(Protocol):
-    """One planner in a place of its own; it takes one request at a time."""
+    """One sampler in a thread or process of its own; it takes one request at a time."""
 
     again: Build | None
-    """Once built: how the next one is built sooner; None where it is built as this one was."""
+    """Known once built: a faster way to build the next one; None if there is none."""
 
     @property
     def pid(self) -> int:
-        """Number of the process it is in."""
+        """Process ID."""
         ...
 
     def submit(self, request: Request) -> None:
@@ -83,7 +83,7 @@ class Host(Protocol):
         ...
 
     def built(self, timeout: float) -> bool:
-        """Whether the planner is built, waiting at most ``timeout`` seconds for it.
+        """Whether the sampler is built, waiting at most ``timeout`` seconds for it.
 
         Raises:
             WorkerDiedError: it cannot be built.
@@ -91,11 +91,11 @@ class Host(Protocol):
         ...
 
     def alive(self) -> bool:
-        """Whether it has not ended."""
+        """Whether it is still running."""
         ...
 
     def end(self, now: bool = False) -> None:
-        """End it; unless ``now``, with a while to end by itself."""
+        """End it; unless ``now``, it first gets some time to end by itself."""
         ...
 
 
@@ -105,26 +105,26 @@ class _Ready:
 
 
 def _serve(build: Build, receive: Callable[[], Any], send: Callable[[Any], None]) -> None:
-    """Build a planner and answer requests until None comes."""
+    """Build a sampler and answer requests until None comes."""
     try:
-        planner = build()
+        infer = build()
     except Exception as error:
         send(f"{type(error).__name__}: {error}" if not isinstance(error, FlowPolicyError) else str(error))
         return
-    send(_Ready(getattr(planner, "again", None)))
+    send(_Ready(getattr(infer, "again", None)))
     while (request := receive()) is not None:
         started = time.perf_counter()
         try:
-            actions = np.asarray(planner(request), dtype=np.float32)
+            actions = np.asarray(infer(request), dtype=np.float32)
             answer = Answer(request.step, actions, time.perf_counter() - started)
-        except Exception as error:  # a policy may raise anything; the loop is told and goes on
+        except Exception as error:  # a policy may raise anything; the loop gets the error and goes on
             line = f"{type(error).__name__}: {error}".splitlines()[0]
             answer = Answer(request.step, None, time.perf_counter() - started, line)
         send(answer)
 
 
-class PlannerThread:
-    """A planner in a thread of this process. A thread cannot be ended by force."""
+class InferenceThread:
+    """A sampler in a thread of this process. A thread cannot be ended by force."""
 
     def __init__(self, build: Build) -> None:
         self.again: Build | None = None
@@ -166,15 +166,15 @@ class PlannerThread:
 
     def end(self, now: bool = False) -> None:
         """See :class:`Host`."""
-        self._inbox.put(None)  # it ends of this when it comes back
+        self._inbox.put(None)  # it ends once the call under way returns
         self._thread.join(0.0 if now else THREAD_END_S)
 
 
-class PlannerProcess:
-    """A planner in a process.
+class InferenceProcess:
+    """A sampler in a process.
 
     Args:
-        build: makes the planner, in the process; it is pickled.
+        build: makes the sampler, in the process; it is pickled.
     """
 
     def __init__(self, build: Build) -> None:
@@ -239,15 +239,15 @@ def _process_main(connection: Connection[Any, Any], build: Build) -> None:
     _serve(build, receive, connection.send)
 
 
-PRELOAD = ("flowpolicy.control.planners", "onnx", "onnx.helper", "onnxruntime")
+PRELOAD = ("flowpolicy.control.policy_inference", "onnx", "onnx.helper", "onnxruntime")
 """What the processes of control need, imported once; what is not installed is left out."""
 
 
 def _again(message: Any) -> Build | None:
-    """From what a planner's place says first.
+    """The ``again`` in the first message of a host.
 
     Raises:
-        WorkerDiedError: the planner could not be built.
+        WorkerDiedError: the sampler could not be built.
     """
     if not isinstance(message, _Ready):
         raise WorkerDiedError(str(message).rstrip(".") + ".")
