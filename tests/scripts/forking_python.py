@@ -1,4 +1,4 @@
-"""Python for tests that start many programs: each is forked from one process that has imported what they need.
+"""Python for tests that start programs: each is forked from one process that has imported what they need.
 
     python forking_python.py SOCKET
 
@@ -19,9 +19,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MODULES = (
-    "torch", "hydra", "gymnasium.envs.mujoco.hopper_v5", "zarr", "matplotlib.pyplot", "scipy.stats", "imageio",
-    "stable_baselines3", "onnxscript", "onnxruntime", "torch.onnx._internal.exporter._core", "torch.distributed.run",
-    "pyarrow.parquet",
+    "torch", "torch.distributed.run", "torch.onnx._internal.exporter._core", "hydra", "zarr", "scipy.stats",
+    "gymnasium.envs.mujoco.hopper_v5", "matplotlib.pyplot", "imageio", "stable_baselines3", "onnxscript",
+    "onnxruntime", "pyarrow.parquet",
 )  # fmt: skip
 
 # The stand-in. What reaches it by signal is passed on, so that it ends as its program does.
@@ -121,7 +121,7 @@ def run(words: list[str]) -> int:
     try:
         if words[0] in ("-m", "-c"):
             sys.argv = words[1:]
-            sys.path[0] = os.getcwd()
+            sys.path[0] = str(Path.cwd())
             if words[0] == "-m":
                 runpy.run_module(words[1], run_name="__main__", alter_sys=True)
             else:
