@@ -11,6 +11,8 @@ from pathlib import Path
 # Small tensors: a second thread helps little, and on a busy machine waiting for it costs a hundredfold.
 # Programs that tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Else the first compilation tries one instruction set after another, for ten seconds; the code is the same.
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 
 import numpy as np
 import pytest

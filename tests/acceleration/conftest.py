@@ -1,11 +1,6 @@
-import os
-
 import pytest
 import torch
 from toy_policy import random_observations, random_policy
-
-# Without it the first compilation tries one instruction set after another, for seconds; the code is the same.
-os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 
 
 @pytest.fixture(scope="session")
