@@ -58,6 +58,7 @@ def start(folder: Path) -> Iterator[Path]:
 
 def serve(address: str) -> None:
     """Fork a child for each command, until the process that started this one is gone."""
+    import gc
     import importlib
     import selectors
     import socket
@@ -65,6 +66,7 @@ def serve(address: str) -> None:
     for module in MODULES:
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
+    gc.freeze()  # else every collection in a child goes through, and copies, what was imported here
     with socket.socket(socket.AF_UNIX) as listener, selectors.DefaultSelector() as selector:
         listener.bind(address)
         listener.listen()
