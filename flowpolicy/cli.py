@@ -214,15 +214,16 @@ def _plain(config: DictConfig) -> dict[str, Any]:
 
 def _quote_paths(config_name: str) -> None:
     """Quote the values of the command line that Hydra would not read as the paths that they are."""
-    if not any("=" in word for word in sys.argv[1:]):
+    words = sys.argv[1:]
+    is_sweep = any(word in ("--multirun", "-m") for word in words)
+    if [quoted_path(word, is_sweep=is_sweep) for word in words] == words:
         return
-    is_sweep = any(word in ("--multirun", "-m") for word in sys.argv[1:])
     with hydra.initialize_config_module(CONFIG_PACKAGE, version_base="1.3"):
         base = hydra.compose(config_name)
-    sys.argv[1:] = [quoted_path(word, base, is_sweep=is_sweep) for word in sys.argv[1:]]
+    sys.argv[1:] = [quoted_path(word, base, is_sweep=is_sweep) for word in words]
 
 
-def quoted_path(word: str, base: DictConfig, *, is_sweep: bool = False) -> str:
+def quoted_path(word: str, base: DictConfig | None = None, *, is_sweep: bool = False) -> str:
     """An override ``key=value``, its value quoted where Hydra's grammar would not read it as one text.
 
     Parentheses, commas, brackets, spaces and others mean something in that grammar, and a path may hold them.
@@ -232,7 +233,7 @@ def quoted_path(word: str, base: DictConfig, *, is_sweep: bool = False) -> str:
 
     Args:
         word: of the command line.
-        base: the config before overrides.
+        base: the config before overrides; without one, any setting may be a text.
         is_sweep: commas separate the values of several runs.
     """
     key, equals, value = word.partition("=")
@@ -240,7 +241,7 @@ def quoted_path(word: str, base: DictConfig, *, is_sweep: bool = False) -> str:
         not equals
         or not value
         or not re.fullmatch(r"(\+\+?)?[\w.]+", key)
-        or not _takes_text(base, key.lstrip("+"))
+        or (base is not None and not _takes_text(base, key.lstrip("+")))
     ):
         return word
     quoted = f"{key}={_quoted(value)}"

@@ -16,9 +16,9 @@ finetune=() control=()
 plan=(period_ms=4 quantile=0.99)
 if [ "${SIZE:-full}" = small ]; then
     small=(model.width=32 model.depth=1 model.num_heads=2 train.steps=60 train.batch_size=32 train.warmup_steps=10
-        train.final_episodes=2 train.validate_every=60)
+        train.final_episodes=2 train.validate_every=60 video=false)
     finetune=(total_steps=512 num_envs=4 workers=0 reinflow.n_steps=32 reinflow.batch_size=64 reinflow.n_epochs=1
-        reinflow.critic_warmup=0 final_episodes=2 evaluation_envs=2)
+        reinflow.critic_warmup=0 final_episodes=2 evaluation_envs=2 video=false)
     plan=(period_ms=100 quantile=0.9 calls=40 bouts=2 pause_s=0.1 episodes=2 observations=16 backends=[onnx,eager])
     control=(duration_s=4 video=false)
 fi

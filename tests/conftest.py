@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 # Small tensors: a second thread helps little, and on a busy machine waiting for it costs a hundredfold.
 # Programs that tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Else the first compilation tries one instruction set after another, for ten seconds; the code is the same.
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 
 import numpy as np
 import pytest
@@ -36,6 +40,26 @@ def shared_data(repo_root: Path) -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real demonstrations at {folder}; set FLOWPOLICY_TEST_DATA to their folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def forking_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A program to use as ``python``, without the seconds that its imports take."""
+    if not hasattr(os, "fork"):
+        yield Path(sys.executable)
+        return
+    from forking_python import start
+
+    with start(tmp_path_factory.mktemp("python")) as python:
+        yield python
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With ``--dist loadgroup``, one worker has all tests of ``forking_python``, and so one of it."""
+    for item in items:
+        if "forking_python" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("forking_python"))
 
 
 @pytest.fixture

@@ -85,10 +85,15 @@ def test_a_store_holds_the_same(readings: Any, name: str):
 
 @pytest.mark.slow
 @every("unfinished")
-def test_an_interrupted_run_goes_on_to_the_same_policy(readings: Any, name: str, tmp_path: Path):
+def test_an_interrupted_run_goes_on_to_the_same_policy(
+    readings: Any, name: str, tmp_path: Path, forking_python: Path
+):
     for package in ("hydra", "mujoco", "stable_baselines3"):
         pytest.importorskip(package, reason=f"{package} is not installed")
-    found, recorded = readings.unfinished(name, tmp_path / name), NUMBERS["unfinished"][name]
+    found, recorded = (
+        readings.unfinished(name, tmp_path / name, str(forking_python)),
+        NUMBERS["unfinished"][name],
+    )
     action_range = readings.Question.of_checkpoint(tmp_path / name / "checkpoint").action_range
     assert_same(found["chunk"], recorded["chunk"], action_range, TRAINED)
     assert found["steps"] == recorded["steps"]

@@ -14,6 +14,7 @@ from flowpolicy.flow.guidance import GUIDANCES, Guidance, GuidedChunk, Transform
 from flowpolicy.flow.network import Velocity
 from flowpolicy.plugins import register
 from flowpolicy.ranges import PositiveFloat
+from flowpolicy.settings import require
 
 Target = tuple[Tensor, Tensor]  # normalised actions (B, T, A) and their weights (B, T)
 

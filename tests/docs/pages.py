@@ -101,13 +101,16 @@ class Page:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(text, encoding="utf-8")
 
-    def run(self, folder: Path) -> None:
-        """Run the example as a reader would who keeps its files in ``folder``, beside the checkout's."""
+    def run(self, folder: Path, python: Path) -> None:
+        """Run the example as a reader would who keeps its files in ``folder``, beside the checkout's.
+
+        ``python`` is the program of this name that the commands find.
+        """
         self.write_files(folder)
         for name in CHECKOUT:
             (folder / name).symlink_to(ROOT / name)
-        programs = Path(sys.executable).parent
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{programs}:{os.environ['PATH']}"}
+        path = f"{python.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": path}
         for command in self.commands:
             done = subprocess.run(
                 ["bash", "-euo", "pipefail", "-c", command], cwd=folder, env=environment,

@@ -9,8 +9,8 @@ EXAMPLES = [page for page in pages("docs/extend/*.md") if page.commands]
 
 
 @pytest.mark.parametrize("page", EXAMPLES, ids=name)
-def test_the_example_of_a_page_runs(page, tmp_path):
-    page.run(tmp_path)
+def test_the_example_of_a_page_runs(page, tmp_path, forking_python):
+    page.run(tmp_path, forking_python)
 
 
 EXAMPLE = """
@@ -33,11 +33,11 @@ python -c "from package.greeting import WORDS; print(WORDS)" > said.txt
 """
 
 
-def test_files_are_written_and_commands_run_among_them(tmp_path):
-    Page(ROOT / "page.md", EXAMPLE.format(expected="hello")).run(tmp_path)
+def test_files_are_written_and_commands_run_among_them(tmp_path, forking_python):
+    Page(ROOT / "page.md", EXAMPLE.format(expected="hello")).run(tmp_path, forking_python)
     assert (tmp_path / "package" / "greeting.py").read_text() == 'WORDS = "hello"\n'
 
 
-def test_a_command_that_fails_fails_the_test(tmp_path):
+def test_a_command_that_fails_fails_the_test(tmp_path, forking_python):
     with pytest.raises(AssertionError, match=r"page\.md: test"):
-        Page(ROOT / "page.md", EXAMPLE.format(expected="goodbye")).run(tmp_path)
+        Page(ROOT / "page.md", EXAMPLE.format(expected="goodbye")).run(tmp_path, forking_python)

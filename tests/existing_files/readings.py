@@ -130,19 +130,19 @@ def store(name: str) -> dict[str, Any]:
     return {"arrays": summed, "attributes": demos.attributes}
 
 
-def unfinished(name: str, folder: Path) -> dict[str, Any]:
+def unfinished(name: str, folder: Path, python: str = sys.executable) -> dict[str, Any]:
     """The chunk of the policy that an interrupted run ends with, when a copy of it goes on in ``folder``."""
     shutil.copytree(HERE / name, folder)
-    flowpolicy(*UNFINISHED[name], f"run_dir={folder}", "resume=true")
+    flowpolicy(python, *UNFINISHED[name], f"run_dir={folder}", "resume=true")
     done = folder / "checkpoint"
     steps = json.loads((folder / "summary.json").read_text())["steps"]
     return {"chunk": chunk_of(FlowPolicy.load(done), Question.of_checkpoint(done)), "steps": steps}
 
 
-def flowpolicy(*words: str) -> None:
+def flowpolicy(python: str, *words: str) -> None:
     """Run the command as a user does."""
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "flowpolicy", *words],
+        [python, "-P", "-m", "flowpolicy", *words],
         cwd=ROOT,
         capture_output=True,
         text=True,

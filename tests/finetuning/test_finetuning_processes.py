@@ -4,7 +4,6 @@ import itertools
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -24,10 +23,10 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def finetuned(tmp_path_factory):
+def finetuned(tmp_path_factory, forking_python):
     """The folder in which both happened, and the report."""
     folder = tmp_path_factory.mktemp("finetuning")
-    command = [sys.executable, str(Path(__file__).with_name("forked_finetuning.py")), str(folder), "0"]
+    command = [forking_python, str(Path(__file__).with_name("forked_finetuning.py")), str(folder), "0"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=250)
     assert done.returncode == 0, done.stderr
     return folder, json.loads(done.stdout.splitlines()[-1])

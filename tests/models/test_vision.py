@@ -32,7 +32,7 @@ def image_policy(**settings):
     """Two cameras, a state and a task token; random weights, since a fresh network is the zero velocity."""
     torch.manual_seed(0)
     shapes = {"front": (48, 48, 3), "wrist": (40, 48, 3), "observation": (3,), "task": (2,)}
-    model = TransformerConfig(width=16, depth=2, num_heads=2, vision=VisionConfig(**settings))
+    model = TransformerConfig(width=16, depth=1, num_heads=2, vision=VisionConfig(**settings))
     policy = FlowPolicy(PolicyConfig({"name": "flow_matching"}, model, shapes, 2, T_O, 4, 2)).eval()
     with torch.no_grad():
         for parameter in policy.network.parameters():

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,10 +21,10 @@ POLICIES = ["flow_matching", "shortcut"]
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, forking_python):
     """The folder in which both happened, and the report."""
     folder = tmp_path_factory.mktemp("training")
-    command = [sys.executable, str(Path(__file__).with_name("forked_runs.py")), str(folder), "0", *POLICIES]
+    command = [forking_python, str(Path(__file__).with_name("forked_runs.py")), str(folder), "0", *POLICIES]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=250)
     assert done.returncode == 0, done.stderr
     return folder, json.loads(done.stdout.splitlines()[-1])

@@ -28,29 +28,30 @@ class Done:
     stderr: str
 
 
-def run_script(folder, repo_root, script, *options, fails=False, process=False):
+def run_script(folder, repo_root, script, *options, fails=False, python=None):
     """Run ``scripts/<script>`` in ``folder``; a failure that is expected must be one sentence on stderr.
 
     ``fails=None``: the caller looks for itself.
-    ``process``: in a process of its own; else the same file in this one, where a traceback is the test's.
+    ``python``: by this program, in a process of its own; else the same file in this one, where a traceback is
+    the test's.
     """
-    run = _in_a_process if process else _here
-    done = run(folder, repo_root / "scripts" / script, [str(option) for option in options])
+    command = [str(repo_root / "scripts" / script), *map(str, options)]
+    done = _by(python, folder, command) if python else _here(folder, command)
     assert fails is None or (done.returncode != 0) == fails, done.stderr
     if fails:
         assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     return done
 
 
-def _in_a_process(folder, script, options):
+def _by(python, folder, command):
     done = subprocess.run(
-        [sys.executable, str(script), *options], cwd=folder, capture_output=True, text=True, check=False,
+        [python, *command], cwd=folder, capture_output=True, text=True, check=False,
         timeout=250, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     return Done(done.returncode, done.stdout, done.stderr)
 
 
-def _here(folder, script, options):
+def _here(folder, command):
     output, errors = io.StringIO(), io.StringIO()
     status = 0
     with (
@@ -60,9 +61,9 @@ def _here(folder, script, options):
         contextlib.redirect_stdout(output),
         contextlib.redirect_stderr(errors),
     ):
-        sys.argv = [str(script), *options]
+        sys.argv = command
         try:
-            runpy.run_path(str(script), run_name="__main__")
+            runpy.run_path(command[0], run_name="__main__")
         except SystemExit as ended:
             status = ended.code or 0
             if isinstance(status, str):

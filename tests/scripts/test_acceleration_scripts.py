@@ -1,18 +1,22 @@
-"""The real calibration and latency scripts on a shipped Push-T policy."""
+"""The real calibration and latency scripts on a small Push-T policy."""
 
 import json
+from dataclasses import replace
 
 import pytest
+import torch
 from script_runs import run_script
 
+from flowpolicy import FlowPolicy
 from flowpolicy.acceleration.caching.schedule import Schedule
+from flowpolicy.models.config import TransformerConfig
 
 pytest.importorskip("pymunk", reason="Push-T is not installed")
 pytest.importorskip("hydra", reason="hydra is not installed")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
 SMALL = [
-    "num_steps=12", "updates=4", "observations=64", "noise_seeds=1", "test_observations=8", "episodes=3",
+    "num_steps=6", "updates=3", "observations=64", "noise_seeds=1", "test_observations=8", "episodes=3",
     "search_iterations=2", "search_observations=8", "threads=1", "env=pusht",
     "+env.env_kwargs.max_episode_steps=120",
 ]  # fmt: skip
@@ -20,9 +24,19 @@ TIMED = ["calls=6", "warm_up=1", "round_calls=3", "observations=8", "threads=1"]
 
 
 @pytest.fixture(scope="module")
-def checkpoints(repo_root):
-    folder = repo_root / "benchmarks" / "checkpoints"
-    return {name: folder / f"pusht-{name}-seed0" for name in ("flow_matching", "shortcut")}
+def checkpoints(repo_root, tmp_path_factory):
+    """The shipped policies with a smaller network of random weights, which is exported in less time."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    for name in ("flow_matching", "shortcut"):
+        shipped = FlowPolicy.load(repo_root / "benchmarks" / "checkpoints" / f"pusht-{name}-seed0")
+        model = TransformerConfig(width=16, depth=2, num_heads=2)
+        policy = FlowPolicy(replace(shipped.config, model=model))
+        for part in ("observation_normalizers", "action_normalizer"):
+            getattr(policy, part).load_state_dict(getattr(shipped, part).state_dict())
+        for parameter in policy.network.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+        policy.save(folder / name)
+    return {name: folder / name for name in ("flow_matching", "shortcut")}
 
 
 @pytest.mark.slow
@@ -35,13 +49,13 @@ def test_a_calibrated_schedule_is_timed_and_refused_elsewhere(repo_root, tmp_pat
         assert (folder / name).stat().st_size > 1000
     assert all(f"| {method}" in done.stdout for method in ("uniform", "acs", "acs+bua", "searched"))
     schedule = Schedule.load(folder / "schedule.json")
-    assert schedule.key.num_steps == 12
+    assert schedule.key.num_steps == 6
     metrics = json.loads((folder / "summary.json").read_text())["metrics"]
     assert metrics[metrics["chosen"]]["rms_error"] == schedule.calibration["rms_error"] > 0
 
     options = [*TIMED, "backends=[eager,onnx]", f"schedules=[{folder / 'schedule.json'}]"]
     done = run_script(
-        tmp_path, repo_root, "benchmark_latency.py", checkpoint, "num_steps=[12]", *options, "run_dir=time"
+        tmp_path, repo_root, "benchmark_latency.py", checkpoint, "num_steps=[6]", *options, "run_dir=time"
     )
     rows = json.loads((tmp_path / "time" / "latency.json").read_text())["rows"]
     assert [(row["backend"], row["method"]) for row in rows] == [

@@ -1,6 +1,7 @@
 """The real scripts, a few steps long, on the shipped Hopper demonstrations."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -38,10 +39,10 @@ def summary_of(done, folder):
 
 
 @pytest.fixture(scope="module")
-def pretrained(mujoco, repo_root, tmp_path_factory):
+def pretrained(mujoco, repo_root, tmp_path_factory, forking_python):
     folder = tmp_path_factory.mktemp("pretrained")
     settings = [*TINY, "train.final_episodes=2", "seed=3", f"run_dir={folder}"]
-    done = run_script(repo_root, repo_root, "pretrain.py", *settings, process=True)
+    done = run_script(repo_root, repo_root, "pretrain.py", *settings, python=forking_python)
     return done, folder
 
 
@@ -97,8 +98,8 @@ def test_evaluate_sweeps_the_steps_of_that_checkpoint(pretrained, repo_root, tmp
 )
 def test_a_mistake_is_one_sentence_and_exit_status_one(mujoco, repo_root, tmp_path, override, words):
     settings = [override, f"run_dir={tmp_path / 'run'}"]
-    is_first = override.startswith("train.stepz")
-    done = run_script(repo_root, repo_root, "pretrain.py", *settings, fails=True, process=is_first)
+    python = sys.executable if override.startswith("train.stepz") else None
+    done = run_script(repo_root, repo_root, "pretrain.py", *settings, fails=True, python=python)
     assert done.returncode == 1
     assert done.stdout == ""
     assert len(done.stderr.strip().splitlines()) == 1
@@ -108,12 +109,15 @@ def test_a_mistake_is_one_sentence_and_exit_status_one(mujoco, repo_root, tmp_pa
 
 
 @pytest.mark.slow
-def test_torchrun_trains_with_two_processes(mujoco, repo_root, tmp_path):
+def test_torchrun_trains_with_two_processes(mujoco, repo_root, tmp_path, forking_python):
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+        forking_python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
         "scripts/pretrain.py", *TINY, "train.final_episodes=0", "video=false", f"run_dir={tmp_path}",
     ]  # fmt: skip
-    done = subprocess.run(command, cwd=repo_root, capture_output=True, text=True, check=False, timeout=250)
+    done = subprocess.run(
+        command, cwd=repo_root, env={**os.environ, "PYTHON_EXEC": str(forking_python)},
+        capture_output=True, text=True, check=False, timeout=250,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("summary.json") == 1  # one of the two speaks
     assert json.loads((tmp_path / "summary.json").read_text())["steps"] == 20

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 
 import pytest
 
@@ -15,8 +14,8 @@ pytest.importorskip("hydra", reason="hydra is not installed")
 
 
 @pytest.mark.slow
-def test_pretrain_finetune_plan_and_control(repo_root, tmp_path):
-    environment = {**os.environ, "SIZE": "small", "RUNS": str(tmp_path), "PYTHON": sys.executable}
+def test_pretrain_finetune_plan_and_control(repo_root, tmp_path, forking_python):
+    environment = {**os.environ, "SIZE": "small", "RUNS": str(tmp_path), "PYTHON": str(forking_python)}
     done = subprocess.run(
         ["bash", str(repo_root / "scripts" / "pretrain_to_robot.sh")],
         env={**environment, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=280, check=False,
