@@ -139,7 +139,7 @@ def exclusive(robot: Robot) -> Iterator[None]:
     name, device = robot.spec.name, robot.spec.device
     with _guard:
         if id(robot) in _driven:
-            raise TaskError(f"{name} is controlled by another loop already; end that one first.")
+            raise TaskError(f"{name} is controlled by another control loop already; end that one first.")
         _driven.add(id(robot))
     descriptor = None
     try:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from flowpolicy import FlowPolicy, PolicyConfig
 from flowpolicy.errors import CheckpointError, ConfigError, FlowPolicyError
 from flowpolicy.files.reading import MOST_JSON, parse_json, read_json, shapes_of, stored_tensors
-from flowpolicy.flow.objective import MOST_STEPS
+from flowpolicy.flow.sampler_spec import MOST_STEPS
 from flowpolicy.models.config import TransformerConfig
 
 
