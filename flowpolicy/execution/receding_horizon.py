@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from flowpolicy.errors import FlowPolicyError
-from flowpolicy.execution.history import HistoryBuffer, fields_of
+from flowpolicy.execution.history import HistoryBuffer
 from flowpolicy.settings import require
 from flowpolicy.spec import PolicySpec
 
@@ -86,7 +86,7 @@ class RecedingHorizon:
         self.chunks = 0
         self.inference_seconds = 0.0
         self._options = {"num_steps": num_steps, "solver": solver, **(act_options or {})}
-        self._history = HistoryBuffer(fields_of(policy.spec.features), num_slots, policy.spec.obs_horizon)
+        self._history = HistoryBuffer.of_features(policy.spec.features, num_slots, policy.spec.obs_horizon)
         self._generators: list[torch.Generator | None] = [None] * num_slots
         self._planned = np.zeros((num_slots, execute_horizon, policy.spec.action_dim), dtype=np.float32)
         self._used = np.full(num_slots, execute_horizon)
@@ -115,7 +115,8 @@ class RecedingHorizon:
             (n, A) float32, physical units.
 
         Raises:
-            FlowPolicyError: when a slot was never reset, or the policy answers with NaN or infinity.
+            FlowPolicyError: when a slot was never reset, an observation is of a type that its kind
+                refuses, or the policy answers with NaN or infinity.
         """
         index = np.asarray(slots, dtype=np.int64)
         self._history.add(observations, index)

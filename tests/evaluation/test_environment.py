@@ -40,7 +40,7 @@ def test_a_box_is_the_key_observation_in_float32():
     assert standard(env) is env
 
 
-def test_a_dictionary_keeps_its_arrays_and_uint8_stays():
+def test_a_dictionary_keeps_its_arrays_and_integers_stay():
     offered = {
         "pose": box((2,)), "image": box((4, 4, 3), np.uint8), "count": box((1,), np.int64),
         "words": spaces.Text(5), "choice": spaces.Discrete(2),
@@ -52,7 +52,7 @@ def test_a_dictionary_keeps_its_arrays_and_uint8_stays():
     env = StandardEnvironment(Any(observation, spaces.Dict(offered)))
     found = env.step(np.zeros(2))[0]
     kinds = {key: array.dtype for key, array in found.items()}
-    assert kinds == {"pose": np.float32, "image": np.uint8, "count": np.float32}
+    assert kinds == {"pose": np.float32, "image": np.uint8, "count": np.int64}
     env.keep(["pose"])
     assert env.step(np.zeros(2))[0].keys() == {"pose"}
 
