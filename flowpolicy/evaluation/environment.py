@@ -20,8 +20,8 @@ class StandardEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):  # type: ignor
     """An environment as evaluation, fine-tuning, robots and collection want it.
 
     Observations are a Dict: a Box becomes the key ``observation``, what is no Box is left out. Floats are
-    float32, and integers stay, which to some kinds of observation are pixels or millimetres. An action is held
-    within the bounds of the action space and comes in its dtype.
+    float32, and integers stay, which to some kinds of observation are pixels or millimetres. An action is
+    held within the bounds of the action space and comes in its dtype.
 
     Args:
         env: with observations that are a Box or a Dict, and actions that are a flat Box.

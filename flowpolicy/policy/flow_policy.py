@@ -52,9 +52,9 @@ class FlowPolicy(nn.Module):
         self.network = build_network(config.model, self.spec, self.objective.levels)
         self.observation_normalizers = KeyedModules(
             {
-                key: Normalizer(feature.shape, config.observation_normalization)
+                key: Normalizer(feature.shape, config.observation_normalization, entries=entries)
                 for key, feature in self.spec.features.items()
-                if feature.normalized().any()
+                if (entries := feature.normalized()).any()
             }
         )
         self.action_normalizer = Normalizer(
@@ -204,8 +204,8 @@ class FlowPolicy(nn.Module):
         No action is cut off: where one would lie beyond the clip, its dimension's map is widened.
         """
         for key, normalizer in self.observation_normalizers.items():
-            fitted = Normalizer.fit(observation[key], self.config.observation_normalization)
-            fitted.leave(~torch.as_tensor(self.spec.features[key].normalized()))
+            entries = self.spec.features[key].normalized()
+            fitted = Normalizer.fit(observation[key], self.config.observation_normalization, entries=entries)
             normalizer.load_state_dict(fitted.state_dict())
         clip = self.action_normalizer.clip
         fitted = Normalizer.fit(action, self.config.action_normalization, clip, keep_all=True)
@@ -222,7 +222,7 @@ class FlowPolicy(nn.Module):
         beyond the clip of the normaliser.
         """
         return {
-            key: normalizer.lost_share(observation[key], normalizer.clip)
+            key: normalizer.lost_share(observation[key])
             for key, normalizer in self.observation_normalizers.items()
         }
 
