@@ -62,8 +62,11 @@ class PolicySpec:
             TaskError: names what differs and the fix.
         """
         if action_shape != (self.action_dim,):
+            takes = (
+                "no plain vectors as actions" if action_shape is None else f"actions of shape {action_shape}"
+            )
             raise TaskError(
-                f"{name} takes actions of shape {action_shape} and the policy gives vectors of "
+                f"{name} takes {takes} and the policy gives vectors of "
                 f"{self.action_dim}; choose the task and robot that the policy was trained for."
             )
         for key, feature in self.features.items():
@@ -75,9 +78,10 @@ class PolicySpec:
                 )
             offered = observations[key]
             shape = offered.shape if isinstance(offered, Feature) else tuple(offered)
-            kind = offered.name if isinstance(offered, Feature) else feature.name
-            if (kind, shape) != (feature.name, feature.shape):
-                has, takes = ("", "") if kind == feature.name else (f" ({kind})", f" ({feature.name})")
+            told = offered.declaration() if isinstance(offered, Feature) else feature.declaration()
+            if (told, shape) != (feature.declaration(), feature.shape):
+                is_kind = told != feature.declaration()
+                has, takes = (f" ({told})", f" ({feature.declaration()})") if is_kind else ("", "")
                 raise TaskError(
                     f"{name} gives '{key}' of shape {shape}{has} and the policy takes "
                     f"{feature.shape}{takes}; choose the task and robot that the policy was trained for, or "

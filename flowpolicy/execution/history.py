@@ -93,9 +93,8 @@ class HistoryBuffer:
         if feature is None:
             return observation[key]
         rows = feature.array(observation[key])
-        problem = feature.problem(rows) if rows.dtype != feature.dtype else ""  # numpy would cast in silence
-        if problem:
-            raise FlowPolicyError(f"Observation '{key}' {problem}.")
+        if rows.dtype != feature.dtype and (problem := feature.type_problem(rows.dtype)):
+            raise FlowPolicyError(f"Observation '{key}' {problem}.")  # numpy would cast it in silence
         return rows
 
     def copy(self, slots: Any = slice(None)) -> Histories:
