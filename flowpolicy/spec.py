@@ -62,11 +62,9 @@ class PolicySpec:
             TaskError: names what differs and the fix.
         """
         if action_shape != (self.action_dim,):
-            takes = (
-                "no plain vectors as actions" if action_shape is None else f"actions of shape {action_shape}"
-            )
+            takes = "that are no vectors" if action_shape is None else f"of shape {action_shape}"
             raise TaskError(
-                f"{name} takes {takes} and the policy gives vectors of "
+                f"{name} takes actions {takes} and the policy gives vectors of "
                 f"{self.action_dim}; choose the task and robot that the policy was trained for."
             )
         for key, feature in self.features.items():

@@ -379,7 +379,7 @@ def test_jerk_is_limited_where_nothing_else_is():
 def test_a_robot_may_say_of_what_kind_its_observations_are():
     spec = dataclasses.replace(ToyRobot(ToyClock()).spec, observation_shapes={"observation": Vector((3,))})
     spec.check(ToyPolicy())
-    with pytest.raises(TaskError, match="toy gives 'observation' of shape .*task.*takes .*vector"):
+    with pytest.raises(TaskError, match=r"toy gives 'observation' of shape .*task.*takes .*vector"):
         dataclasses.replace(spec, observation_shapes={"observation": Task((3,))}).check(ToyPolicy())
 
 
