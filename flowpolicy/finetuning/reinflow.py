@@ -184,7 +184,7 @@ class ReinFlow(ChunkAlgorithm):
         if self.update.needs_reference:
             pretrained = self.reference or self.actor_critic.flow_policy
             flow = NoisyFlow(pretrained, self.settings["num_steps"], self.noise)
-            reference = flow.to(self.device).frozen_copy()
+            reference = flow.frozen_copy().to(self.device)  # the user's policy stays where it is
         self.learner = Learner(
             self.actor_critic, self.update, self.regularizers, advantages=self.advantages,
             num_envs=self.n_envs, target_kl=self.settings["target_kl"],

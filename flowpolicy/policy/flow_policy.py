@@ -36,19 +36,8 @@ class FlowPolicy(nn.Module):
 
     def __init__(self, config: PolicyConfig) -> None:
         super().__init__()
-        self.config = config
         self.objective: Objective = build_objective(config.objective)
-        self.sampling = config.sampling()
-        self.spec = PolicySpec(
-            config.observations,
-            config.obs_horizon,
-            config.action_horizon,
-            config.execute_horizon,
-            config.action_dim,
-            self.objective.name,
-            config.task,
-            config.metadata,
-        )
+        self.config = config
         self.network = build_network(config.model, self.spec, self.objective.levels)
         self.observation_normalizers = KeyedModules(
             {
@@ -59,6 +48,26 @@ class FlowPolicy(nn.Module):
         )
         self.action_normalizer = Normalizer(
             (config.action_dim,), config.action_normalization, clip=max(1.0, config.action_clip)
+        )
+
+    @property
+    def config(self) -> PolicyConfig:
+        """All but the weights. Another one of the same network may be assigned; the rest follows it."""
+        return self._config
+
+    @config.setter
+    def config(self, config: PolicyConfig) -> None:
+        self._config = config
+        self.sampling = config.sampling()
+        self.spec = PolicySpec(
+            config.observations,
+            config.obs_horizon,
+            config.action_horizon,
+            config.execute_horizon,
+            config.action_dim,
+            self.objective.name,
+            config.task,
+            config.metadata,
         )
 
     @property

@@ -19,6 +19,7 @@ from toy_practice import Reach, make, make_policy
 from flowpolicy import FlowPolicy
 from flowpolicy.errors import CheckpointError
 from flowpolicy.finetuning.advantages import GAE
+from flowpolicy.finetuning.chain import NoisyFlow
 from flowpolicy.finetuning.reinflow import ReinFlow
 from flowpolicy.finetuning.rules import UPDATE_RULES, UpdateRule, shared_draws
 from flowpolicy.finetuning.run import finetune
@@ -132,6 +133,14 @@ def test_a_user_gets_the_actions_that_it_learns_from():
         torch.manual_seed(0)
         chunks.append(model.predict(np.zeros((3, 2), np.float32), deterministic=deterministic)[0])
     np.testing.assert_array_equal(*chunks)
+
+
+def test_the_reference_that_a_user_gave_stays_where_it_is(monkeypatch):
+    moved, reference = [], make_policy()
+    monkeypatch.setattr(NoisyFlow, "to", lambda flow, device: moved.append(flow) or flow)
+    make(update=AdvantageWeighted(), reference=reference)
+    assert moved
+    assert all(flow.network is not reference.network for flow in moved)
 
 
 def test_it_may_be_named_in_a_run_whose_state_is_loaded_with_the_pretrained_policy(registered, tmp_path):
