@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from flowpolicy.errors import TaskError
 from flowpolicy.features import Feature
 
@@ -44,6 +47,10 @@ class PolicySpec:
     def chunk_shape(self) -> tuple[int, int]:
         """(T, A)."""
         return self.action_horizon, self.action_dim
+
+    def resting_observation(self) -> dict[str, NDArray[Any]]:
+        """Values that the policy takes, zeros where its kinds have them, key -> ``(T_o, *shape)``."""
+        return {key: np.stack([each.resting()] * self.obs_horizon) for key, each in self.features.items()}
 
     def check(
         self,

@@ -282,7 +282,7 @@ class _Run:
 
     def _plan(self, asking: Sequence[tuple[_Slot, _Episode]]) -> None:
         """Plan a chunk for each, in one batch."""
-        shape = (self.policy.spec.action_horizon, self.policy.spec.action_dim)
+        shape = self.policy.spec.chunk_shape
         noise = torch.stack([torch.randn(shape, generator=episode.noises) for _, episode in asking])
         batch = {
             key: np.concatenate([slot.history.arrays[key] for slot, _ in asking])

@@ -152,6 +152,6 @@ class RecedingHorizon:
         generator = self._generators[slot]
         if generator is None:
             raise FlowPolicyError(f"Slot {slot} has no episode yet; call reset({slot}, seed) first.")
-        shape = (self.policy.spec.action_horizon, self.policy.spec.action_dim)
+        shape = self.policy.spec.chunk_shape
         drawn = torch.randn(shape, generator=generator)
         return torch.zeros(shape) if self.zero_noise else drawn

@@ -45,7 +45,7 @@ def distill(
     optimizer = torch.optim.Adam(student.network.parameters(), lr=config.learning_rate)
     generator = torch.Generator(device).manual_seed(seed)
     count = len(next(iter(observations.values())))
-    shape = (config.batch_size, tuned.spec.action_horizon, tuned.spec.action_dim)
+    shape = (config.batch_size, *tuned.spec.chunk_shape)
     student.network.eval()  # no dropout: the target is a function
     for step in progress(config.steps, "distil"):
         index = torch.randint(count, (config.batch_size,), generator=generator, device=device)

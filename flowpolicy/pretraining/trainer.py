@@ -147,7 +147,7 @@ class Trainer:
         rows = self.processes.rows(config.batch_size)
         index = shuffled_index(step, config.batch_size, len(self.training), self.seed)[rows]
         generator = torch.Generator(device).manual_seed(derived_seed(self.seed, step, 0))
-        shape = (config.batch_size, self.policy.spec.action_horizon, self.policy.spec.action_dim)
+        shape = (config.batch_size, *self.policy.spec.chunk_shape)
         draws = self.objective.draw(shape, generator, device)
         return self.training.batch(index.to(device)), draws[rows]
 
@@ -164,7 +164,7 @@ class Trainer:
         count = min(VALIDATION_ROWS, len(self.validation))
         index = torch.linspace(0, len(self.validation) - 1, count).long().to(device)
         batch = self.validation.batch(index)
-        shape = (count, self.policy.spec.action_horizon, self.policy.spec.action_dim)
+        shape = (count, *self.policy.spec.chunk_shape)
         draws = self.objective.draw(shape, generator, device)
         loss, _ = self.objective.loss(network, batch, draws, network)
         noise = torch.randn(shape, generator=generator, device=device)

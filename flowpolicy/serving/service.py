@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 import flowpolicy
 from flowpolicy.acceleration.caching.schedule import fingerprint
 from flowpolicy.acceleration.sampler import Sampler
-from flowpolicy.control.planners import resting_observation
 from flowpolicy.errors import FlowPolicyError
 from flowpolicy.execution.receding_horizon import ChunkPolicy
 from flowpolicy.features import Feature, Task
@@ -83,7 +82,7 @@ class PolicyService:
         self.policy, self.max_batch, self.rows_per_turn = policy, max_batch, rows_per_turn
         self._has_told_of_prompt = False
         self._generator = torch.Generator().manual_seed(seed)
-        self._chunk_shape = (policy.spec.action_horizon, policy.spec.action_dim)
+        self._chunk_shape = policy.spec.chunk_shape
         self._features = dict(policy.spec.features)
         self.metadata: dict[str, Any] = {
             "server": f"flowpolicy {flowpolicy.__version__}",
@@ -103,7 +102,7 @@ class PolicyService:
 
     def warm_up(self, calls: int = 3) -> None:
         """Plan a few chunks: backends allocate and choose kernels in the first ones."""
-        message = encode(resting_observation(self.policy))
+        message = encode(self.policy.spec.resting_observation())
         generator = self._generator.get_state()
         for _ in range(calls):
             list(self.answer(message))
