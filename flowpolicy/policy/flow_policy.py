@@ -18,7 +18,7 @@ from flowpolicy.files.hub import download, upload
 from flowpolicy.files.reading import shapes_of, stored_tensors
 from flowpolicy.files.storage import atomic_folder, save_tensors
 from flowpolicy.flow import Objective, build_objective
-from flowpolicy.flow.network import field
+from flowpolicy.flow.network import Network, field
 from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.models.network import build_network
 from flowpolicy.policy.config import FORMAT_VERSION, PolicyConfig, read_config
@@ -133,9 +133,8 @@ class FlowPolicy(nn.Module):
             spec = self.checked(asked, allow_any_steps=allow_any_steps)
         normalized = self.normalize_observations(observations)
         noise = self.noise(len(next(iter(normalized.values()))), noise, generator)
-        context = self.network.encode(normalized)
-        velocity = field(self.network, context, self.objective.step_size)
-        chunk = self.finish(self.objective.sample(velocity, noise, spec))
+        sampled = sample_chunk(self.network, self.objective, normalized, noise, spec, self.config.action_clip)
+        chunk = self.action_normalizer.denormalize(sampled)
         if not torch.isfinite(chunk).all():
             raise FlowPolicyError(
                 "The policy answered with NaN or infinity to a finite observation; its weights are damaged "
@@ -308,6 +307,20 @@ class FlowPolicy(nn.Module):
         """Upload the checkpoint to the Hugging Face Hub; returns its address. Needs ``huggingface_hub``."""
         with tempfile.TemporaryDirectory() as temporary:
             return upload(self.save(Path(temporary) / "checkpoint"), repo_id, private=private)
+
+
+def sample_chunk(
+    network: Network,
+    objective: Objective,
+    observation: Mapping[str, Tensor],
+    noise: Tensor,
+    spec: SamplerSpec,
+    bound: float,
+) -> Tensor:
+    """The normalised chunk ``(B, T, A)`` of normalised observations from x_0 ``(B, T, A)``, held within
+    +-``bound``."""
+    velocity = field(network, network.encode(observation), objective.step_size)
+    return objective.sample(velocity, noise, spec).clamp(-bound, bound)
 
 
 def declared_shapes(config: PolicyConfig, source: Path | str) -> dict[str, tuple[int, ...]]:
