@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flowpolicy.errors import FlowPolicyError
+from flowpolicy.errors import DAMAGED_POLICY, FlowPolicyError
 from flowpolicy.execution.history import HistoryBuffer
 from flowpolicy.settings import require
 from flowpolicy.spec import PolicySpec
@@ -139,8 +139,7 @@ class RecedingHorizon:
         if not np.isfinite(planned).all():
             healthy = all(np.isfinite(item).all() for item in batch.values())
             raise FlowPolicyError(
-                "The policy answered with NaN or infinity to a finite observation; "
-                "its weights are damaged or its training diverged, so use an earlier checkpoint."
+                DAMAGED_POLICY
                 if healthy
                 else "The environment gave an observation with NaN or infinity, so no action follows; "
                 "check the simulator (an unstable contact or a too large action does this)."

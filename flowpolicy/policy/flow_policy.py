@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from flowpolicy.data.normalization import Normalizer
-from flowpolicy.errors import CheckpointError, ConfigError, FlowPolicyError
+from flowpolicy.errors import DAMAGED_POLICY, CheckpointError, ConfigError, FlowPolicyError
 from flowpolicy.features.keyed import KeyedModules
 from flowpolicy.files.hub import download, upload
 from flowpolicy.files.reading import shapes_of, stored_tensors
@@ -136,10 +136,7 @@ class FlowPolicy(nn.Module):
         sampled = sample_chunk(self.network, self.objective, normalized, noise, spec, self.config.action_clip)
         chunk = self.action_normalizer.denormalize(sampled)
         if not torch.isfinite(chunk).all():
-            raise FlowPolicyError(
-                "The policy answered with NaN or infinity to a finite observation; its weights are damaged "
-                "or its training diverged, so use an earlier checkpoint."
-            )
+            raise FlowPolicyError(DAMAGED_POLICY)
         return chunk
 
     def noise(self, rows: int, given: Tensor | None, generator: torch.Generator | None) -> Tensor:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 import flowpolicy
 from flowpolicy.acceleration.caching.schedule import fingerprint
 from flowpolicy.acceleration.sampler import Sampler
-from flowpolicy.errors import FlowPolicyError
+from flowpolicy.errors import DAMAGED_POLICY, FlowPolicyError
 from flowpolicy.execution.receding_horizon import ChunkPolicy
 from flowpolicy.features import Feature, Task
 from flowpolicy.serving.messages import decode, encode
@@ -132,10 +132,7 @@ class PolicyService:
             planning += time.perf_counter() - before
         actions = np.concatenate(chunks) if len(chunks) > 1 else chunks[0]
         if not np.isfinite(actions).all():
-            raise FlowPolicyError(
-                "The policy answered with NaN or infinity to a finite observation; "
-                "its weights are damaged or its training diverged, so serve an earlier checkpoint."
-            )
+            raise FlowPolicyError(DAMAGED_POLICY)
         timing = {"infer_ms": 1e3 * (time.perf_counter() - started)}
         if received is not None:
             timing["queue_ms"] = 1e3 * (started - received)
