@@ -103,11 +103,17 @@ def read_observation(
     """An observation, or a batch of them, as ``fields`` say; other keys are left.
 
     Raises:
-        TaskError: an array of another shape than the space has.
+        TaskError: an array of another shape than the space has, or floats where it has integers.
     """
     found = {}
     for key, (shape, dtype) in fields.items():
-        found[key] = array = np.asarray(observation[key], dtype)
+        given = np.asarray(observation[key])
+        if given.dtype.kind == "f" and dtype is not np.float32:
+            raise TaskError(
+                f"The environment gave '{key}' of {given.dtype} where its observation space says "
+                f"{np.dtype(dtype)}; mend the one or the other."
+            )
+        found[key] = array = np.asarray(given, dtype)
         if array.shape != batch + shape:
             raise TaskError(
                 f"The environment gave '{key}' of shape {array.shape[len(batch) :]} where its observation "

@@ -70,6 +70,8 @@ def test_what_does_not_fit_is_one_sentence():
         StandardEnvironment(Any(np.zeros(1), box((1,)), spaces.Discrete(2)), "Task 'x'")
     with pytest.raises(TaskError, match=r"gave 'observation' of shape \(2,\).*says \(1,\)"):
         StandardEnvironment(Any(np.zeros(2), box((1,)))).reset()
+    with pytest.raises(TaskError, match=r"gave 'observation' of float64 .*says uint16"):
+        StandardEnvironment(Any(np.full(1, 1.5), box((1,), np.uint16))).reset()
 
 
 def test_an_episodes_success_score_and_task_are_those_of_its_infos():
