@@ -22,10 +22,10 @@ import torch
 
 from flowpolicy import FlowPolicy
 from flowpolicy.acceleration.floor import Floor, floor_of, measure_machine
-from flowpolicy.acceleration.latency import percentiles
 from flowpolicy.acceleration.observations import CALIBRATION_SEED, observations_of
 from flowpolicy.acceleration.sampler import build_sampler
 from flowpolicy.errors import FlowPolicyError
+from flowpolicy.evaluation.statistics import percentiles
 from flowpolicy.evaluation.summary import git_state, machine, versions
 from flowpolicy.evaluation.task import task_of
 from flowpolicy.files.storage import write_json

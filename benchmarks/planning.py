@@ -28,9 +28,8 @@ import torch
 from flowpolicy import FlowPolicy
 from flowpolicy.acceleration.choosing.candidates import reference_of
 from flowpolicy.acceleration.choosing.plan import DeploymentPlan
-from flowpolicy.acceleration.latency import percentiles
 from flowpolicy.acceleration.observations import observations_of
-from flowpolicy.evaluation.statistics import wilson_interval
+from flowpolicy.evaluation.statistics import percentiles, wilson_interval
 from flowpolicy.evaluation.summary import git_state, machine, versions
 from flowpolicy.evaluation.task import task_of
 from flowpolicy.files.reading import read_json

@@ -22,9 +22,9 @@ from peers.diffusion_policy_sampler import DDPMSampler, build_model
 
 from flowpolicy import FlowPolicy
 from flowpolicy.acceleration.floor import floor_of, measure_machine
-from flowpolicy.acceleration.latency import percentiles
 from flowpolicy.acceleration.sampler import build_sampler
 from flowpolicy.errors import FlowPolicyError
+from flowpolicy.evaluation.statistics import percentiles
 from flowpolicy.evaluation.summary import git_state, machine, versions
 from flowpolicy.files.storage import write_json
 from flowpolicy.models.config import TransformerConfig

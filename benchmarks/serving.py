@@ -38,9 +38,9 @@ import numpy as np
 import torch
 
 from flowpolicy import FlowPolicy
-from flowpolicy.acceleration.latency import percentiles
 from flowpolicy.acceleration.sampler import build_sampler, fastest_backend
 from flowpolicy.control.inference_hosts import PRELOAD
+from flowpolicy.evaluation.statistics import percentiles
 from flowpolicy.evaluation.summary import git_state, machine, versions
 from flowpolicy.files.reading import read_json
 from flowpolicy.files.storage import write_json

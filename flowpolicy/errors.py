@@ -7,6 +7,13 @@ class FlowPolicyError(ValueError):
     """Base of every error this package raises on purpose; scripts print its sentence without a traceback."""
 
 
+DAMAGED_POLICY = (
+    "The policy answered with NaN or infinity to a finite observation; its weights are damaged or its "
+    "training diverged, so use an earlier checkpoint."
+)
+"""What is said of a policy whose chunk is not finite."""
+
+
 class ConfigError(FlowPolicyError):
     """A setting outside its allowed range, or of an unknown name."""
 

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from flowpolicy.errors import TaskError
 from flowpolicy.features import Feature
 
@@ -45,6 +48,10 @@ class PolicySpec:
         """(T, A)."""
         return self.action_horizon, self.action_dim
 
+    def resting_observation(self) -> dict[str, NDArray[Any]]:
+        """Values that the policy takes, zeros where its kinds have them, key -> ``(T_o, *shape)``."""
+        return {key: np.stack([each.resting()] * self.obs_horizon) for key, each in self.features.items()}
+
     def check(
         self,
         name: str,
@@ -62,8 +69,9 @@ class PolicySpec:
             TaskError: names what differs and the fix.
         """
         if action_shape != (self.action_dim,):
+            takes = "that are no vectors" if action_shape is None else f"of shape {action_shape}"
             raise TaskError(
-                f"{name} takes actions of shape {action_shape} and the policy gives vectors of "
+                f"{name} takes actions {takes} and the policy gives vectors of "
                 f"{self.action_dim}; choose the task and robot that the policy was trained for."
             )
         for key, feature in self.features.items():
@@ -75,9 +83,10 @@ class PolicySpec:
                 )
             offered = observations[key]
             shape = offered.shape if isinstance(offered, Feature) else tuple(offered)
-            kind = offered.name if isinstance(offered, Feature) else feature.name
-            if (kind, shape) != (feature.name, feature.shape):
-                has, takes = ("", "") if kind == feature.name else (f" ({kind})", f" ({feature.name})")
+            told = offered.declaration() if isinstance(offered, Feature) else feature.declaration()
+            if (told, shape) != (feature.declaration(), feature.shape):
+                is_kind = told != feature.declaration()
+                has, takes = (f" ({told})", f" ({feature.declaration()})") if is_kind else ("", "")
                 raise TaskError(
                     f"{name} gives '{key}' of shape {shape}{has} and the policy takes "
                     f"{feature.shape}{takes}; choose the task and robot that the policy was trained for, or "

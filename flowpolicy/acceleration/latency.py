@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from flowpolicy.acceleration.caching.schedule import Schedule
@@ -18,6 +17,7 @@ from flowpolicy.acceleration.floor import Floor, Machine, floor_of, measure_mach
 from flowpolicy.acceleration.observations import CALIBRATION_SEED, observations_of, rows_of
 from flowpolicy.acceleration.sampler import BACKENDS, build_sampler
 from flowpolicy.errors import BackendError
+from flowpolicy.evaluation.statistics import percentiles
 from flowpolicy.evaluation.task import task_of
 from flowpolicy.files.storage import write_json
 from flowpolicy.flow.sampler_spec import SamplerSpec
@@ -27,7 +27,6 @@ from flowpolicy.runs.device import resolve_device
 from flowpolicy.runs.progress import progress
 from flowpolicy.settings import Settings
 
-PERCENTILES = {"p50": 50.0, "p95": 95.0, "p99": 99.0, "p99_9": 99.9, "max": 100.0}
 _Backends = Annotated[tuple[Annotated[str, one_of(BACKENDS)], ...], not_empty("backend")]
 _DTYPES = {"float32": tuple(BACKENDS), "bfloat16": ("eager", "compile", "cuda_graph"), "int8": ("onnx",)}
 
@@ -280,11 +279,6 @@ class _Timed:
             len(self.seconds), float(error),
             self.memory, self.build_seconds, floor_of(sampler, machine),
         )  # fmt: skip
-
-
-def percentiles(values: NDArray[np.float64]) -> dict[str, float]:
-    """p50, p95, p99, p99.9 and max, each an observed value: the higher one where it falls between two."""
-    return {name: float(np.percentile(values, at, method="higher")) for name, at in PERCENTILES.items()}
 
 
 def _memory(device: torch.device) -> float:

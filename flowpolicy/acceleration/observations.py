@@ -22,16 +22,13 @@ class _Listening:
     """A policy that keeps the observations it is asked about."""
 
     def __init__(self, policy: FlowPolicy) -> None:
-        self.policy = policy
+        self.policy, self.spec, self.device, self.nfe = policy, policy.spec, policy.device, policy.nfe
         self.heard: list[dict[str, Tensor]] = []
 
     def act(self, observations: Any, **settings: Any) -> Tensor:
         checked = self.policy.check_observations(observations)
         self.heard.append({key: value.cpu() for key, value in checked.items()})
         return self.policy.act(checked, **settings)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.policy, name)
 
 
 def observations_of(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from flowpolicy.control.events import Event, EventLog
 from flowpolicy.control.robot import EPISODE, TIMESTAMP
-from flowpolicy.execution.history import HistoryBuffer, fields_of
+from flowpolicy.execution.history import HistoryBuffer
 from flowpolicy.features import Feature
 
 
@@ -28,7 +28,7 @@ class ObservationHistory:
     def __init__(self, features: Mapping[str, Feature], obs_horizon: int, events: EventLog) -> None:
         self._events = events
         self._features = dict(features)
-        self._buffer = HistoryBuffer(fields_of(features), 1, obs_horizon)
+        self._buffer = HistoryBuffer.of_features(features, 1, obs_horizon)
         self._episode: Any = None
         self.measured = float("-inf")
         self.is_empty = True  # no observation with a time yet

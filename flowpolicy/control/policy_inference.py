@@ -51,12 +51,12 @@ class PolicyInference:
         self.sampler, self.again = sampler, again
         self.generator = torch.Generator().manual_seed(seed)
         for _ in range(warm_up):
-            self(Request(0, resting_observation(sampler)))
+            self(Request(0, sampler.spec.resting_observation()))
 
     def __call__(self, request: Request) -> NDArray[np.float32]:
         """The chunk ``(T, A)``."""
         batch = {key: value[None] for key, value in request.observation.items()}
-        shape = (1, self.sampler.spec.action_horizon, self.sampler.spec.action_dim)
+        shape = (1, *self.sampler.spec.chunk_shape)
         options: dict[str, Any] = {"noise": torch.randn(shape, generator=self.generator)}
         if request.prefix is not None:
             prefix = request.prefix
@@ -65,11 +65,3 @@ class PolicyInference:
             chunk = self.sampler.act(batch, **options)
         result: NDArray[np.float32] = chunk[0].to("cpu", torch.float32).numpy()
         return result
-
-
-def resting_observation(policy: ChunkPolicy) -> dict[str, NDArray[Any]]:
-    """Values that the policy takes, zeros where its kinds have them, key -> ``(T_o, *shape)``."""
-    return {
-        key: np.stack([feature.resting()] * policy.spec.obs_horizon)
-        for key, feature in policy.spec.features.items()
-    }

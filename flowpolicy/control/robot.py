@@ -8,10 +8,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from flowpolicy.errors import ConfigError, TaskError
+from flowpolicy.errors import ConfigError
 from flowpolicy.execution.fusion import Action as Action
 from flowpolicy.execution.receding_horizon import ChunkPolicy
 from flowpolicy.execution.rotations import Rotation
+from flowpolicy.features import Feature
 from flowpolicy.ranges import PositiveFinite
 from flowpolicy.settings import Settings, require
 
@@ -33,7 +34,7 @@ class RobotSpec(Settings, prefix="robot"):
 
     Attributes:
         name: for messages and reports.
-        observation_shapes: key -> shape of one observation.
+        observation_shapes: key -> shape of one observation, or its feature where the robot knows the kind.
         action_low: ``(A,)`` least command, physical units.
         action_high: ``(A,)`` greatest command.
         rate_hz: its native control rate.
@@ -48,7 +49,7 @@ class RobotSpec(Settings, prefix="robot"):
     """
 
     name: str
-    observation_shapes: Mapping[str, tuple[int, ...]]
+    observation_shapes: Mapping[str, Feature | tuple[int, ...]]
     action_low: Action
     action_high: Action
     rate_hz: PositiveFinite
@@ -90,19 +91,7 @@ class RobotSpec(Settings, prefix="robot"):
         Raises:
             TaskError: names what differs.
         """
-        if policy.spec.action_dim != self.action_dim:
-            raise TaskError(
-                f"{self.name} takes actions of {self.action_dim} numbers and the policy gives "
-                f"{policy.spec.action_dim}; choose the robot that the policy was trained for."
-            )
-        for key, shape in policy.spec.observation_shapes.items():
-            offered = self.observation_shapes.get(key)
-            if offered is None or tuple(offered) != tuple(shape):
-                what = "no such key" if offered is None else f"shape {tuple(offered)}"
-                raise TaskError(
-                    f"The policy takes '{key}' of shape {tuple(shape)} and {self.name} offers {what}; "
-                    "choose the robot that the policy was trained for, or map its observation in the adapter."
-                )
+        policy.spec.check(self.name, self.observation_shapes, (self.action_dim,))
 
 
 class Robot(Protocol):

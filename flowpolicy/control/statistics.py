@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowpolicy.acceleration.latency import percentiles
 from flowpolicy.control.telemetry import SOURCES
+from flowpolicy.evaluation.statistics import percentiles
 
 Columns = Mapping[str, NDArray[Any]]
 

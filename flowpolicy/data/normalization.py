@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flowpolicy.errors import DataError
@@ -26,24 +29,43 @@ class Normalizer(nn.Module):
     to 0 and its standard deviation to 1. A constant dimension maps to 0 and back to its constant.
     Values outside the data's range are extrapolated up to ``clip`` (in normalised units) and held there:
     a robot that leaves the demonstrated range is still represented, and a broken sensor stays bounded.
+    Entries outside ``entries``, bool of the data's shape, have a range of their own: they stay as they are.
 
     Buffers: ``center`` and ``scale``, each of the data's shape for one step; they are all of its state.
     """
 
     center: Tensor
     scale: Tensor
+    limit: Tensor | None
 
-    def __init__(self, shape: tuple[int, ...], mode: str = "minmax", clip: float = 5.0) -> None:
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        mode: str = "minmax",
+        clip: float = 5.0,
+        *,
+        entries: NDArray[np.bool_] | None = None,
+    ) -> None:
         super().__init__()
         require(mode in MODES, "normalization", mode, f"one of {', '.join(MODES)}")
         require(1.0 <= clip <= LARGEST_CLIP, "normalization clip", clip, f"from 1 to {LARGEST_CLIP:g}")
         self.mode, self.clip = mode, clip
         self.register_buffer("center", torch.zeros(shape))
         self.register_buffer("scale", torch.ones(shape))
+        limit = None
+        if entries is not None and not entries.all():
+            limit = torch.as_tensor(np.where(entries, clip, np.inf), dtype=torch.float32)
+        self.register_buffer("limit", limit, persistent=False)
 
     @classmethod
     def fit(
-        cls, data: Tensor, mode: str = "minmax", clip: float = 5.0, *, keep_all: bool = False
+        cls,
+        data: Tensor,
+        mode: str = "minmax",
+        clip: float = 5.0,
+        *,
+        entries: NDArray[np.bool_] | None = None,
+        keep_all: bool = False,
     ) -> Normalizer:
         """Statistics of ``data`` ``(steps, *shape)``.
 
@@ -55,7 +77,7 @@ class Normalizer(nn.Module):
         """
         if len(data) == 0 or not torch.isfinite(data).all():
             raise DataError("Normalisation statistics need at least one row and finite values only.")
-        normalizer = cls(tuple(data.shape[1:]), mode, clip)
+        normalizer = cls(tuple(data.shape[1:]), mode, clip, entries=entries)
         if mode == "none":
             return normalizer
         eps = torch.finfo(data.dtype).eps if data.is_floating_point() else 0.0
@@ -72,32 +94,35 @@ class Normalizer(nn.Module):
             center, scale = torch.lerp(center, middle, share), torch.lerp(scale, half, share)
         normalizer.center.copy_(torch.where(is_constant, data[0], center))
         normalizer.scale.copy_(torch.where(is_constant, 0.0, scale))
+        if normalizer.limit is not None:
+            stays = normalizer.limit.isinf()
+            normalizer.center.masked_fill_(stays, 0.0)
+            normalizer.scale.masked_fill_(stays, 1.0)
         return normalizer
-
-    def leave(self, entries: Tensor) -> None:
-        """Map these entries, bool of the data's shape, to themselves: they have a range of their own."""
-        self.center.masked_fill_(entries.to(self.center.device), 0.0)
-        self.scale.masked_fill_(entries.to(self.scale.device), 1.0)
 
     @property
     def inverse_scale(self) -> Tensor:
         """1 / scale, and 0 where the dimension is constant."""
         return torch.nan_to_num(self.scale.reciprocal(), posinf=0.0)
 
+    @property
+    def _bound(self) -> float | Tensor:
+        return self.clip if self.limit is None else self.limit
+
     def normalize(self, values: Tensor) -> Tensor:
         """Physical ``(..., *shape)`` to normalised, held within +-``clip``."""
-        return _mapped(values, self.center, self.inverse_scale, self.clip)
+        return _mapped(values, self.center, self.inverse_scale, self._bound)
 
     def frozen(self) -> Callable[[Tensor], Tensor]:
         """``normalize`` by the statistics of this moment, for many calls: the reciprocal is taken once."""
-        center, inverse, clip = self.center.clone(), self.inverse_scale, self.clip
-        return lambda values: _mapped(values, center, inverse, clip)
+        center, inverse, bound = self.center.clone(), self.inverse_scale, self._bound
+        return lambda values: _mapped(values, center, inverse, bound)
 
     def denormalize(self, values: Tensor) -> Tensor:
         """Normalised ``(..., *shape)`` to physical units."""
         return values * self.scale + self.center
 
-    def lost(self, data: Tensor, bound: float) -> Tensor:
+    def lost(self, data: Tensor, bound: float = math.inf) -> Tensor:
         """Which entries of ``data`` ``(steps, *shape)`` do not come back when they are normalised, held
         within +-``bound`` and denormalised: bool, of the same shape.
 
@@ -109,7 +134,7 @@ class Normalizer(nn.Module):
         resolved = _ROUNDINGS * torch.finfo(torch.float32).eps * (middle.abs() + half)
         return (back.double() - data).abs() > torch.maximum(2 * TOLERANCE * half, resolved)
 
-    def lost_share(self, data: Tensor, bound: float) -> float:
+    def lost_share(self, data: Tensor, bound: float = math.inf) -> float:
         """Share of the rows of ``data`` ``(steps, *shape)`` of which an entry is lost; see :meth:`lost`."""
         return float(self.lost(data, bound).reshape(len(data), -1).any(1).float().mean())
 
@@ -129,8 +154,9 @@ def lost_shares(action: Tensor) -> dict[str, float]:
     return shares
 
 
-def _mapped(values: Tensor, center: Tensor, inverse: Tensor, clip: float) -> Tensor:
-    return ((values - center) * inverse).clamp(-clip, clip)
+def _mapped(values: Tensor, center: Tensor, inverse: Tensor, bound: float | Tensor) -> Tensor:
+    normalized = (values - center) * inverse
+    return normalized.clamp(-bound, bound)  # type: ignore[arg-type]  # of numbers or of tensors
 
 
 def _is_constant(center: Tensor, half: Tensor, eps: float) -> Tensor:

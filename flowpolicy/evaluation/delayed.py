@@ -24,7 +24,7 @@ from flowpolicy.evaluation.rollout import EVALUATION_SEED, check_spaces
 from flowpolicy.evaluation.seams import Smoothness, smoothness
 from flowpolicy.evaluation.task import Task
 from flowpolicy.execution.fusion import Action, Chunk, Prefix
-from flowpolicy.execution.history import HistoryBuffer, fields_of
+from flowpolicy.execution.history import HistoryBuffer
 from flowpolicy.execution.receding_horizon import ChunkPolicy
 from flowpolicy.runs.progress import progress_bar
 from flowpolicy.settings import require
@@ -192,8 +192,8 @@ class _Slot:
     def __init__(self, env: Any, rule: DelayRule, safe_action: str | Sequence[float]) -> None:
         self.env, self.rule, self.safe_action = env, rule, safe_action
         self.episode: _Episode | None = None
-        fields = fields_of(rule.policy.spec.features)
-        self.history = HistoryBuffer(fields, 1, rule.policy.spec.obs_horizon)
+        spec = rule.policy.spec
+        self.history = HistoryBuffer.of_features(spec.features, 1, spec.obs_horizon)
 
     def check_safe_action(self) -> None:
         shape, given = self.env.action_space.shape, self.safe_action
@@ -282,7 +282,7 @@ class _Run:
 
     def _sample(self, asking: Sequence[tuple[_Slot, _Episode]]) -> None:
         """Plan a chunk for each, in one batch."""
-        shape = (self.policy.spec.action_horizon, self.policy.spec.action_dim)
+        shape = self.policy.spec.chunk_shape
         noise = torch.stack([torch.randn(shape, generator=episode.noises) for _, episode in asking])
         batch = {
             key: np.concatenate([slot.history.arrays[key] for slot, _ in asking])

@@ -1,4 +1,4 @@
-"""Environments in one form: observations by name in float32 or uint8, actions within their bounds."""
+"""Environments in one form: observations by name in float32 or integers, actions within their bounds."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from numpy.typing import NDArray
 from flowpolicy.errors import TaskError
 
 Fields = dict[str, tuple[tuple[int, ...], type[np.generic]]]
-"""Key -> shape and dtype (float32 or uint8) of one observation."""
+"""Key -> shape and dtype (float32 or an integer) of one observation."""
 
 
 class StandardEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):  # type: ignore[misc]
     """An environment as evaluation, fine-tuning, robots and collection want it.
 
-    Observations are a Dict: a Box becomes the key ``observation``, what is no Box is left out. Numbers are
-    float32, and uint8 stays. An action is held within the bounds of the action space and comes in its dtype.
+    Observations are a Dict: a Box becomes the key ``observation``, what is no Box is left out. Floats are
+    float32, and integers stay, which to some kinds of observation are pixels or millimetres. An action is
+    held within the bounds of the action space and comes in its dtype.
 
     Args:
         env: with observations that are a Box or a Dict, and actions that are a flat Box.
@@ -91,7 +92,7 @@ def boxes_of(space: Any) -> dict[str, spaces.Box]:
 def fields_of(boxes: Mapping[str, spaces.Box]) -> Fields:
     """How observations of these spaces are kept."""
     return {
-        key: (tuple(box.shape), np.uint8 if box.dtype == np.uint8 else np.float32)
+        key: (tuple(box.shape), box.dtype.type if box.dtype.kind in "iu" else np.float32)
         for key, box in boxes.items()
     }
 
@@ -102,11 +103,17 @@ def read_observation(
     """An observation, or a batch of them, as ``fields`` say; other keys are left.
 
     Raises:
-        TaskError: an array of another shape than the space has.
+        TaskError: an array of another shape than the space has, or floats where it has integers.
     """
     found = {}
     for key, (shape, dtype) in fields.items():
-        found[key] = array = np.asarray(observation[key], dtype)
+        given = np.asarray(observation[key])
+        if given.dtype.kind == "f" and dtype is not np.float32:
+            raise TaskError(
+                f"The environment gave '{key}' of {given.dtype} where its observation space says "
+                f"{np.dtype(dtype)}; mend the one or the other."
+            )
+        found[key] = array = np.asarray(given, dtype)
         if array.shape != batch + shape:
             raise TaskError(
                 f"The environment gave '{key}' of shape {array.shape[len(batch) :]} where its observation "

@@ -123,30 +123,20 @@ def check_spaces(env: Any, policy: ChunkPolicy, name: str) -> None:
         name: what the message calls the environment.
 
     Raises:
-        TaskError: names the space, both shapes and the fix.
+        TaskError: see :meth:`PolicySpec.check <flowpolicy.spec.PolicySpec.check>`; also where observations
+            are of a type that their kind refuses.
     """
     from gymnasium import spaces
 
     from flowpolicy.evaluation.environment import boxes_of
 
-    action = env.action_space
-    if not isinstance(action, spaces.Box) or action.shape != (policy.spec.action_dim,):
-        raise TaskError(
-            f"{name} takes actions {action} and the policy gives vectors of {policy.spec.action_dim}; "
-            "choose the task that the policy was trained for."
-        )
-    offered = boxes_of(env.observation_space)
-    for key, shape in policy.spec.observation_shapes.items():
-        if key not in offered:
-            raise TaskError(
-                f"{name} has no observation '{key}' that the policy needs "
-                f"(it has {', '.join(sorted(offered))}); choose the task that the policy was trained for."
-            )
-        if offered[key].shape != tuple(shape):
-            raise TaskError(
-                f"{name} gives '{key}' of shape {offered[key].shape} and the policy "
-                f"takes {tuple(shape)}; choose the task that the policy was trained for."
-            )
+    action, boxes = env.action_space, boxes_of(env.observation_space)
+    shapes = {key: tuple(box.shape) for key, box in boxes.items()}
+    policy.spec.check(name, shapes, tuple(action.shape) if isinstance(action, spaces.Box) else None)
+    for key, feature in policy.spec.features.items():
+        problem = feature.type_problem(boxes[key].dtype)
+        if problem:
+            raise TaskError(f"{name}: observation '{key}' {problem}.")
 
 
 class _Slot:

@@ -18,8 +18,14 @@ from flowpolicy.optional import optional
 
 Interval = tuple[float, float]
 
+PERCENTILES = {"p50": 50.0, "p95": 95.0, "p99": 99.0, "p99_9": 99.9, "max": 100.0}
 RESAMPLES = 10_000
 _BLOCK = 4_000_000  # resampled values held in memory at once
+
+
+def percentiles(values: NDArray[np.float64]) -> dict[str, float]:
+    """p50, p95, p99, p99.9 and max, each an observed value: the higher one where it falls between two."""
+    return {name: float(np.percentile(values, at, method="higher")) for name, at in PERCENTILES.items()}
 
 
 def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> Interval:

@@ -17,11 +17,6 @@ Histories = dict[str, NDArray[Any]]
 """Key -> ``(N, T_o, *shape)``, oldest first."""
 
 
-def fields_of(features: Mapping[str, Feature]) -> dict[str, tuple[tuple[int, ...], type[np.generic]]]:
-    """Shape and dtype of each of a policy's observations, as a buffer keeps them."""
-    return {key: (feature.shape, feature.dtype) for key, feature in features.items()}
-
-
 class HistoryBuffer:
     """Keeps histories; the first observation of an episode fills the whole of its slot's.
 
@@ -42,6 +37,15 @@ class HistoryBuffer:
             key: np.zeros((num_slots, obs_horizon, *shape), dtype) for key, (shape, dtype) in fields.items()
         }
         self._fresh = np.ones(num_slots, dtype=bool)
+        self._features: Mapping[str, Feature] = {}
+
+    @classmethod
+    def of_features(cls, features: Mapping[str, Feature], num_slots: int, obs_horizon: int) -> HistoryBuffer:
+        """A buffer of a policy's observations, which brings what it takes into the form of each kind."""
+        fields = {key: (feature.shape, feature.dtype) for key, feature in features.items()}
+        buffer = cls(fields, num_slots, obs_horizon)
+        buffer._features = features
+        return buffer
 
     @classmethod
     def of(cls, arrays: Mapping[str, NDArray[Any]]) -> HistoryBuffer:
@@ -62,16 +66,13 @@ class HistoryBuffer:
         """Take the newest observation of each of ``slots``, key -> ``(n, *shape)``; other keys are left.
 
         Raises:
-            FlowPolicyError: a key is missing.
+            FlowPolicyError: a key is missing, or of a type that its kind refuses; then nothing is taken.
         """
+        read = {key: self._read(key, observation) for key in self.arrays}
         fresh = self._fresh[slots]
         any_fresh = np.count_nonzero(fresh)
         for key, history in self.arrays.items():
-            if key not in observation:
-                raise FlowPolicyError(
-                    f"The policy needs the observation '{key}' and got {', '.join(sorted(observation))}."
-                )
-            rows = observation[key]
+            rows = read[key]
             kept = history[slots]  # itself where slots is a slice, else a copy
             if self.obs_horizon > 1:
                 kept[:, :-1] = kept[:, 1:]
@@ -82,6 +83,19 @@ class HistoryBuffer:
                 history[slots] = kept
         if any_fresh:
             self._fresh[slots] = False
+
+    def _read(self, key: str, observation: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        if key not in observation:
+            raise FlowPolicyError(
+                f"The policy needs the observation '{key}' and got {', '.join(sorted(observation))}."
+            )
+        feature = self._features.get(key)
+        if feature is None:
+            return observation[key]
+        rows = feature.array(observation[key])
+        if rows.dtype != feature.dtype and (problem := feature.type_problem(rows.dtype)):
+            raise FlowPolicyError(f"Observation '{key}' {problem}.")  # numpy would cast it in silence
+        return rows
 
     def copy(self, slots: Any = slice(None)) -> Histories:
         """A copy of the histories of ``slots``."""

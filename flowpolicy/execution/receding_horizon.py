@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flowpolicy.errors import FlowPolicyError
-from flowpolicy.execution.history import HistoryBuffer, fields_of
+from flowpolicy.errors import DAMAGED_POLICY, FlowPolicyError
+from flowpolicy.execution.history import HistoryBuffer
 from flowpolicy.settings import require
 from flowpolicy.spec import PolicySpec
 
@@ -83,7 +83,7 @@ class RecedingHorizon:
         self.chunks = 0
         self.inference_seconds = 0.0
         self._options = {"num_steps": num_steps, "solver": solver, **(act_options or {})}
-        self._history = HistoryBuffer(fields_of(policy.spec.features), num_slots, policy.spec.obs_horizon)
+        self._history = HistoryBuffer.of_features(policy.spec.features, num_slots, policy.spec.obs_horizon)
         self._generators: list[torch.Generator | None] = [None] * num_slots
         self._sampled = np.zeros((num_slots, execute_horizon, policy.spec.action_dim), dtype=np.float32)
         self._used = np.full(num_slots, execute_horizon)
@@ -112,7 +112,8 @@ class RecedingHorizon:
             (n, A) float32, physical units.
 
         Raises:
-            FlowPolicyError: when a slot was never reset, or the policy answers with NaN or infinity.
+            FlowPolicyError: when a slot was never reset, an observation is of a type that its kind
+                refuses, or the policy answers with NaN or infinity.
         """
         index = np.asarray(slots, dtype=np.int64)
         self._history.add(observations, index)
@@ -135,8 +136,7 @@ class RecedingHorizon:
         if not np.isfinite(sampled).all():
             healthy = all(np.isfinite(item).all() for item in batch.values())
             raise FlowPolicyError(
-                "The policy answered with NaN or infinity to a finite observation; "
-                "its weights are damaged or its training diverged, so use an earlier checkpoint."
+                DAMAGED_POLICY
                 if healthy
                 else "The environment gave an observation with NaN or infinity, so no action follows; "
                 "check the simulator (an unstable contact or a too large action does this)."
@@ -148,6 +148,6 @@ class RecedingHorizon:
         generator = self._generators[slot]
         if generator is None:
             raise FlowPolicyError(f"Slot {slot} has no episode yet; call reset({slot}, seed) first.")
-        shape = (self.policy.spec.action_horizon, self.policy.spec.action_dim)
+        shape = self.policy.spec.chunk_shape
         drawn = torch.randn(shape, generator=generator)
         return torch.zeros(shape) if self.zero_noise else drawn

@@ -110,6 +110,11 @@ class Feature:
         finite = torch.isfinite(values) if isinstance(values, Tensor) else np.isfinite(values)
         return "" if bool(finite.all()) else "holds NaN or infinity; no action is computed from it"
 
+    def type_problem(self, dtype: Any) -> str:
+        """The same of values of an element type, whatever they are."""
+        read = self.array(np.empty((0, *self.shape), dtype))
+        return self.problem(read) if read.dtype != self.dtype else ""
+
     def rearranged(self, values: NDArray[Any]) -> NDArray[Any] | None:
         """Values of another known layout as ``(..., *shape)``; None where they have none."""
         return None

@@ -54,6 +54,7 @@ class FlowActorCritic(BasePolicy):
         critic_hidden: widths of the critic.
         image_encoder: ``frozen`` or ``trained``.
         critic_encoder: ``shared`` or ``own``.
+        injects_noise: chunks are sampled from the chain with its noise, or else from the flow alone.
     """
 
     def __init__(
@@ -68,10 +69,11 @@ class FlowActorCritic(BasePolicy):
         critic_hidden: tuple[int, ...],
         image_encoder: str = "frozen",
         critic_encoder: str = "shared",
+        injects_noise: bool = True,
     ) -> None:
         super().__init__(observation_space, action_space)
         self.flow_policy = flow_policy
-        self.execute_horizon = execute_horizon
+        self.execute_horizon, self.injects_noise = execute_horizon, injects_noise
         self.flow = NoisyFlow(flow_policy, num_steps, noise)
         network, features = flow_policy.network, flow_policy.spec.features
         own = critic_encoder == "own"
@@ -105,14 +107,12 @@ class FlowActorCritic(BasePolicy):
         values: Tensor = self.critic(observation)
         return values
 
-    def sample(
-        self, observation: Mapping[str, Tensor], generator: torch.Generator, *, injects_noise: bool = True
-    ) -> Chain:
+    def sample(self, observation: Mapping[str, Tensor], generator: torch.Generator | None) -> Chain:
         """A chain for each of B prepared observations from a fresh x_0; see :class:`NoisyFlow`."""
         policy = self.flow_policy
         shape = (len(next(iter(observation.values()))), *policy.spec.chunk_shape)
         start = torch.randn(shape, generator=generator, device=policy.device)
-        if not injects_noise:
+        if not self.injects_noise:
             return self.flow.sample_flow(observation, start)
         return self.flow.sample(observation, start, generator)
 
@@ -120,7 +120,7 @@ class FlowActorCritic(BasePolicy):
         """Normalised chunks ``(B, T, A)`` as the environment executes them, within its bounds."""
         space, normalizer = self.action_space, self.flow_policy.action_normalizer
         assert isinstance(space, spaces.Box)
-        low, high = (torch.as_tensor(bound, device=chunk.device) for bound in (space.low, space.high))
+        low, high = (torch.as_tensor(bound).to(chunk) for bound in (space.low, space.high))
         return normalizer.normalize(normalizer.denormalize(chunk).clamp(low, high))
 
     def sample_chunks(
@@ -140,10 +140,7 @@ class FlowActorCritic(BasePolicy):
                 histories, num_steps=steps, solver="euler", generator=generator, allow_any_steps=True
             )
         else:
-            normalized = policy.normalize_observations(histories)
-            shape = (len(next(iter(normalized.values()))), policy.spec.action_horizon, policy.spec.action_dim)
-            start = torch.randn(shape, generator=generator, device=policy.device)
-            chain = self.flow.sample(normalized, start, generator)
+            chain = self.sample(policy.normalize_observations(histories), generator)
             chunk = policy.action_normalizer.denormalize(chain.x[:, -1])
         physical: NDArray[np.float32] = chunk.cpu().numpy()
         return physical
@@ -174,7 +171,7 @@ class FlowActorCritic(BasePolicy):
                 the observation history of each key ``(n, T_o, *shape)``, the sampled chunk
                 ``(n, T_e, A)`` and how many of its actions are used ``(n,)``.
             episode_start: ``(n,)``, where an episode begins: history and chunk are dropped there.
-            deterministic: without injected noise, as deployed.
+            deterministic: without injected noise, as deployed; else as chunks are sampled in fine-tuning.
 
         Returns:
             Actions ``(n, A)``, or ``(A,)`` for a single observation, and the state for the next call.

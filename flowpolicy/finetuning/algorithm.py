@@ -75,10 +75,7 @@ class ChunkAlgorithm(OnPolicyAlgorithm):
             )
         check_spaces(env, self.actor_critic.flow_policy, "The environment")
         self.scale.running = np.zeros(env.num_envs)
-        self.collector = Collector(
-            env, self.actor_critic, injects_noise=self.learner.update.injects_noise, generator=self.generator,
-            seconds=self.seconds,
-        )  # fmt: skip
+        self.collector = Collector(env, self.actor_critic, generator=self.generator, seconds=self.seconds)
 
     def set_env(self, env: Any, force_reset: bool = True) -> None:
         """Go on in another environment of the same spaces; a loaded model has none until then."""

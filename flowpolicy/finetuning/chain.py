@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from flowpolicy.finetuning.features import ObservationFeatures
 from flowpolicy.finetuning.noise import NoiseConfig, NoiseNetwork
-from flowpolicy.flow.network import encode_images, field, tabulated, velocities
+from flowpolicy.flow.network import encode_images, tabulated, velocities
 from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.policy import FlowPolicy
+from flowpolicy.policy.flow_policy import sample_chunk
 
 
 class Chain(NamedTuple):
@@ -114,9 +115,7 @@ class NoisyFlow(nn.Module):
 
     def flow(self, observation: Mapping[str, Tensor], noise: Tensor) -> Tensor:
         """The chunk x_K ``(B, T, A)`` of the flow without noise, as deployed, with gradients."""
-        velocity = field(self.network, self.network.encode(observation), self.objective.step_size)
-        chunk = self.objective.sample(velocity, noise, self.sampling)
-        return chunk.clamp(-self.clip, self.clip)
+        return sample_chunk(self.network, self.objective, observation, noise, self.sampling, self.clip)
 
     def velocity(self, observation: Mapping[str, Tensor], x: Tensor, t: Tensor) -> Tensor:
         """v ``(B, n, T, A)`` at n points of the path for each row, with the step size of the K steps.

@@ -29,7 +29,6 @@ class Collector:
         env: a ``VecEnv``; its environments are stepped without a detour where they are in this process, or
             execute whole chunks.
         networks: flow, noise and critic.
-        injects_noise: sample the chain with its noise, or else the flow alone.
         generator: source of the noise.
         seconds: where wall time is added up under ``inference`` and ``simulation``.
 
@@ -43,12 +42,10 @@ class Collector:
         env: VecEnv,
         networks: FlowActorCritic,
         *,
-        injects_noise: bool,
         generator: torch.Generator,
         seconds: dict[str, float],
     ) -> None:
         self.networks, self.generator, self.seconds = networks, generator, seconds
-        self.injects_noise = injects_noise
         self.after: dict[str, torch.Tensor] = {}
         self.histories: Histories | None = None
         policy = networks.flow_policy
@@ -92,7 +89,7 @@ class Collector:
         goes_on, observation = True, self._prepared(self.histories)
         for _ in range(count):
             started = time.perf_counter()
-            chain = self.networks.sample(observation, self.generator, injects_noise=self.injects_noise)
+            chain = self.networks.sample(observation, self.generator)
             actions = self.networks.flow_policy.action_normalizer.denormalize(chain.x[:, -1]).cpu().numpy()
             sampled_at = time.perf_counter()
             step = chunks.step(actions[:, :horizon])
@@ -121,9 +118,7 @@ class Collector:
 
     def _sample_rest(self, histories: Histories, rows: NDArray[Any]) -> NDArray[Any]:
         networks = self.networks
-        chunks = networks.sample_chunks(
-            histories, deterministic=not self.injects_noise, generator=self.generator
-        )
+        chunks = networks.sample_chunks(histories, deterministic=False, generator=self.generator)
         return chunks[:, : networks.execute_horizon]
 
 

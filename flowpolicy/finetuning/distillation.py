@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from flowpolicy.data.sampling import Batch
 from flowpolicy.finetuning.config import DistillConfig
-from flowpolicy.flow.network import field
 from flowpolicy.policy import FlowPolicy
+from flowpolicy.policy.flow_policy import sample_chunk
 from flowpolicy.pretraining.ema import EMA
 from flowpolicy.runs.progress import progress
 
@@ -45,16 +45,15 @@ def distill(
     optimizer = torch.optim.Adam(student.network.parameters(), lr=config.learning_rate)
     generator = torch.Generator(device).manual_seed(seed)
     count = len(next(iter(observations.values())))
-    shape = (config.batch_size, tuned.spec.action_horizon, tuned.spec.action_dim)
+    shape = (config.batch_size, *tuned.spec.chunk_shape)
     student.network.eval()  # no dropout: the target is a function
     for step in progress(config.steps, "distil"):
         index = torch.randint(count, (config.batch_size,), generator=generator, device=device)
         observed = {key: value[index] for key, value in observations.items()}
         noise = torch.randn(shape, generator=generator, device=device)
         with torch.no_grad():
-            velocity = field(teacher, teacher.encode(observed), tuned.objective.step_size)
-            chunk = tuned.objective.sample(velocity, noise, tuned.sampling)
-            chunk = chunk.clamp(-tuned.config.action_clip, tuned.config.action_clip)
+            bound = tuned.config.action_clip
+            chunk = sample_chunk(teacher, tuned.objective, observed, noise, tuned.sampling, bound)
         batch = Batch(observed, chunk, torch.ones(shape[:2], dtype=torch.bool, device=device))
         draws = student.objective.draw(shape, generator, device)
         loss, _ = student.objective.loss(student.network, batch, draws, average.network)

@@ -156,7 +156,10 @@ class ReinFlow(ChunkAlgorithm):
             env=env, learning_rate=learning_rate, n_steps=n_steps, gamma=gamma, gae_lambda=gae_lambda,
             ent_coef=0.0, vf_coef=1.0, max_grad_norm=max_grad_norm, use_sde=False, sde_sample_freq=-1,
             stats_window_size=stats_window_size, tensorboard_log=tensorboard_log,
-            policy_kwargs={"flow_policy": policy, **{name: settings[name] for name in NETWORK_SETTINGS}},
+            policy_kwargs={
+                "flow_policy": policy, "injects_noise": self.update.injects_noise,
+                **{name: settings[name] for name in NETWORK_SETTINGS},
+            },
             verbose=verbose, seed=seed, device=device, _init_setup_model=False,
             supported_action_spaces=(spaces.Box,),
         )  # fmt: skip
@@ -181,7 +184,7 @@ class ReinFlow(ChunkAlgorithm):
         if self.update.needs_reference:
             pretrained = self.reference or self.actor_critic.flow_policy
             flow = NoisyFlow(pretrained, self.settings["num_steps"], self.noise)
-            reference = flow.to(self.device).frozen_copy()
+            reference = flow.frozen_copy().to(self.device)  # the user's policy stays where it is
         self.learner = Learner(
             self.actor_critic, self.update, self.regularizers, advantages=self.advantages,
             num_envs=self.n_envs, target_kl=self.settings["target_kl"],

@@ -228,7 +228,7 @@ def _model(
 def _regularizers(config: FinetuneConfig, base: FlowPolicy) -> tuple[Regularizer, ...]:
     wanted, terms = config.regularization, list[Regularizer]()
     if wanted.wasserstein:
-        reference = NoisyFlow(base, config.num_steps, config.noise).to(base.device).frozen_copy()
+        reference = NoisyFlow(base, config.num_steps, config.noise).frozen_copy().to(base.device)
         terms.append(Wasserstein(reference, wanted.wasserstein))
     if wanted.behaviour_cloning:
         store = wanted.demonstrations or config.env.get("demonstrations")

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from flowpolicy.errors import ConfigError
 from flowpolicy.features import Feature, Image, Vector
 from flowpolicy.features.cameras import CameraEncoders
 from flowpolicy.features.keyed import KeyedModules
@@ -29,6 +30,9 @@ class ObservationEncoder(KeyedModules[nn.Module]):
         features: by key.
         obs_horizon: T_o.
         config: sizes.
+
+    Raises:
+        ConfigError: kinds of one encoder name are encoded differently.
     """
 
     cameras: CameraEncoders
@@ -40,10 +44,9 @@ class ObservationEncoder(KeyedModules[nn.Module]):
             groups.setdefault(_group(feature), {})[key] = feature
         order = tuple(_ordered(groups, _TOKENS))
         groups.setdefault(Image.encoder_name, {})
-        kinds = {_group(feature): type(feature) for feature in features.values()}
         super().__init__(
             {
-                name: kinds.get(name, Image).encoder(groups[name], obs_horizon, config)
+                name: _kind(name, groups[name]).encoder(groups[name], obs_horizon, config)
                 for name in _ordered(groups, _BUILT)
             }
         )
@@ -61,14 +64,31 @@ class ObservationEncoder(KeyedModules[nn.Module]):
 def build_encoder(
     features: Mapping[str, Feature], obs_horizon: int, config: EncoderConfig
 ) -> StateEncoder | ObservationEncoder:
-    """The encoder for these features: where there are vectors alone, theirs."""
-    if all(isinstance(feature, Vector) for feature in features.values()):
+    """The encoder for these features: where there are vectors alone, and encoded as vectors are, theirs."""
+    if all(isinstance(each, Vector) and _encodes(each) == _encodes(Vector) for each in features.values()):
         return StateEncoder(features, obs_horizon, config.width, config.tokens_per_step)
     return ObservationEncoder(features, obs_horizon, config)
 
 
 def _group(feature: Feature) -> str:
     return feature.encoder_name or feature.name
+
+
+def _encodes(kind: Feature | type[Feature]) -> object:
+    """What makes the encoder of a kind; inherited, it is that of the parent."""
+    return getattr(kind.encoder, "__func__", kind.encoder)
+
+
+def _kind(name: str, group: Mapping[str, Feature]) -> type[Feature]:
+    """A kind whose encoder reads all of a group; of no features, that of images."""
+    kinds = {_encodes(feature): type(feature) for feature in group.values()} or {None: Image}
+    if len(kinds) > 1:
+        raise ConfigError(
+            f"Observations {', '.join(group)} share the encoder '{name}', and the kinds "
+            f"{', '.join(kind.name for kind in kinds.values())} make different ones; give each kind an "
+            "encoder_name of its own."
+        )
+    return next(iter(kinds.values()))
 
 
 def _ordered(names: Iterable[str], first: Sequence[str]) -> list[str]:

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from flowpolicy.data.normalization import Normalizer
-from flowpolicy.errors import CheckpointError, ConfigError, FlowPolicyError
+from flowpolicy.errors import DAMAGED_POLICY, CheckpointError, ConfigError, FlowPolicyError
 from flowpolicy.features.keyed import KeyedModules
 from flowpolicy.files.hub import download, upload
 from flowpolicy.files.reading import shapes_of, stored_tensors
 from flowpolicy.files.storage import atomic_folder, save_tensors
 from flowpolicy.flow import Objective, build_objective
-from flowpolicy.flow.network import field
+from flowpolicy.flow.network import Network, field
 from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.models.network import build_network
 from flowpolicy.policy.config import FORMAT_VERSION, PolicyConfig, read_config
@@ -36,8 +36,28 @@ class FlowPolicy(nn.Module):
 
     def __init__(self, config: PolicyConfig) -> None:
         super().__init__()
-        self.config = config
         self.objective: Objective = build_objective(config.objective)
+        self.config = config
+        self.network = build_network(config.model, self.spec, self.objective.levels)
+        self.observation_normalizers = KeyedModules(
+            {
+                key: Normalizer(feature.shape, config.observation_normalization, entries=entries)
+                for key, feature in self.spec.features.items()
+                if (entries := feature.normalized()).any()
+            }
+        )
+        self.action_normalizer = Normalizer(
+            (config.action_dim,), config.action_normalization, clip=max(1.0, config.action_clip)
+        )
+
+    @property
+    def config(self) -> PolicyConfig:
+        """All but the weights. Another one of the same network may be assigned; the rest follows it."""
+        return self._config
+
+    @config.setter
+    def config(self, config: PolicyConfig) -> None:
+        self._config = config
         self.sampling = config.sampling()
         self.spec = PolicySpec(
             config.observations,
@@ -48,17 +68,6 @@ class FlowPolicy(nn.Module):
             self.objective.name,
             config.task,
             config.metadata,
-        )
-        self.network = build_network(config.model, self.spec, self.objective.levels)
-        self.observation_normalizers = KeyedModules(
-            {
-                key: Normalizer(feature.shape, config.observation_normalization)
-                for key, feature in self.spec.features.items()
-                if feature.normalized().any()
-            }
-        )
-        self.action_normalizer = Normalizer(
-            (config.action_dim,), config.action_normalization, clip=max(1.0, config.action_clip)
         )
 
     @property
@@ -129,14 +138,10 @@ class FlowPolicy(nn.Module):
             spec = self.checked(asked, allow_any_steps=allow_any_steps)
         normalized = self.normalize_observations(observations)
         noise = self.noise(len(next(iter(normalized.values()))), noise, generator)
-        context = self.network.encode(normalized)
-        velocity = field(self.network, context, self.objective.step_size)
-        chunk = self.finish(self.objective.sample(velocity, noise, spec))
+        sampled = sample_chunk(self.network, self.objective, normalized, noise, spec, self.config.action_clip)
+        chunk = self.action_normalizer.denormalize(sampled)
         if not torch.isfinite(chunk).all():
-            raise FlowPolicyError(
-                "The policy answered with NaN or infinity to a finite observation; its weights are damaged "
-                "or its training diverged, so use an earlier checkpoint."
-            )
+            raise FlowPolicyError(DAMAGED_POLICY)
         return chunk
 
     def noise(self, rows: int, given: Tensor | None, generator: torch.Generator | None) -> Tensor:
@@ -209,8 +214,8 @@ class FlowPolicy(nn.Module):
         No action is cut off: where one would lie beyond the clip, its dimension's map is widened.
         """
         for key, normalizer in self.observation_normalizers.items():
-            fitted = Normalizer.fit(observation[key], self.config.observation_normalization)
-            fitted.leave(~torch.as_tensor(self.spec.features[key].normalized()))
+            entries = self.spec.features[key].normalized()
+            fitted = Normalizer.fit(observation[key], self.config.observation_normalization, entries=entries)
             normalizer.load_state_dict(fitted.state_dict())
         clip = self.action_normalizer.clip
         fitted = Normalizer.fit(action, self.config.action_normalization, clip, keep_all=True)
@@ -227,7 +232,7 @@ class FlowPolicy(nn.Module):
         beyond the clip of the normaliser.
         """
         return {
-            key: normalizer.lost_share(observation[key], normalizer.clip)
+            key: normalizer.lost_share(observation[key])
             for key, normalizer in self.observation_normalizers.items()
         }
 
@@ -304,6 +309,20 @@ class FlowPolicy(nn.Module):
         """Upload the checkpoint to the Hugging Face Hub; returns its address. Needs ``huggingface_hub``."""
         with tempfile.TemporaryDirectory() as temporary:
             return upload(self.save(Path(temporary) / "checkpoint"), repo_id, private=private)
+
+
+def sample_chunk(
+    network: Network,
+    objective: Objective,
+    observation: Mapping[str, Tensor],
+    noise: Tensor,
+    spec: SamplerSpec,
+    bound: float,
+) -> Tensor:
+    """The normalised chunk ``(B, T, A)`` of normalised observations from x_0 ``(B, T, A)``, held within
+    +-``bound``."""
+    velocity = field(network, network.encode(observation), objective.step_size)
+    return objective.sample(velocity, noise, spec).clamp(-bound, bound)
 
 
 def declared_shapes(config: PolicyConfig, source: Path | str) -> dict[str, tuple[int, ...]]:

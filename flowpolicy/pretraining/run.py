@@ -212,13 +212,13 @@ def make_policy(config: PretrainConfig, task: Task, demos: Demonstrations) -> Fl
             action_normalization=config.data.action_normalization,
             action_clip=config.data.action_clip,
             task=dataclasses.asdict(task),
-            metadata=metadata,
         )
     )
     arrays = as_tensors(demos, [*policy.observation_normalizers, "action"], "cpu")
     policy.fit_normalizers(arrays, arrays["action"])
     metadata["lost_actions"] = policy.lost_actions(arrays["action"])
     metadata["lost_observations"] = policy.lost_observations(arrays)
+    policy.config = dataclasses.replace(policy.config, metadata=metadata)
     return policy
 
 

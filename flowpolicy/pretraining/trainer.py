@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from flowpolicy.data.prefetch import Prefetcher
 from flowpolicy.data.sampling import Batch, ChunkSampler, shuffled_index
 from flowpolicy.errors import ConfigError, FlowPolicyError
-from flowpolicy.flow.network import field
 from flowpolicy.policy import FlowPolicy
+from flowpolicy.policy.flow_policy import sample_chunk
 from flowpolicy.pretraining.config import TrainConfig
 from flowpolicy.pretraining.ema import EMA
 from flowpolicy.pretraining.state import TrainingState
@@ -147,7 +147,7 @@ class Trainer:
         rows = self.processes.rows(config.batch_size)
         index = shuffled_index(step, config.batch_size, len(self.training), self.seed)[rows]
         generator = torch.Generator(device).manual_seed(derived_seed(self.seed, step, 0))
-        shape = (config.batch_size, self.policy.spec.action_horizon, self.policy.spec.action_dim)
+        shape = (config.batch_size, *self.policy.spec.chunk_shape)
         draws = self.objective.draw(shape, generator, device)
         return self.training.batch(index.to(device)), draws[rows]
 
@@ -164,14 +164,13 @@ class Trainer:
         count = min(VALIDATION_ROWS, len(self.validation))
         index = torch.linspace(0, len(self.validation) - 1, count).long().to(device)
         batch = self.validation.batch(index)
-        shape = (count, self.policy.spec.action_horizon, self.policy.spec.action_dim)
+        shape = (count, *self.policy.spec.chunk_shape)
         draws = self.objective.draw(shape, generator, device)
         loss, _ = self.objective.loss(network, batch, draws, network)
         noise = torch.randn(shape, generator=generator, device=device)
-        velocity = field(network, network.encode(batch.observation), self.objective.step_size)
-        chunk = self.objective.sample(velocity, noise, self.policy.sampling)
         bound = self.policy.config.action_clip
-        squared = ((chunk.clamp(-bound, bound) - batch.action) ** 2)[batch.mask]
+        chunk = sample_chunk(network, self.objective, batch.observation, noise, self.policy.sampling, bound)
+        squared = ((chunk - batch.action) ** 2)[batch.mask]
         return {"validation/loss": float(loss), "validation/action_error": float(squared.mean().sqrt())}
 
     def averaged_policy(self) -> FlowPolicy:

@@ -62,6 +62,7 @@ class PolicyClient:
         ConfigError: the token is not the server's.
     """
 
+    spec: PolicySpec
     device = torch.device("cpu")
 
     def __init__(
@@ -240,27 +241,24 @@ class PolicyClient:
 
     def _take(self, metadata: Any) -> None:
         """Keep the metadata; after a reconnection it must describe the same observations and actions."""
-        if not _describes_policy(metadata):
+        try:
+            spec = _spec_of(metadata)
+        except ConfigError as error:
             self._drop()
             raise ServerUnreachableError(
-                f"The server at {self.address} does not describe its policy; it is none of flowpolicy's."
-            )
-        fixed = ("observation_shapes", *_SIZES[:-1])
-        changed = [key for key in fixed if self.metadata and metadata[key] != self.metadata[key]]
+                f"The server at {self.address} does not describe its policy ({_line(error)}); it is none of "
+                "flowpolicy's, or needs a plugin or a version that this client has not."
+            ) from error
+        fixed = ("features", *_SIZES[:-1])
+        changed = [key for key in fixed if self.metadata and getattr(spec, key) != getattr(self.spec, key)]
         if changed:
             self._drop()
+            what = "observations" if changed[0] == "features" else changed[0]
             raise ServerUnreachableError(
-                f"The server at {self.address} now has a policy of another {changed[0]}; make a new "
-                "client for it."
+                f"The server at {self.address} now has a policy of another {what}; make a new client for it."
             )
         metadata.setdefault("sampling", {})  # of a policy that is served without a sampler
-        self.metadata = metadata
-        shapes = {key: tuple(shape) for key, shape in metadata["observation_shapes"].items()}
-        sizes = {key: metadata[key] for key in _SIZES[:-1]}
-        features = features_of(shapes)
-        for key, kind in metadata.get("observations", {}).items():
-            features[key] = Feature.from_settings(kind, f"observations.{key}")
-        self.spec = PolicySpec(features, **sizes, name=str(metadata.get("policy", "remote")))
+        self.metadata, self.spec = metadata, spec
 
     def _other_server(self, reason: object) -> ServerUnreachableError:
         return ServerUnreachableError(
@@ -285,6 +283,25 @@ def _as_array(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach().cpu().numpy()
     return np.asarray(value) if isinstance(value, (list, tuple)) else value
+
+
+def _spec_of(metadata: Any) -> PolicySpec:
+    """What a server's metadata say of its policy.
+
+    Raises:
+        ConfigError: they say it of none, or of observations that are none.
+    """
+    if not _describes_policy(metadata):
+        raise ConfigError("shapes and horizons are missing")
+    shapes = {key: tuple(shape) for key, shape in metadata["observation_shapes"].items()}
+    features = features_of(shapes)
+    for key, kind in metadata.get("observations", {}).items():
+        features[key] = feature = Feature.from_settings(kind, f"observations.{key}")
+        if feature.shape != shapes.get(key):
+            raise ConfigError(f"observations.{key} is of another shape than observation_shapes says")
+        feature.check_declaration(key)
+    sizes = {key: metadata[key] for key in _SIZES[:-1]}
+    return PolicySpec(features, **sizes, name=str(metadata.get("policy", "remote")))
 
 
 def _describes_policy(metadata: Any) -> bool:

@@ -18,7 +18,7 @@ from websockets.asyncio.server import ServerConnection
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request, Response
 
-from flowpolicy.acceleration.latency import percentiles
+from flowpolicy.evaluation.statistics import percentiles
 from flowpolicy.serving.config import ServerConfig
 from flowpolicy.serving.listener import SPARE_FILES
 

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 import flowpolicy
 from flowpolicy.acceleration.caching.schedule import fingerprint
 from flowpolicy.acceleration.sampler import Sampler
-from flowpolicy.control.policy_inference import resting_observation
-from flowpolicy.errors import FlowPolicyError
+from flowpolicy.errors import DAMAGED_POLICY, FlowPolicyError
 from flowpolicy.execution.receding_horizon import ChunkPolicy
 from flowpolicy.features import Feature, Task
 from flowpolicy.serving.messages import decode, encode
@@ -83,7 +82,7 @@ class PolicyService:
         self.policy, self.max_batch, self.rows_per_turn = policy, max_batch, rows_per_turn
         self._has_told_of_prompt = False
         self._generator = torch.Generator().manual_seed(seed)
-        self._chunk_shape = (policy.spec.action_horizon, policy.spec.action_dim)
+        self._chunk_shape = policy.spec.chunk_shape
         self._features = dict(policy.spec.features)
         self.metadata: dict[str, Any] = {
             "server": f"flowpolicy {flowpolicy.__version__}",
@@ -103,7 +102,7 @@ class PolicyService:
 
     def warm_up(self, calls: int = 3) -> None:
         """Sample a few chunks: backends allocate and choose kernels in the first ones."""
-        message = encode(resting_observation(self.policy))
+        message = encode(self.policy.spec.resting_observation())
         generator = self._generator.get_state()
         for _ in range(calls):
             list(self.answer(message))
@@ -133,10 +132,7 @@ class PolicyService:
             inference += time.perf_counter() - before
         actions = np.concatenate(chunks) if len(chunks) > 1 else chunks[0]
         if not np.isfinite(actions).all():
-            raise FlowPolicyError(
-                "The policy answered with NaN or infinity to a finite observation; "
-                "its weights are damaged or its training diverged, so serve an earlier checkpoint."
-            )
+            raise FlowPolicyError(DAMAGED_POLICY)
         timing = {"infer_ms": 1e3 * (time.perf_counter() - started)}
         if received is not None:
             timing["queue_ms"] = 1e3 * (started - received)

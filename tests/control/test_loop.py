@@ -13,6 +13,7 @@ from flowpolicy.control.events import Event
 from flowpolicy.control.loop import CHUNK, FAST, PREVIOUS, SAFE, ControlLoop
 from flowpolicy.control.safety import SafetyConfig
 from flowpolicy.errors import ConfigError, TaskError
+from flowpolicy.features import Task, Vector
 
 DEFAULTS = ControlConfig(priority=False, wait_share=0.0)
 
@@ -375,9 +376,16 @@ def test_jerk_is_limited_where_nothing_else_is():
     assert np.abs(commands).max() < 0.2  # and no speed is built up
 
 
+def test_a_robot_may_say_of_what_kind_its_observations_are():
+    spec = dataclasses.replace(ToyRobot(ToyClock()).spec, observation_shapes={"observation": Vector((3,))})
+    spec.check(ToyPolicy())
+    with pytest.raises(TaskError, match=r"toy gives 'observation' of shape .*task.*takes .*vector"):
+        dataclasses.replace(spec, observation_shapes={"observation": Task((3,))}).check(ToyPolicy())
+
+
 def test_a_policy_that_does_not_fit_is_refused():
     other, blind = ToyPolicy(action_dim=3), ToyPolicy(camera=(4, 4, 3))
-    for policy, words in ((other, "takes actions of 2"), (blind, "'camera'")):
+    for policy, words in ((other, r"takes actions of shape \(2,\)"), (blind, "'camera'")):
         with pytest.raises(TaskError, match=words):
             build(ToyWorker(), policy=policy)
 

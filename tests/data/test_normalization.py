@@ -195,3 +195,14 @@ def test_data_that_give_no_statistics_are_refused(values):
 def test_unknown_modes_are_refused_with_the_choices():
     with pytest.raises(ConfigError, match="minmax"):
         Normalizer((3,), "min-max")
+
+
+def test_entries_with_a_range_of_their_own_stay_as_they_are():
+    entries = np.array([True, False])
+    normalizer = Normalizer.fit(torch.randn(50, 2), entries=entries)
+    values = torch.tensor([[1e3, 17.0], [-1e3, -17.0]])
+    copy = Normalizer((2,), entries=entries)  # as a checkpoint is loaded
+    copy.load_state_dict(normalizer.state_dict())
+    for normalize in (normalizer.normalize, normalizer.frozen(), copy.normalize):
+        assert normalize(values).tolist() == [[5.0, 17.0], [-5.0, -17.0]]
+    assert normalizer.lost(values).tolist() == [[True, False], [True, False]]

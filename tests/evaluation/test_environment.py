@@ -40,7 +40,7 @@ def test_a_box_is_the_key_observation_in_float32():
     assert standard(env) is env
 
 
-def test_a_dictionary_keeps_its_arrays_and_uint8_stays():
+def test_a_dictionary_keeps_its_arrays_and_integers_stay():
     offered = {
         "pose": box((2,)), "image": box((4, 4, 3), np.uint8), "count": box((1,), np.int64),
         "words": spaces.Text(5), "choice": spaces.Discrete(2),
@@ -52,7 +52,7 @@ def test_a_dictionary_keeps_its_arrays_and_uint8_stays():
     env = StandardEnvironment(Any(observation, spaces.Dict(offered)))
     found = env.step(np.zeros(2))[0]
     kinds = {key: array.dtype for key, array in found.items()}
-    assert kinds == {"pose": np.float32, "image": np.uint8, "count": np.float32}
+    assert kinds == {"pose": np.float32, "image": np.uint8, "count": np.int64}
     env.keep(["pose"])
     assert env.step(np.zeros(2))[0].keys() == {"pose"}
 
@@ -70,6 +70,8 @@ def test_what_does_not_fit_is_one_sentence():
         StandardEnvironment(Any(np.zeros(1), box((1,)), spaces.Discrete(2)), "Task 'x'")
     with pytest.raises(TaskError, match=r"gave 'observation' of shape \(2,\).*says \(1,\)"):
         StandardEnvironment(Any(np.zeros(2), box((1,)))).reset()
+    with pytest.raises(TaskError, match=r"gave 'observation' of float64 .*says uint16"):
+        StandardEnvironment(Any(np.full(1, 1.5), box((1,), np.uint16))).reset()
 
 
 def test_an_episodes_success_score_and_task_are_those_of_its_infos():

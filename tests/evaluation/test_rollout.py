@@ -1,5 +1,6 @@
 import csv
 from dataclasses import replace
+from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
@@ -9,9 +10,9 @@ from toys import ToyEnv, ToyPolicy, load_toy, toy_task
 from flowpolicy.errors import ConfigError, FlowPolicyError, TaskError
 from flowpolicy.evaluation.parallel import evaluate_checkpoint
 from flowpolicy.evaluation.result import concatenate
-from flowpolicy.evaluation.rollout import evaluate
+from flowpolicy.evaluation.rollout import check_spaces, evaluate
 from flowpolicy.execution.receding_horizon import RecedingHorizon
-from flowpolicy.features import features_of
+from flowpolicy.features import Image, features_of
 
 
 def _by_hand(seed: int) -> tuple[float, int, bool]:
@@ -105,6 +106,14 @@ def test_spaces_that_do_not_fit_are_refused():
         evaluate(ToyPolicy("pose"), toy_task(), episodes=1)
     with pytest.raises(TaskError, match="toy"):
         evaluate(ToyPolicy(), toy_task(env_id="NoSuchThing-v9"), episodes=1)
+
+
+def test_an_environment_whose_images_are_floats_is_refused():
+    policy, box = ToyPolicy(), gymnasium.spaces.Box(0, 1, (8, 8, 3), np.float32)
+    policy.spec = replace(policy.spec, features={"observation": Image((8, 8, 3))})
+    env = SimpleNamespace(observation_space=box, action_space=ToyEnv().action_space)
+    with pytest.raises(TaskError, match="Task 'x': observation 'observation' is an image of float32; give"):
+        check_spaces(env, policy, "Task 'x'")
 
 
 def test_refused_steps_and_numbers():

@@ -5,6 +5,7 @@ import pytest
 
 from flowpolicy.errors import FlowPolicyError
 from flowpolicy.execution.history import HistoryBuffer
+from flowpolicy.features import Depth, Image, Vector
 
 
 @pytest.mark.parametrize("horizon", [1, 2, 5])
@@ -50,3 +51,21 @@ def test_a_missing_key_is_named():
     buffer = HistoryBuffer({"pose": ((1,), np.float32)}, 1, 1)
     with pytest.raises(FlowPolicyError, match="needs the observation 'pose' and got image"):
         buffer.add({"image": np.zeros((1, 1))})
+
+
+def test_a_policys_buffer_brings_each_kind_into_its_form():
+    buffer = HistoryBuffer.of_features({"pose": Vector((1,)), "depth": Depth((8, 8))}, 1, 2)
+    buffer.add({"pose": np.ones((1, 1), int), "depth": np.full((1, 8, 8), 1500, np.uint16)})
+    assert buffer.arrays["pose"].ravel().tolist() == [1, 1]
+    np.testing.assert_allclose(buffer.arrays["depth"], 1.5)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int64])
+def test_an_image_of_another_type_is_refused_and_nothing_is_lost(dtype):
+    buffer = HistoryBuffer.of_features({"pose": Vector((1,)), "image": Image((8, 8, 3))}, 1, 2)
+    image = np.full((1, 8, 8, 3), 9, np.uint8)
+    buffer.add({"pose": np.zeros((1, 1)), "image": image})
+    with pytest.raises(FlowPolicyError, match=r"'image' is an image of .*; give uint8"):
+        buffer.add({"pose": np.ones((1, 1)), "image": image.astype(dtype)})
+    assert not buffer.arrays["pose"].any()
+    assert (buffer.arrays["image"] == 9).all()

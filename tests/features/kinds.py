@@ -4,7 +4,6 @@ import numpy as np
 import torch
 
 from flowpolicy.acceleration.engine import random_observations
-from flowpolicy.control.policy_inference import resting_observation
 from flowpolicy.features import Feature
 from flowpolicy.models.config import TransformerConfig
 from flowpolicy.policy import FlowPolicy
@@ -32,7 +31,7 @@ def check_kind(feature: Feature, data, tmp_path):
     """Warm-up and random values are taken, reach the chunk, and the checkpoint gives the kind back."""
     policy = policy_of({"thing": feature}, {"thing": data})
     noise = torch.randn(3, T, A)
-    resting = {key: value[None].repeat(3, 0) for key, value in resting_observation(policy).items()}
+    resting = {key: value[None].repeat(3, 0) for key, value in policy.spec.resting_observation().items()}
     random = random_observations(policy, 3, torch.Generator().manual_seed(0))
     policy.check_observations(random)
     assert not torch.allclose(policy.act(resting, noise=noise), policy.act(random, noise=noise))

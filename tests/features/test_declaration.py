@@ -186,6 +186,6 @@ def test_kinds_are_compared_where_both_sides_declare_them():
     spec = policy_of({"tool": Pose((7,))}).spec
     spec.check("The arm", {"tool": (7,)}, (2,))
     spec.check("The arm", {"tool": Pose((7,))}, (2,))
-    for offered in (Vector((7,)), Pose((2, 7)), (2, 7)):
+    for offered in (Vector((7,)), Pose((2, 7)), (2, 7), Pose((7,), scalar_first=True)):
         with pytest.raises(TaskError, match="The arm gives 'tool' of shape"):
             spec.check("The arm", {"tool": offered}, (2,))

@@ -6,11 +6,11 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from kinds import A, T, check_kind
+from kinds import A, T, check_kind, policy_of
 
 from flowpolicy.data.store import Demonstrations, write_demonstrations
-from flowpolicy.errors import FlowPolicyError
-from flowpolicy.features import FEATURE_KINDS, Feature
+from flowpolicy.errors import ConfigError, FlowPolicyError
+from flowpolicy.features import FEATURE_KINDS, Feature, Vector
 from flowpolicy.finetuning.features import ObservationFeatures
 from flowpolicy.plugins import register
 from flowpolicy.policy import FlowPolicy
@@ -95,3 +95,43 @@ def test_it_is_trained_by_declaring_it(tmp_path, declared_by):
     assert losses[-1] < 0.8 * losses[0]
     loaded = FlowPolicy.load(policy.save(tmp_path / "checkpoint"))
     assert loaded.spec.features == policy.spec.features
+
+
+class Doubled(torch.nn.Module):
+    """One token a step: twice the value."""
+
+    def __init__(self, key, width):
+        super().__init__()
+        self.key, self.width = key, width
+
+    def forward(self, observation):
+        return 2 * observation[self.key][..., :1].expand(-1, -1, self.width)
+
+
+@dataclass(frozen=True)
+class Force(Vector):
+    """A vector with an encoder of its own."""
+
+    name: ClassVar[str] = "force"
+
+    @classmethod
+    def encoder(cls, features, obs_horizon, sizes):
+        return Doubled(*features, sizes.width)
+
+
+@dataclass(frozen=True)
+class Torque(Force):
+    """Another one, beside the vectors."""
+
+    name: ClassVar[str] = "torque"
+    encoder_name: ClassVar[str] = "torque"
+
+
+def test_a_kind_of_vectors_may_have_an_encoder_of_its_own():
+    assert isinstance(policy_of({"arm": Force((1,))}).network.encoder["state"], Doubled)
+    policy = policy_of({"arm": Vector((3,)), "hand": Torque((1,))})
+    assert isinstance(policy.network.encoder["torque"], Doubled)
+    observation = {"arm": torch.zeros(1, 2, 3), "hand": torch.zeros(1, 2, 1)}
+    assert torch.isfinite(policy.act(observation)).all()
+    with pytest.raises(ConfigError, match=r"arm, hand share the encoder 'state'.*vector, force"):
+        policy_of({"arm": Vector((3,)), "hand": Force((1,))})

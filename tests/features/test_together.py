@@ -7,7 +7,6 @@ from kinds import T_O, A, T, policy_of
 
 from flowpolicy.acceleration.engine import random_observations
 from flowpolicy.acceleration.sampler import build_sampler
-from flowpolicy.control.policy_inference import resting_observation
 from flowpolicy.features import Depth, Image, Pose, Task, Vector
 from flowpolicy.finetuning.features import ObservationFeatures
 
@@ -64,7 +63,7 @@ def test_a_server_takes_what_sensors_send(policy):
     from flowpolicy.serving.service import PolicyService
 
     service = PolicyService(policy)
-    request = {key: np.asarray(value) for key, value in resting_observation(policy).items()}
+    request = {key: np.asarray(value) for key, value in policy.spec.resting_observation().items()}
     sent = {
         **request,
         "front": np.full((T_O, 40, 36), 1500, np.uint16),

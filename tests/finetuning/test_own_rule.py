@@ -11,12 +11,15 @@ import torch
 
 pytest.importorskip("stable_baselines3", reason="stable-baselines3 is not installed")
 
+import gymnasium as gym
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from toy_practice import Reach, make, make_policy
 
 from flowpolicy import FlowPolicy
 from flowpolicy.errors import CheckpointError
 from flowpolicy.finetuning.advantages import GAE
+from flowpolicy.finetuning.chain import NoisyFlow
 from flowpolicy.finetuning.reinflow import ReinFlow
 from flowpolicy.finetuning.rules import UPDATE_RULES, UpdateRule, shared_draws
 from flowpolicy.finetuning.run import finetune
@@ -110,6 +113,34 @@ def test_its_draws_and_velocities_are_those_of_the_behaviour_policy():
         assert not batch.std.any()
         times = batch.kept["t"]
         assert ((times * 4).floor() == torch.arange(4)).all()  # one in each quarter
+
+
+class Double(Reach):
+    """Takes actions in double precision."""
+
+    action_space = gym.spaces.Box(-1, 1, (2,), np.float64)
+
+
+def test_bounds_of_another_precision_leave_that_of_the_chunks():
+    model = make(env=make_vec_env(Double, n_envs=4, seed=0), update=AdvantageWeighted())
+    assert model.actor_critic.executed(torch.full((1, 4, 2), 9.0)).dtype == torch.float32
+    model.learn(1)
+
+
+def test_a_user_gets_the_actions_that_it_learns_from():
+    model, chunks = make(update=AdvantageWeighted()), []
+    for deterministic in (False, True):
+        torch.manual_seed(0)
+        chunks.append(model.predict(np.zeros((3, 2), np.float32), deterministic=deterministic)[0])
+    np.testing.assert_array_equal(*chunks)
+
+
+def test_the_reference_that_a_user_gave_stays_where_it_is(monkeypatch):
+    moved, reference = [], make_policy()
+    monkeypatch.setattr(NoisyFlow, "to", lambda flow, device: moved.append(flow) or flow)
+    make(update=AdvantageWeighted(), reference=reference)
+    assert moved
+    assert all(flow.network is not reference.network for flow in moved)
 
 
 def test_it_may_be_named_in_a_run_whose_state_is_loaded_with_the_pretrained_policy(registered, tmp_path):

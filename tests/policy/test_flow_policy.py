@@ -376,3 +376,11 @@ def test_statistics_follow_a_state_dict_into_another_policy():
     other.fit_normalizers({"observation": torch.randn(9, 5)}, torch.rand(9, A))
     other.load_state_dict(policy.state_dict())
     assert torch.equal(other.act(seen(), noise=NOISE), policy.act(seen(), noise=NOISE))
+
+
+def test_another_config_changes_all_that_follows_from_it():
+    policy = make()
+    tuned = SamplerSpec(num_steps=2, solver="euler")
+    policy.config = dataclasses.replace(policy.config, execute_horizon=1, metadata={"seed": 7}, tuned=tuned)
+    assert (policy.spec.execute_horizon, policy.spec.metadata) == (1, {"seed": 7})
+    assert (policy.sampling.num_steps, policy.nfe()) == (2, 2)

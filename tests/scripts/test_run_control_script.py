@@ -82,7 +82,7 @@ def test_a_trace_is_driven_too(repo_root, tmp_path, checkpoint):
         (["plan=nowhere.json", "backend=onnx"], ["plan= decides backend"]),
         (["plan=nowhere.json", "control.fusion=rtc"], ["control.fusion=rtc", "leave out plan="]),
         (["control.fusion=rtc", "backend=onnx"], ["control.fusion=rtc", "backend="]),
-        (["env=pusht"], ["choose the robot that the policy was trained for"]),
+        (["env=pusht"], ["choose the task and robot that the policy was trained for"]),
         (["control.saftey.miss_limit=3"], ["control.safety"]),
         ([], ["safe action"]),
     ],

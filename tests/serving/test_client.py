@@ -135,3 +135,28 @@ def test_a_server_of_another_kind_is_refused():
 
     with dumb_server(greet) as port, pytest.raises(ServerUnreachableError, match="none of flowpolicy's"):
         PolicyClient(port=port)
+
+
+@pytest.mark.parametrize(
+    ("observations", "words"),
+    [
+        ({"observation": {"kind": "vector", "shape": [-3]}}, "another shape"),
+        ({"goal": {"kind": "vector", "shape": [3]}}, "another shape"),
+        ({"observation": {"kind": "smell", "shape": [3]}}, "smell"),
+        ({"observation": {"kind": "vector"}}, "shape"),
+        ({"observation": {"kind": "task", "shape": [3]}}, "another observations"),
+    ],
+)
+def test_what_a_server_says_after_a_reconnection_is_checked_before_it_is_kept(observations, words):
+    told = {"observation_shapes": {"observation": [3]}, "obs_horizon": 1, "action_horizon": 4,
+            "execute_horizon": 2, "action_dim": 2, "nfe": 4}  # fmt: skip
+    greetings = [told, {**told, "observations": observations}, told]
+    with dumb_server(lambda peer: peer.sendall(frame(encode(greetings.pop(0))))) as port:
+        client = PolicyClient(port=port, timeout=0.2, connect_timeout=1.0)
+        spec, metadata = client.spec, client.metadata
+        client.close()
+        with pytest.raises(ServerUnreachableError, match=words):
+            client.infer(np.zeros(3))
+        assert (client.spec, client.metadata) == (spec, metadata)
+        with pytest.raises(ServerUnreachableError, match=r"gave no answer|ended the connection"):
+            client.infer(np.zeros(3))  # it connects again

@@ -22,12 +22,11 @@ from flowpolicy.acceleration.choosing.candidates import (
 from flowpolicy.acceleration.choosing.config import PlanConfig
 from flowpolicy.acceleration.choosing.measuring import NOT_HERE, Measured, measure
 from flowpolicy.acceleration.choosing.plan import DeploymentPlan, MeasuredSampler, hardware
-from flowpolicy.acceleration.latency import percentiles
 from flowpolicy.acceleration.observations import CALIBRATION_SEED, observations_of
 from flowpolicy.acceleration.sampler import build_sampler
 from flowpolicy.errors import FlowPolicyError
 from flowpolicy.evaluation.delayed import DelayedResult, run_delayed
-from flowpolicy.evaluation.statistics import mean_interval, paired_difference_interval
+from flowpolicy.evaluation.statistics import mean_interval, paired_difference_interval, percentiles
 from flowpolicy.evaluation.task import Task, task_of
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.runs.device import resolve_device
