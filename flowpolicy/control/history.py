@@ -28,7 +28,8 @@ class ObservationHistory:
     def __init__(self, features: Mapping[str, Feature], obs_horizon: int, events: EventLog) -> None:
         self._events = events
         self._features = dict(features)
-        self._buffer = HistoryBuffer.of_features(features, 1, obs_horizon)
+        fields = {key: (feature.shape, feature.dtype) for key, feature in features.items()}
+        self._buffer = HistoryBuffer(fields, 1, obs_horizon)  # of what was read and checked here
         self._episode: Any = None
         self.measured = float("-inf")
         self.is_empty = True  # no observation with a time yet

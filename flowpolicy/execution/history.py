@@ -37,6 +37,7 @@ class HistoryBuffer:
             key: np.zeros((num_slots, obs_horizon, *shape), dtype) for key, (shape, dtype) in fields.items()
         }
         self._fresh = np.ones(num_slots, dtype=bool)
+        self._restarted = True  # whether any slot is fresh
         self._features: Mapping[str, Feature] = {}
 
     @classmethod
@@ -56,11 +57,13 @@ class HistoryBuffer:
         for key, array in arrays.items():
             buffer.arrays[key][:] = array
         buffer._fresh[:] = False
+        buffer._restarted = False
         return buffer
 
     def restart(self, slots: Any = slice(None)) -> None:
         """An episode begins in ``slots``: their next observation fills the history."""
         self._fresh[slots] = True
+        self._restarted = True
 
     def add(self, observation: Mapping[str, NDArray[Any]], slots: Any = slice(None)) -> None:
         """Take the newest observation of each of ``slots``, key -> ``(n, *shape)``; other keys are left.
@@ -69,8 +72,8 @@ class HistoryBuffer:
             FlowPolicyError: a key is missing, or of a type that its kind refuses; then nothing is taken.
         """
         read = {key: self._read(key, observation) for key in self.arrays}
-        fresh = self._fresh[slots]
-        any_fresh = np.count_nonzero(fresh)
+        fresh = self._fresh[slots] if self._restarted else None
+        any_fresh = fresh is not None and np.count_nonzero(fresh)
         for key, history in self.arrays.items():
             rows = read[key]
             kept = history[slots]  # itself where slots is a slice, else a copy
@@ -83,6 +86,7 @@ class HistoryBuffer:
                 history[slots] = kept
         if any_fresh:
             self._fresh[slots] = False
+            self._restarted = bool(self._fresh.any())
 
     def _read(self, key: str, observation: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
         if key not in observation:

@@ -107,8 +107,8 @@ class Feature:
 
     def problem(self, values: Tensor | NDArray[Any]) -> str:
         """Why values of :attr:`dtype` are refused, in words that follow their name; empty if they are not."""
-        finite = torch.isfinite(values) if isinstance(values, Tensor) else np.isfinite(values)
-        return "" if bool(finite.all()) else "holds NaN or infinity; no action is computed from it"
+        finite = np.isfinite(values) if isinstance(values, np.ndarray) else torch.isfinite(values)
+        return "" if finite.all() else "holds NaN or infinity; no action is computed from it"
 
     def type_problem(self, dtype: Any) -> str:
         """The same of values of an element type, whatever they are."""
