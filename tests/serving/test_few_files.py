@@ -20,6 +20,7 @@ resource = pytest.importorskip("resource")
 
 FLOOD = """
 import resource, selectors, socket, struct, sys, time
+import tracemalloc  # noqa: F401 - pytest imports it when a thread raises, where no file can be opened any more
 hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 resource.setrlimit(resource.RLIMIT_NOFILE, (1024 if hard < 0 else min(1024, hard), hard))
 host, port, places, first, then = sys.argv[1:]
