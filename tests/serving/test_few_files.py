@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+import tracemalloc  # noqa: F401 - by pytest when a thread raises, and then no file can be opened
 from contextlib import contextmanager, suppress
 
 import numpy as np
@@ -20,7 +21,6 @@ resource = pytest.importorskip("resource")
 
 FLOOD = """
 import resource, selectors, socket, struct, sys, time
-import tracemalloc  # noqa: F401 - pytest imports it when a thread raises, where no file can be opened any more
 hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 resource.setrlimit(resource.RLIMIT_NOFILE, (1024 if hard < 0 else min(1024, hard), hard))
 host, port, places, first, then = sys.argv[1:]
