@@ -67,7 +67,7 @@ def _sizes(engine: Engine) -> Hashable:
         tuple(policy.spec.features.items()),
         (policy.spec.obs_horizon, *policy.spec.chunk_shape),
     )
-    return policy.config.model, features, horizons, engine.batch_size, engine.dtype, policy.device
+    return repr(policy.config.model), features, horizons, engine.batch_size, engine.dtype, policy.device
 
 
 def _reason(error: Exception) -> str:

@@ -13,7 +13,7 @@ from flowpolicy.acceleration.caching.program import Recompute, program_of
 from flowpolicy.acceleration.caching.schedule import Schedule
 from flowpolicy.errors import ConfigError
 from flowpolicy.flow.guidance import GuidedChunk, Transform, build_guidance, refuse_options
-from flowpolicy.flow.network import Context, Velocity
+from flowpolicy.flow.network import Context
 from flowpolicy.flow.objective import evaluations
 from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.models.blocks import AddressableBlocks, KeyValue, Modulation, spread
@@ -46,6 +46,9 @@ class Engine:
         self.network = copy.deepcopy(policy.network).to(self.dtype).eval().requires_grad_(False)
         self.normalize = {key: part.frozen() for key, part in policy.observation_normalizers.items()}
         self.guidance = build_guidance(sampling.guidance)
+        if self.guidance is not None:
+            policy.objective.require_flow()
+            self.guidance.check(str(sampling.solver))
         self.velocity = self.network.velocity
         self.times = [
             tuple(torch.full((1,), number, device=policy.device) for number in pair)
@@ -81,10 +84,13 @@ class Engine:
     def integrate(self, context: Context, noise: Tensor, transform: Transform | None = None) -> Tensor:
         """The normalised chunk for an encoded observation, its velocity field transformed."""
         evaluate, numbers = self.evaluator(context), iter(range(len(self.evaluations)))
-        places = {place: number for number, place in enumerate(self.evaluations)}
 
         def velocity(x: Tensor, t: float, h: float) -> Tensor:
             return evaluate(next(numbers), x)
+
+        if transform is None:
+            return self.policy.objective.sample(velocity, noise, self.sampling)
+        places = {place: number for number, place in enumerate(self.evaluations)}
 
         def anywhere(x: Tensor, t: float, h: float) -> Tensor:
             """What a transform is given: it may look at other times, and more than once."""
@@ -94,8 +100,7 @@ class Engine:
             at, d = (x.new_full((1,), number, dtype=self.dtype) for number in place)
             return self.network.velocity(x.to(self.dtype), at, d, context).float()
 
-        field: Velocity = velocity if transform is None else transform(anywhere)
-        return self.policy.objective.sample(field, noise, self.sampling)
+        return self.policy.objective.sample(transform(anywhere), noise, self.sampling)
 
     def evaluator(self, context: Context) -> Evaluate:
         """How the evaluations of one chunk are computed."""

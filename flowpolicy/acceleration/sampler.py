@@ -14,7 +14,7 @@ from torch import Tensor
 from flowpolicy.acceleration.caching.schedule import Schedule
 from flowpolicy.acceleration.engine import BlockEngine, Engine
 from flowpolicy.errors import ConfigError
-from flowpolicy.flow.guidance import build_guidance, refuse_options
+from flowpolicy.flow.guidance import refuse_options
 from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.models.blocks import AddressableBlocks
 from flowpolicy.policy import FlowPolicy, Observations
@@ -142,12 +142,8 @@ def build_sampler(
     if sampling.dtype == "int8":
         require(sampling.backend == "onnx", "dtype", "int8", f"float32 or bfloat16 for {sampling.backend}")
     if sampling.guidance:
-        policy.objective.require_flow()
         allowed = "eager, which alone can take gradients, where there is guidance"
         require(sampling.backend == "eager", "backend", sampling.backend, allowed)
-        guidance = build_guidance(sampling.guidance)
-        assert guidance is not None
-        guidance.check(str(sampling.solver))
     if schedule is None and sampling.schedule is not None:
         schedule = Schedule.load(sampling.schedule)
     engine = build_engine(policy, sampling, batch_size, schedule)

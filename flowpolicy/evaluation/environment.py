@@ -111,7 +111,7 @@ def read_observation(
         if given.dtype.kind == "f" and dtype is not np.float32:
             raise TaskError(
                 f"The environment gave '{key}' of {given.dtype} where its observation space says "
-                f"{np.dtype(dtype)}; mend the one or the other."
+                f"{np.dtype(dtype)}; fix one or the other."
             )
         found[key] = array = np.asarray(given, dtype)
         if array.shape != batch + shape:
