@@ -119,6 +119,9 @@ def run(words: list[str]) -> int:
     import traceback
 
     words = [word for word in words if word not in ("-P", "-u")]
+    sys.path[1:1] = [
+        str(Path(entry).resolve()) for entry in os.environ.get("PYTHONPATH", "").split(":") if entry
+    ]
     status = 0
     try:
         if words[0] in ("-m", "-c"):
