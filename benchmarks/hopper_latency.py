@@ -78,7 +78,7 @@ def main() -> None:
                 missing[backend] = str(error)
                 break
             calls[backend, steps] = lambda i, s=sampler: s({"observation": recorded[i, None]}, noise=noise[i])  # type: ignore[misc]
-            floors[backend, steps] = floor_of(policy, sampler.plan, limits)
+            floors[backend, steps] = floor_of(sampler, limits)
     network = peer_network(arguments.checkout)
     calls["published MLP", 4] = lambda i: network.sample_action(
         {"state": recorded[i, None]}, 4, True, [-1.0, 1.0], z=noise[i]

@@ -37,10 +37,10 @@ BACKENDS = ("eager", "compile", "onnx")
 PEER = "peer"
 
 
-def our_policy(width: int, depth: int, num_heads: int) -> FlowPolicy:
+def our_policy(width: int, depth: int, num_heads: int, dropout: float = 0.0) -> FlowPolicy:
     """A flow-matching policy with random weights, all of its blocks at work."""
     torch.manual_seed(0)
-    model = TransformerConfig(width=width, depth=depth, num_heads=num_heads)
+    model = TransformerConfig(width=width, depth=depth, num_heads=num_heads, dropout=dropout)
     policy = FlowPolicy(
         PolicyConfig(
             {"name": "flow_matching"}, model, {"observation": (OBSERVATION,)}, ACTION, OBS_STEPS, CHUNK, 8

@@ -203,9 +203,9 @@ def benchmark_checkpoint(config: LatencyConfig, env: Mapping[str, Any] | None = 
             if backend not in _DTYPES[dtype]:
                 continue
             try:
-                for sampling, schedule in wished:
+                for wish, (sampling, schedule) in enumerate(wished):
                     sampling = replace(sampling, backend=backend, dtype=dtype)
-                    samplers.append(_Timed(policy, config.batch_size, sampling, schedule))
+                    samplers.append(_Timed(policy, config.batch_size, sampling, schedule, wish))
                     samplers[-1].warm_up(batches, noise, config.warm_up)
             except BackendError as error:
                 if len(config.backends) == 1:
@@ -218,7 +218,11 @@ def benchmark_checkpoint(config: LatencyConfig, env: Mapping[str, Any] | None = 
         for sampler in samplers:
             sampler.run(batches, noise, config.round_calls)
     machine = measure_machine(policy.device)
-    found = [sampler.row(batches, noise, wanted, machine) for sampler in samplers]
+    floors: dict[int, Floor] = {}  # a floor depends on K and the schedule, not on who computes it
+    for timed in samplers:
+        if timed.wish not in floors:
+            floors[timed.wish] = floor_of(timed.sampler, machine)
+    found = [timed.row(batches, noise, wanted, floors[timed.wish]) for timed in samplers]
     return LatencyReport(task.name, found, machine, config.threads, str(policy.device), missing)
 
 
@@ -226,9 +230,14 @@ class _Timed:
     """A sampler and the times of its calls."""
 
     def __init__(
-        self, policy: FlowPolicy, batch_size: int, sampling: SamplerSpec, schedule: Schedule | None
+        self,
+        policy: FlowPolicy,
+        batch_size: int,
+        sampling: SamplerSpec,
+        schedule: Schedule | None,
+        wish: int,
     ) -> None:
-        self.policy = policy
+        self.policy, self.wish = policy, wish
         if policy.device.type == "cuda":  # of this sampler, not of what ran before
             torch.cuda.reset_peak_memory_stats(policy.device)
         self.before = _memory(policy.device)
@@ -265,7 +274,7 @@ class _Timed:
             self.encode_seconds.append(time.perf_counter() - started)
 
     def row(
-        self, batches: Sequence[Mapping[str, Tensor]], noise: Tensor, wanted: Tensor, machine: Machine
+        self, batches: Sequence[Mapping[str, Tensor]], noise: Tensor, wanted: Tensor, floor: Floor
     ) -> Row:
         sampler, normalize = self.sampler, self.policy.action_normalizer.normalize
         schedule, sampling = sampler.schedule, sampler.sampling
@@ -277,7 +286,7 @@ class _Timed:
             sampler.nfe(), percentiles(np.array(self.seconds) * 1e3),
             1e3 * float(np.median(self.encode_seconds)) if self.encode_seconds else float("nan"),
             len(self.seconds), float(error),
-            self.memory, self.build_seconds, floor_of(sampler, machine),
+            self.memory, self.build_seconds, floor,
         )  # fmt: skip
 
 

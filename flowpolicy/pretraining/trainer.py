@@ -12,11 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowpolicy.data.causes import first_line
 from flowpolicy.data.prefetch import Prefetcher
 from flowpolicy.data.sampling import Batch, ChunkSampler, shuffled_index
 from flowpolicy.errors import ConfigError, FlowPolicyError
+from flowpolicy.flow.objective import Draws, Metrics
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.policy.flow_policy import sample_chunk
+from flowpolicy.pretraining.captured import Backward, CapturedBackward
 from flowpolicy.pretraining.config import TrainConfig
 from flowpolicy.pretraining.ema import EMA
 from flowpolicy.pretraining.state import TrainingState
@@ -79,6 +82,7 @@ class Trainer:
         # With images a batch takes a while to put together.
         has_images = any(value.dtype == torch.uint8 for value in training.observation.values())
         self._batches = Prefetcher(self.batch, config.steps) if has_images else None
+        self._backward: Backward | None = None
         self._autocast = _autocast_dtype(
             config.precision, policy.device, getattr(policy.config.model, "width", 0)
         )
@@ -130,18 +134,37 @@ class Trainer:
             group["lr"] = self._learning_rate(step)
         network.train()
         torch.manual_seed(derived_seed(self.seed, step, self.processes.rank + 1))  # dropout
-        with torch.autocast(self.policy.device.type, self._autocast, enabled=self._autocast is not None):
-            loss, metrics = self.objective.loss(network, batch, draws, self.ema.network)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        if self._backward is None:
+            self._backward = self._made_backward(batch, draws)
+        metrics = self._backward(batch, draws)
         self.processes.average_gradients(network.parameters())
         norm = nn.utils.clip_grad_norm_(network.parameters(), config.gradient_clip)
         self.optimizer.step()
         self.ema.update(step)
         self.state.step = step + 1
-        return {"loss/total": loss.detach(), **metrics, "train/gradient_norm": norm}
+        return {**metrics, "train/gradient_norm": norm}
 
-    def batch(self, step: int) -> tuple[Batch, Any]:
+    def backward(self, batch: Batch, draws: Draws) -> Metrics:
+        """The gradients of a batch's loss in the network's parameters; returns metrics."""
+        with torch.autocast(self.policy.device.type, self._autocast, enabled=self._autocast is not None):
+            loss, metrics = self.objective.loss(self.policy.network, batch, draws, self.ema.network)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return {"loss/total": loss.detach(), **metrics}
+
+    def _made_backward(self, batch: Batch, draws: Draws) -> Backward:
+        """``backward``, on a GPU as a CUDA graph where what it computes can be captured."""
+        if self.policy.device.type != "cuda":
+            return self.backward
+        try:
+            return CapturedBackward(self.backward, batch, draws)
+        except RuntimeError as error:  # as a user's own network or loss may give
+            logger.warning(
+                "Training goes on without a CUDA graph, which is slower (%s).", first_line(error).rstrip(".")
+            )
+            return self.backward
+
+    def batch(self, step: int) -> tuple[Batch, Draws]:
         """This process's rows of the global batch of ``step``, and the random draws of its loss."""
         config, device = self.config, self.policy.device
         rows = self.processes.rows(config.batch_size)

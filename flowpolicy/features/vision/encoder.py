@@ -83,6 +83,14 @@ class ImageEncoder(nn.Module):
         if not self.training:
             top, left = down // 2, right // 2
             return images[:, :, top : top + rows, left : left + columns]
+        if images.is_cuda:  # drawn and cut there, without waiting for it
+            first, last = (
+                torch.randint(free + 1, (len(images), 1), device=images.device)
+                + torch.arange(side, device=images.device)
+                for free, side in ((down, rows), (right, columns))
+            )
+            batch = torch.arange(len(images), device=images.device)
+            return images[batch[:, None, None], :, first[:, :, None], last[:, None]].permute(0, 3, 1, 2, 4)
         # One copy of a block each: an index over pixels takes longer than the rest of the encoder's layers.
         tops = torch.randint(down + 1, (len(images),)).tolist()
         lefts = torch.randint(right + 1, (len(images),)).tolist()
