@@ -69,12 +69,12 @@ def test_a_loss_that_draws_on_the_cpu_is_not_captured(monkeypatch, caplog):
 
 
 def test_crops_on_the_gpu_are_windows_of_each_row():
-    encoder = ImageEncoder((40, 40, 3), 1, 16, VisionConfig(crop=0.75)).cuda().train()
-    place = torch.arange(40 * 40, dtype=torch.float32).view(1, 1, 40, 40, 1)
-    images = place.expand(8, 2, 40, 40, 3).cuda()
+    encoder = ImageEncoder((48, 48, 3), 1, 16, VisionConfig(crop=0.75)).cuda().train()
+    place = torch.arange(48 * 48, dtype=torch.float32).view(1, 1, 48, 48, 1)
+    images = place.expand(8, 2, 48, 48, 3).cuda()
     cropped = encoder._cropped(images)
-    assert cropped.shape == (8, 2, 30, 30, 3)
+    assert cropped.shape == (8, 2, 36, 36, 3)
     corners = cropped[:, :1, :1, :1, :1]
-    window = (torch.arange(30)[:, None] * 40 + torch.arange(30)).cuda()
+    window = (torch.arange(36)[:, None] * 48 + torch.arange(36)).cuda()
     assert torch.equal(cropped, (corners + window[None, None, :, :, None]).expand_as(cropped))
     assert len(corners.unique()) > 1
