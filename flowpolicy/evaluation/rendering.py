@@ -48,8 +48,8 @@ def refused_gl_choice() -> str | None:
     if not chosen or "mujoco" in sys.modules or importlib.util.find_spec("mujoco") is None:
         return None
     return (
-        f"MUJOCO_GL is {chosen!r}, which MuJoCo does not know or whose library is missing here; unset it, set it "
-        "to another one, or install what it needs (egl: libegl1; osmesa: libosmesa6)."
+        f"MUJOCO_GL is {chosen!r}, which MuJoCo does not know or whose library is missing here; unset it, "
+        "set it to another one, or install what it needs (egl: libegl1; osmesa: libosmesa6)."
     )
 
 
