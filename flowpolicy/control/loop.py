@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import statistics
 from collections import deque
@@ -259,7 +260,8 @@ class ControlLoop:
         command, source, number, step = self._choose(tick, fresh)
         seam = float("nan")
         if command is not None and number != self._last_number and self._last is not None:
-            seam = float(np.sqrt(np.mean(((command - self._last) / self._width) ** 2)))
+            change = (command - self._last) / self._width
+            seam = math.sqrt(float(change @ change) / change.size)
         self._driver.enter("act")
         sent, valid = self.gate.send(command, tick)
         self._driver.enter("")

@@ -106,7 +106,9 @@ class SafetyGate:
             return self._send(command, tick)
 
     def _send(self, command: NDArray[np.float32] | None, tick: int) -> tuple[Action | None, bool]:
-        if command is not None and (command.shape != (self._dim,) or not np.isfinite(command).all()):
+        if command is not None and (
+            command.shape != (self._dim,) or np.count_nonzero(np.isfinite(command)) < self._dim
+        ):
             self._events.add(Event.ACTION_INVALID, tick, f"a command {command!r}"[:200])
             command = None
         if command is None or (self._in_doubt and self._counts):
@@ -161,7 +163,7 @@ class SafetyGate:
 
     def _limited(self, command: Action, tick: int) -> Action:
         result = self._within(command, self._low, self._high, Event.LIMIT_BOUNDS, tick)
-        if not self._sent:
+        if not self._sent or not self._counts:
             return result
         bounded, last = result, self._sent[0]
         if self._velocity is not None:
@@ -173,7 +175,9 @@ class SafetyGate:
             a, b, c = (row.astype(np.float64) for row in [*self._sent, first, first][:3])
             held = self._jerk(bounded.astype(np.float64), (a, b, c))
             result = self._counted(result, held, Event.LIMIT_JERK, tick)
-        return np.clip(result, self._low, self._high)  # what rounding to float32 may have carried beyond
+        return np.minimum(
+            np.maximum(result, self._low), self._high
+        )  # what rounding to float32 may have carried beyond
 
     def _within(
         self, value: Action, low: NDArray[Any], high: NDArray[Any], event: Event, tick: int
@@ -182,7 +186,7 @@ class SafetyGate:
 
     def _counted(self, value: Action, held: NDArray[Any], event: Event, tick: int) -> Action:
         held = held.astype(np.float32, copy=False)
-        if (held == value).all():  # nearly always; the loop's time is short
+        if np.count_nonzero(held == value) == self._dim:  # nearly always; the loop's time is short
             return held
         # A command on the limit, rounded, is no intervention.
         if np.abs(held - value).max() > 1e-6 * (1 + np.abs(value).max()):
