@@ -45,7 +45,7 @@ CALLS, OBSERVATIONS, SEED = 10_000, 64, 8_000_000
 
 def plan(checkpoint: str, period: float, episodes: int, overrides: list[str]) -> Path:
     """Run the script; the plan's file."""
-    task = FlowPolicy.load(ROOT / checkpoint).task["name"]
+    task = FlowPolicy.load(ROOT / checkpoint).spec.task["name"]
     folder = RUNS / f"{task}-{period:g}ms"
     options = [
         f"checkpoint={checkpoint}", f"period_ms={period}", f"quantile={QUANTILE}", f"max_action_error={MAX_ERROR}",
@@ -68,7 +68,7 @@ def call(checkpoint: str, file: Path) -> dict[str, Any]:
     policy = FlowPolicy.load(ROOT / checkpoint)
     found = DeploymentPlan.load(file)
     found.check(policy)
-    sampler: Any = found.sampler_settings(str(ROOT / checkpoint)).build()
+    sampler: Any = found.deployed(str(ROOT / checkpoint)).build()
     task = task_of(policy.spec.task, None, checkpoint)
     observations = observations_of(policy, task, OBSERVATIONS, episodes=16, seed=SEED)
     generator = torch.Generator().manual_seed(SEED)
@@ -81,9 +81,8 @@ def call(checkpoint: str, file: Path) -> dict[str, Any]:
         if number >= 0:
             seconds.append(time.perf_counter() - started)
     noise = torch.randn(OBSERVATIONS, policy.spec.action_horizon, policy.spec.action_dim, generator=generator)
-    steps, solver = reference_of(policy)
     normalize = policy.action_normalizer.normalize
-    wanted = normalize(policy.act(observations, num_steps=steps, solver=solver, noise=noise))
+    wanted = normalize(policy.act(observations, sampler=reference_of(policy), noise=noise))
     error = (normalize(sampler(observations, noise)) - wanted).square().mean().sqrt()
     milliseconds = 1e3 * np.array(seconds)
     return {"milliseconds": percentiles(milliseconds), "late": int((milliseconds > found.period_ms).sum()),
@@ -114,12 +113,13 @@ def table(rows: list[dict[str, Any]]) -> str:
     ]
     for row in rows:
         chosen = row["plan"]["sampler"]
-        name = f"K = {chosen['num_steps']} {chosen['solver']}" + (", cached" if chosen["schedule"] else "")
+        how = chosen["sampling"]
+        name = f"K = {how['num_steps']} {how['solver']}" + (", cached" if how.get("schedule") else "")
         low, high = row["late_share_ci95"]
         cells = [
             f"{row['period_ms']:g}",
             name,
-            chosen["backend"],
+            how["backend"],
             chosen["nfe"],
             f"{chosen['latency_ms']['bound']:.2f}",
         ]

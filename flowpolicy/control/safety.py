@@ -175,9 +175,8 @@ class SafetyGate:
             a, b, c = (row.astype(np.float64) for row in [*self._sent, first, first][:3])
             held = self._jerk(bounded.astype(np.float64), (a, b, c))
             result = self._counted(result, held, Event.LIMIT_JERK, tick)
-        return np.minimum(
-            np.maximum(result, self._low), self._high
-        )  # what rounding to float32 may have carried beyond
+        # What rounding to float32 may have carried beyond.
+        return np.minimum(np.maximum(result, self._low), self._high)
 
     def _within(
         self, value: Action, low: NDArray[Any], high: NDArray[Any], event: Event, tick: int
