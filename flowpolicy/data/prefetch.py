@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -32,6 +32,10 @@ class Prefetcher(Generic[T]):
         for passed in [number for number in self._waiting if number < step]:
             self._waiting.pop(passed).cancel()
         return self._make(step) if ready is None else ready.result()
+
+    def settle(self) -> None:
+        """Wait until nothing is being made."""
+        wait(self._waiting.values())
 
     def close(self) -> None:
         """Let go of the thread."""

@@ -156,6 +156,8 @@ class Trainer:
         """``backward``, on a GPU as a CUDA graph where what it computes can be captured."""
         if self.policy.device.type != "cuda":
             return self.backward
+        if self._batches is not None:
+            self._batches.settle()  # while a graph is captured, no other thread may use the GPU
         try:
             return CapturedBackward(self.backward, batch, draws)
         except RuntimeError as error:  # as a user's own network or loss may give
