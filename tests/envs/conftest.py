@@ -13,8 +13,8 @@ from flowpolicy.evaluation.rendering import choose_gl_backend
 
 @pytest.fixture(scope="session")
 def arms_compiled_once() -> Iterator[None]:
-    """Every environment of robosuite compiles its arm by itself first, only to look things up in it: it is the
-    same each time, and takes half a second."""
+    """Every environment of robosuite compiles its arm by itself first, only to look things up in it: the same
+    each time, for half a second."""
     choose_gl_backend()
     mujoco = pytest.importorskip("mujoco")
     models = pytest.importorskip("robosuite.models.robots", reason="robosuite is not installed")
