@@ -30,11 +30,12 @@ for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.S
 
 
 @pytest.fixture(autouse=True)
-def few_objects_to_search() -> None:
+def few_objects_to_search(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test finds is not searched for garbage: a full collection, as when a control loop starts, would
-    take a quarter of a second where it takes a millisecond by itself."""
-    gc.collect(1)
+    take a quarter of a second, where it takes a millisecond in a program of its own."""
+    gc.collect()
     gc.freeze()
+    monkeypatch.setattr(gc, "unfreeze", lambda: None)  # of a control loop that ends
 
 
 @pytest.fixture(scope="session")
