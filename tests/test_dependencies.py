@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import flowpolicy
@@ -20,7 +21,8 @@ TOP = "plots"
 ENTRANCES = ("__init__", "__main__")
 
 
-def imports(path: Path) -> Iterator[tuple[str, bool]]:
+@cache
+def imports(path: Path) -> list[tuple[str, bool]]:
     """Modules of the package that a file imports, and whether it does so when it is imported itself."""
 
     def walk(node: ast.AST, now: bool) -> Iterator[tuple[str, bool]]:
@@ -35,7 +37,7 @@ def imports(path: Path) -> Iterator[tuple[str, bool]]:
             inside = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)
             yield from walk(child, now and not inside)
 
-    yield from walk(ast.parse(path.read_text(encoding="utf-8")), True)
+    return list(walk(ast.parse(path.read_text(encoding="utf-8")), True))
 
 
 def room(module: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -74,49 +73,28 @@ MISSING = [
     ("pyarrow", "import_demos source=toy/sample format=lerobot out=x.zarr.zip", "import"),
     ("huggingface_hub", "import_demos source=toy/sample format=lerobot out=x.zarr.zip", "hub"),
 ]
-# A process that has imported what all scripts share, and runs each in a child that cannot import the module.
-FORKING = """
-import os, runpy, sys, traceback
-import gymnasium, hydra, torch, zarr
-scripts = sys.argv[1]
-for number, (module, command) in enumerate(zip(sys.argv[2::2], sys.argv[3::2])):
-    name, *options = command.split()
-    if os.fork():
-        os.wait()
-        continue
-    for stream in (1, 2):
-        os.dup2(os.open(f"{number}.{stream}", os.O_CREAT | os.O_WRONLY), stream)
-    sys.modules[module] = None
-    sys.argv = [f"{scripts}/{name}.py", *options]
-    try:
-        runpy.run_path(sys.argv[0], run_name="__main__")
-    except SystemExit as ended:
-        if isinstance(ended.code, str):
-            print(ended, file=sys.stderr)
-    except BaseException:
-        traceback.print_exc()
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    os._exit(0)  # to take down every module that the parent imported costs as much again
+# Runs a script where a module, which may be imported already, cannot be.
+WITHOUT = """
+import runpy, sys
+_, module, *sys.argv = sys.argv
+for name in {module, *sys.modules}:
+    if name.partition(".")[0] == module:
+        sys.modules[name] = None
+runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-@pytest.fixture(scope="module")
-def refusals(repo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what each script says on its two streams."""
-    if not hasattr(os, "fork"):
-        pytest.skip("the scripts are forked, which this system cannot")
-    folder = tmp_path_factory.mktemp("refusals")
-    (folder / "demos.hdf5").write_bytes(b"\x89HDF\r\n\x1a\n")
-    cases = [word for module, command, _ in MISSING for word in (module, command)]
-    program = [sys.executable, "-c", FORKING, str(repo_root / "scripts"), *cases]
-    subprocess.run(program, cwd=folder, check=True, capture_output=True)
-    return folder
-
-
-@pytest.mark.parametrize("number", range(len(MISSING)), ids=[" ".join(case[:2]) for case in MISSING])
-def test_the_extra_of_a_script(number: int, refusals: Path) -> None:
+@pytest.mark.parametrize(
+    ("module", "command", "extra"), MISSING, ids=[" ".join(case[:2]) for case in MISSING]
+)
+def test_the_extra_of_a_script(
+    module: str, command: str, extra: str, repo_root: Path, tmp_path: Path, forking_python: Path
+) -> None:
     """The real script, in a process that cannot import the module."""
-    assert (refusals / f"{number}.1").read_text() == ""
-    (line,) = (refusals / f"{number}.2").read_text().splitlines()
-    assert line.endswith(f"pip install 'flowpolicy[{MISSING[number][2]}]'.")
+    name, *options = command.split()
+    (tmp_path / "demos.hdf5").write_bytes(b"\x89HDF\r\n\x1a\n")
+    program = [forking_python, "-c", WITHOUT, module, str(repo_root / "scripts" / f"{name}.py"), *options]
+    done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.endswith(f"pip install 'flowpolicy[{extra}]'.")

@@ -63,9 +63,12 @@ def test_the_overview_waits_for_no_heavy_import() -> None:
     assert done.stdout.endswith("False\n")
 
 
-@pytest.mark.parametrize("word", ["finetune-reinflow", "finetune_reinflow"])
 @pytest.mark.parametrize(
-    ("program", "shown"), [("/bin/flowpolicy", "flowpolicy"), ("/x/__main__.py", "python -m flowpolicy")]
+    ("word", "program", "shown"),
+    [
+        ("finetune-reinflow", "/bin/flowpolicy", "flowpolicy"),
+        ("finetune_reinflow", "/x/__main__.py", "python -m flowpolicy"),
+    ],
 )
 def test_a_command_is_its_script_in_both_spellings(typed, word: str, program: str, shown: str) -> None:
     pytest.importorskip("hydra", reason="hydra is not installed")

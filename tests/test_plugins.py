@@ -52,14 +52,16 @@ def module(tmp_path, monkeypatch):
     GRIDS.pop("even", None)
 
 
-def test_a_module_of_the_working_directory_is_loaded_here_and_in_processes_started_from_here(module):
+def test_a_module_of_the_working_directory_is_loaded_here_and_in_processes_started_from_here(
+    module, forking_python
+):
     with pytest.raises(ConfigError, match="even"):
         build_grid({"name": "even"})
     plugins.load([module])
     assert build_grid({"name": "even"}).steps(2) == Uniform().steps(2)
     assert os.environ[plugins.VARIABLE] == module
     code = "from flowpolicy.flow.grids import build_grid; print(build_grid({'name': 'even'}).name)"
-    started = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    started = subprocess.run([forking_python, "-c", code], capture_output=True, text=True, check=True)
     assert started.stdout.strip() == "even"
 
 
@@ -69,13 +71,13 @@ def test_a_module_that_is_not_there_is_one_sentence(module):
     assert os.environ[plugins.VARIABLE] == ""
 
 
-def test_what_was_imported_is_known_in_started_processes_and_missed_by_none(module):
+def test_what_was_imported_is_known_in_started_processes_and_missed_by_none(module, forking_python):
     importlib.import_module(module)
     code = "from flowpolicy.flow.grids import build_grid; print(build_grid({'name': 'even'}).name)"
-    started = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    started = subprocess.run([forking_python, "-c", code], capture_output=True, text=True, check=True)
     assert started.stdout.strip() == "even"
     Path(f"{module}.py").unlink()
-    lost = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    lost = subprocess.run([forking_python, "-c", code], capture_output=True, text=True, check=False)
     assert "grid.name is 'even'" in lost.stderr
 
 

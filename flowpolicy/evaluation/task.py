@@ -102,11 +102,13 @@ def make_environment(env_id: str, env_kwargs: Mapping[str, Any], label: str) -> 
     except FlowPolicyError:
         raise
     except Exception as error:  # whatever a simulator raises
-        refused = refused_gl_choice()
+        name = (error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""
+        is_missing = isinstance(error, ModuleNotFoundError) and name in EXTRAS
+        refused = None if is_missing else refused_gl_choice()
         if refused is not None:
             raise TaskError(f"{label} cannot be made: {refused}") from error
         if isinstance(error, ImportError):
-            extra = EXTRAS.get((error.name or "").partition(".")[0], "mujoco")
+            extra = EXTRAS.get(name, "mujoco")
             raise TaskError(missing(f"{label} needs {{name}}", extra, error.name)) from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")[:200]
         raise TaskError(f"{label}: {env_id} cannot be made ({reason}).") from error

@@ -56,12 +56,12 @@ def normalized(policy, chunk):
     return policy.action_normalizer.normalize(chunk)
 
 
-def assert_computes(policy, backend, observations, noise, **settings):
+def assert_computes(policy, backend, observations, noise, exports, **settings):
     """The sampler gives the policy's own chunk, twice, and evaluates as often as it says."""
     if backend == "onnx":
         pytest.importorskip("onnxruntime")
     expected = policy.act(observations, sampler=SamplerSpec(**settings), noise=noise)
-    sampler = build_sampler(policy, batch_size=5, backend=backend, **settings)
+    sampler = build_sampler(policy, batch_size=5, backend=backend, exports=exports, **settings)
     for _ in range(2):
         found = sampler(observations, noise)
         torch.testing.assert_close(normalized(policy, found), normalized(policy, expected), rtol=0, atol=1e-4)
@@ -78,18 +78,18 @@ def test_a_multistep_solver_is_exact_where_the_flow_is_quadratic_in_time(grid):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("num_steps", [6, 20])  # one graph for all, and one for each kind of evaluation
-def test_a_multistep_solver_runs_in_every_backend(backend, num_steps, policy, observations, noise):
+def test_a_multistep_solver_runs_in_every_backend(backend, num_steps, policy, observations, noise, exports):
     settings = {"num_steps": num_steps, "solver": AdamsBashforth.name}
-    sampler = assert_computes(policy, backend, observations, noise, **settings)
+    sampler = assert_computes(policy, backend, observations, noise, exports, **settings)
     assert sampler.nfe() == policy.nfe(num_steps, AdamsBashforth.name) == num_steps + 1
     euler = policy.act(observations, num_steps=num_steps, noise=noise)
     assert not torch.allclose(sampler(observations, noise), euler, atol=1e-3)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_shifted_grid_runs_in_every_backend(backend, policy, observations, noise):
+def test_a_shifted_grid_runs_in_every_backend(backend, policy, observations, noise, exports):
     shifted = {"name": "shifted", "shift": 0.4}
-    assert_computes(policy, backend, observations, noise, num_steps=5, grid=shifted)
+    assert_computes(policy, backend, observations, noise, exports, num_steps=5, grid=shifted)
     with pytest.raises(ConfigError, match="built for num_steps=5"):
         build_sampler(policy, num_steps=5, grid=shifted).act(observations, num_steps=4)
 
@@ -98,12 +98,23 @@ def mlp_policy(objective="flow_matching"):
     return random_policy(objective, model=MLPConfig(width=16, depth=2, hidden=24))
 
 
+@pytest.fixture(scope="module")
+def mlp_exports():
+    """What ONNX samplers of these policies have exported so far, by objective."""
+    return {"flow_matching": {}, "shortcut": {}, "mip": {}}
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     ("objective", "num_steps"), [("flow_matching", 4), ("flow_matching", 20), ("shortcut", 2), ("mip", 2)]
 )
-def test_a_network_without_blocks_runs_in_every_backend(objective, num_steps, backend, observations, noise):
-    sampler = assert_computes(mlp_policy(objective), backend, observations, noise, num_steps=num_steps)
+def test_a_network_without_blocks_runs_in_every_backend(
+    objective, num_steps, backend, observations, noise, mlp_exports
+):
+    exports = mlp_exports[objective]
+    sampler = assert_computes(
+        mlp_policy(objective), backend, observations, noise, exports, num_steps=num_steps
+    )
     assert sampler.schedule is None
 
 

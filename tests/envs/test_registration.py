@@ -45,11 +45,14 @@ def _read(path: Path) -> tuple[Task, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_task_file_matches_its_environment(path: Path) -> None:
+def test_task_file_matches_its_environment(path: Path, request: pytest.FixtureRequest) -> None:
     task, rest = _read(path)
     assert task.name == path.stem or task.name.startswith(f"{path.stem}-")  # "-" and which of a family
     assert set(rest) - OPTIONAL == BEYOND_TASK
-    pytest.importorskip(NEEDS.get(path.stem.split("_")[0], "mujoco"))
+    needs = NEEDS.get(path.stem.split("_")[0], "mujoco")
+    pytest.importorskip(needs)
+    if needs == "robomimic":
+        request.getfixturevalue("arms_compiled_once")
     env = task.make()
     observation, _ = env.reset(seed=0)
     assert env.observation_space.contains(observation)

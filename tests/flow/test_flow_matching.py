@@ -83,10 +83,10 @@ def two_moons(count, generator):
     return points + 0.04 * torch.randn(points.shape, generator=generator)
 
 
-def trained_on_moons(objective, steps=350, rows=256):
+def trained_on_moons(objective, steps=250, rows=256):
     torch.manual_seed(0)
     spec = PolicySpec(features_of({"observation": (1,)}), 1, 1, 1, action_dim=2)
-    config = TransformerConfig(width=32, depth=2, num_heads=2, tokens_per_step=1)
+    config = TransformerConfig(width=32, depth=1, num_heads=2, tokens_per_step=1)
     network = VelocityTransformer(config, spec, objective.levels)
     optimizer = torch.optim.Adam(network.parameters(), lr=8e-3)
     generator = torch.Generator().manual_seed(1)
