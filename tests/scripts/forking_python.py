@@ -19,9 +19,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MODULES = (
-    "torch", "torch.distributed.run", "torch.onnx._internal.exporter._core", "hydra", "zarr", "scipy.stats",
-    "gymnasium.envs.mujoco.hopper_v5", "matplotlib.pyplot", "imageio", "stable_baselines3", "onnxscript",
-    "onnxruntime", "pyarrow.parquet",
+    "torch", "torch._dynamo", "torch.distributed.run", "torch.onnx._internal.exporter._core", "hydra", "zarr",
+    "scipy.stats", "gymnasium.envs.mujoco.hopper_v5", "matplotlib.pyplot", "imageio", "stable_baselines3",
+    "onnxscript", "onnxruntime", "pyarrow.parquet",
 )  # fmt: skip
 
 # The stand-in. What reaches it by signal is passed on, so that it ends as its program does.
