@@ -2,8 +2,8 @@
 
     python forked_pretraining.py FOLDER SEED
 
-Kills a run at seven random moments and lets it end, beside one that is not killed; then trains each policy with
-one and with two processes.
+Kills a run at seven random moments and lets it end, beside one that is not killed; then trains each policy
+with one and with two processes.
 """
 
 from __future__ import annotations

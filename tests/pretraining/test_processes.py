@@ -1,4 +1,4 @@
-"""Training that is killed and resumed, and training by two processes: real ones, see forked_pretraining.py."""
+"""Training that is killed and resumed, and by two processes: real ones, see forked_pretraining.py."""
 
 import os
 from pathlib import Path

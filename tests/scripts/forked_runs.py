@@ -1,11 +1,12 @@
 """Programs of tests that fork runs: ones that are killed and resumed, and ones of two processes.
 
-A test starts its program by :func:`report_of`, and the program calls :func:`main`. A forked child is a process
-of its own, and SIGKILL ends it as it ends any other; what is saved are the imports of each.
+A test starts its program by :func:`report_of`, and the program calls :func:`main`. A forked child is a
+process of its own, and SIGKILL ends it as it ends any other; what is saved are the imports of each.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import os
@@ -24,7 +25,14 @@ def report_of(python: Path, program: Path, folder: Path, seed: int = 0) -> dict[
     """Run ``program`` in ``folder``; what it reports."""
     command = [str(python), str(program), str(folder), str(seed)]
     path = os.pathsep.join(filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))))
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False, timeout=250)
+    done = subprocess.run(
+        command,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=250,
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -32,9 +40,9 @@ def report_of(python: Path, program: Path, folder: Path, seed: int = 0) -> dict[
 def main(kill_and_resume: Callable[[Path, int], dict[str, Any]], ranks: Callable[[Path], object]) -> None:
     """Do both in the folder that the command names, and print the report of the first."""
     import gymnasium
-    import matplotlib.pyplot
-    import zarr  # noqa: F401 - these are imported once here and not in every child
 
+    for module in ("matplotlib.pyplot", "zarr"):  # once here and not in every child
+        importlib.import_module(module)
     logging.disable()
     torch.set_num_threads(1)
     gymnasium.make("Pendulum-v1").close()
