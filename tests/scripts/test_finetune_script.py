@@ -45,6 +45,7 @@ def test_it_finetunes_a_shipped_checkpoint_and_goes_on(repo_root, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("empty_figures")
 def test_without_a_checkpoint_it_finds_the_pretrained_one(repo_root, tmp_path):
     folder = tmp_path / "runs" / "base" / "hopper-policy_shortcut-seed_0"
     policy = FlowPolicy.load(repo_root / "benchmarks" / "checkpoints" / "hopper-shortcut-seed0")

@@ -124,6 +124,7 @@ def test_torchrun_trains_with_two_processes(mujoco, repo_root, tmp_path, forking
     FlowPolicy.load(tmp_path / "checkpoint")
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_a_run_folder_in_use_is_refused_and_one_a_killed_run_left_is_not(repo_root, tmp_path, demos):
     filelock = pytest.importorskip("filelock")
     pytest.importorskip("hydra", reason="hydra is not installed")
