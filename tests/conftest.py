@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
@@ -66,8 +67,10 @@ def forking_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture
 def empty_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are made and saved as empty files, where drawing them would take longer than what is tested."""
-    figure = pytest.importorskip("matplotlib.figure", reason="matplotlib is not installed")
-    monkeypatch.setattr(figure.Figure, "savefig", lambda self, path, **_: Path(path).write_bytes(b""))
+    with contextlib.suppress(ImportError):
+        from matplotlib.figure import Figure
+
+        monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: Path(path).write_bytes(b""))
 
 
 @pytest.hookimpl(tryfirst=True)
