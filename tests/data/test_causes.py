@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from flowpolicy.data.causes import reading_error
-from flowpolicy.data.importers import import_demonstrations, import_to_store, importing, source
+from flowpolicy.data.importers import import_demonstrations, import_to_store, importing
 from flowpolicy.data.importers.source import BLOCK_BYTES
 from flowpolicy.data.memory import free_memory_bytes
 from flowpolicy.data.store import Demonstrations, read_demonstrations, write_demonstrations
@@ -208,16 +208,14 @@ def test_a_containers_limit_is_seen(tmp_path: Path, group: str, files: dict[str,
     assert free_memory_bytes(system(tmp_path, group, files)) == free
 
 
-def test_an_import_holds_a_block_and_not_the_file(tmp_path: Path, monkeypatch):
+def test_an_import_holds_a_block_and_not_the_file(tmp_path: Path):
     import tracemalloc
 
-    block = BLOCK_BYTES // 2
-    monkeypatch.setattr(source, "BLOCK_BYTES", block)
     path = tmp_path / "a.hdf5"
     with h5py.File(path, "w") as file:
         for i in range(4):
-            file[f"data/demo_{i}/actions"] = np.zeros((100, 2))
-            frames = np.random.default_rng(i).integers(0, 256, (100, 160, 160, 3), np.uint8)
+            file[f"data/demo_{i}/actions"] = np.zeros((200, 2))
+            frames = np.random.default_rng(i).integers(0, 256, (200, 160, 160, 3), np.uint8)
             file.create_dataset(f"data/demo_{i}/obs/image", data=frames, chunks=(1, 160, 160, 3))
     size = path.stat().st_size
     import_to_store(path, tmp_path / "warm.zarr", keys=[])  # what libraries keep for good
@@ -225,7 +223,7 @@ def test_an_import_holds_a_block_and_not_the_file(tmp_path: Path, monkeypatch):
     import_to_store(path, tmp_path / "out.zarr")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < min(3 * block, size)
+    assert peak < min(3 * BLOCK_BYTES, size)
 
 
 # --- chunks that zarr leaves out --------------------------------------------------------------------------
