@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
@@ -62,6 +63,15 @@ def forking_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
     with start(tmp_path_factory.mktemp("python")) as python:
         yield python
+
+
+@pytest.fixture
+def empty_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made and saved as empty files, where drawing them would take longer than what is tested."""
+    with contextlib.suppress(ImportError):
+        from matplotlib.figure import Figure
+
+        monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: Path(path).write_bytes(b""))
 
 
 @pytest.hookimpl(tryfirst=True)

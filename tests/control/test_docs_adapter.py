@@ -169,6 +169,7 @@ def checkpoint(tmp_path_factory):
     return folder
 
 
+@pytest.mark.usefixtures("empty_figures")
 @pytest.mark.parametrize("how", ["script", "call"])
 def test_one_file_outside_the_package_is_a_robot(
     how, code, adapter, arm, port, checkpoint, tmp_path, repo_root, monkeypatch

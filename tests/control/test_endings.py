@@ -46,6 +46,7 @@ def test_a_signal_ends_the_loop_with_the_safe_action(number, times):
     assert before == {number: signal.getsignal(number) for number in ENDING}
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_a_run_that_is_told_to_end_writes_everything(tmp_path, repo_root):
     calls = []
 

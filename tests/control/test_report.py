@@ -77,7 +77,7 @@ def test_the_ring_keeps_the_newest_in_order():
     assert log.rows()["tick"].tolist() == list(range(150, 250))
 
 
-@pytest.mark.parametrize("ticks", [0, 1, 10, 30_000])
+@pytest.mark.parametrize("ticks", [0, 1, 30_000])  # between them, the runs of other pages
 def test_a_page_for_any_run(tmp_path, ticks):
     events = EventLog()
     if ticks:

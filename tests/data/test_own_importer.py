@@ -83,6 +83,7 @@ def test_what_it_does_wrong_is_said_in_one_sentence(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("own_importer")
+@pytest.mark.usefixtures("empty_figures")
 def test_the_script_knows_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("hydra")
     monkeypatch.syspath_prepend(str(ROOT / "tests" / "scripts"))

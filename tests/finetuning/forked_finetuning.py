@@ -2,28 +2,21 @@
 
     python forked_finetuning.py FOLDER SEED
 
-Kills a run at five random moments and lets it end, then takes a policy step with one and with two
-processes. Prints JSON. A forked child is a process of its own, and SIGKILL ends it as it ends any other.
+Kills a run at five random moments and lets it end, then takes a policy step with one and with two processes.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import random
 import signal
-import socket
-import sys
 import time
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gymnasium
-import matplotlib.pyplot  # noqa: F401 - imported once here and not in every child
 import torch
+from forked_runs import alone_and_in_two, finish, fork, main
 from safetensors.torch import save_file
 from stable_baselines3.common.env_util import make_vec_env
 from toy_practice import Reach, make, make_policy
@@ -37,25 +30,6 @@ from flowpolicy.policy.config import PolicyConfig
 from flowpolicy.runs.distributed import Processes, processes
 
 KILLS, STEPS, PER_ITERATION = 5, 5_120, 128
-
-
-def fork(work: Callable[[], object]) -> int:
-    """Do ``work`` in a child process; returns its id."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    return child
-
-
-def finish(child: int) -> None:
-    _, status = os.waitpid(child, 0)
-    if status != 0:
-        raise SystemExit(f"a process ended with status {status}")
 
 
 def pendulum_settings(folder: Path) -> dict[str, Any]:
@@ -129,17 +103,7 @@ def ranks(folder: Path) -> None:
             tensors = {key: value.clone().contiguous() for key, value in (gradients | state | counts).items()}
             save_file(tensors, folder / f"{name}-{group.rank}")
 
-    finish(fork(lambda: finetune("one")))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    os.environ |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    children = []
-    for rank in range(2):
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        children.append(fork(lambda: finetune("two")))
-    for child in children:
-        finish(child)
+    alone_and_in_two(finetune)
 
 
 def whole_batch() -> Any:
@@ -153,10 +117,4 @@ def whole_batch() -> Any:
 
 
 if __name__ == "__main__":
-    logging.disable()
-    torch.set_num_threads(1)
-    gymnasium.make("Pendulum-v1").close()
-    target = Path(sys.argv[1])
-    report = kill_and_resume(target, int(sys.argv[2]))
-    ranks(target)
-    print(json.dumps(report))
+    main(kill_and_resume, ranks)

@@ -1,13 +1,12 @@
 """Fine-tuning that is killed and resumed, and by two processes: real ones, see forked_finetuning.py."""
 
 import itertools
-import json
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
+from forked_runs import report_of
 from safetensors.torch import load_file
 
 pytest.importorskip("stable_baselines3", reason="stable-baselines3 is not installed")
@@ -26,10 +25,7 @@ pytestmark = [
 def finetuned(tmp_path_factory, forking_python):
     """The folder in which both happened, and the report."""
     folder = tmp_path_factory.mktemp("finetuning")
-    command = [forking_python, str(Path(__file__).with_name("forked_finetuning.py")), str(folder), "0"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=250)
-    assert done.returncode == 0, done.stderr
-    return folder, json.loads(done.stdout.splitlines()[-1])
+    return folder, report_of(forking_python, Path(__file__).with_name("forked_finetuning.py"), folder)
 
 
 def test_a_run_killed_at_five_random_moments_loses_at_most_an_iteration_each(finetuned):

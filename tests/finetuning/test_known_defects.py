@@ -69,6 +69,7 @@ def test_a_time_limit_is_bootstrapped_from_the_observation_that_it_cut_off():
     assert sum(step.truncated.sum() for step in buffer._steps) == 20
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_the_learning_rate_follows_progress_and_nothing_else(tmp_path):
     model = make(learning_rate=LinearSchedule(1e-3, 0.0, 1.0), adaptive_rate=False)
     seen = []
@@ -82,7 +83,7 @@ def test_the_learning_rate_follows_progress_and_nothing_else(tmp_path):
             plot_finetuning([{"step": 1.0, "rollout/return": 1.0}], tmp_path / "curves.png")
 
     model.train = watched
-    model.learn(1_500)
+    model.learn(1_000)
     assert len(seen) > 3
     for left, rate in seen:
         assert rate == pytest.approx(1e-3 * max(left, 0.0), abs=1e-12)

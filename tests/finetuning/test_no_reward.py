@@ -71,7 +71,7 @@ def test_a_reward_for_every_step_that_a_fall_ends_does_tell():
 
 
 def test_one_success_after_many_iterations_without_moves_the_policy_once_and_little():
-    success = 1500
+    success = 1000
     model = make(constant(success_at=success), n_steps=128, batch_size=128, n_epochs=2)
     start, steps = model.actor_critic.flow.frozen_copy(), []
     train = model.train

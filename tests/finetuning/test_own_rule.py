@@ -87,14 +87,15 @@ def registered():
 @pytest.mark.parametrize("objective", ["flow_matching", "shortcut"])
 def test_it_improves_a_policy(objective):
     rule = AdvantageWeighted(pull=0.01)
+    env, judged_on = (make_vec_env(Reach, n_envs=n, seed=0) for n in (16, 20))
     model = make(
-        policy=make_policy(objective=objective), update=rule, n_steps=64, batch_size=64, n_epochs=4,
+        env, make_policy(objective=objective), update=rule, n_steps=16, batch_size=64, n_epochs=4,
         learning_rate=4e-3, gamma=0.9, target_kl=0.05,
     )  # fmt: skip
-    before, _ = evaluate_policy(model, Reach(), n_eval_episodes=40, warn=False)
+    before, _ = evaluate_policy(model, judged_on, n_eval_episodes=40, warn=False)
     noise = [parameter.clone() for parameter in model.actor_critic.flow.noise.parameters()]
-    model.learn(6_000)
-    after, _ = evaluate_policy(model, Reach(), n_eval_episodes=40, warn=False)
+    model.learn(5_000)
+    after, _ = evaluate_policy(model, judged_on, n_eval_episodes=40, warn=False)
     assert after > before + 0.7, (before, after)  # of 10 at most
     for parameter, earlier in zip(model.actor_critic.flow.noise.parameters(), noise, strict=True):
         assert torch.equal(parameter, earlier)  # no noise was injected, and none is learnt
@@ -143,6 +144,7 @@ def test_the_reference_that_a_user_gave_stays_where_it_is(monkeypatch):
     assert all(flow.network is not reference.network for flow in moved)
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_it_may_be_named_in_a_run_whose_state_is_loaded_with_the_pretrained_policy(registered, tmp_path):
     make_policy().save(tmp_path / "pretrained")
     settings = {

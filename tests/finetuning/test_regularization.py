@@ -70,7 +70,7 @@ def test_distillation_teaches_the_other_steps_what_the_tuned_ones_do(objective):
 
     observation = {"observation": torch.rand(128, 1, 2, generator=torch.Generator().manual_seed(5))}
     with mock.patch.object(type(tuned.objective), "sample", sample):
-        config = DistillConfig(steps=180, batch_size=32, learning_rate=6e-3)
+        config = DistillConfig(steps=80, batch_size=32, learning_rate=2e-2)
         student = distill(tuned, observation, config, seed=0)
     assert student.config.tuned is None
     noise = torch.randn(128, 4, 2, generator=torch.Generator().manual_seed(6))

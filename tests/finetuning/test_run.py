@@ -70,6 +70,7 @@ def test_a_run_leaves_a_checkpoint_curves_and_figures_before_and_after(settings,
     np.testing.assert_array_equal(first, second)
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_workers_see_what_one_process_sees(settings, tmp_path):
     ends = []
     for workers in (0, 2):
@@ -79,6 +80,7 @@ def test_workers_see_what_one_process_sees(settings, tmp_path):
         assert torch.allclose(tensor, ends[1][name], atol=1e-5), name
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_regularizers_and_distillation_run_and_are_recorded(settings, tmp_path, demos):
     from flowpolicy.data.store import Demonstrations, write_demonstrations
 
@@ -98,6 +100,7 @@ def test_regularizers_and_distillation_run_and_are_recorded(settings, tmp_path, 
     finetune({**settings, **extra, "resume": True, "total_steps": settings["total_steps"]}, tmp_path / "run")
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_a_run_is_continued_and_not_overwritten(settings, tmp_path):
     run_dir = tmp_path / "run"
     finetune(settings, run_dir)
@@ -130,6 +133,7 @@ def test_what_is_not_finite_stops_the_run_and_loses_nothing(settings, tmp_path, 
     assert all(torch.isfinite(value).all() for value in saved.actor_critic.state_dict().values())
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_an_environment_that_dies_is_replaced_and_counted(settings, tmp_path):
     task = {
         "name": "mortal",
@@ -168,6 +172,7 @@ def test_what_does_not_fit_is_one_sentence(settings, tmp_path):
         assert not (tmp_path / "refused" / STATE_FILE).exists()
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_a_checkpoint_tuned_for_another_k_is_refused(settings, tmp_path):
     finetune({**settings, "final_episodes": 0}, tmp_path / "run")
     tuned = {**settings, "checkpoint": str(tmp_path / "run" / "checkpoint")}
@@ -176,6 +181,7 @@ def test_a_checkpoint_tuned_for_another_k_is_refused(settings, tmp_path):
     finetune({**tuned, "final_episodes": 0}, tmp_path / "again")  # with the same K it may go on
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_a_folder_belongs_to_one_kind_of_run(settings, tmp_path):
     run_dir = tmp_path / "run"
     finetune({**settings, "final_episodes": 0, "total_steps": 100}, run_dir)

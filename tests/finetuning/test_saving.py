@@ -22,16 +22,21 @@ from flowpolicy.finetuning.reinflow import ReinFlow
 from flowpolicy.finetuning.rules import PPO
 
 
-@pytest.fixture
-def saved(tmp_path):
+@pytest.fixture(scope="module")
+def learnt():
     model = make(
         learning_rate=LinearSchedule(1e-3, 1e-4, 1.0),
         noise=NoiseConfig(minimum=0.05, maximum=0.3),
         update=PPO(clip_range=0.1, reduction="per_step"),
     )
     model.learn(400)
-    model.save(tmp_path / "model")
-    return model, tmp_path / "model.zip"
+    return model
+
+
+@pytest.fixture
+def saved(learnt, tmp_path):
+    learnt.save(tmp_path / "model")
+    return learnt, tmp_path / "model.zip"
 
 
 def test_a_loaded_model_is_the_saved_one(saved):

@@ -54,6 +54,7 @@ def assert_same(one, other):
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_images_from_disk_train_the_same_weights_as_images_in_memory(tmp_path):
     store = write_store(tmp_path / "a.zarr.zip")
     pretrain(settings(store), tmp_path / "memory")
@@ -64,6 +65,7 @@ def test_images_from_disk_train_the_same_weights_as_images_in_memory(tmp_path):
     assert_same(weights(tmp_path / "memory"), weights(tmp_path / "disk"))
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_a_resumed_run_from_images_is_the_unbroken_one(tmp_path, monkeypatch):
     store = write_store(tmp_path / "a.zarr.zip")
     pretrain(settings(store), tmp_path / "whole")
@@ -86,6 +88,7 @@ def test_a_resumed_run_from_images_is_the_unbroken_one(tmp_path, monkeypatch):
     assert_same(weights(tmp_path / "whole"), weights(tmp_path / "broken"))
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_it_learns_to_look(tmp_path):
     store = write_store(tmp_path / "a.zarr.zip", episodes=60)
     made = settings(store, steps=90)

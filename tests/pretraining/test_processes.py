@@ -1,11 +1,11 @@
-"""Training that is killed and resumed, and training by two processes: real ones, see forked_runs.py."""
+"""Training that is killed and resumed, and by two processes: real ones, see forked_pretraining.py."""
 
-import json
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
+from forked_pretraining import POLICIES
+from forked_runs import report_of
 from safetensors.torch import load_file
 
 from flowpolicy import FlowPolicy
@@ -17,17 +17,11 @@ pytestmark = [
 ]
 
 
-POLICIES = ["flow_matching", "shortcut"]
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, forking_python):
     """The folder in which both happened, and the report."""
     folder = tmp_path_factory.mktemp("training")
-    command = [forking_python, str(Path(__file__).with_name("forked_runs.py")), str(folder), "0", *POLICIES]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=250)
-    assert done.returncode == 0, done.stderr
-    return folder, json.loads(done.stdout.splitlines()[-1])
+    return folder, report_of(forking_python, Path(__file__).with_name("forked_pretraining.py"), folder)
 
 
 def test_a_run_killed_at_seven_random_moments_ends_where_the_unbroken_one_does(trained):

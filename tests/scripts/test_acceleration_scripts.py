@@ -1,42 +1,33 @@
 """The real calibration and latency scripts on a small Push-T policy."""
 
 import json
-from dataclasses import replace
 
 import pytest
-import torch
-from script_runs import run_script
+from script_runs import run_script, save_small
 
-from flowpolicy import FlowPolicy
 from flowpolicy.acceleration.caching.schedule import Schedule
-from flowpolicy.models.config import TransformerConfig
 
 pytest.importorskip("pymunk", reason="Push-T is not installed")
 pytest.importorskip("hydra", reason="hydra is not installed")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
+PUSHT = ["env=pusht", "+env.env_kwargs.max_episode_steps=48"]
 SMALL = [
-    "num_steps=6", "updates=3", "observations=64", "noise_seeds=1", "test_observations=8", "episodes=3",
-    "search_iterations=2", "search_observations=8", "threads=1", "env=pusht",
-    "+env.env_kwargs.max_episode_steps=120",
+    "num_steps=6", "updates=3", "observations=64", "noise_seeds=1", "test_observations=8", "episodes=12",
+    "search_iterations=2", "search_observations=8", "threads=1", *PUSHT,
 ]  # fmt: skip
-TIMED = ["calls=6", "warm_up=1", "round_calls=3", "observations=8", "threads=1"]
+TIMED = ["calls=6", "warm_up=1", "round_calls=3", "observations=8", "threads=1", *PUSHT]
 
 
 @pytest.fixture(scope="module")
 def checkpoints(repo_root, tmp_path_factory):
     """The shipped policies with a smaller network of random weights, which is exported in less time."""
     folder = tmp_path_factory.mktemp("checkpoints")
-    for name in ("flow_matching", "shortcut"):
-        shipped = FlowPolicy.load(repo_root / "benchmarks" / "checkpoints" / f"pusht-{name}-seed0")
-        model = TransformerConfig(width=16, depth=2, num_heads=2)
-        policy = FlowPolicy(replace(shipped.config, model=model))
-        for part in ("observation_normalizers", "action_normalizer"):
-            getattr(policy, part).load_state_dict(getattr(shipped, part).state_dict())
-        for parameter in policy.network.parameters():
-            torch.nn.init.normal_(parameter, std=0.3)
-        policy.save(folder / name)
-    return {name: folder / name for name in ("flow_matching", "shortcut")}
+    shipped = repo_root / "benchmarks" / "checkpoints"
+    return {
+        name: save_small(shipped / f"pusht-{name}-seed0", folder / name)
+        for name in ("flow_matching", "shortcut")
+    }
 
 
 @pytest.mark.slow

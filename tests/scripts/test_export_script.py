@@ -12,6 +12,7 @@ pytest.importorskip("hydra")
 pytest.importorskip("h5py")
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_a_store_leaves_and_comes_back(tmp_path, repo_root, demos):
     write_demonstrations(tmp_path / "mine.zarr.zip", demos)
     run_dir = f"run_dir={tmp_path / 'export'}"

@@ -15,7 +15,7 @@ pytest.importorskip("stable_baselines3", reason="stable-baselines3 is not instal
 SHORT = [
     "total_steps=192", "num_envs=2", "workers=0", "reinflow.n_steps=16", "reinflow.batch_size=16",
     "reinflow.critic_warmup=1", "final_episodes=2", "evaluation_envs=2", "threads=1",
-    "+env.env_kwargs.max_episode_steps=150",
+    "+env.env_kwargs.max_episode_steps=60", "+env.env_kwargs.width=128", "+env.env_kwargs.height=128",
 ]  # fmt: skip
 
 
@@ -29,8 +29,9 @@ def test_it_finetunes_a_shipped_checkpoint_and_goes_on(repo_root, tmp_path):
     done = finetune(tmp_path, repo_root, *SHORT, f"checkpoint={checkpoint}", "run_dir=run", "num_steps=2")
     assert done.stdout.splitlines()[-1] == str(tmp_path / "run" / "summary.json")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["metrics"]["base"]["return_mean"] > 300  # a policy that hops, before and after
-    assert summary["metrics"]["tuned"]["return_mean"] > 300
+    # A policy that hops, before and after: standing still gives 60 in as many steps.
+    assert summary["metrics"]["base"]["return_mean"] > 90
+    assert summary["metrics"]["tuned"]["return_mean"] > 90
     assert summary["num_steps"] == 2
     tuned = FlowPolicy.load(tmp_path / "run" / "checkpoint").config.tuned
     assert tuned == SamplerSpec(num_steps=2, solver="euler")
@@ -44,6 +45,7 @@ def test_it_finetunes_a_shipped_checkpoint_and_goes_on(repo_root, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("empty_figures")
 def test_without_a_checkpoint_it_finds_the_pretrained_one(repo_root, tmp_path):
     folder = tmp_path / "runs" / "base" / "hopper-policy_shortcut-seed_0"
     policy = FlowPolicy.load(repo_root / "benchmarks" / "checkpoints" / "hopper-shortcut-seed0")

@@ -10,12 +10,12 @@ import torch
 from script_runs import run_script
 
 from flowpolicy import FlowPolicy
+from flowpolicy.data.store import write_demonstrations
 
 TINY = [
     "model.width=16", "model.depth=1", "train.steps=20", "train.batch_size=16", "train.validate_every=10",
     "train.log_every=10", "train.num_envs=2", "train.threads=1",
 ]  # fmt: skip
-STORE = "path=envs/assets/hopper-medium.zarr.zip"
 SUMMARY = {"task", "policy", "seed", "steps", "wall_seconds", "metrics", "checkpoint", "versions", "command"}
 
 
@@ -124,17 +124,21 @@ def test_torchrun_trains_with_two_processes(mujoco, repo_root, tmp_path, forking
     FlowPolicy.load(tmp_path / "checkpoint")
 
 
-def test_a_run_folder_in_use_is_refused_and_one_a_killed_run_left_is_not(mujoco, repo_root, tmp_path):
+@pytest.mark.usefixtures("empty_figures")
+def test_a_run_folder_in_use_is_refused_and_one_a_killed_run_left_is_not(repo_root, tmp_path, demos):
     filelock = pytest.importorskip("filelock")
-    (tmp_path / ".lock").touch()  # what a killed run leaves
-    with filelock.FileLock(tmp_path / ".lock"):
-        done = run_script(repo_root, repo_root, "inspect_demos.py", STORE, f"run_dir={tmp_path}", fails=True)
+    pytest.importorskip("hydra", reason="hydra is not installed")
+    path, run_dir = f"path={write_demonstrations(tmp_path / 'demos.zarr', demos)}", tmp_path / "run"
+    run_dir.mkdir()
+    (run_dir / ".lock").touch()  # what a killed run leaves
+    with filelock.FileLock(run_dir / ".lock"):
+        done = run_script(repo_root, repo_root, "inspect_demos.py", path, f"run_dir={run_dir}", fails=True)
         assert done.stderr.strip() == (
-            f"Another program is writing to {tmp_path}; wait for it, or choose another run_dir."
+            f"Another program is writing to {run_dir}; wait for it, or choose another run_dir."
         )
-    (tmp_path / ".lock").touch()
-    run_script(repo_root, repo_root, "inspect_demos.py", STORE, f"run_dir={tmp_path}")
-    assert not (tmp_path / ".lock").exists()
+    (run_dir / ".lock").touch()
+    run_script(repo_root, repo_root, "inspect_demos.py", path, f"run_dir={run_dir}")
+    assert not (run_dir / ".lock").exists()
 
 
 def test_a_device_this_machine_lacks_is_refused(pretrained, repo_root, tmp_path):

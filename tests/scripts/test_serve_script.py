@@ -6,7 +6,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -28,14 +27,8 @@ TOKEN = "a-secret-token"
 
 
 def command(repo_root, *options):
-    return [
-        sys.executable, str(repo_root / "scripts" / "serve.py"), f"checkpoint={repo_root / CHECKPOINT}",
-        "backend=eager", "device=cpu", *options,
-    ]  # fmt: skip
-
-
-def environment(**changes):
-    return {**os.environ, "OMP_NUM_THREADS": "1", "FLOWPOLICY_TOKEN": "", **changes}
+    script = str(repo_root / "scripts" / "serve.py")
+    return [script, f"checkpoint={repo_root / CHECKPOINT}", "backend=eager", "device=cpu", *options]
 
 
 def test_a_plan_decides_how_its_policy_is_sampled(repo_root, tmp_path):
@@ -57,10 +50,11 @@ def test_a_plan_decides_how_its_policy_is_sampled(repo_root, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_script_serves_until_it_is_told_to_end(repo_root, tmp_path, number):
+def test_the_script_serves_until_it_is_told_to_end(repo_root, tmp_path, forking_python, number):
     program = subprocess.Popen(
-        command(repo_root, "num_steps=1", "port=0", f"token={TOKEN}", "run_dir=run"),
-        cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [forking_python, *command(repo_root, "num_steps=1", "port=0", f"token={TOKEN}", "run_dir=run")],
+        cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1", "FLOWPOLICY_TOKEN": ""},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
         said = []
@@ -106,7 +100,7 @@ def test_a_mistake_is_one_sentence(repo_root, tmp_path, monkeypatch, options, wo
         port = str(taken.getsockname()[1])
         options = [option.replace("TAKEN", port) for option in options]
         monkeypatch.setenv("FLOWPOLICY_TOKEN", "")
-        script, *settings = command(repo_root)[1:]
+        script, *settings = command(repo_root)
         done = run_script(
             tmp_path, repo_root, Path(script).name, *settings, *options, "run_dir=run", fails=None
         )

@@ -1,30 +1,22 @@
-"""Started by test_processes.py: forks training processes from a parent that has imported everything.
+"""Started by test_processes.py: runs that are killed and resumed, and runs of two processes.
 
-    python forked_runs.py FOLDER SEED POLICY..
+    python forked_pretraining.py FOLDER SEED
 
 Kills a run at seven random moments and lets it end, beside one that is not killed; then trains each policy
-with one and with two processes. Prints JSON. A forked child is a process of its own, and SIGKILL ends it as
-it ends any other; what is saved is the import of torch in each.
+with one and with two processes.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import random
 import signal
-import socket
-import sys
 import time
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 
-import gymnasium
-import matplotlib.pyplot  # noqa: F401 - imported once here and not in every child
 import torch
-import zarr  # noqa: F401
+from forked_runs import alone_and_in_two, finish, fork, main
 from safetensors.torch import save_file
 from toy_training import toy_settings, toy_trainer, write_toy_store
 
@@ -32,26 +24,8 @@ from flowpolicy import FlowPolicy
 from flowpolicy.pretraining.run import pretrain
 from flowpolicy.runs.distributed import processes
 
+POLICIES = ["flow_matching", "shortcut"]
 KILLS, STEPS = 7, 140
-
-
-def fork(work: Callable[[], object]) -> int:
-    """Do ``work`` in a child process; returns its id."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    return child
-
-
-def finish(child: int) -> None:
-    _, status = os.waitpid(child, 0)
-    if status != 0:
-        raise SystemExit(f"a training process ended with status {status}")
 
 
 def kill_and_resume(folder: Path, seed: int) -> dict[str, object]:
@@ -87,7 +61,7 @@ def kill_and_resume(folder: Path, seed: int) -> dict[str, object]:
     return {"steps": steps[1:], "loaded": loaded}
 
 
-def ranks(folder: Path, policies: list[str]) -> None:
+def ranks(folder: Path) -> None:
     def train(policy: str, name: str) -> None:
         torch.set_num_threads(1)
         with processes() as group:
@@ -101,26 +75,9 @@ def ranks(folder: Path, policies: list[str]) -> None:
                 {k: v.contiguous() for k, v in tensors.items()}, folder / f"{policy}-{name}-{group.rank}"
             )
 
-    for policy in policies:
-        finish(fork(lambda policy=policy: train(policy, "one")))
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        os.environ |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        children = []
-        for rank in range(2):
-            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            children.append(fork(lambda policy=policy: train(policy, "two")))
-        for child in children:
-            finish(child)
-        del os.environ["WORLD_SIZE"]
+    for policy in POLICIES:
+        alone_and_in_two(lambda name, policy=policy: train(policy, name))
 
 
 if __name__ == "__main__":
-    logging.disable()
-    torch.set_num_threads(1)
-    gymnasium.make("Pendulum-v1").close()
-    target = Path(sys.argv[1])
-    report = kill_and_resume(target, int(sys.argv[2]))
-    ranks(target, sys.argv[3:])
-    print(json.dumps(report))
+    main(kill_and_resume, ranks)
