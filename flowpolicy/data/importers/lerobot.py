@@ -21,7 +21,9 @@ from flowpolicy.data.importers.registry import importer
 from flowpolicy.data.importers.source import BLOCK_BYTES, Block, Feature, Source, json_object
 from flowpolicy.data.keys import TASK_INDEX, TASKS
 from flowpolicy.data.prefetch import read_ahead
-from flowpolicy.errors import DataError
+from flowpolicy.errors import ConfigError, DataError
+from flowpolicy.features import declared
+from flowpolicy.features.stored import KINDS
 from flowpolicy.features.undeclared import Kind
 from flowpolicy.files.hub import download_dataset
 from flowpolicy.optional import optional
@@ -65,15 +67,15 @@ def open_lerobot(path: Path, episodes: Iterable[int] | None = None) -> Iterator[
             f"There is no {description}; give the LeRobot dataset's folder, the one with meta/info.json."
         )
     info = json_object(description)
-    declared = info.get("features", {})
-    if not isinstance(declared, dict):
+    specs = info.get("features", {})
+    if not isinstance(specs, dict):
         raise DataError(f"{description} must hold a JSON object with 'features'; copy the dataset again.")
     files = sorted(file for file in (folder / "data").rglob("*.parquet") if file.is_file())
     if not files:
         raise DataError(f"{folder} has no data/**/*.parquet; copy the dataset again.")
     tables = [parquet.Table(file) for file in files]
     tasks = read_tasks(folder)
-    features = _features(tables, declared, tasks is not None)
+    features = _features(tables, specs, tasks is not None)
     for key in (EPISODE, FRAME):
         if key not in features:
             has = ", ".join(f"'{name}'" for name in features)
@@ -81,16 +83,21 @@ def open_lerobot(path: Path, episodes: Iterable[int] | None = None) -> Iterator[
                 f"{folder}/data has no column '{key}' (it has {has}); layouts 2 and 3 can be read."
             )
     hub_id = None if path.is_dir() else str(path)
-    videos = {name for name, feature in features.items() if feature.shape and _is_video(declared.get(name))}
+    videos = {name for name, feature in features.items() if feature.shape and _is_video(specs.get(name))}
     for name in videos:
         if hub_id is None and not _has_video(folder, name):
             features[name] = replace(
                 features[name], kind=Kind.ENCODED, note="has no videos beside the tables"
             )
     order = Order(tables, info, str(folder), episodes)
+    attributes = _attributes(path, folder, info, specs, tasks)
+    kinds = attributes.pop(KINDS, None) or {}
+    features = {name: _as_declared(feature, kinds, folder) for name, feature in features.items()}
+    if episodes is not None:
+        attributes.pop("masks", None)  # they number all episodes
     times = features.get(_TIME)
     yield _Dataset(
-        str(folder), features, order.names, _attributes(path, folder, info, declared, tasks), action="action",
+        str(folder), features, order.names, attributes, action="action",
         timestamps=_TIME if times is not None and not times.problem else None,
         tables=tables, order=order, info=info, videos=videos, hub_id=hub_id,
     )  # fmt: skip
@@ -107,15 +114,20 @@ def _find_folder(path: Path) -> Path:
 
 
 def _attributes(
-    path: Path, folder: Path, info: dict[str, Any], declared: dict[str, Any], tasks: list[str] | None
+    path: Path, folder: Path, info: dict[str, Any], specs: dict[str, Any], tasks: list[str] | None
 ) -> dict[str, Any]:
-    attributes = {"imported_from": str(path), "lerobot_version": str(info.get("codebase_version", "unknown"))}
+    own = info.get("attributes")  # of a store that was exported
+    attributes = dict(own) if isinstance(own, dict) else {}
+    attributes |= {
+        "imported_from": str(path),
+        "lerobot_version": str(info.get("codebase_version", "unknown")),
+    }
     for name in ("fps", "robot_type"):
         if info.get(name) is not None:
             attributes[name] = info[name]
     names = {
         feature: dimension_names(spec)
-        for feature, spec in declared.items()
+        for feature, spec in specs.items()
         if isinstance(spec, dict) and spec.get("dtype") not in ("image", "video")
     }
     found = {
@@ -126,16 +138,14 @@ def _attributes(
     return attributes | {name: content for name, content in found.items() if content}
 
 
-def _features(
-    tables: Sequence[parquet.Table], declared: dict[str, Any], has_tasks: bool
-) -> dict[str, Feature]:
+def _features(tables: Sequence[parquet.Table], specs: dict[str, Any], has_tasks: bool) -> dict[str, Feature]:
     """The columns of all files and the videos beside them, by what is declared and how they are stored."""
     types: dict[str, Any] = {}
     for table in tables:
         types = {**table.types, **types}
     features = {}
-    for name in (*types, *(other for other in declared if other not in types)):
-        spec = declared[name] if isinstance(declared.get(name), dict) else {}
+    for name in (*types, *(other for other in specs if other not in types)):
+        spec = specs[name] if isinstance(specs.get(name), dict) else {}
         key = KEYS.get(name, name.removeprefix("observation."))
         default = name not in _BOOKKEEPING and (has_tasks or name != TASK_INDEX)
         if _is_video(spec) or spec.get("dtype") == "image":
@@ -156,6 +166,20 @@ def _camera(name: str, key: str, stored: Any, spec: dict[str, Any]) -> Feature:
     elif spec["dtype"] == "image" and (stored is None or parquet.kind_of_type(stored)[0] is not Kind.ENCODED):
         note = "is declared an image and not stored as one"
     return Feature(name, key, Kind.ENCODED if note else Kind.IMAGE, shape, note=note)
+
+
+def _as_declared(feature: Feature, kinds: Any, folder: Path) -> Feature:
+    """A column of a store that was exported, as what that store declared it to be."""
+    declaration = kinds.get(feature.key) if isinstance(kinds, dict) else None
+    if declaration in (None, Kind.VECTOR, Kind.IMAGE) or feature.kind == Kind.ENCODED or not feature.shape:
+        return feature
+    if not isinstance(declaration, (str, Mapping)):
+        raise DataError(f"{folder}: attribute '{KINDS}' must give kinds by key; repair or remove it.")
+    try:
+        kind = declared(declaration, feature.shape, f"kinds.{feature.key}")
+    except ConfigError as error:
+        raise DataError(f"{folder}: {error}") from error
+    return replace(feature, kind=kind.name, declared=declaration)
 
 
 def _is_video(spec: Any) -> bool:
