@@ -37,6 +37,8 @@ def main(config: dict[str, Any], run_dir: Path) -> None:
         out_of_bounds=config["out_of_bounds"],
         allow_gaps=config["allow_gaps"],
         continuous_quaternions=config["continuous_quaternions"],
+        image_size=config["image_size"],
+        every=config["every"],
         options=config["options"],
     )
     inspection = inspect_demonstrations(out)

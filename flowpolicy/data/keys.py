@@ -8,9 +8,14 @@ from typing import Any
 
 from flowpolicy.errors import DataError
 
-EPISODE_KEYS = ("reward", "terminated", "truncated")
+TASK_INDEX = "task_index"
+"""The key with the number of each step's task, an index into the store's attribute :data:`TASKS`."""
+TASKS = "tasks"
+"""The attribute of a store that lists what its tasks are called, in words."""
+EPISODE_KEYS = ("reward", "terminated", "truncated", TASK_INDEX)
+"""Keys that are kept beside those that are chosen, where there are any."""
 PER_STEP_KEYS = (*EPISODE_KEYS, "done")
-"""Keys of a store with one number a step that no policy observes, any more than the action."""
+"""Keys of a store with one number a step that no policy observes as it is, any more than the action."""
 NOT_OBSERVED = ("action", *PER_STEP_KEYS)
 _LONGEST_KEY = 200
 

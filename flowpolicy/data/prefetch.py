@@ -1,12 +1,14 @@
-"""Prefetching of later batches by a thread."""
+"""Prefetching by a thread: later batches of training, or an iterator's next items."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+_END = object()
 
 
 class Prefetcher(Generic[T]):
@@ -40,3 +42,20 @@ class Prefetcher(Generic[T]):
     def close(self) -> None:
         """Let go of the thread."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def read_ahead(items: Iterator[T], ahead: int = 1) -> Generator[T]:
+    """The same items, the next ones being made by a thread meanwhile; close it to end the thread early.
+
+    Args:
+        items: an iterator that is used in the thread alone; what it raises is raised here.
+        ahead: items made ahead, besides the one that was given last.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as pool:
+        waiting = deque(pool.submit(next, items, _END) for _ in range(ahead))
+        try:
+            while (item := waiting.popleft().result()) is not _END:
+                waiting.append(pool.submit(next, items, _END))
+                yield item  # type: ignore[misc]
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)

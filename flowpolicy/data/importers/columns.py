@@ -17,6 +17,7 @@ from flowpolicy.data.rounding import RoundingCheck
 from flowpolicy.errors import DataError
 from flowpolicy.features import Image, declared, undeclared
 from flowpolicy.features.image import CHANNELS
+from flowpolicy.features.resizing import resize_images
 from flowpolicy.features.undeclared import Kind, is_quaternion
 
 
@@ -36,9 +37,17 @@ class ColumnReader:
     """One key of the store, block by block; where ``is_wide``, wide floats do not become float32."""
 
     def __init__(
-        self, column: Column, where: str, episodes: Episodes, *, continuous: bool, is_wide: bool
+        self,
+        column: Column,
+        where: str,
+        episodes: Episodes,
+        *,
+        continuous: bool,
+        is_wide: bool,
+        image_size: tuple[int, int] | None = None,
     ) -> None:
         self.column, self._where, self._episodes, self._is_wide = column, where, episodes, is_wide
+        self._image_size = image_size
         self._rounding: dict[str, RoundingCheck] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._quaternions = {
@@ -76,7 +85,8 @@ class ColumnReader:
         values = block.arrays[feature.name]
         self._check_shape(feature.name, values.shape[1:], block.start)
         if feature.kind == Kind.IMAGE:
-            return _pixels(values, feature, self._where)
+            pixels = _pixels(values, feature, self._where)
+            return pixels if self._image_size is None else resize_images(pixels, self._image_size)
         self._rounding.setdefault(feature.name, RoundingCheck()).rows(values)
         values = numeric(values, self.column.key, self._where, is_wide=self._is_wide)
         if values.dtype.kind == "f":

@@ -6,7 +6,7 @@ import importlib
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, Unpack, cast
+from typing import Any, TypeGuard, TypeVar, Unpack, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +16,15 @@ from flowpolicy.data.importers.checks import BoundsCheck, Episodes, TimeCheck
 from flowpolicy.data.importers.choosing import Column, choose_columns
 from flowpolicy.data.importers.columns import ColumnReader, WideNumbersError, numeric
 from flowpolicy.data.importers.registry import open_source
-from flowpolicy.data.importers.request import Request, requested_bounds, wants_clipping
+from flowpolicy.data.importers.request import (
+    Request,
+    requested_bounds,
+    requested_every,
+    requested_size,
+    wants_clipping,
+)
 from flowpolicy.data.importers.source import Source
+from flowpolicy.data.importers.subsampling import Subsampling
 from flowpolicy.data.keys import NOT_OBSERVED, chosen_keys
 from flowpolicy.data.memory import free_memory_bytes
 from flowpolicy.data.rounding import collapses_in_float32
@@ -140,6 +147,7 @@ class Import:
     def __init__(self, source: Source, request: Request, wide: Collection[str] = ()) -> None:
         self._source, self._request, self._wide = source, request, wide
         clip, bounds = wants_clipping(request), requested_bounds(request)
+        every, self._image_size = requested_every(request), requested_size(request)
         columns = choose_columns(source, request)
         action = next(column for column in columns if column.key == "action")
         self._lengths = source.lengths(action.names[0])
@@ -147,12 +155,19 @@ class Import:
         if (self._lengths == 0).any():
             name = source.episodes[int((self._lengths == 0).argmax())]
             raise DataError(f"{source.where}: '{name}' has no step; remove that episode.")
+        self._subsampling = Subsampling(every, self._lengths) if every > 1 else None
         self.episode_ends = self._episodes.ends
         problem = episode_ends_problem(self.episode_ends, int(self._lengths.sum()))
         if problem is not None:
             raise DataError(f"{source.where}: {problem}.")
+        if self._subsampling is not None:
+            self.episode_ends = np.cumsum(self._subsampling.lengths)
         self._columns = [column for column in columns if not column.optional or self._is_sound(column)]
         self.attributes = {**source.attributes, KINDS: _kinds(self._columns)}
+        if every > 1:
+            self.attributes["every"] = every
+            if _is_rate(source.attributes.get("fps")):
+                self.attributes["fps"] = source.attributes["fps"] / every
         if source.bounds is not None and action.names == (source.action,) and not action.flatten:
             self.attributes["action_bounds"] = [_plain(bound) for bound in source.bounds]
             if bounds is None:
@@ -175,10 +190,23 @@ class Import:
             WideNumbersError: after all rows, columns that lost what they said by becoming float32.
         """
         readers = [self._reader(column) for column in self._columns]
+        rows = self._checked_blocks(readers)
+        yield from rows if self._subsampling is None else self._subsampling.blocks(rows)
+        collapsed = [reader.column.key for reader in readers if reader.collapses]
+        if collapsed:
+            raise WideNumbersError(collapsed)
+        for reader in readers:
+            reader.report()
+        if self._bounds is not None:
+            self._bounds.finish()
+            if self._bounds.outside or self._source.clip:
+                self.attributes["actions_clipped"] = self._bounds.outside
+
+    def _checked_blocks(self, readers: Sequence[ColumnReader]) -> Iterator[dict[str, NDArray[Any]]]:
         names = dict.fromkeys(name for column in self._columns for name in column.names)
-        times, fps = self._source.timestamps, self.attributes.get("fps")
+        times, fps = self._source.timestamps, self._source.attributes.get("fps")
         clock = None
-        if times is not None and isinstance(fps, (int, float)) and 0 < fps < float("inf"):
+        if times is not None and _is_rate(fps):
             allow_gaps = self._request.get("allow_gaps", False)
             clock = TimeCheck(float(fps), self._source.where, self._episodes, allow_gaps)
             names[times] = None
@@ -189,15 +217,6 @@ class Import:
             if self._bounds is not None:
                 rows["action"] = self._bounds.rows(rows["action"], block.start)
             yield rows
-        collapsed = [reader.column.key for reader in readers if reader.collapses]
-        if collapsed:
-            raise WideNumbersError(collapsed)
-        for reader in readers:
-            reader.report()
-        if self._bounds is not None:
-            self._bounds.finish()
-            if self._bounds.outside or self._source.clip:
-                self.attributes["actions_clipped"] = self._bounds.outside
 
     def in_memory(self) -> Demonstrations:
         """Everything at once.
@@ -221,7 +240,12 @@ class Import:
         continuous = self._request.get("continuous_quaternions", False)
         is_wide = column.key in self._wide
         return ColumnReader(
-            column, self._source.where, self._episodes, continuous=continuous, is_wide=is_wide
+            column,
+            self._source.where,
+            self._episodes,
+            continuous=continuous,
+            is_wide=is_wide,
+            image_size=self._image_size,
         )
 
     def _is_sound(self, column: Column) -> bool:
@@ -294,6 +318,10 @@ def _kinds(columns: Sequence[Column]) -> dict[str, Any]:
         for key, feature in whole.items()
         if key not in NOT_OBSERVED and (feature.declared or feature.kind != Kind.VECTOR)
     }
+
+
+def _is_rate(fps: Any) -> TypeGuard[float]:
+    return isinstance(fps, (int, float)) and 0 < fps < float("inf")
 
 
 def _plain(bound: NDArray[np.float64]) -> Any:

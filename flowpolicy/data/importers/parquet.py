@@ -38,6 +38,14 @@ class Table:
 
     def integers(self, names: Sequence[str]) -> dict[str, NDArray[np.int64]]:
         """Whole columns of one integer a row, ``(rows,)`` each."""
+        columns = self.numbers(names)
+        for name, values in columns.items():
+            if values.dtype.kind not in "iu":
+                raise DataError(f"{self.path}: column '{name}' holds {values.dtype}; it must hold integers.")
+        return {name: values.astype(np.int64) for name, values in columns.items()}
+
+    def numbers(self, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """Whole columns of one number a row, ``(rows,)`` each."""
         with _explained(self.path):
             rows = self._open().metadata.num_rows
             if rows * _INDEX_BYTES > free_memory_bytes():
@@ -48,10 +56,9 @@ class Table:
         columns = {}
         for name in names:
             values = np.concatenate([block[name] for block in blocks]) if blocks else np.zeros(0, np.int64)
-            values = values.reshape(len(values), -1)[:, 0] if len(values) else values.reshape(0)
-            if values.dtype.kind not in "iu":
-                raise DataError(f"{self.path}: column '{name}' holds {values.dtype}; it must hold integers.")
-            columns[name] = values.astype(np.int64)
+            columns[name] = values.reshape(len(values), -1)[:, 0] if len(values) else values.reshape(0)
+            if columns[name].dtype.kind not in "iuf":
+                raise DataError(f"{self.path}: column '{name}' holds {values.dtype}; it must hold numbers.")
         return columns
 
     def read(
@@ -161,9 +168,13 @@ def _array(column: Any, name: str, path: Path) -> NDArray[Any]:
         raise DataError(
             f"{path}: column '{name}' has {column.null_count} missing values; repair or remove those rows."
         )
+    import pyarrow.compute as compute
+    import pyarrow.types as kinds
+
+    if kinds.is_struct(column.type):  # encoded images: their bytes
+        return _array(compute.struct_field(column, "bytes"), name, path)
     if not _is_list(column.type):
         return np.asarray(column.to_numpy(zero_copy_only=False))
-    import pyarrow.compute as compute
 
     lengths = compute.list_value_length(column).to_numpy(zero_copy_only=False)
     if len(lengths) and (lengths != lengths[0]).any():

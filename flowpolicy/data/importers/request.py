@@ -8,6 +8,7 @@ from typing import Any, TypedDict
 import numpy as np
 
 from flowpolicy.data.importers.source import Bounds
+from flowpolicy.features.image import MOST_PIXELS
 from flowpolicy.settings import require
 
 
@@ -31,6 +32,9 @@ class Request(TypedDict, total=False):
         out_of_bounds: what happens to actions outside: ``refuse`` or ``clip`` (their number is logged).
         allow_gaps: take episodes in which the times of the steps show a gap, with a warning.
         continuous_quaternions: undo changes between q and -q inside an episode.
+        image_size: height and width that all images are brought to; None leaves them.
+        every: n, to keep the steps 0, n, 2n, ... of each episode; the rate becomes an n-th, rewards in
+            between are summed and flags are joined.
         options: keyword arguments of the format's importer.
     """
 
@@ -44,6 +48,8 @@ class Request(TypedDict, total=False):
     out_of_bounds: str
     allow_gaps: bool
     continuous_quaternions: bool
+    image_size: Sequence[int] | None
+    every: int
     options: Mapping[str, Any] | None
 
 
@@ -52,6 +58,28 @@ def wants_clipping(request: Request) -> bool:
     choice = request.get("out_of_bounds", "refuse")
     require(choice in ("refuse", "clip"), "out_of_bounds", choice, "'refuse' or 'clip'")
     return choice == "clip"
+
+
+def requested_size(request: Request) -> tuple[int, int] | None:
+    """Height and width of the images that are asked for; None where they stay as they are.
+
+    Raises:
+        ConfigError: no two whole numbers within the range of a policy's images.
+    """
+    given = request.get("image_size")
+    if given is None:
+        return None
+    size = tuple(given) if isinstance(given, Sequence) else ()
+    is_size = len(size) == 2 and all(type(side) is int and 0 < side <= MOST_PIXELS for side in size)
+    require(is_size, "image_size", given, f"[height, width], each from 1 to {MOST_PIXELS}")
+    return size[0], size[1]
+
+
+def requested_every(request: Request) -> int:
+    """Of how many steps one is kept."""
+    every = request.get("every", 1)
+    require(type(every) is int and every > 0, "every", every, "a whole number above 0")
+    return every
 
 
 def requested_bounds(request: Request) -> Bounds | None:
