@@ -194,7 +194,7 @@ def collect_store(
     """
     level = level or ("scripted" if env.get("scripted") else "medium")
     require(level in LEVELS, "level", level, f"one of {', '.join(LEVELS)}")
-    task_from(env).check_simulator()
+    task_from(env).simulator()
     out = out or f"demonstrations/{env['name']}-{level}.zarr.zip"
     check_new(out)
     if level == "scripted":

@@ -138,14 +138,16 @@ def _task_choice(path: Path) -> str:
     try:
         task = OmegaConf.load(path)
     except FileNotFoundError as error:
-        raise ConfigError(f"There is no task file {path}; check env=, or name a task as env=hopper.") from error
+        raise ConfigError(
+            f"There is no task file {path}; check env=, or name a task as env=hopper."
+        ) from error
     except Exception as error:  # of the system, of YAML and of OmegaConf
         reason = " ".join(str(error).split())[:200].rstrip(".")
         raise ConfigError(f"{path} cannot be read as a task's YAML file: {reason}.") from error
     if not isinstance(task, DictConfig):
         raise ConfigError(f"{path} must hold a task's settings, key: value; see docs/add_your_own_task.md.")
     if "defaults" not in task:  # every setting is there, so that the command line can change it
-        groups = {key: {} if inside else None for key, inside in BESIDE_THE_TASK.items()}
+        groups: dict[str, Any] = {key: {} if inside else None for key, inside in BESIDE_THE_TASK.items()}
         del groups["observation_keys"]  # left out means another thing than null
         task = OmegaConf.merge({**_defaults(Task), **groups}, task)
     demonstrations = task.get("demonstrations")

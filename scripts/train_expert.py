@@ -25,7 +25,7 @@ def main(config: dict[str, Any], run_dir: Path) -> None:
         from flowpolicy_envs.experts import ExpertConfig, train_expert
 
     env = config["env"]
-    task_from(env).check_simulator()
+    task_from(env).simulator()
     if env.get("expert") is None:
         raise TaskError(f"Task '{env['name']}' has no recipe for an expert; add env.expert to its YAML file.")
     seed, threads = config["seed"], config["threads"]

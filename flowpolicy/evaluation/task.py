@@ -31,10 +31,6 @@ EXTRAS = {
     "h5py": "import",
 }
 """The extra that brings a simulator's module; any other comes with ``mujoco``."""
-NO_SIMULATOR = (
-    "has no simulator (env_id is null): set env_id in its file to a Gymnasium environment for this, or try the "
-    "policy on the robot with flowpolicy run-control"
-)
 
 
 @dataclass(frozen=True)
@@ -88,14 +84,19 @@ class Task(Settings, prefix="env"):
             allowed = "[[lowest, ...], [highest, ...]], one of each for every dimension of an action"
             require(in_order, "env.action_bounds", self.action_bounds, allowed)
 
-    def check_simulator(self) -> None:
-        """Refuse a task without an environment, where one will be needed later.
+    def simulator(self) -> str:
+        """The environment's id.
 
         Raises:
-            TaskError: one sentence with what to do.
+            TaskError: there is none.
         """
         if self.env_id is None:
-            raise TaskError(f"Task '{self.name}' {NO_SIMULATOR}.")
+            raise TaskError(
+                f"Task '{self.name}' has no simulator (env_id is null): set env_id in its file to a "
+                "Gymnasium environment for this, or try the policy on the robot with flowpolicy run-control "
+                "robot=NAME."
+            )
+        return self.env_id
 
     def make(self, **kwargs: Any) -> Any:
         """Make the environment, as a :class:`~flowpolicy.evaluation.environment.StandardEnvironment`.
@@ -103,9 +104,8 @@ class Task(Settings, prefix="env"):
         Raises:
             TaskError: when there is no simulator, it is not installed, the id is unknown, or it refuses.
         """
-        self.check_simulator()
         label = f"Task '{self.name}'"
-        environment = make_environment(self.env_id, {**self.env_kwargs, **kwargs}, label)
+        environment = make_environment(self.simulator(), {**self.env_kwargs, **kwargs}, label)
         from flowpolicy.evaluation.environment import standard
 
         return standard(environment, label)
@@ -165,7 +165,9 @@ def check_keys(settings: Mapping[str, Any]) -> None:
         inside = BESIDE_THE_TASK.get(key, ())
         for name in value if inside and isinstance(value, Mapping) else ():
             if name not in inside:
-                raise ConfigError(unknown_key(f"env.{key}.{name}", [f"env.{key}.{valid}" for valid in inside]))
+                raise ConfigError(
+                    unknown_key(f"env.{key}.{name}", [f"env.{key}.{valid}" for valid in inside])
+                )
 
 
 def task_from(settings: Mapping[str, Any]) -> Task:
