@@ -194,12 +194,13 @@ def collect_store(
     """
     level = level or ("scripted" if env.get("scripted") else "medium")
     require(level in LEVELS, "level", level, f"one of {', '.join(LEVELS)}")
+    task_from(env).simulator()
     out = out or f"demonstrations/{env['name']}-{level}.zarr.zip"
     check_new(out)
     if level == "scripted":
         demos = _scripted(env, episodes, seed, workers)
     else:
-        medium = build(MediumConfig, env["medium"] or {}, "env.medium")
+        medium = build(MediumConfig, env.get("medium") or {}, "env.medium")
         named = actors if actors is not None else medium.actors if level == "medium" else ("expert",)
         band = medium.band if level == "medium" else None
         demos = collect(

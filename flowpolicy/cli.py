@@ -9,12 +9,14 @@ import os
 import re
 import shlex
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from flowpolicy import plugins
-from flowpolicy.errors import FlowPolicyError
+from flowpolicy.errors import ConfigError, FlowPolicyError
+from flowpolicy.evaluation.task import BESIDE_THE_TASK, Task, check_keys
 from flowpolicy.optional import optional
 from flowpolicy.runs.run_folder import claim, refuse_other_kind
 from flowpolicy.settings import unknown_key
@@ -33,6 +35,7 @@ with optional("The scripts need {name}", "train", SystemExit):
 CONFIG_PACKAGE = "flowpolicy_configs"
 Main = Callable[[dict[str, Any], Path], None]
 _plugin_words: list[str] = []  # of the command line, which Hydra does not see
+_typed: dict[str, str] = {}  # words that Hydra sees in place of those that were typed: env=PATH
 
 
 def script(config_name: str) -> Callable[[Main], Callable[[], None]]:
@@ -69,6 +72,7 @@ def script(config_name: str) -> Callable[[Main], Callable[[], None]]:
             logging.getLogger("OpenGL").setLevel(logging.WARNING)  # it announces an optional module it lacks
             try:
                 _adopt_plugins()
+                sys.argv[1:] = [_adopted_task(word) for word in sys.argv[1:]]
             except FlowPolicyError as error:
                 _fail(str(error))
             _quote_paths(config_name)
@@ -107,6 +111,52 @@ def _adopt_plugins() -> None:
     for name, network in NETWORKS.items():
         if _is_users(network):
             store(name, {**_defaults(network.Config), "network": name}, "model")
+
+
+def _adopted_task(word: str) -> str:
+    """``env=PATH.yaml`` as a choice that Hydra finds, with the file's content; any other word as it is.
+
+    In a sweep, commas separate several.
+    """
+    key, _, values = word.partition("=")
+    is_sweep = any(flag in ("--multirun", "-m") for flag in sys.argv)
+    paths = [path.strip("'\"") for path in (values.split(",") if is_sweep else [values])]
+    if key.lstrip("+") != "env" or not any(path.endswith((".yaml", ".yml")) for path in paths):
+        return word
+    names = [_task_choice(Path(path)) if path.endswith((".yaml", ".yml")) else path for path in paths]
+    adopted = f"{key}={','.join(names)}"
+    _typed[adopted] = word
+    return adopted
+
+
+def _task_choice(path: Path) -> str:
+    """The name under which Hydra finds the task in a file.
+
+    Its ``demonstrations`` are looked for beside the file first, and then where one is.
+    """
+    path = path.expanduser()
+    try:
+        task = OmegaConf.load(path)
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"There is no task file {path}; check env=, or name a task as env=hopper."
+        ) from error
+    except Exception as error:  # of the system, of YAML and of OmegaConf
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        raise ConfigError(f"{path} cannot be read as a task's YAML file: {reason}.") from error
+    if not isinstance(task, DictConfig):
+        raise ConfigError(f"{path} must hold a task's settings, key: value; see docs/add_your_own_task.md.")
+    if "defaults" not in task:  # every setting is there, so that the command line can change it
+        groups: dict[str, Any] = {key: {} if inside else None for key, inside in BESIDE_THE_TASK.items()}
+        del groups["observation_keys"]  # left out means another thing than null
+        task = OmegaConf.merge({**_defaults(Task), **groups}, task)
+    demonstrations = task.get("demonstrations")
+    if isinstance(demonstrations, str) and (path.parent / demonstrations).exists():
+        task.demonstrations = str(path.parent / demonstrations)
+    stem = re.sub(r"[^\w-]+", "-", path.stem)
+    name = f"{stem}-{zlib.crc32(str(path.resolve()).encode()):08x}"  # two files may have one name
+    ConfigStore.instance().store(name, task, "env")
+    return name
 
 
 def _is_users(cls: type) -> bool:
@@ -185,7 +235,8 @@ def _refusing_company(run_dir: Path) -> Iterator[None]:
 
 def command_line() -> str:
     """The command that started this program, as a user would type it."""
-    return " ".join([_program(), *map(shlex.quote, [*_plugin_words, *sys.argv[1:]])])
+    words = [*_plugin_words, *(_typed.get(word, word) for word in sys.argv[1:])]
+    return " ".join([_program(), *map(shlex.quote, words)])
 
 
 def _program() -> str:
@@ -205,11 +256,13 @@ OmegaConf.register_new_resolver("program", _program, replace=True)
 def _plain(config: DictConfig) -> dict[str, Any]:
     try:
         plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-        return plain
     except OmegaConfBaseException as error:
         missing = re.search(r"full_key: (\S+)", str(error))
         key = missing.group(1) if missing else "a setting"
         raise FlowPolicyError(f"'{key}' needs a value; add {key}=... to the command.") from error
+    if isinstance(plain.get("env"), dict):
+        check_keys(plain["env"])
+    return plain
 
 
 def _quote_paths(config_name: str) -> None:

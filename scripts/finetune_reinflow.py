@@ -5,6 +5,7 @@ from typing import Any
 
 from flowpolicy.cli import alone_in, chosen, command_line, composed, script
 from flowpolicy.errors import TaskError
+from flowpolicy.evaluation.task import task_from
 from flowpolicy.optional import optional
 from flowpolicy.pretraining.run import find_or_pretrain
 from flowpolicy.runs.distributed import processes
@@ -18,6 +19,7 @@ def main(config: dict[str, Any], run_dir: Path) -> None:
     with optional("Fine-tuning needs {name}", "train,rl", TaskError):
         from flowpolicy.finetuning.run import finetune
 
+    task_from(config["env"]).simulator()  # refused before a policy is pretrained for it
     base = config.pop("base")
     del config["run_dir"]
     with processes(config["device"]):  # under torchrun: one group for pretraining and fine-tuning

@@ -10,6 +10,7 @@ from typing import Any
 from flowpolicy.cli import command_line, script
 from flowpolicy.errors import TaskError
 from flowpolicy.evaluation.summary import versions, write_summary
+from flowpolicy.evaluation.task import task_from
 from flowpolicy.optional import optional
 from flowpolicy.settings import build, require
 
@@ -24,7 +25,8 @@ def main(config: dict[str, Any], run_dir: Path) -> None:
         from flowpolicy_envs.experts import ExpertConfig, train_expert
 
     env = config["env"]
-    if env["expert"] is None:
+    task_from(env).simulator()
+    if env.get("expert") is None:
         raise TaskError(f"Task '{env['name']}' has no recipe for an expert; add env.expert to its YAML file.")
     seed, threads = config["seed"], config["threads"]
     require(isinstance(seed, int) and seed >= 0, "seed", seed, "an integer of at least 0")

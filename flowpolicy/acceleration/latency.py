@@ -14,7 +14,12 @@ from torch import Tensor
 
 from flowpolicy.acceleration.caching.schedule import Schedule
 from flowpolicy.acceleration.floor import Floor, Machine, floor_of, measure_machine
-from flowpolicy.acceleration.observations import CALIBRATION_SEED, observations_of, rows_of
+from flowpolicy.acceleration.observations import (
+    CALIBRATION_SEED,
+    observations_of,
+    recording_of,
+    rows_of,
+)
 from flowpolicy.acceleration.sampler import BACKENDS, build_sampler
 from flowpolicy.errors import BackendError
 from flowpolicy.evaluation.statistics import percentiles
@@ -179,7 +184,9 @@ def benchmark_checkpoint(config: LatencyConfig, env: Mapping[str, Any] | None = 
     schedules = [Schedule.load(path) for path in config.schedules]
     for given in schedules:
         given.check(policy, SamplerSpec(**given.key.sampling()))
-    recorded = observations_of(policy, task, config.observations, episodes=8, seed=config.seed)
+    recorded = observations_of(
+        policy, task, config.observations, episodes=8, seed=config.seed, demonstrations=recording_of(env)
+    )
     rows = config.batch_size
     batches = [
         rows_of(recorded, torch.arange(start, start + rows) % config.observations)

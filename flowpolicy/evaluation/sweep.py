@@ -149,6 +149,7 @@ def evaluate_sweep(
         torch.set_num_threads(config.threads)
     policy: Any = load_policy(config.checkpoint, config.device)
     task = task_of(policy.spec.task, env, config.checkpoint)
+    task.simulator()
     warning = version_warning(policy.spec.metadata)
     if warning is not None:
         logger.warning("%s: %s", config.checkpoint, warning)

@@ -1,4 +1,4 @@
-"""A task: an environment, the observations and actions of a policy in it, and its metric."""
+"""A task: an environment if there is one, the observations and actions of a policy in it, and its metric."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flowpolicy.evaluation.rendering import refused_gl_choice
 from flowpolicy.optional import missing, optional
 from flowpolicy.policy.config import LONGEST, TASK_NAME
 from flowpolicy.ranges import Allowed, PositiveInt, at_most, between, one_of
-from flowpolicy.settings import Settings, build, require
+from flowpolicy.settings import Settings, build, require, unknown_key
 
 METRICS = ("return", "success", "score")
 _SAFE = Allowed(
@@ -45,7 +45,8 @@ class Task(Settings, prefix="env"):
 
     Attributes:
         name: short name, as in ``env=hopper``.
-        env_id: Gymnasium id; ``module:id`` imports the module that registers it.
+        env_id: Gymnasium id; ``module:id`` imports the module that registers it. None: there is no simulator,
+            as for a robot of which there are recordings alone; policies are then judged on those.
         env_kwargs: keyword arguments of ``gymnasium.make``.
         obs_horizon: observation steps given to the policy, T_o.
         action_horizon: action chunk length, T.
@@ -57,10 +58,11 @@ class Task(Settings, prefix="env"):
             and no loop will run it.
         rotations: dimensions of an action that are absolute rotations, e.g. ``{rotation_vector: [3]}``: kind
             to the first dimension of each.
+        action_bounds: lowest and highest value of each dimension of an action, where they are known.
     """
 
     name: Annotated[str, TASK_NAME]
-    env_id: str
+    env_id: str | None
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     obs_horizon: Annotated[PositiveInt, at_most(LONGEST)] = 1
     action_horizon: Annotated[PositiveInt, at_most(LONGEST)] = 4
@@ -69,21 +71,41 @@ class Task(Settings, prefix="env"):
     metric: Annotated[str, one_of(METRICS)] = "return"
     safe_action: Annotated[str | tuple[float, ...], _SAFE] = ""
     rotations: dict[str, list[int]] = field(default_factory=dict)
+    action_bounds: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         longest, execute = self.action_horizon, self.execute_horizon
         allowed = f"between 1 and env.action_horizon = {longest}"
         require(1 <= execute <= longest, "env.execute_horizon", execute, allowed)
+        if self.action_bounds is not None:
+            low, high = self.action_bounds
+            in_order = len(low) == len(high) > 0 and all(a <= b for a, b in zip(low, high, strict=True))
+            allowed = "[[lowest, ...], [highest, ...]], one of each for every dimension of an action"
+            require(in_order, "env.action_bounds", self.action_bounds, allowed)
+
+    def simulator(self) -> str:
+        """The environment's id.
+
+        Raises:
+            TaskError: there is none.
+        """
+        if self.env_id is None:
+            raise TaskError(
+                f"Task '{self.name}' has no simulator (env_id is null): set env_id in its file to a "
+                "Gymnasium environment for this, or try the policy on the robot with flowpolicy run-control "
+                "robot=NAME."
+            )
+        return self.env_id
 
     def make(self, **kwargs: Any) -> Any:
         """Make the environment, as a :class:`~flowpolicy.evaluation.environment.StandardEnvironment`.
 
         Raises:
-            TaskError: when the simulator is not installed, the id is unknown, or the simulator refuses.
+            TaskError: when there is no simulator, it is not installed, the id is unknown, or it refuses.
         """
         label = f"Task '{self.name}'"
-        environment = make_environment(self.env_id, {**self.env_kwargs, **kwargs}, label)
+        environment = make_environment(self.simulator(), {**self.env_kwargs, **kwargs}, label)
         from flowpolicy.evaluation.environment import standard
 
         return standard(environment, label)
@@ -114,6 +136,42 @@ def make_environment(env_id: str, env_kwargs: Mapping[str, Any], label: str) -> 
         raise TaskError(f"{label}: {env_id} cannot be made ({reason}).") from error
 
 
+BESIDE_THE_TASK: dict[str, tuple[str, ...]] = {
+    "observation_keys": (),
+    "demonstrations": (),
+    "demo_transform": (),
+    "pretrain": (
+        "steps", "batch_size", "ema_decay", "num_envs", "validation_fraction", "normalization", "action_clip",
+    ),
+    "finetune": (
+        "total_steps", "num_envs", "stagger", "n_steps", "learning_rate", "final_learning_rate", "gamma",
+        "target_kl", "noise",
+    ),
+    "scripted": (),
+    "expert": (),
+    "medium": (),
+}  # fmt: skip
+"""What a task's file may hold besides the settings of :class:`Task`; and of some groups, their settings."""
+
+
+def check_keys(settings: Mapping[str, Any]) -> None:
+    """Refuse a key that a task's file must not have, as nothing would read it.
+
+    Raises:
+        ConfigError: names the nearest valid one.
+    """
+    known = [*(item.name for item in fields(Task)), *BESIDE_THE_TASK]
+    for key, value in settings.items():
+        if key not in known:
+            raise ConfigError(unknown_key(f"env.{key}", [f"env.{name}" for name in known]))
+        inside = BESIDE_THE_TASK.get(key, ())
+        for name in value if inside and isinstance(value, Mapping) else ():
+            if name not in inside:
+                raise ConfigError(
+                    unknown_key(f"env.{key}.{name}", [f"env.{key}.{valid}" for valid in inside])
+                )
+
+
 def task_from(settings: Mapping[str, Any]) -> Task:
     """The task in an ``env`` node of a config or in a checkpoint; what else the node holds is left alone."""
     names = {item.name for item in fields(Task)}
@@ -142,5 +200,6 @@ def task_of(
         raise ConfigError(
             f"{checkpoint} does not describe its task: {str(error).rstrip('.')}; name one, e.g. env=hopper."
         ) from error
-    check_choice(task.env_id, task.env_kwargs, checkpoint)
+    if task.env_id is not None:
+        check_choice(task.env_id, task.env_kwargs, checkpoint)
     return task

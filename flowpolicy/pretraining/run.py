@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import time
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,6 @@ from flowpolicy.data.sampling import ChunkSampler, as_tensors
 from flowpolicy.data.store import Demonstrations, read_demonstrations
 from flowpolicy.data.zarr_reading import resolve_path
 from flowpolicy.errors import ConfigError, DataError
-from flowpolicy.evaluation.rollout import check_spaces, evaluate
 from flowpolicy.evaluation.summary import write_summary
 from flowpolicy.evaluation.task import Task, task_from
 from flowpolicy.flow import build_objective
@@ -26,6 +23,7 @@ from flowpolicy.models.network import NetworkConfig
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.policy.config import PolicyConfig
 from flowpolicy.pretraining.config import DataConfig, TrainConfig
+from flowpolicy.pretraining.judging import Judge, OpenLoop, Rollouts
 from flowpolicy.pretraining.state import STATE_FOLDER
 from flowpolicy.pretraining.trainer import CHECKPOINT, Trainer
 from flowpolicy.ranges import Episodes, NonNegativeInt
@@ -106,8 +104,7 @@ def _run(config: PretrainConfig, run_dir: Path, command: str, group: Processes) 
     demos = find_demonstrations(config, task)
     torch.manual_seed(config.seed)
     policy = make_policy(config, task, demos)
-    with contextlib.closing(task.make()) as environment:
-        check_spaces(environment, policy, f"Task '{task.name}'")
+    judge = _judge(config, task, policy, demos)
     training, validation = make_samplers(policy.to(device), demos, config.data, config.seed)
     if group.is_first:
         folder.begin(settings)
@@ -118,11 +115,10 @@ def _run(config: PretrainConfig, run_dir: Path, command: str, group: Processes) 
         )  # fmt: skip
         _report_lost(policy)
 
-    rollouts = partial(evaluate, task=task, num_envs=config.train.num_envs, record=int(config.video))
     trainer = Trainer(
         policy, training, validation, config.train,
         run_dir=run_dir, seed=config.seed, processes=group, settings=settings,
-        evaluate=lambda current: rollouts(current, episodes=config.train.evaluate_episodes).scalars(),
+        evaluate=judge.on_the_way,
     )  # fmt: skip
     if config.resume and trainer.resume():
         logger.info("Continuing %s at step %d.", run_dir, trainer.state.step)
@@ -141,10 +137,9 @@ def _run(config: PretrainConfig, run_dir: Path, command: str, group: Processes) 
         "train_seconds": time.perf_counter() - started,
     }
     if config.train.final_episodes:
-        video = run_dir / "video.mp4" if config.video else None
-        outcome = rollouts(result, episodes=config.train.final_episodes, video=video)
-        metrics.update(outcome.metrics())
-        trainer.loggers.log(trainer.state.step, outcome.scalars())
+        found, scalars = judge.at_the_end(result, run_dir)
+        metrics.update(found)
+        trainer.loggers.log(trainer.state.step, scalars)
     trainer.loggers.close()
     _plot(run_dir, task, policy.spec.name, metrics)
     return write_summary(
@@ -152,6 +147,12 @@ def _run(config: PretrainConfig, run_dir: Path, command: str, group: Processes) 
         wall_seconds=time.perf_counter() - started, metrics=metrics, checkpoint=str(run_dir / CHECKPOINT),
         command=command, parameters=policy.num_parameters(), execute_horizon=task.execute_horizon,
     )  # fmt: skip
+
+
+def _judge(config: PretrainConfig, task: Task, policy: FlowPolicy, demos: Demonstrations) -> Judge:
+    if task.env_id is not None:
+        return Rollouts(policy, task, config.train, int(config.video))
+    return OpenLoop(task, demos, *split_episodes(demos, config.data, config.seed), config.seed)
 
 
 def find_demonstrations(config: PretrainConfig, task: Task) -> Demonstrations:

@@ -22,7 +22,12 @@ from flowpolicy.acceleration.caching.scheduling import (
 )
 from flowpolicy.acceleration.caching.search import ActionError, search
 from flowpolicy.acceleration.caching.similarity import MINIMUM_OBSERVATIONS, Similarity, measure_similarity
-from flowpolicy.acceleration.observations import CALIBRATION_SEED, observations_of, rows_of
+from flowpolicy.acceleration.observations import (
+    CALIBRATION_SEED,
+    observations_of,
+    recording_of,
+    rows_of,
+)
 from flowpolicy.errors import ConfigError
 from flowpolicy.evaluation.task import task_of
 from flowpolicy.files.storage import atomic_file
@@ -157,7 +162,9 @@ def calibrate_checkpoint(
     task = task_of(policy.spec.task, env, config.checkpoint)
     # Neighbours in time are similar, so schedules are compared on other episodes.
     making, judging = (
-        observations_of(policy, task, count, episodes=config.episodes, seed=seed)
+        observations_of(
+            policy, task, count, episodes=config.episodes, seed=seed, demonstrations=recording_of(env)
+        )
         for count, seed in (
             (config.observations, config.seed),
             (config.test_observations, config.seed + config.episodes),

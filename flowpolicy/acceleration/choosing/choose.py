@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from flowpolicy.acceleration.choosing.candidates import (
 from flowpolicy.acceleration.choosing.config import PlanConfig
 from flowpolicy.acceleration.choosing.measuring import NOT_HERE, Measured, measure
 from flowpolicy.acceleration.choosing.plan import DeploymentPlan, MeasuredSampler, hardware
-from flowpolicy.acceleration.observations import CALIBRATION_SEED, observations_of
+from flowpolicy.acceleration.observations import CALIBRATION_SEED, observations_of, recording_of
 from flowpolicy.acceleration.sampler import build_sampler
 from flowpolicy.errors import FlowPolicyError
 from flowpolicy.evaluation.delayed import DelayedResult, run_delayed
@@ -101,11 +102,12 @@ def plan_checkpoint(config: PlanConfig, env: Mapping[str, Any] | None = None) ->
     torch.set_num_threads(config.threads)
     policy = FlowPolicy.load(config.checkpoint, resolve_device(config.device))
     task = task_of(policy.spec.task, env, config.checkpoint)
-    recorded = observations_of(policy, task, config.observations, episodes=16, seed=CALIBRATION_SEED + 2000)
+    observe = partial(observations_of, policy, task, demonstrations=recording_of(env))
+    recorded = observe(config.observations, episodes=16, seed=CALIBRATION_SEED + 2000)
     schedules = [Schedule.load(path) for path in config.schedules]
     if config.search_iterations and any(item.schedule for item in candidates_of(policy)):
         # On other episodes than those they are judged on.
-        making = observations_of(policy, task, 16, episodes=4, seed=CALIBRATION_SEED + 3000)
+        making = observe(16, episodes=4, seed=CALIBRATION_SEED + 3000)
         schedules += searched_schedules(policy, making, config.search_iterations, config.seed)
     candidates = candidates_of(policy, schedules)
     judged = list(with_errors(policy, candidates, recorded, config.seed))
@@ -115,19 +117,20 @@ def plan_checkpoint(config: PlanConfig, env: Mapping[str, Any] | None = None) ->
     if not in_time:
         raise FlowPolicyError(_nearest_miss(measured, config))
     tried = front_of(in_time, config.front)
-    for item in progress(tried, "episodes"):
-        item.rollouts = _rollouts(policy, task, item, config)
-    chosen, reason = choose_among(tried, task, config)
+    if task.env_id is None:
+        most_exact = "It is the most exact one in time; the task has no simulator to try others in."
+        chosen, reason = tried[0], _reason(tried[0], config, most_exact)
+    else:
+        for item in progress(tried, "episodes"):
+            item.rollouts = _rollouts(policy, task, item, config)
+        chosen, reason = choose_among(tried, task, config)
     faster = [item for item in in_time if item.bound < 0.7 * chosen.bound]
     fast = min(faster, key=lambda item: item.bound, default=None)
-    assert chosen.rollouts is not None
-    values = metric_of(chosen.rollouts, task.metric)
     plan = DeploymentPlan(
         fingerprint(policy), hardware(config.threads), config.period_ms, config.quantile,
         config.max_action_error, _planned(chosen), None if fast is None else _planned(fast),
         str(policy.device), config.threads, task.execute_horizon,
-        {"metric": task.metric, "mean": float(values.mean()), "ci95": list(mean_interval(values)),
-         "episodes": len(values), "strategy": config.strategy}, reason,
+        _outcome(chosen, task, config), reason,
         int(np.quantile(delays_of(chosen, task), config.quantile, method="higher")),
     )  # fmt: skip
     return Planning(config, task, measured, chosen, fast, reason, plan)
@@ -179,7 +182,11 @@ def choose_among(tried: Sequence[Measured], task: Task, config: PlanConfig) -> t
             f"the {len(equal)} whose {task.metric}, over {config.episodes} paired episodes with their own "
             "latency injected, is not below the best one's."
         )
-    return item, (
+    return item, _reason(item, config, compared)
+
+
+def _reason(item: Measured, config: PlanConfig, compared: str) -> str:
+    return (
         f"{item.candidate.name} in {item.backend}: {100 * config.quantile:g}% of its calls end within "
         f"{item.bound:.3f} ms of the {config.period_ms:g} ms, and its action error is "
         f"{item.candidate.error:.4f} (below {item.candidate.error_bound:.4f} at 95% confidence, largest "
@@ -218,6 +225,15 @@ def _rollouts(policy: FlowPolicy, task: Task, item: Measured, config: PlanConfig
         safe_action=config.safe_action or task.safe_action or "hold", episodes=config.episodes,
         seed=config.seed, num_envs=min(50, config.episodes),
     )  # fmt: skip
+
+
+def _outcome(chosen: Measured, task: Task, config: PlanConfig) -> dict[str, Any]:
+    """What the episodes of the chosen one came to; nothing where none were run."""
+    if chosen.rollouts is None:
+        return {}
+    values = metric_of(chosen.rollouts, task.metric)
+    figures = {"mean": float(values.mean()), "ci95": list(mean_interval(values)), "episodes": len(values)}
+    return {"metric": task.metric, **figures, "strategy": config.strategy}
 
 
 def _planned(item: Measured) -> MeasuredSampler:
