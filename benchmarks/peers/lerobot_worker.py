@@ -32,7 +32,11 @@ def features(settings: dict[str, Any]) -> dict[str, Any]:
     }
     joints = [f"joint_{number}.pos" for number in range(6)]
     vector = {"dtype": "float32", "shape": (6,), "names": joints}
-    return {"observation.state": vector, "action": vector, **dict.fromkeys(CAMERAS[: settings["cameras"]], camera)}
+    return {
+        "observation.state": vector,
+        "action": vector,
+        **dict.fromkeys(CAMERAS[: settings["cameras"]], camera),
+    }
 
 
 def picture(rng: np.random.Generator, step: int, height: int, width: int, noise: int) -> np.ndarray:
@@ -57,7 +61,12 @@ def make(settings: dict[str, Any]) -> None:
         encode = lerobot_dataset.encode_video_frames
         lerobot_dataset.encode_video_frames = lambda *a, **k: encode(*a, **{**k, **chosen})
     dataset = LeRobotDataset.create(
-        "toy/made", settings["fps"], features(settings), root=root, use_videos=settings["codec"] != "png", **named
+        "toy/made",
+        settings["fps"],
+        features(settings),
+        root=root,
+        use_videos=settings["codec"] != "png",
+        **named,
     )
     rng = np.random.default_rng(0)
     for episode in range(settings["episodes"]):
@@ -67,7 +76,9 @@ def make(settings: dict[str, Any]) -> None:
                 "action": rng.uniform(-1, 1, 6).astype(np.float32),
             }
             for number, camera in enumerate(CAMERAS[: settings["cameras"]]):
-                frame[camera] = picture(rng, step + 37 * episode + 11 * number, *settings["size"], settings["noise"])
+                frame[camera] = picture(
+                    rng, step + 37 * episode + 11 * number, *settings["size"], settings["noise"]
+                )
             add(dataset, frame, TASKS[episode % 3])
         dataset.save_episode()
     if hasattr(dataset, "finalize"):
@@ -76,7 +87,9 @@ def make(settings: dict[str, Any]) -> None:
         from lerobot.datasets.dataset_tools import delete_episodes
 
         whole = LeRobotDataset("toy/made", root=root)
-        delete_episodes(whole, settings["delete"], output_dir=Path(settings["root"] + "_deleted"), repo_id="toy/less")
+        delete_episodes(
+            whole, settings["delete"], output_dir=Path(settings["root"] + "_deleted"), repo_id="toy/less"
+        )
 
 
 def add(dataset: Any, frame: dict[str, Any], task: str) -> None:

@@ -27,7 +27,7 @@ from flowpolicy.data.store import Demonstrations
 from flowpolicy.data.store_writing import check_new
 from flowpolicy.data.video_writing import ENCODERS, write_video
 from flowpolicy.errors import DataError
-from flowpolicy.features import Image
+from flowpolicy.features.undeclared import Kind
 from flowpolicy.files.storage import atomic_folder
 from flowpolicy.optional import optional
 from flowpolicy.runs.progress import progress
@@ -88,7 +88,7 @@ class _Writer:
             del self._arrays[name]
         self._cameras = {
             _name(key) for key in demos.arrays
-            if key not in NOT_OBSERVED and isinstance(demos.feature(key), Image)
+            if key not in NOT_OBSERVED and demos.feature(key).name == Kind.IMAGE
         }  # fmt: skip
         if self._codec is not None:
             for name in sorted(self._cameras):

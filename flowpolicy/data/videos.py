@@ -20,7 +20,8 @@ _CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "matro
 _PIXELS = {1: "gray", 3: "rgb24", 4: "rgba"}
 _JUMP_SECONDS = 2.0  # forward: from here on a jump to a key frame is cheaper than decoding what lies between
 _REORDERING_SECONDS = 1.0  # a key frame is looked for so much earlier, as files sort frames by decoding time
-_CODING_BLOCK = 64  # a coded frame may exceed the shown one by less than this on each side
+_MOST_STREAMS = 64
+_PADDING = 256  # a decoder rounds each side up to whole coding blocks and adds a border
 
 
 class Video:
@@ -44,13 +45,20 @@ class Video:
             raise DataError(f"{path} is no video that is read here; convert it to MP4.")
         if not path.is_file():
             raise DataError(f"There is no video {path}; copy the dataset again, or leave its key out.")
+        height, width = shape[:2]
+        limit = {"max_pixels": str((height + _PADDING) * (width + _PADDING))}
         with self._explained():
-            # The format is fixed, as others (playlists) may name further files or addresses.
+            # The format is fixed, as others (playlists) may name further files or addresses. Opening decodes
+            # a frame of each stream, of whatever size the stream itself says.
             self._container = av.open(
-                f"file:{path}", format=container, options={"protocol_whitelist": "file"}
+                f"file:{path}",
+                format=container,
+                options={"protocol_whitelist": "file"},
+                stream_options=[limit] * _MOST_STREAMS,
             )
             try:
                 self._stream = self._checked_stream()
+                self._stream.codec_context.options = limit
             except BaseException:
                 self._container.close()
                 raise
@@ -87,6 +95,10 @@ class Video:
                     f"{self.path} has no frame at {time:.3f} s ({where}), where a step needs one; it is cut "
                     "off or damaged, so copy it again, or leave its key out."
                 )
+            if frame.is_corrupt:
+                raise DataError(
+                    f"{self.path} is damaged at {time:.3f} s; copy it again, or leave its key out."
+                )
             yield self._pixels(frame)
 
     def _checked_stream(self) -> Any:
@@ -103,7 +115,6 @@ class Video:
                 f"{self.path} declares frames of {context.height} x {context.width} pixels and the dataset "
                 f"declares {height} x {width}; copy the right file."
             )
-        context.options = {"max_pixels": str((height + _CODING_BLOCK) * (width + _CODING_BLOCK))}
         stream.thread_type = "AUTO"
         return stream
 

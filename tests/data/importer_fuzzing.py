@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
+import lerobot_samples
 from importer_samples import WRITERS, make_episodes
 
 from flowpolicy.data.importers import FORMATS, import_demonstrations
@@ -221,8 +222,11 @@ class Outcome:
 
 
 def write_samples(folder: Path) -> dict[str, Path]:
-    """A small valid source of every format."""
-    return {name: WRITERS[name](folder, make_episodes()) for name in FORMATS}
+    """A small valid source of every format, and of LeRobot's with videos and with images besides."""
+    samples = {name: WRITERS[name](folder, make_episodes()) for name in FORMATS}
+    samples["lerobot, videos"] = lerobot_samples.write(folder)
+    samples["lerobot, images"] = lerobot_samples.write(folder, 2, images="image")
+    return samples
 
 
 def attempt(samples: dict[str, Path], seed: int) -> Outcome:
@@ -243,7 +247,7 @@ def attempt(samples: dict[str, Path], seed: int) -> Outcome:
             files = described
         file = files[int(rng.integers(len(files)))]
         file.write_bytes(mutation(file.read_bytes(), rng))
-        answer, fault, seconds, megabytes = _import_apart(source, format)
+        answer, fault, seconds, megabytes = _import_apart(source, format.partition(",")[0])
     return Outcome(format, mutation.__name__, file.name, seed, answer, fault, seconds, megabytes)
 
 

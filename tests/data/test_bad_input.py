@@ -679,6 +679,7 @@ for _name, _content in {
     "pickle of an array without content": (
         b"\x80\x03]cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85C\x01b\x87Ra."
     ),
+    "pickle with a huge memo": b"\x80\x03]r\xff\xff\xff\x4f.",
     "pickle containing itself": b"\x80\x03]q\x00h\x00a.",
     "pickle of a huge array": pickle.dumps(np.zeros(3)).replace(b"K\x03\x85", b"J\xff\xff\xff\x7f\x85"),
     "pickle cut inside a call": pickle.dumps(_Call(os.system, _MARK))[:-3],

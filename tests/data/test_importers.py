@@ -151,9 +151,9 @@ def test_lerobot_version_3_keeps_several_episodes_in_a_file(write_sample: Callab
     assert_same(import_demonstrations(folder), episodes)  # in the order of episodes, not of rows
 
 
-def test_lerobot_says_that_videos_are_left_out(write_sample: Callable[..., Path], caplog):
+def test_lerobot_says_that_a_camera_without_a_shape_is_left_out(write_sample: Callable[..., Path], caplog):
     import_demonstrations(write_sample("lerobot"))
-    assert "videos are not decoded; left out: observation.image" in caplog.text
+    assert "declares no shape of images); left out: observation.image" in caplog.text
 
 
 def test_d4rl_flags_and_last_episode(tmp_path: Path):

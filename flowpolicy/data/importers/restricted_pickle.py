@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import pickletools
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
@@ -39,6 +40,7 @@ def load_arrays(path: Path) -> Any:
         if _COPIES * size > free_memory_bytes():
             raise DataError(f"{path} takes {_COPIES} times its {size} bytes of memory, more than is free.")
         content = path.read_bytes()
+        _check_memo(content)
         return _Builder().build(_Unpickler(io.BytesIO(content), encoding="latin1").load())
     except DataError:
         raise
@@ -48,6 +50,13 @@ def load_arrays(path: Path) -> Any:
         ) from error
     except Exception as error:  # a damaged pickle can raise nearly anything
         raise reading_error(error, path, "is cut off, damaged or no pickle") from error
+
+
+def _check_memo(content: bytes) -> None:
+    """Refuse numbers of the memo beyond any that so many bytes could need: their table would be allocated."""
+    for operation, argument, _ in pickletools.genops(content):
+        if operation.name.endswith("PUT") and isinstance(argument, int) and argument > len(content):
+            raise _RefusedError(f"place {argument} of a memo")
 
 
 class _RefusedError(Exception):

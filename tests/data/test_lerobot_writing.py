@@ -1,0 +1,119 @@
+"""A LeRobot dataset that is written here comes back as it was, and lerobot itself loads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flowpolicy.data.importers import import_demonstrations
+from flowpolicy.data.lerobot_statistics import pixel_counts, pixel_statistics
+from flowpolicy.data.lerobot_writing import write_lerobot
+from flowpolicy.data.store import Demonstrations
+from flowpolicy.errors import ConfigError, DataError
+
+pytest.importorskip("pyarrow")
+pytest.importorskip("av")
+
+
+@pytest.fixture
+def recorded() -> Demonstrations:
+    """Every kind of array that a store has, three episodes of it."""
+    rng = np.random.default_rng(0)
+    steps, ends = 12, np.array([5, 8, 12])
+    arrays = {
+        "action": rng.normal(size=(steps, 2)).astype(np.float32),
+        "observation": rng.normal(size=(steps, 3)).astype(np.float32),
+        "state": rng.normal(size=(steps, 1)).astype(np.float32),
+        "images.top": rng.integers(0, 256, (steps, 16, 24, 3), np.uint8),
+        "grey": rng.integers(0, 256, (steps, 16, 24, 1), np.uint8),
+        "front": rng.uniform(0.5, 3, (steps, 8, 10)).astype(np.float32),
+        "tool": np.tile(np.eye(4, dtype=np.float32), (steps, 1, 1)),
+        "reward": rng.normal(size=steps).astype(np.float32),
+        "terminated": np.isin(np.arange(steps), ends - 1),
+        "task_index": np.repeat([1, 0, 1], [5, 3, 4]),
+    }
+    kinds = {"images.top": "image", "grey": "image", "tool": "pose"}
+    kinds["front"] = {"kind": "depth", "farthest": 3.0}  # type: ignore[assignment]
+    attributes = {
+        "fps": 20,
+        "kinds": kinds,
+        "tasks": ["push", "lift"],
+        "masks": {"valid": [1]},
+        "env_id": "Toy-v0",
+    }
+    return Demonstrations(arrays, ends, attributes)
+
+
+def test_a_round_trip_gives_everything_back(recorded: Demonstrations, tmp_path: Path):
+    back = import_demonstrations(write_lerobot(tmp_path / "out", recorded))
+    assert set(back.arrays) == set(recorded.arrays)
+    for key, array in recorded.arrays.items():
+        np.testing.assert_array_equal(back.arrays[key], array, err_msg=key)
+        assert back.arrays[key].dtype == array.dtype
+        assert back.feature(key) == recorded.feature(key)
+    np.testing.assert_array_equal(back.episode_ends, recorded.episode_ends)
+    kept = {k: v for k, v in recorded.attributes.items() if k != "kinds"}
+    assert {key: back.attributes[key] for key in kept} == kept
+    with pytest.raises(DataError, match="exists already"):
+        write_lerobot(tmp_path / "out", recorded)
+
+
+@pytest.mark.parametrize("codec", ["h264", "hevc", "av1"])
+def test_videos_come_back_nearly_as_they_were(recorded: Demonstrations, tmp_path: Path, codec: str):
+    smooth = np.add.outer(np.arange(64), np.arange(96)).astype(np.uint8)
+    shifted = np.stack([np.roll(smooth, 4 * step, axis=1) // 2 + 40 for step in range(12)])
+    recorded.arrays = {
+        "action": recorded.arrays["action"],
+        "camera": np.repeat(shifted[..., None], 3, axis=3),
+    }
+    recorded.attributes = {"fps": 10}
+    out = write_lerobot(tmp_path / "out", recorded, images=codec, task="push it")
+    back = import_demonstrations(out)
+    error = np.abs(back.arrays["camera"].astype(int) - recorded.arrays["camera"])
+    assert error.reshape(12, -1).mean(axis=1).max() < 3
+    assert back.attributes["tasks"] == ["push it"]
+    assert len(list(out.rglob("*.mp4"))) == 3
+
+
+def test_statistics_are_those_of_the_pixels():
+    images = np.random.default_rng(0).integers(0, 256, (5, 6, 7, 3), np.uint8)
+    found = pixel_statistics(pixel_counts(images, 3), len(images))
+    flat = images.reshape(-1, 3) / 255
+    for name, value in {
+        "min": flat.min(0),
+        "max": flat.max(0),
+        "mean": flat.mean(0),
+        "std": flat.std(0),
+    }.items():
+        np.testing.assert_allclose(np.ravel(found[name]), value, atol=1e-9)
+    np.testing.assert_allclose(np.ravel(found["q50"]), np.median(flat, axis=0), atol=1 / 255)
+
+
+def test_what_cannot_be_written_is_said(recorded: Demonstrations, tmp_path: Path):
+    with pytest.raises(DataError, match=r"'observation\.grey' has images .* images=png"):
+        write_lerobot(tmp_path / "out", recorded, images="h264")
+    with pytest.raises(ConfigError, match="images is 'gif'"):
+        write_lerobot(tmp_path / "out", recorded, images="gif")
+    recorded.arrays["task_index"][3] = 2
+    with pytest.raises(DataError, match="'task_index' reaches 2"):
+        write_lerobot(tmp_path / "out", recorded)
+    del recorded.attributes["fps"]
+    with pytest.raises(DataError, match="does not say its rate"):
+        write_lerobot(tmp_path / "out", recorded)
+    assert not (tmp_path / "out").exists()
+
+
+def test_lerobot_loads_it(recorded: Demonstrations, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    module = pytest.importorskip("lerobot.datasets.lerobot_dataset")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    dataset = module.LeRobotDataset("toy/out", root=write_lerobot(tmp_path / "out", recorded))
+    assert len(dataset) == 12
+    np.testing.assert_array_equal(dataset[7]["action"].numpy(), recorded.arrays["action"][7])
+    assert [dataset[step]["task"] for step in (4, 5, 11)] == ["lift", "push", "lift"]
+    np.testing.assert_allclose(
+        dataset[7]["observation.images.top"].numpy().transpose(1, 2, 0),
+        recorded.arrays["images.top"][7] / 255,
+        atol=1e-6,
+    )
