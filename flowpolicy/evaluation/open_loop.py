@@ -290,9 +290,9 @@ def _trajectory(
 
 
 def _names(demos: Demonstrations) -> tuple[str, ...]:
-    """Of the action's dimensions: as the recording declares them in its attribute ``names``, or numbers."""
+    """Of the action's dimensions: as the recording calls them, or numbers."""
     count = demos.arrays["action"].shape[1]
-    declared = demos.attributes.get("names")
+    declared = demos.attributes.get("dimension_names")
     named = declared.get("action") if isinstance(declared, Mapping) else None
     if isinstance(named, list) and len(named) == count and len({str(name) for name in named}) == count:
         return tuple(str(name)[:100] for name in named)
