@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flowpolicy.data.normalization import Normalizer
 from flowpolicy.data.sampling import ChunkSampler, as_tensors
 from flowpolicy.data.store import Demonstrations
 from flowpolicy.errors import DataError
@@ -219,6 +220,11 @@ def evaluate_open_loop(
         for method, chunk in predictions.items():
             squared = (chunk.double() - batch.action.double()).numpy() ** 2
             np.add.at(squares[method], owner[part], squared * mask[:, :, None])
+    # Of the actions as they are recorded, whatever form of them a policy learns.
+    config = policy.config
+    scale = Normalizer.fit(
+        windows.action, config.action_normalization, max(1, config.action_clip), keep_all=True
+    )
     seen = counts.sum(1) > 0  # of many short episodes, thinning may leave some out
     middle = sorted(usable, key=lambda e: ends[e] - starts[e])[len(usable) // 2]
     return OpenLoopResult(
@@ -227,7 +233,7 @@ def evaluate_open_loop(
         windows=len(steps),
         squares={method: found[seen] for method, found in squares.items()},
         counts=counts[seen],
-        inverse_scale=policy.action_normalizer.inverse_scale.double().cpu().numpy(),
+        inverse_scale=scale.inverse_scale.double().numpy(),
         trajectory=_trajectory(policy, windows, middle, int(starts[middle]), int(ends[middle]), seed),
     )
 
