@@ -16,6 +16,7 @@ from flowpolicy.data.store_writing import check_new
 from flowpolicy.errors import ConfigError, DataError
 from flowpolicy.evaluation.summary import versions
 from flowpolicy.evaluation.task import make_environment, task_from
+from flowpolicy.runs.progress import ProgressBar, progress_bar
 from flowpolicy.runs.seeds import derived_seed
 from flowpolicy.settings import build, require
 from flowpolicy_envs.actor import ExpertActor
@@ -125,7 +126,8 @@ def collect(
         for index, (name, actor) in enumerate(actors.items()):
             first_seed = start + len(episodes) + index * num_envs
             share = -(-steps // len(actors))
-            kept = _collect_share(actor, envs, share, first_seed, [seed, index], deterministic)
+            with progress_bar(share, f"collect {name}") as bar:
+                kept = _collect_share(actor, envs, share, first_seed, [seed, index], deterministic, bar)
             episodes += kept
             described.append(_described(name, actor, kept, first_seed))
             logger.info(
@@ -291,6 +293,7 @@ def _collect_share(
     first_seed: int,
     noise_seed: list[int],
     deterministic: bool,
+    bar: ProgressBar,
 ) -> list[Episode]:
     rng = np.random.default_rng(noise_seed)
     kept: list[Episode] = []
@@ -301,6 +304,7 @@ def _collect_share(
         for episode in run_episodes(actor, envs, seeds, rng, deterministic=deterministic):
             kept.append(episode)
             count += len(episode)
+            bar.update(len(episode))
             if count >= share:
                 return kept
 

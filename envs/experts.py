@@ -20,6 +20,7 @@ from flowpolicy.errors import ConfigError
 from flowpolicy.evaluation.task import make_environment
 from flowpolicy.files.storage import atomic_file
 from flowpolicy.ranges import PositiveInt
+from flowpolicy.runs.progress import ProgressBar
 from flowpolicy.runs.seeds import derived_seed
 from flowpolicy.settings import Settings, choose
 from flowpolicy_envs.actor import ActorInfo, actor_from_sb3
@@ -73,11 +74,14 @@ class _Checkpoints(BaseCallback):
         self.env_kwargs = env_kwargs
         self._next = config.checkpoint_every
 
+    bar: ProgressBar
+
     def _on_training_start(self) -> None:
         every = self.config.checkpoint_every
         self._next = (self.num_timesteps // every + 1) * every
 
     def _on_step(self) -> bool:
+        self.bar.update(self.training_env.num_envs)
         if self.num_timesteps >= self._next:
             self._next += self.config.checkpoint_every
             self.save()
@@ -192,6 +196,10 @@ def train_expert(
     checkpoints = _Checkpoints(run_dir, env_id, config, seed, info, dict(env_kwargs or {}))
     remaining = config.total_steps - model.num_timesteps
     if remaining > 0:
-        model.learn(remaining, callback=checkpoints, reset_num_timesteps=False, progress_bar=progress_bar)
+        done = model.num_timesteps
+        with ProgressBar(
+            config.total_steps, "train expert", done=done, silent=progress_bar
+        ) as checkpoints.bar:
+            model.learn(remaining, callback=checkpoints, reset_num_timesteps=False, progress_bar=progress_bar)
         checkpoints.save()
     return run_dir / "actors"

@@ -149,7 +149,10 @@ def _task_choice(path: Path) -> str:
     if "defaults" not in task:  # every setting is there, so that the command line can change it
         groups: dict[str, Any] = {key: {} if inside else None for key, inside in BESIDE_THE_TASK.items()}
         del groups["observation_keys"]  # left out means another thing than null
-        task = OmegaConf.merge({**_defaults(Task), **groups}, task)
+        given = set(task.keys())  # of which `in` denies those that are ???
+        for key, default in {**_defaults(Task), **groups}.items():
+            if key not in given:
+                task[key] = default
     demonstrations = task.get("demonstrations")
     if isinstance(demonstrations, str) and (path.parent / demonstrations).exists():
         task.demonstrations = str(path.parent / demonstrations)

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 from typing import Any
 
 from flowpolicy.cli import command_line, script
 from flowpolicy.data.importers import import_to_store
-from flowpolicy.data.inspection import inspect_demonstrations, metrics, table
+from flowpolicy.data.inspection import Inspection, inspect_demonstrations, metrics, table
 from flowpolicy.evaluation.summary import write_summary
+from flowpolicy.evaluation.task_file import task_file_of, write_task_file
 
 
 @script("import_demos")
 def main(config: dict[str, Any], run_dir: Path) -> None:
-    """Read, bring to the task's keys, check, write, and show what was written."""
+    """Read, bring to the task's keys, check, write, and show what was written, its task's file too."""
     start = time.time()
     env = config.get("env") or {}
     attributes = {"import_command": command_line(), **(config["attributes"] or {})}
     if env:
-        attributes = {"env_id": env["env_id"], "fps": env["control_hz"], **attributes}
+        about = {"env_id": env["env_id"], "fps": env["control_hz"]}
+        attributes = {**{name: value for name, value in about.items() if value is not None}, **attributes}
     out = import_to_store(
         config["source"],
         config["out"],
@@ -43,6 +46,8 @@ def main(config: dict[str, Any], run_dir: Path) -> None:
     )
     inspection = inspect_demonstrations(out)
     print(table(inspection))
+    if inspection.problem is None and not env and config["task_file"] is not False:
+        _write_task(inspection, Path(config["task_file"] or task_file_of(out)), out)
     summary = write_summary(
         run_dir,
         task=env.get("name", "unknown"),
@@ -55,6 +60,18 @@ def main(config: dict[str, Any], run_dir: Path) -> None:
         command=command_line(),
     )
     print(summary)
+
+
+def _write_task(inspection: Inspection, path: Path, store: Path) -> None:
+    """Leave the store's task beside it, and a file that is there already as it is."""
+    log = logging.getLogger(__name__)
+    if path.exists():
+        log.warning("%s is there already and stays as it is; remove it to have it written anew.", path)
+        return
+    print(write_task_file(path, inspection, store))
+    if "fps" not in inspection.attributes:
+        log.warning("The recording declares no rate; write control_hz into %s before you train.", path)
+    log.info("To train on it: flowpolicy pretrain env=%s", path)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from flowpolicy.data.zarr_reading import open_store
 from flowpolicy.errors import DataError
 from flowpolicy.features.image import CHANNELS
 from flowpolicy.features.stored import stored_feature
+from flowpolicy.runs.progress import progress
 
 _BLOCK_BYTES = 1 << 24
 _IMAGES = 4  # dimensions of an array of images
@@ -137,7 +138,11 @@ def inspect_demonstrations(path: Path | str, format: str = "auto") -> Inspection
         steps=steps,
         lengths=lengths,
         returns=_returns(arrays.get("reward"), lengths),
-        keys=[summarise(key, array) for key, array in arrays.items() if array.dtype.kind in "fiub"],
+        keys=[
+            summarise(key, array)
+            for key, array in progress(list(arrays.items()), "inspect")
+            if array.dtype.kind in "fiub"
+        ],
         problem=problem,
         arrays=arrays,
         episode_ends=np.asarray(ends),

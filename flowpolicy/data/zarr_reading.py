@@ -23,6 +23,7 @@ from flowpolicy.features import Feature
 from flowpolicy.features.stored import KINDS, stored_feature
 from flowpolicy.files.storage import atomic_file
 from flowpolicy.optional import missing, optional
+from flowpolicy.runs.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -219,7 +220,7 @@ def _fill_with_images(images: NDArray[Any], array: Any) -> bool:
     """Copy images, read a few at a time; False unless every value is a whole number in 0..255."""
     row = int(np.prod(array.shape[1:])) * array.dtype.itemsize
     rows = max(1, int(array.chunks[0]), _BLOCK_BYTES // max(1, row))
-    for start in range(0, len(images), rows):
+    for start in progress(range(0, len(images), rows), "read images"):
         block = np.asarray(array[start : start + rows])
         if not is_whole_uint8(block):
             return False

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flowpolicy.data.normalization import Normalizer
 from flowpolicy.data.sampling import ChunkSampler, as_tensors
 from flowpolicy.data.store import Demonstrations
 from flowpolicy.errors import DataError
@@ -219,6 +220,11 @@ def evaluate_open_loop(
         for method, chunk in predictions.items():
             squared = (chunk.double() - batch.action.double()).numpy() ** 2
             np.add.at(squares[method], owner[part], squared * mask[:, :, None])
+    # Of the actions as they are recorded, whatever form of them a policy learns.
+    config = policy.config
+    scale = Normalizer.fit(
+        windows.action, config.action_normalization, max(1, config.action_clip), keep_all=True
+    )
     seen = counts.sum(1) > 0  # of many short episodes, thinning may leave some out
     middle = sorted(usable, key=lambda e: ends[e] - starts[e])[len(usable) // 2]
     return OpenLoopResult(
@@ -227,7 +233,7 @@ def evaluate_open_loop(
         windows=len(steps),
         squares={method: found[seen] for method, found in squares.items()},
         counts=counts[seen],
-        inverse_scale=policy.action_normalizer.inverse_scale.double().cpu().numpy(),
+        inverse_scale=scale.inverse_scale.double().numpy(),
         trajectory=_trajectory(policy, windows, middle, int(starts[middle]), int(ends[middle]), seed),
     )
 
@@ -290,9 +296,9 @@ def _trajectory(
 
 
 def _names(demos: Demonstrations) -> tuple[str, ...]:
-    """Of the action's dimensions: as the recording declares them in its attribute ``names``, or numbers."""
+    """Of the action's dimensions: as the recording calls them, or numbers."""
     count = demos.arrays["action"].shape[1]
-    declared = demos.attributes.get("names")
+    declared = demos.attributes.get("dimension_names")
     named = declared.get("action") if isinstance(declared, Mapping) else None
     if isinstance(named, list) and len(named) == count and len({str(name) for name in named}) == count:
         return tuple(str(name)[:100] for name in named)

@@ -45,12 +45,12 @@ class Recorder(BaseCallback):
         super().__init__()
         self.run_dir, self.save_every = run_dir, save_every
         self.evaluate_every, self.evaluate, self.loggers = evaluate_every, evaluate, loggers
-        self._bar = progress_bar(total_steps if run_dir is not None else None, "fine-tune")
+        self._total = total_steps if run_dir is not None else None
 
     def _on_training_start(self) -> None:
         self._iteration, self._steps = self.model.iteration, self.model.num_timesteps
         self._time, self._seconds = time.perf_counter(), dict(self.model.seconds)
-        self._bar.update(self._steps)
+        self._bar = progress_bar(self._total, "fine-tune", done=self._steps)
 
     def _on_step(self) -> bool:
         return True

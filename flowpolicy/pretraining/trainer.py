@@ -102,8 +102,7 @@ class Trainer:
         shown: dict[str, float] = {}
         count = 0  # steps in sums: fewer than log_every where a resumed run starts between two logs
         total = config.steps if self.processes.is_first else None
-        with progress_bar(total, f"train {self.policy.spec.name}") as bar:
-            bar.update(first)
+        with progress_bar(total, f"train {self.policy.spec.name}", done=first) as bar:
             while self.state.step < config.steps:
                 for name, value in self.step().items():
                     sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+import threading
 import time
-from collections.abc import Iterable, Iterator, Sized
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any, TypeVar, overload
 
 T = TypeVar("T")
@@ -20,48 +22,69 @@ LINE_EVERY_S = 30.0
 class ProgressBar(contextlib.AbstractContextManager["ProgressBar"]):
     """To be used in a ``with`` statement; on a terminal it draws with tqdm, else it logs a line now and then.
 
+    The lines come from a thread of their own, so that work whose units take minutes is heard of too.
+
     Args:
         total: units of work; None where that is not known.
         description: of the work.
+        done: units that were done before, in a run that is continued.
         silent: neither draw nor log.
     """
 
-    def __init__(self, total: int | None, description: str, *, silent: bool = False) -> None:
+    def __init__(self, total: int | None, description: str, *, done: int = 0, silent: bool = False) -> None:
         self._total, self._description, self._silent = total, description, silent
-        self._done, self._started = 0, time.monotonic()
-        self._told = self._started
+        self._done = self._done_when_told = done
+        self._started = self._told = time.monotonic()
+        self._metrics: dict[str, Any] = {}
         self._bar: Any = None
+        self._ended = threading.Event()
+        if silent:
+            return
         # Asked here and not by tqdm(disable=None), whose monitoring thread would start in every process.
-        if not silent and sys.stderr is not None and sys.stderr.isatty():
+        if sys.stderr is not None and sys.stderr.isatty():
             with contextlib.suppress(ImportError):
                 from tqdm import tqdm
 
                 self._bar = tqdm(
-                    total=total, desc=description, file=sys.stderr, dynamic_ncols=True, leave=False
+                    total=total,
+                    initial=done,
+                    desc=description,
+                    file=sys.stderr,
+                    dynamic_ncols=True,
+                    leave=False,
                 )
+        if self._bar is None:
+            threading.Thread(target=_tell, args=(self._ended, weakref.ref(self)), daemon=True).start()
 
     def update(self, n: int = 1, **metrics: float | int | str) -> None:
         """Advance by ``n`` and show ``metrics`` behind; numbers are shortened to three digits."""
         if self._silent:
             return
         self._done += n
+        self._metrics = metrics or self._metrics
         if self._bar is not None:
             if metrics:
                 self._bar.set_postfix(_shown(metrics), refresh=False)
             self._bar.update(n)
-        elif time.monotonic() - self._told >= LINE_EVERY_S:
-            self._told = time.monotonic()
-            log.info("%s", self._line(self._told - self._started, _shown(metrics)))
 
-    def _line(self, seconds: float, metrics: dict[str, str]) -> str:
-        done = f"{self._done}"
+    def line(self) -> str:
+        """What is done and after how long, the rate since the line before, the time that is left, metrics."""
+        now, done = time.monotonic(), self._done
+        rate = (done - self._done_when_told) / max(now - self._told, 1e-9)
+        self._told, self._done_when_told = now, done
+        count = f"{done}"
         if self._total:
-            done = f"{self._done} of {self._total} ({100 * self._done // self._total}%)"
-        behind = "".join(f", {name} {value}" for name, value in metrics.items())
-        return f"{self._description}: {done} after {seconds:.0f} s{behind}"
+            count = f"{done} of {self._total} ({100 * done // self._total}%)"
+        parts = [f"{self._description}: {count} after {_duration(now - self._started)}"]
+        if rate > 0:
+            parts.append(f"{rate:.3g}/s")
+            if self._total:
+                parts.append(f"{_duration((self._total - done) / rate)} left")
+        return ", ".join([*parts, *(f"{name} {value}" for name, value in _shown(self._metrics).items())])
 
     def close(self) -> None:
-        """Take the bar off the terminal."""
+        """Take the bar off the terminal, or end the lines."""
+        self._ended.set()
         if self._bar is not None:
             self._bar.close()
 
@@ -69,12 +92,22 @@ class ProgressBar(contextlib.AbstractContextManager["ProgressBar"]):
         self.close()
 
 
-def progress_bar(total: int | None, description: str) -> ProgressBar:
+def _tell(ended: threading.Event, bar: Callable[[], ProgressBar | None]) -> None:
+    """Log a line at intervals, until the work has ended or nobody holds its bar any more."""
+    while not ended.wait(LINE_EVERY_S):
+        here = bar()
+        if here is None:
+            return
+        log.info("%s", here.line())
+        del here
+
+
+def progress_bar(total: int | None, description: str, *, done: int = 0) -> ProgressBar:
     """A bar over ``total`` units: ``with progress_bar(100, "train") as bar: bar.update(1, loss=0.2)``.
 
-    None units: nothing is shown at all.
+    ``done`` of them were done before. None units: nothing is shown at all.
     """
-    return ProgressBar(total, description, silent=total is None)
+    return ProgressBar(total, description, done=done, silent=total is None)
 
 
 @overload
@@ -94,5 +127,16 @@ def progress(items: Iterable[Any] | int, description: str) -> Iterator[Any]:
             bar.update()
 
 
+def _duration(seconds: float) -> str:
+    """As a reader wants it: ``45 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 def _shown(metrics: dict[str, Any]) -> dict[str, str]:
-    return {name: f"{v:.3g}" if isinstance(v, float) else str(v) for name, v in metrics.items()}
+    return {
+        name: f"{value:.3g}" if isinstance(value, float) else str(value)
+        for name, value in metrics.items()
+        if value == value  # NaN is not known yet
+    }

@@ -18,6 +18,7 @@ from flowpolicy.errors import ConfigError
 from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.models.blocks import AddressableBlocks
 from flowpolicy.policy import FlowPolicy
+from flowpolicy.runs.progress import progress
 
 STEPS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 50, 64, 100)
 HIGHER_ORDER_STEPS = (1, 2, 3, 4, 5, 6, 8, 12)
@@ -120,7 +121,7 @@ def with_errors(
     noise = policy.noise(rows, None, torch.Generator().manual_seed(seed))
     normalize = policy.action_normalizer.normalize
     wanted = normalize(policy.act(observations, sampler=reference_of(policy), noise=noise))
-    for item in candidates:
+    for item in progress(candidates, "compare samplers"):
         if item.schedule is None:
             chunk = policy.act(observations, sampler=item.sampling, noise=noise)
         else:

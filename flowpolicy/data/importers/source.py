@@ -18,7 +18,7 @@ from flowpolicy.errors import DataError
 from flowpolicy.features import FEATURE_KINDS
 from flowpolicy.features.image import channels_first
 from flowpolicy.features.undeclared import Kind, kind_of
-from flowpolicy.runs.progress import progress
+from flowpolicy.runs.progress import progress_bar
 
 BLOCK_BYTES = 1 << 24
 """About as much as is held of a source at a time."""
@@ -156,15 +156,18 @@ class ArraySource(Source):
         """The chosen columns in blocks of about :data:`BLOCK_BYTES`."""
         parts = lengths if self.flat_lengths is None else [lengths.sum()]
         start = 0
-        for part in progress(range(len(parts)), "read demonstrations"):
-            count = int(parts[part])
-            arrays = {name: self._checked_rows(part, name, count) for name in names}
-            width = sum(_row_bytes(array) for array in arrays.values())
-            size = max(1, BLOCK_BYTES // max(1, width))
-            for first in range(0, count, size):
-                until = min(first + size, count)
-                yield Block(start + first, {n: self._slice(a, first, until, n) for n, a in arrays.items()})
-            start += count
+        with progress_bar(int(lengths.sum()), "read demonstrations") as bar:
+            for part in range(len(parts)):
+                count = int(parts[part])
+                arrays = {name: self._checked_rows(part, name, count) for name in names}
+                width = sum(_row_bytes(array) for array in arrays.values())
+                size = max(1, BLOCK_BYTES // max(1, width))
+                for first in range(0, count, size):
+                    until = min(first + size, count)
+                    rows = {name: self._slice(array, first, until, name) for name, array in arrays.items()}
+                    yield Block(start + first, rows)
+                    bar.update(until - first)
+                start += count
 
     def _checked_rows(self, part: int, name: str, count: int) -> Any:
         array = self._rows(part, name)
