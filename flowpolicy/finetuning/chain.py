@@ -53,6 +53,7 @@ class NoisyFlow(nn.Module):
         super().__init__()
         self.objective = policy.objective
         policy.objective.require_flow()
+        policy.action_space.require_plain("Fine-tuning")
         wanted = SamplerSpec(num_steps=num_steps, solver="euler")
         self.sampling = policy.checked(wanted, allow_any_steps=True)
         self.num_steps = num_steps
