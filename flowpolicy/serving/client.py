@@ -20,8 +20,9 @@ from websockets.sync.client import ClientConnection, connect
 
 from flowpolicy.errors import ConfigError, FlowPolicyError
 from flowpolicy.features import Feature, features_of
+from flowpolicy.policy.action_space import ActionConfig
 from flowpolicy.serving.messages import MessageError, decode, encode
-from flowpolicy.settings import require
+from flowpolicy.settings import build, require
 from flowpolicy.spec import PolicySpec
 
 MAX_MESSAGE_BYTES = 2**26
@@ -302,7 +303,10 @@ def _spec_of(metadata: Any) -> PolicySpec:
         feature.check_declaration(key)
     sizes = {key: metadata[key] for key in _SIZES[:-1]}
     sizes["noise_dim"] = metadata.get("noise_dim", metadata["action_dim"])
-    return PolicySpec(features, **sizes, name=str(metadata.get("policy", "remote")))
+    actions = build(ActionConfig, {"rotations": metadata.get("rotations", {})}, "actions")
+    actions.check(metadata["action_dim"], features)
+    name = str(metadata.get("policy", "remote"))
+    return PolicySpec(features, **sizes, name=name, rotations=actions.rotations)
 
 
 def _describes_policy(metadata: Any) -> bool:

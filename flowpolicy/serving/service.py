@@ -94,6 +94,7 @@ class PolicyService:
             "execute_horizon": policy.spec.execute_horizon,
             "action_dim": policy.spec.action_dim,
             "noise_dim": self._noise_shape[1],
+            "rotations": {kind: list(starts) for kind, starts in policy.spec.rotations.items()},
             "nfe": policy.nfe(),
             "max_batch": max_batch,
             **(description or {}),
