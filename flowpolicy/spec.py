@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from flowpolicy.errors import TaskError
 from flowpolicy.features import Feature
+from flowpolicy.features.presence import offered
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class PolicySpec:
         name: of its objective.
         task: settings of the task it was trained for; empty where unknown.
         metadata: where it comes from.
+        noise_dim: numbers of x_0 for each action; None: A.
+        rotations: dimensions of an action that are rotations, kind -> the first of each.
     """
 
     features: Mapping[str, Feature]
@@ -37,6 +40,8 @@ class PolicySpec:
     name: str = "policy"
     task: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    noise_dim: int | None = None
+    rotations: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def observation_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -47,6 +52,11 @@ class PolicySpec:
     def chunk_shape(self) -> tuple[int, int]:
         """(T, A)."""
         return self.action_horizon, self.action_dim
+
+    @property
+    def noise_shape(self) -> tuple[int, int]:
+        """Of the x_0 of a chunk."""
+        return self.action_horizon, self.action_dim if self.noise_dim is None else self.noise_dim
 
     def resting_observation(self) -> dict[str, NDArray[Any]]:
         """Values that the policy takes, zeros where its kinds have them, key -> ``(T_o, *shape)``."""
@@ -74,16 +84,16 @@ class PolicySpec:
                 f"{name} takes actions {takes} and the policy gives vectors of "
                 f"{self.action_dim}; choose the task and robot that the policy was trained for."
             )
-        for key, feature in self.features.items():
+        for key, feature in offered(self.features, observations).items():
             if key not in observations:
                 raise TaskError(
                     f"{name} has no observation '{key}' that the policy needs (it has "
                     f"{', '.join(sorted(observations)) or 'none'}); choose the task and robot that the "
                     "policy was trained for, or map its observation."
                 )
-            offered = observations[key]
-            shape = offered.shape if isinstance(offered, Feature) else tuple(offered)
-            told = offered.declaration() if isinstance(offered, Feature) else feature.declaration()
+            given = observations[key]
+            shape = given.shape if isinstance(given, Feature) else tuple(given)
+            told = given.declaration() if isinstance(given, Feature) else feature.declaration()
             if (told, shape) != (feature.declaration(), feature.shape):
                 is_kind = told != feature.declaration()
                 has, takes = (f" ({told})", f" ({feature.declaration()})") if is_kind else ("", "")

@@ -19,6 +19,7 @@ from flowpolicy.acceleration.sampler import Sampler
 from flowpolicy.errors import DAMAGED_POLICY, FlowPolicyError
 from flowpolicy.execution.receding_horizon import ChunkPolicy
 from flowpolicy.features import Feature, Task
+from flowpolicy.features.presence import completed
 from flowpolicy.serving.messages import decode, encode
 from flowpolicy.settings import require
 
@@ -82,7 +83,7 @@ class PolicyService:
         self.policy, self.max_batch, self.rows_per_turn = policy, max_batch, rows_per_turn
         self._has_told_of_prompt = False
         self._generator = torch.Generator().manual_seed(seed)
-        self._chunk_shape = policy.spec.chunk_shape
+        self._noise_shape = policy.spec.noise_shape
         self._features = dict(policy.spec.features)
         self.metadata: dict[str, Any] = {
             "server": f"flowpolicy {flowpolicy.__version__}",
@@ -92,12 +93,14 @@ class PolicyService:
             "action_horizon": policy.spec.action_horizon,
             "execute_horizon": policy.spec.execute_horizon,
             "action_dim": policy.spec.action_dim,
+            "noise_dim": self._noise_shape[1],
+            "rotations": {kind: list(starts) for kind, starts in policy.spec.rotations.items()},
             "nfe": policy.nfe(),
             "max_batch": max_batch,
             **(description or {}),
         }
         seen = sum(math.prod(shape) for shape in policy.spec.observation_shapes.values())
-        numbers = policy.spec.obs_horizon * seen + math.prod(self._chunk_shape)
+        numbers = policy.spec.obs_horizon * seen + math.prod(self._noise_shape)
         self.max_message_bytes = 65536 + 8 * numbers * max_batch  # 8: float64, the widest that is sent
 
     def warm_up(self, calls: int = 3) -> None:
@@ -152,7 +155,7 @@ class PolicyService:
         content = decode(message)
         if not isinstance(content, dict):
             raise FlowPolicyError("The request is no map; send one from observation keys to arrays.")
-        content = self._named(content)
+        content = completed(self._features, self._named(content))
         observations = {}
         batch: int | None = None  # None: sent without a batch dimension
         for index, (key, feature) in enumerate(self._features.items()):
@@ -172,12 +175,12 @@ class PolicyService:
                 f"The batch has {rows} observations; this server takes 1 to {self.max_batch}."
             )
         if NOISE in content:
-            steps, action_dim = self._chunk_shape
-            noise, size = _checked("The noise", content[NOISE], Feature((action_dim,)), steps)
+            steps, numbers = self._noise_shape
+            noise, size = _checked("The noise", content[NOISE], Feature((numbers,)), steps)
             if size != batch:
                 raise FlowPolicyError("The noise and the observations have different batch sizes.")
         else:
-            noise = torch.randn((rows, *self._chunk_shape), generator=self._generator).numpy()
+            noise = torch.randn((rows, *self._noise_shape), generator=self._generator).numpy()
         return ChunkRequest(observations, noise, batch is not None)
 
     def _named(self, content: Mapping[Any, Any]) -> dict[str, Any]:
