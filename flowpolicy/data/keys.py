@@ -11,7 +11,9 @@ from flowpolicy.errors import DataError
 EPISODE_KEYS = ("reward", "terminated", "truncated")
 PER_STEP_KEYS = (*EPISODE_KEYS, "done")
 """Keys of a store with one number a step that no policy observes, any more than the action."""
-NOT_OBSERVED = ("action", *PER_STEP_KEYS)
+TASK_INDEX = "task_index"
+"""Which of the attribute ``tasks`` a step belongs to; asked for by the key ``task``."""
+NOT_OBSERVED = ("action", *PER_STEP_KEYS, TASK_INDEX)
 _LONGEST_KEY = 200
 
 
@@ -22,6 +24,8 @@ def chosen_keys(keys: Iterable[str], names: Iterable[str], where: Path | str) ->
         DataError: a key that is not there.
     """
     names = list(names)
+    has_words = TASK_INDEX in names and "task" not in names
+    keys = [TASK_INDEX if key == "task" and has_words else key for key in keys]
     wanted = dict.fromkeys([*keys, "action", *(key for key in EPISODE_KEYS if key in names)])
     for key in wanted:
         if key not in names:

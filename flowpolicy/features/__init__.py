@@ -10,6 +10,7 @@ from flowpolicy.features.feature import FEATURE_KINDS, Feature, declared
 from flowpolicy.features.image import Image
 from flowpolicy.features.pose import Pose
 from flowpolicy.features.task import Task
+from flowpolicy.features.text import Text, TextFeature
 from flowpolicy.features.undeclared import features_of, undeclared
 from flowpolicy.features.vector import Vector
 
@@ -20,6 +21,8 @@ __all__ = [
     "Image",
     "Pose",
     "Task",
+    "Text",
+    "TextFeature",
     "Vector",
     "declared",
     "features_of",
