@@ -33,7 +33,7 @@ HUMAN = ROOT / "demonstrations" / "pusht.zarr.zip"
 WORDS = {0: "push the T onto the outline that leans left", 90: "push the T onto the outline that leans right"}
 UNKNOWN = "please shove the tee over to the outline leaning left"
 OBSERVED = {"one": "[observation]", "words": "[observation,task]"}
-STEPS = {"one0": 3000, "one90": 3000, "words": 6000}
+STEPS = {"one0": 1500, "one90": 1500, "words": 3000}
 """The one policy for both tasks sees as many samples of each as the policy of that task."""
 EPISODES = 100
 
@@ -129,7 +129,7 @@ def collect() -> dict[str, Any]:
         for label, name in names.items()
         if is_done(name)
     }
-    kept = ("score_mean", "score_interval", "success_rate", "success_interval", "episodes")
+    kept = ("score_mean", "score_ci95", "success_rate", "success_ci95", "episodes")
     found: dict[str, Any] = {
         "cells": {label: {key: cell[key] for key in cell if key in kept} for label, cell in cells.items()},
         "words": {str(degrees): words for degrees, words in WORDS.items()},

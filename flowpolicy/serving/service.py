@@ -186,7 +186,7 @@ class PolicyService:
             noise = torch.randn((rows, *self._chunk_shape), generator=self._generator).numpy()
         for key, text in texts.items():  # one for all chunks, or one for each; the same at each step
             shape = (rows, self.policy.spec.obs_horizon, *text.shape[-1:])
-            observations[key] = np.broadcast_to(text[..., None, :], shape)
+            observations[key] = np.broadcast_to(text[..., None, :], shape).copy()
         return ChunkRequest(observations, noise, batch is not None)
 
     def _named(self, content: Mapping[Any, Any]) -> dict[str, Any]:
