@@ -7,6 +7,7 @@ kind from outside the package is such a file too: a subclass of :class:`Feature`
 
 from flowpolicy.features.depth import Depth
 from flowpolicy.features.feature import FEATURE_KINDS, Feature, declared
+from flowpolicy.features.frozen_text import FrozenText
 from flowpolicy.features.image import Image
 from flowpolicy.features.pose import Pose
 from flowpolicy.features.task import Task
@@ -18,6 +19,7 @@ __all__ = [
     "FEATURE_KINDS",
     "Depth",
     "Feature",
+    "FrozenText",
     "Image",
     "Pose",
     "Task",

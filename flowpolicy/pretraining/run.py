@@ -21,6 +21,7 @@ from flowpolicy.errors import ConfigError, DataError
 from flowpolicy.evaluation.rollout import check_spaces, evaluate
 from flowpolicy.evaluation.summary import write_summary
 from flowpolicy.evaluation.task import Task, task_from
+from flowpolicy.features.vision.pretrained import load_pretrained
 from flowpolicy.flow import build_objective
 from flowpolicy.models.network import NetworkConfig
 from flowpolicy.policy import FlowPolicy
@@ -214,6 +215,7 @@ def make_policy(config: PretrainConfig, task: Task, demos: Demonstrations) -> Fl
             task=dataclasses.asdict(task),
         )
     )
+    load_pretrained(policy.network)
     arrays = as_tensors(demos, [*policy.observation_normalizers, "action"], "cpu")
     policy.fit_normalizers(arrays, arrays["action"])
     metadata["lost_actions"] = policy.lost_actions(arrays["action"])

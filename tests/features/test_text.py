@@ -33,7 +33,7 @@ STATE = np.linspace(-1, 1, 2 * T_O * 3, dtype=np.float32).reshape(2, T_O, 3)
 
 @pytest.fixture(scope="module")
 def policy():
-    return policy_of({"state": Vector((3,)), "task": TEXT}, {"state": np.random.randn(9, 3)})
+    return policy_of({"state": Vector((3,)), "task": TEXT}, {"state": STATE.reshape(-1, 3)})
 
 
 def act(policy, words, state=STATE):
