@@ -6,7 +6,7 @@
 
 The tasks are Push-T's own and the same with the goal turned by 90 degrees. No policy observes the goal. The
 demonstrations of the second task are the human ones turned about the middle of the table, which is a square:
-what is pushed there is the mirror of nothing, but the same motion seen from the table's other side. Needs
+it is the same motion seen from another side of the table. Needs
 demonstrations/pusht.zarr.zip (scripts/import_demos.py). Results go to benchmarks/results/words.json.
 """
 
@@ -33,7 +33,7 @@ HUMAN = ROOT / "demonstrations" / "pusht.zarr.zip"
 WORDS = {0: "push the T onto the outline that leans left", 90: "push the T onto the outline that leans right"}
 UNKNOWN = "please shove the tee over to the outline leaning left"
 OBSERVED = {"one": "[observation]", "words": "[observation,task]"}
-STEPS = {"one0": 1500, "one90": 1500, "words": 3000}
+STEPS = {"words": 3000, "one0": 1500, "one90": 1500}
 """The one policy for both tasks sees as many samples of each as the policy of that task."""
 EPISODES = 100
 
@@ -50,20 +50,20 @@ def turned(demos: Demonstrations) -> Demonstrations:
 
 def stores() -> dict[str, Path]:
     """The demonstrations of each policy, made where they are not there."""
-    paths = {name: ROOT / RUNS / f"{name}.zarr.zip" for name in STEPS}
-    if all(path.exists() for path in paths.values()):
+    paths = {name: RUNS / f"{name}.zarr.zip" for name in STEPS}
+    if all((ROOT / path).exists() for path in paths.values()):
         return paths
     human = read_demonstrations(HUMAN, ["observation"])
     of_task = {"one0": human, "one90": turned(human)}
     for name, demos in of_task.items():
-        write_demonstrations(paths[name], demos)
+        write_demonstrations(ROOT / paths[name], demos)
     both, steps = list(of_task.values()), human.num_steps
     arrays = {key: np.concatenate([demos.arrays[key] for demos in both]) for key in ("observation", "action")}
     arrays["task_index"] = np.repeat([0, 1], steps)
     ends = np.concatenate([human.episode_ends, steps + human.episode_ends])
     attributes = {**human.attributes, "tasks": list(WORDS.values())}
     attributes.pop("masks", None)
-    write_demonstrations(paths["words"], Demonstrations(arrays, ends, attributes))
+    write_demonstrations(ROOT / paths["words"], Demonstrations(arrays, ends, attributes))
     return paths
 
 
@@ -96,12 +96,18 @@ CELLS: dict[str, tuple[str, int, str | None]] = {
 }
 
 
+def folder_of(label: str) -> str:
+    return f"evaluate-{label.replace(',', '').replace(' ', '-')}"
+
+
 def stages() -> dict[str, list[str]]:
-    named = {f"evaluate-{label.replace(',', '').replace(' ', '-')}": cell for label, cell in CELLS.items()}
-    return {
-        **{name: trained(name) for name in STEPS},
-        **{name: evaluated(name, *cell) for name, cell in named.items()},
-    }
+    """Each policy's training, and then its evaluations."""
+    found = {}
+    for policy in STEPS:
+        found[policy] = trained(policy)
+        cells = {folder_of(label): cell for label, cell in CELLS.items() if cell[0] == policy}
+        found.update({name: evaluated(name, *cell) for name, cell in cells.items()})
+    return found
 
 
 def run(command: list[str], seconds: float) -> bool:
@@ -123,11 +129,10 @@ def is_done(name: str) -> bool:
 
 def collect() -> dict[str, Any]:
     """Score of each cell, ratios of the one policy to the two, and what is missing."""
-    names = dict(zip(CELLS, list(stages())[len(STEPS) :], strict=True))
     cells = {
-        label: read_json(ROOT / RUNS / name / "summary.json", "summary")["metrics"]
-        for label, name in names.items()
-        if is_done(name)
+        label: read_json(ROOT / RUNS / folder_of(label) / "summary.json", "summary")["metrics"]
+        for label in CELLS
+        if is_done(folder_of(label))
     }
     kept = ("score_mean", "score_ci95", "success_rate", "success_ci95", "episodes")
     found: dict[str, Any] = {
