@@ -161,7 +161,7 @@ class TextFeature(Feature):
         if not isinstance(text, str) or len(text.encode("utf-8", "replace")) > LONGEST_TEXT:
             raise ValueError(f"is {shown(text)}; give a text of at most {LONGEST_TEXT} bytes")
         if self.known and normal_form(text) not in self._known:
-            _tell_unknown(text, self.known[:3])
+            _tell_unknown(text, self.known[:4])
         return self.read(text)
 
     @functools.cached_property
@@ -172,9 +172,10 @@ class TextFeature(Feature):
 @functools.lru_cache(_REMEMBERED)
 def _tell_unknown(text: str, known: tuple[str, ...]) -> None:
     """Once for each text, of which the latest are remembered."""
+    listed = ", ".join(map(shown, known[:3])) + (", ..." if len(known) > 3 else "")
     logger.warning(
-        "The policy was not trained with the words %s; it does what they come nearest to. It knows %s, ...",
-        shown(text), ", ".join(map(shown, known)),
+        "The policy was not trained with the words %s; it does what they come nearest to. It knows %s.",
+        shown(text), listed,
     )  # fmt: skip
 
 
