@@ -25,15 +25,18 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 class Fake(nn.Module):
     """Looks like a convolutional model of timm with batch statistics, or a transformer with a class token."""
 
-    def __init__(self, tokens, in_chans):
+    def __init__(self, tokens, in_chans, img_size=(32, 32)):
         super().__init__()
         self.pretrained_cfg = {"mean": MEAN, "std": STD}
         self.conv, self.norm, self.tokens = nn.Conv2d(in_chans, 8, 8, 8), nn.BatchNorm2d(8), tokens
         if tokens:
-            self.num_prefix_tokens, self.patch_embed = 1, SimpleNamespace(grid_size=(4, 4))
+            rows, columns = (side // 8 for side in img_size)
+            self.patch_embed = SimpleNamespace(grid_size=(rows, columns), patch_size=(8, 8))
+            self.num_prefix_tokens, self.sides = 1, (8 * rows, 8 * columns)
 
     def forward_features(self, x):
         self.seen = x
+        assert not self.tokens or x.shape[2:] == self.sides
         grid = self.norm(self.conv(x))
         tokens = grid.flatten(2).transpose(1, 2)
         return torch.cat([tokens[:, :1], tokens], 1) if self.tokens else grid
@@ -51,7 +54,7 @@ def timm(monkeypatch):
             raise TypeError("unexpected keyword 'img_size'")
         if name not in ("grid", "tokens"):
             raise RuntimeError(f"Unknown model ({name})")
-        model = Fake(name == "tokens", in_chans)
+        model = Fake(name == "tokens", in_chans, **sizes)
         if pretrained:
             model.load_state_dict(pretrained_cfg_overlay["state_dict"])
         return model
@@ -108,6 +111,13 @@ def test_images_are_normalised_as_the_model_was_trained(timm):
     expected = (images() / 255.0 - MEAN) / STD
     seen = backbone_of(policy).model.seen.permute(0, 2, 3, 1).reshape(expected.shape)
     np.testing.assert_allclose(seen, expected, atol=1e-5)
+
+
+def test_a_transformer_sees_whole_patches(timm):
+    backbone = TimmBackbone(3, (36, 50), VisionConfig(backbone="timm:tokens"))
+    assert backbone(torch.zeros(2, 3, 36, 50)).shape == (2, 8, 5, 7)
+    assert not backbone.model.seen[:, :, 36:].any()
+    assert backbone.model.seen[:, :, :36, :50].any()
 
 
 @pytest.mark.parametrize("frozen", [False, True])

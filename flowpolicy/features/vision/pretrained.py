@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowpolicy.errors import ConfigError
@@ -38,6 +39,11 @@ class TimmBackbone(nn.Module):
         super().__init__()
         self.config, self.window, self.in_channels = config, window, in_channels
         self.model = self._made()
+        patch = getattr(getattr(self.model, "patch_embed", None), "patch_size", (1, 1))
+        if any(side % part for side, part in zip(window, patch, strict=True)):
+            rows, columns = (-(-side // part) * part for side, part in zip(window, patch, strict=True))
+            self.window = rows, columns
+            self.model = self._made()
         mean, std = (self.model.pretrained_cfg[name] for name in ("mean", "std"))
         if len(mean) != in_channels:  # as grey images and such with depth have it
             mean, std = ([sum(values) / len(values)] * in_channels for values in (mean, std))
@@ -63,6 +69,9 @@ class TimmBackbone(nn.Module):
         """``(N, C, H, W)`` to ``(N, F, h, w)``."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.frozen):
             normalized = (x * 0.5 + 0.5 - self.mean.to(x.dtype)) / self.std.to(x.dtype)
+            down, right = self.window[0] - x.shape[-2], self.window[1] - x.shape[-1]
+            if down or right:  # to whole patches, with the colour that is 0
+                normalized = F.pad(normalized, (0, right, 0, down))
             return self._grid(self.model.forward_features(normalized))
 
     def train(self, mode: bool = True) -> Self:
