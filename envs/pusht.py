@@ -95,10 +95,15 @@ class PushTKeypoints(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
     ``info`` holds ``coverage`` (share of the goal covered by the block), ``success`` (coverage > 0.95; ends
     the episode) and ``score`` = min(1, coverage / 0.95); its maximum over an episode is the published metric.
+
+    Args:
+        env: gym-pusht's.
+        goal_degrees: how far the goal is turned about the middle of the table from where it is published.
     """
 
-    def __init__(self, env: gym.Env[Any, Any]) -> None:
+    def __init__(self, env: gym.Env[Any, Any], goal_degrees: float = 0.0) -> None:
         super().__init__(env)
+        self._turn = np.deg2rad(goal_degrees)
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (20,), np.float32)
 
     @property
@@ -117,6 +122,9 @@ class PushTKeypoints(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
         options = dict(options or {})
         state = options.pop("state", None)
         _, info = self.env.reset(seed=seed, options=options or None)
+        if self._turn:  # the simulator puts the goal, which is in the middle, where it is published
+            self.unwrapped.goal_pose = self.unwrapped.goal_pose + np.array([0.0, 0.0, self._turn])
+            info = {**info, "goal_pose": self.unwrapped.goal_pose.copy()}
         if state is not None:
             self._set_state(np.asarray(state, dtype=np.float64))
         return self._observation(), self._judged(info, float(self.unwrapped._get_coverage()))
@@ -175,11 +183,11 @@ class PushTImages(gym.ObservationWrapper[dict[str, np.ndarray], np.ndarray, np.n
         return {"image": image, "agent_position": observation[:2]}
 
 
-def make_push_t(render_mode: str | None = None, **kwargs: Any) -> PushTKeypoints:
+def make_push_t(render_mode: str | None = None, goal_degrees: float = 0.0, **kwargs: Any) -> PushTKeypoints:
     """Entry point of ``flowpolicy/PushT-v0``; further keyword arguments go to gym-pusht."""
     from gym_pusht.envs import PushTEnv
 
-    return PushTKeypoints(PushTEnv(obs_type="state", render_mode=render_mode, **kwargs))
+    return PushTKeypoints(PushTEnv(obs_type="state", render_mode=render_mode, **kwargs), goal_degrees)
 
 
 def make_push_t_images(render_mode: str | None = "rgb_array", **kwargs: Any) -> PushTImages:

@@ -89,12 +89,12 @@ class PolicySpec:
                 raise TaskError(
                     f"{name} has no observation '{key}' that the policy needs (it has "
                     f"{', '.join(sorted(observations)) or 'none'}); choose the task and robot that the "
-                    "policy was trained for, or map its observation."
+                    f"policy was trained for, or {feature.remedy}."
                 )
             given = observations[key]
             shape = given.shape if isinstance(given, Feature) else tuple(given)
             told = given.declaration() if isinstance(given, Feature) else feature.declaration()
-            if (told, shape) != (feature.declaration(), feature.shape):
+            if told != feature.declaration() or not feature.takes(shape):
                 is_kind = told != feature.declaration()
                 has, takes = (f" ({told})", f" ({feature.declaration()})") if is_kind else ("", "")
                 raise TaskError(

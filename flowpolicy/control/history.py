@@ -105,7 +105,7 @@ class _UnusableError(Exception):
 
 def _array(value: Any, key: str, feature: Feature) -> NDArray[Any]:
     """One observation of its kind, of the dtype that the policy takes."""
-    array = np.asarray(value)
+    array = np.asarray(feature.parsed(value))
     if array.dtype.kind not in "fiub":
         raise _UnusableError(f"{key}: a wrong type, {array.dtype}")
     if array.shape != feature.shape:

@@ -21,6 +21,7 @@ from flowpolicy.control.policy_inference import InferenceBuilder
 from flowpolicy.control.report import write_report
 from flowpolicy.control.robot import Robot
 from flowpolicy.control.robots.choosing import RobotConfig, build_robot
+from flowpolicy.control.robots.instructed import instructed
 from flowpolicy.control.robots.simulated import SimulatedRobot, WorldReport, record_video
 from flowpolicy.control.statistics import run_statistics
 from flowpolicy.control.system import ending_signals
@@ -44,6 +45,7 @@ class RunConfig(DeployConfig):
 
     Attributes:
         robot: that it controls.
+        task: what to do, in words, for a policy that reads them.
         control: settings of the loop; a plan's T_e takes the place of an ``execute_horizon`` of None.
         fast_steps: K of the faster sampler that fills gaps; None has none, or the plan's.
         inference: ``process`` or ``thread``, where chunks are sampled.
@@ -56,6 +58,7 @@ class RunConfig(DeployConfig):
     """
 
     robot: RobotConfig = field(default_factory=RobotConfig)
+    task: str | None = None
     control: ControlConfig = field(default_factory=ControlConfig)
     fast_steps: int | None = None
     inference: str = "process"
@@ -204,7 +207,8 @@ def run_control(
         kind = config.robot.kind if robot is None else f"{type(robot).__module__}:{type(robot).__name__}"
         if robot is None:
             robot = build_robot(config.robot, policy, env, config.checkpoint)
-        robot.spec.check(policy)
+        commanded = instructed(robot, policy, config.task)
+        commanded.spec.check(policy)
         fast = None
         if faster is not None:
             fast = build_worker(config.inference, InferenceBuilder(faster, config.seed + 1), spares=0)
@@ -213,7 +217,7 @@ def run_control(
         worker = build_worker(config.inference, build, config.spares)
         opened.callback(worker.close)
         task = str((env or policy.spec.task).get("name") or robot.spec.name)
-        loop = ControlLoop(robot, policy, worker, control, fast=fast, dead_man=dead_man)
+        loop = ControlLoop(commanded, policy, worker, control, fast=fast, dead_man=dead_man)
         log.info("Controlling %s at %g Hz; Ctrl-C stops it.", robot.spec.name, 1 / loop.period)
         if loop.max_delay < (1 if plan is None else plan.delay_ticks):
             log.info(

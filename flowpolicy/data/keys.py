@@ -27,6 +27,8 @@ def chosen_keys(keys: Iterable[str], names: Iterable[str], where: Path | str) ->
         DataError: a key that is not there.
     """
     names = list(names)
+    has_words = TASK_INDEX in names and "task" not in names
+    keys = [TASK_INDEX if key == "task" and has_words else key for key in keys]
     wanted = dict.fromkeys([*keys, "action", *(key for key in EPISODE_KEYS if key in names)])
     for key in wanted:
         if key not in names:

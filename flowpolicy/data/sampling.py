@@ -141,19 +141,15 @@ def as_tensors(
     """
     tensors = {}
     for key in keys:
-        if key not in demos.arrays:
-            raise DataError(
-                f"{demos.source} has no observation key '{key}'; it has {', '.join(sorted(demos.arrays))}."
-            )
-        array = demos.arrays[key]
         feature = keys[key] if isinstance(keys, Mapping) else demos.feature(key)
-        if feature.dtype == np.float32 and collapses_in_float32(array):
+        stored = demos.arrays.get(key)
+        if feature.dtype == np.float32 and stored is not None and collapses_in_float32(stored):
             raise DataError(
                 f"{demos.source}: '{key}' varies too little around too large a value for float32 (as UTM "
                 "metres or seconds since 1970 do); subtract a constant from it, in the recording and on the "
                 "robot, or leave it out."
             )
-        values = torch.from_numpy(np.ascontiguousarray(feature.array(array)))
+        values = torch.from_numpy(np.ascontiguousarray(demos.values(key, feature)))
         problem = feature.problem(values)
         if problem:
             raise DataError(f"{demos.source}: '{key}' {problem}.")

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowpolicy.data.keys import check_key, chosen_keys, listed
+from flowpolicy.data.keys import TASK_INDEX, check_key, chosen_keys, listed
 from flowpolicy.data.memory import free_memory_bytes
 from flowpolicy.data.store_writing import store_writer
+from flowpolicy.data.task_texts import TaskTexts, is_task_text
 from flowpolicy.data.zarr_reading import open_store, resolve_path
 from flowpolicy.errors import DataError
-from flowpolicy.features import Feature
+from flowpolicy.features import Feature, TextFeature
 from flowpolicy.features.stored import stored_feature
 
 _BLOCK_BYTES = 1 << 24
@@ -76,9 +77,32 @@ class Demonstrations:
         return np.add.reduceat(rewards, self.episode_starts)
 
     def feature(self, key: str) -> Feature:
-        """What ``key`` holds, as it is declared or else as it looks."""
-        array = self.arrays[key]
+        """What ``key`` holds, as it is declared or else as it looks; ``task`` are the words of the attribute
+        ``tasks`` where no array is called so."""
+        if is_task_text(key, self.arrays):
+            return self._task_texts().feature()
+        array = self._array(key)
         return stored_feature(key, array.dtype, array.shape[1:], self.attributes, self.source)
+
+    def values(self, key: str, feature: Feature) -> NDArray[Any]:
+        """What a policy with this feature is given of ``key``, ``(steps, *shape)``.
+
+        Raises:
+            DataError: there is no such key.
+        """
+        if is_task_text(key, self.arrays) and isinstance(feature, TextFeature):
+            return self._task_texts().values(feature)
+        return feature.array(self._array(key))
+
+    def _array(self, key: str) -> NDArray[Any]:
+        if key not in self.arrays:
+            raise DataError(
+                f"{self.source} has no observation key '{key}'; it has {', '.join(sorted(self.arrays))}."
+            )
+        return self.arrays[key]
+
+    def _task_texts(self) -> TaskTexts:
+        return TaskTexts(self.attributes, self.arrays[TASK_INDEX], self.source)
 
     @property
     def masks(self) -> dict[str, list[int]]:

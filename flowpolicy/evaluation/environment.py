@@ -11,6 +11,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from flowpolicy.errors import TaskError
+from flowpolicy.texts import LONGEST_TEXT, text_bytes
 
 Fields = dict[str, tuple[tuple[int, ...], type[np.generic]]]
 """Key -> shape and dtype (float32 or an integer) of one observation."""
@@ -26,16 +27,20 @@ class StandardEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):  # type: ignor
     Args:
         env: with observations that are a Box or a Dict, and actions that are a flat Box.
         label: what messages call it.
+        texts: further observations, the same at each step, in place of the environment's own of these names.
 
     Raises:
         TaskError: actions of another kind; later, an observation that is not as its space says.
     """
 
-    def __init__(self, env: Any, label: str = "The environment") -> None:
+    def __init__(
+        self, env: Any, label: str = "The environment", texts: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(env)
+        self._texts = {key: text_bytes(text) for key, text in (texts or {}).items()}
         action = check_actions(env.action_space, label)
         self._low, self._high, self._action_dtype = action.low, action.high, action.dtype
-        boxes = boxes_of(env.observation_space)
+        boxes = {**boxes_of(env.observation_space), **dict.fromkeys(self._texts, _TEXT)}
         self.fields = fields_of(boxes)
         self._is_dict = isinstance(env.observation_space, spaces.Dict)
         with np.errstate(over="ignore"):
@@ -68,12 +73,17 @@ class StandardEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):  # type: ignor
         return self._read(observation), reward, terminated, truncated, info
 
     def _read(self, observation: Any) -> dict[str, NDArray[Any]]:
-        return read_observation(observation if self._is_dict else {"observation": observation}, self.fields)
+        named = observation if self._is_dict else {"observation": observation}
+        return read_observation({**named, **self._texts} if self._texts else named, self.fields)
 
 
-def standard(env: Any, label: str = "The environment") -> StandardEnvironment:
+def standard(
+    env: Any, label: str = "The environment", texts: Mapping[str, str] | None = None
+) -> StandardEnvironment:
     """``env`` in the form of :class:`StandardEnvironment`; one that is in it already stays as it is."""
-    return env if isinstance(env, StandardEnvironment) else StandardEnvironment(env, label)
+    if isinstance(env, StandardEnvironment) and not texts:
+        return env
+    return StandardEnvironment(env, label, texts)
 
 
 def check_actions(space: Any, label: str = "The environment") -> spaces.Box:
@@ -84,9 +94,13 @@ def check_actions(space: Any, label: str = "The environment") -> spaces.Box:
 
 
 def boxes_of(space: Any) -> dict[str, spaces.Box]:
-    """The arrays among an environment's observations, by name."""
+    """The arrays among an environment's observations, by name; a text is one of bytes."""
     offered = space.spaces if isinstance(space, spaces.Dict) else {"observation": space}
-    return {key: box for key, box in offered.items() if isinstance(box, spaces.Box)}
+    boxes = {key: _TEXT if isinstance(box, spaces.Text) else box for key, box in offered.items()}
+    return {key: box for key, box in boxes.items() if isinstance(box, spaces.Box)}
+
+
+_TEXT = spaces.Box(0, 255, (LONGEST_TEXT,), np.uint8)
 
 
 def fields_of(boxes: Mapping[str, spaces.Box]) -> Fields:
@@ -108,6 +122,9 @@ def read_observation(
     found = {}
     for key, (shape, dtype) in fields.items():
         given = np.asarray(observation[key])
+        if given.dtype.kind == "U" and shape == _TEXT.shape:
+            texts = [text_bytes(text) for text in given.ravel().tolist()]
+            given = np.reshape(texts, (*given.shape, LONGEST_TEXT))
         if given.dtype.kind == "f" and dtype is not np.float32:
             raise TaskError(
                 f"The environment gave '{key}' of {given.dtype} where its observation space says "

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
+from flowpolicy.data.task_texts import TASK_TEXT
 from flowpolicy.errors import ConfigError, FlowPolicyError, TaskError
 from flowpolicy.evaluation.allowed import check_choice
 from flowpolicy.evaluation.rendering import refused_gl_choice
@@ -14,11 +15,17 @@ from flowpolicy.optional import missing, optional
 from flowpolicy.policy.config import LONGEST, TASK_NAME
 from flowpolicy.ranges import Allowed, PositiveInt, at_most, between, one_of
 from flowpolicy.settings import Settings, build, require, unknown_key
+from flowpolicy.texts import LONGEST_TEXT
 
 METRICS = ("return", "success", "score")
 _SAFE = Allowed(
     lambda safe: not isinstance(safe, str) or safe in ("", "hold", "zero"), "hold, zero or numbers"
 )
+SHORT_TEXT = Allowed(
+    lambda text: isinstance(text, str) and len(text.encode("utf-8", "replace")) <= LONGEST_TEXT,
+    f"a text of at most {LONGEST_TEXT} bytes",
+)
+"""What an instruction may be."""
 EXTRAS = {
     "gym_pusht": "pusht",
     "pymunk": "pusht",
@@ -56,6 +63,7 @@ class Task(Settings, prefix="env"):
         safe_action: what a real-time loop sends where it has no valid command: ``hold`` repeats the last one
             (position control), ``zero`` is no torque or velocity, numbers are a command. Empty: undeclared,
             and no loop will run it.
+        instruction: what to do, in words: the observation ``task`` of an environment that does not say it.
         rotations: dimensions of an action that are absolute rotations, e.g. ``{rotation_vector: [3]}``: kind
             to the first dimension of each.
         action_bounds: lowest and highest value of each dimension of an action, where they are known.
@@ -72,6 +80,7 @@ class Task(Settings, prefix="env"):
     safe_action: Annotated[str | tuple[float, ...], _SAFE] = ""
     rotations: dict[str, list[int]] = field(default_factory=dict)
     action_bounds: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    instruction: Annotated[str, SHORT_TEXT] = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -108,7 +117,7 @@ class Task(Settings, prefix="env"):
         environment = make_environment(self.simulator(), {**self.env_kwargs, **kwargs}, label)
         from flowpolicy.evaluation.environment import standard
 
-        return standard(environment, label)
+        return standard(environment, label, {TASK_TEXT: self.instruction} if self.instruction else None)
 
 
 def make_environment(env_id: str, env_kwargs: Mapping[str, Any], label: str) -> Any:

@@ -7,10 +7,12 @@ kind from outside the package is such a file too: a subclass of :class:`Feature`
 
 from flowpolicy.features.depth import Depth
 from flowpolicy.features.feature import FEATURE_KINDS, Feature, declared
+from flowpolicy.features.frozen_text import FrozenText
 from flowpolicy.features.image import Image
 from flowpolicy.features.pose import Pose
 from flowpolicy.features.presence import Presence
 from flowpolicy.features.task import Task
+from flowpolicy.features.text import Text, TextFeature
 from flowpolicy.features.undeclared import features_of, undeclared
 from flowpolicy.features.vector import Vector
 
@@ -18,10 +20,13 @@ __all__ = [
     "FEATURE_KINDS",
     "Depth",
     "Feature",
+    "FrozenText",
     "Image",
     "Pose",
     "Presence",
     "Task",
+    "Text",
+    "TextFeature",
     "Vector",
     "declared",
     "features_of",

@@ -59,6 +59,8 @@ class Feature:
     """Of the values."""
     is_frame: ClassVar[bool] = False
     """Pixels of uint8: they may stay on disk, and a store keeps them in an image codec."""
+    remedy: ClassVar[str] = "map its observation"
+    """What to do where an environment or a robot has no such observation."""
     encoder_name: ClassVar[str] = ""
     """Of the encoder in a network's state; the kind's name where empty. Kinds with one name share it."""
 
@@ -93,6 +95,14 @@ class Feature:
         allowed = f"a {self.name} of at most {MOST_NUMBERS:,} numbers"
         require(math.prod(self.shape) <= MOST_NUMBERS, f"observations.{key[:80]}", self.shape, allowed)
 
+    def takes(self, shape: tuple[int, ...]) -> bool:
+        """Whether values of this shape are one step's."""
+        return shape == self.shape
+
+    def parsed(self, values: Any) -> Any:
+        """Values as numbers, where a kind is given in another form; as they are where it is not."""
+        return values
+
     def array(self, values: Any) -> NDArray[Any]:
         """Values as a store, a robot or a client gives them, of :attr:`dtype`."""
         array: NDArray[Any] = np.asarray(values)
@@ -105,6 +115,11 @@ class Feature:
         """The same as a tensor on ``device``."""
         return torch.as_tensor(values, dtype=torch.float32, device=device)
 
+    def over_history(self, values: Tensor, rows: int, obs_horizon: int) -> Tensor:
+        """Values for a batch of histories, where a kind may be given once for all of it; as they are where it
+        may not."""
+        return values
+
     def problem(self, values: Tensor | NDArray[Any]) -> str:
         """Why values of :attr:`dtype` are refused, in words that follow their name; empty if they are not."""
         if isinstance(values, np.ndarray):  # counted, which is the quickest way for a few numbers
@@ -112,6 +127,10 @@ class Feature:
         else:
             finite = bool(torch.isfinite(values).all())
         return "" if finite else "holds NaN or infinity; no action is computed from it"
+
+    def refusal(self, error: Exception) -> str:
+        """The same of values that :meth:`array` or :meth:`tensor` raised ``error`` at."""
+        return "is not an array of numbers; give one"
 
     def type_problem(self, dtype: Any) -> str:
         """The same of values of an element type, whatever they are."""

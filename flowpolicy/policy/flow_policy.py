@@ -209,7 +209,7 @@ class FlowPolicy(nn.Module):
 
     def check_observations(self, observations: Observations) -> dict[str, Tensor]:
         """Observations in physical units as tensors on the policy's device, key -> ``(B, T_o, *shape)``:
-        float32, and uint8 of an image.
+        float32, uint8 of an image, and int32 of a text, which may be given once for all steps, or all rows.
 
         Raises:
             FlowPolicyError: a missing key, a wrong shape, or values that are none of their kind.
@@ -217,16 +217,11 @@ class FlowPolicy(nn.Module):
         if not isinstance(observations, Mapping):
             observations = {"observation": observations}
         observations = completed(self.spec.features, observations)
+        given = {key: self._tensor(key, observations) for key in self.spec.features}
+        rows = max((len(values) for key, values in given.items() if self._is_batch(key, values)), default=1)
         checked, batch = {}, None
         for key, feature in self.spec.features.items():
-            if key not in observations:
-                raise FlowPolicyError(
-                    f"The observation lacks '{key}'; the policy takes {', '.join(self.spec.features)}."
-                )
-            try:
-                values = feature.tensor(observations[key], self.device)
-            except (TypeError, ValueError, RuntimeError) as error:
-                raise FlowPolicyError(f"Observation '{key}' is not an array of numbers; give one.") from error
+            values = feature.over_history(given[key], rows, self.spec.obs_horizon)
             wanted = (self.spec.obs_horizon, *feature.shape)
             if tuple(values.shape[1:]) != wanted or (batch is not None and len(values) != batch):
                 raise FlowPolicyError(
@@ -239,6 +234,20 @@ class FlowPolicy(nn.Module):
             batch = len(values)
             checked[key] = values
         return checked
+
+    def _tensor(self, key: str, observations: Mapping[str, Any]) -> Tensor:
+        if key not in observations:
+            raise FlowPolicyError(
+                f"The observation lacks '{key}'; the policy takes {', '.join(self.spec.features)}."
+            )
+        feature = self.spec.features[key]
+        try:
+            return feature.tensor(observations[key], self.device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise FlowPolicyError(f"Observation '{key}' {feature.refusal(error)}.") from error
+
+    def _is_batch(self, key: str, values: Tensor) -> bool:
+        return values.ndim == 2 + len(self.spec.features[key].shape)
 
     def fit_normalizers(self, observation: Mapping[str, Tensor], action: Tensor) -> None:
         """Set the statistics from demonstrations: key -> ``(steps, *shape)``, actions ``(steps, A')`` as the

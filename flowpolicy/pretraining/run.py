@@ -17,6 +17,7 @@ from flowpolicy.data.zarr_reading import resolve_path
 from flowpolicy.errors import ConfigError, DataError
 from flowpolicy.evaluation.summary import write_summary
 from flowpolicy.evaluation.task import Task, task_from
+from flowpolicy.features.vision.pretrained import load_pretrained
 from flowpolicy.flow import build_objective
 from flowpolicy.models.network import NetworkConfig
 from flowpolicy.policy import FlowPolicy
@@ -244,6 +245,7 @@ def make_policy(config: PretrainConfig, task: Task, demos: Demonstrations) -> Fl
             task=dataclasses.asdict(task),
         )
     )
+    load_pretrained(policy.network)
     first = next(iter(datasets(demos).values()), None) if config.data.normalizers == "each" else None
     arrays, action = fit(policy, demos, first)
     if start is not None:

@@ -112,9 +112,9 @@ def refuse_other_settings(run_dir: Path, saved: Mapping[str, Any], settings: Map
 
 
 def _differences(where: str, saved: Any, ours: Any) -> Iterator[str]:
-    """A setting that is absent is null: a run begun before there was one does not have it."""
+    """A setting that is absent is null, or false: a run begun before there was one does not have it."""
     if isinstance(saved, Mapping) and isinstance(ours, Mapping):
         for key in sorted(saved.keys() | ours.keys()):
             yield from _differences(f"{where}.{key}" if where else key, saved.get(key), ours.get(key))
-    elif saved != ours:
+    elif saved != ours and not (saved is None and ours is False):
         yield f"{where[:80]}={shown(saved)} and not {shown(ours)}"

@@ -135,7 +135,7 @@ class PolicyClient:
             observations = {"observation": observations}
         request = {key: _as_array(observations[key]) for key in self.spec.features if key in observations}
         if noise is None and generator is not None:
-            rows = len(next(iter(request.values()), ()))
+            rows = max((len(value) for value in request.values() if not isinstance(value, str)), default=1)
             shape = (rows, *self.spec.noise_shape)
             noise = torch.randn(shape, generator=generator, device=generator.device)
         if noise is not None:
@@ -283,7 +283,11 @@ class PolicyClient:
 def _as_array(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach().cpu().numpy()
-    return np.asarray(value) if isinstance(value, (list, tuple)) else value
+    if isinstance(value, (list, tuple)):
+        value = np.asarray(value)
+    if isinstance(value, np.ndarray) and value.dtype.kind in "UO":
+        return value.tolist()  # strings, which the server reads
+    return value
 
 
 def _spec_of(metadata: Any) -> PolicySpec:

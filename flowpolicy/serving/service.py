@@ -18,7 +18,7 @@ from flowpolicy.acceleration.caching.schedule import fingerprint
 from flowpolicy.acceleration.sampler import Sampler
 from flowpolicy.errors import DAMAGED_POLICY, FlowPolicyError
 from flowpolicy.execution.receding_horizon import ChunkPolicy
-from flowpolicy.features import Feature, Task
+from flowpolicy.features import Feature, Task, TextFeature
 from flowpolicy.features.presence import completed
 from flowpolicy.serving.messages import decode, encode
 from flowpolicy.settings import require
@@ -54,9 +54,10 @@ class PolicyService:
     ``shape`` alone where T_o = 1, in physical units; or ``(B, T_o, *shape)`` for several chunks at once. For
     T_o > 1 the client stacks the history, since the server keeps none. The optional entry ``noise`` is x_0,
     ``(T, A)`` with the same batch dimension; else the server draws it. What openpi's example clients send
-    fits too: ``prompt``, which no policy here reads, is left out; a map in the map names its entries by a
-    path, such as ``images/cam_high``; a path whose beginning the policy does not know, such as
-    ``observation/``, stands for its end; an image may have its channels first. The answer holds ``actions``,
+    fits too: ``prompt`` is the text that the policy reads, or left out where it reads none; a map in the map
+    names its entries by a path, such as ``images/cam_high``; a path whose beginning the policy does not know,
+    such as ``observation/``, stands for its end; an image may have its channels first. A text is a string
+    for all chunks, or a list of B. The answer holds ``actions``,
     ``(T, A)`` or ``(B, T, A)`` float32 in physical units, and milliseconds in ``server_timing`` and
     ``policy_timing``.
 
@@ -156,19 +157,24 @@ class PolicyService:
         if not isinstance(content, dict):
             raise FlowPolicyError("The request is no map; send one from observation keys to arrays.")
         content = completed(self._features, self._named(content))
-        observations = {}
-        batch: int | None = None  # None: sent without a batch dimension
-        for index, (key, feature) in enumerate(self._features.items()):
+        observations: dict[str, NDArray[Any]] = {}
+        texts: dict[str, NDArray[Any]] = {}  # (*shape), or (B, *shape)
+        sizes: set[int | None] = set()  # None: sent without a batch dimension
+        for key, feature in self._features.items():
             if key not in content:
                 raise FlowPolicyError(
                     f"The observation lacks '{key}'; the policy takes {', '.join(self._features)}."
                 )
-            observations[key], size = _checked(
-                f"Observation '{key}'", content[key], feature, self.policy.spec.obs_horizon
-            )
-            if index and size != batch:
-                raise FlowPolicyError("The observations have different batch sizes; send all with the same.")
-            batch = size
+            name, value = f"Observation '{key}'", content[key]
+            if isinstance(feature, TextFeature) and isinstance(value, (str, list)):
+                texts[key] = _text(name, value, feature)
+                continue
+            observations[key], size = _checked(name, value, feature, self.policy.spec.obs_horizon)
+            sizes.add(size)
+        sizes |= {len(text) for text in texts.values() if text.ndim == 2}
+        if len(sizes) > 1:
+            raise FlowPolicyError("The observations have different batch sizes; send all with the same.")
+        batch = sizes.pop() if sizes else None
         rows = 1 if batch is None else batch
         if not 1 <= rows <= self.max_batch:
             raise FlowPolicyError(
@@ -181,6 +187,9 @@ class PolicyService:
                 raise FlowPolicyError("The noise and the observations have different batch sizes.")
         else:
             noise = torch.randn((rows, *self._noise_shape), generator=self._generator).numpy()
+        for key, text in texts.items():  # one for all chunks, or one for each; the same at each step
+            shape = (rows, self.policy.spec.obs_horizon, *text.shape[-1:])
+            observations[key] = np.broadcast_to(text[..., None, :], shape).copy()
         return ChunkRequest(observations, noise, batch is not None)
 
     def _named(self, content: Mapping[Any, Any]) -> dict[str, Any]:
@@ -190,8 +199,12 @@ class PolicyService:
         for path, value in _entries(content):
             key = self._name(path)
             if key is None and path == PROMPT:
-                self._leave_out_prompt(value)
-                continue
+                key = next(
+                    (key for key, each in self._features.items() if isinstance(each, TextFeature)), None
+                )
+                if key is None:
+                    self._leave_out_prompt(value)
+                    continue
             if key is None:
                 raise FlowPolicyError(
                     f"The request has the unknown entry '{path[:60]}'; the policy takes "
@@ -268,6 +281,16 @@ def _checked(name: str, value: Any, feature: Feature, steps: int) -> tuple[NDArr
     if problem:
         raise FlowPolicyError(f"{name} {problem}.")
     return rows, batch
+
+
+def _text(name: str, value: Any, feature: TextFeature) -> NDArray[Any]:
+    """The numbers of one text, or of a list of them."""
+    try:
+        if isinstance(value, list) and not all(isinstance(text, str) for text in value):
+            raise ValueError("is no text; send a string, or a list of strings")
+        return feature.array(value)
+    except ValueError as error:
+        raise FlowPolicyError(f"{name} {error}.") from error
 
 
 def _batched(value: NDArray[Any], shape: tuple[int, ...]) -> tuple[NDArray[Any], int | None] | None:

@@ -52,7 +52,7 @@ def test_a_dictionary_keeps_its_arrays_and_integers_stay():
     env = StandardEnvironment(Any(observation, spaces.Dict(offered)))
     found = env.step(np.zeros(2))[0]
     kinds = {key: array.dtype for key, array in found.items()}
-    assert kinds == {"pose": np.float32, "image": np.uint8, "count": np.int64}
+    assert kinds == {"pose": np.float32, "image": np.uint8, "count": np.int64, "words": np.uint8}
     env.keep(["pose"])
     assert env.step(np.zeros(2))[0].keys() == {"pose"}
 

@@ -200,6 +200,10 @@ def fingerprint(policy: FlowPolicy) -> str:
     config["model"].get("vision", {}).pop("jitter", None)  # acts in training alone
     if config["model"]["network"] == "transformer":
         del config["model"]["network"]
+    vision = config["model"].get("vision", {})
+    vision.pop("weights", None)  # where training began is no matter
+    if not vision.get("frozen"):
+        vision.pop("frozen", None)
     return weights_hash(policy, json.dumps(config, sort_keys=True))
 
 

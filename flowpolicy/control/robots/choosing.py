@@ -16,6 +16,7 @@ from flowpolicy.control.robots.trace import TraceRobot
 from flowpolicy.data.store import read_demonstrations
 from flowpolicy.errors import ConfigError
 from flowpolicy.evaluation.task import Task, task_of
+from flowpolicy.features import TextFeature
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.settings import choose, require
 
@@ -103,7 +104,10 @@ def _trace(config: RobotConfig, policy: FlowPolicy, task: Task, env: Mapping[str
     if not path:
         raise ConfigError("A trace needs robot.path=STORE, or env= of a task that names its demonstrations.")
     demos = read_demonstrations(path, policy.spec.observation_shapes)
-    observations = {key: demos.arrays[key] for key in policy.spec.observation_shapes}
+    observations = {
+        key: demos.values(key, feature) if isinstance(feature, TextFeature) else demos.arrays[key]
+        for key, feature in policy.spec.features.items()
+    }
     return TraceRobot(
         observations, demos.episode_ends, demos.arrays["action"], config.rate_hz or task.control_hz,
         task.safe_action or "hold",

@@ -61,7 +61,9 @@ class Feature:
     @property
     def problem(self) -> str:
         """Why it cannot be taken, in words that follow its name; empty where it can."""
-        return self.note or ("" if self.kind in FEATURE_KINDS else f"holds {self.kind}")
+        # Strings are observed as a store's tasks, whose numbers it keeps; as they are, no array has them.
+        is_array = self.kind in FEATURE_KINDS and self.kind != Kind.TEXT
+        return self.note or ("" if is_array else f"holds {self.kind}")
 
 
 class Bounds(NamedTuple):

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowpolicy.features.vision.config import VisionConfig
+from flowpolicy.features.vision.config import PREFIX, VisionConfig
+from flowpolicy.features.vision.pretrained import TimmBackbone
 
 
 class Residual(nn.Module):
@@ -110,3 +111,10 @@ def grid_positions(height: int, width: int, channels: int, device: torch.device)
 
 Build = Callable[[int, VisionConfig], nn.Module]
 BUILDERS: dict[str, Build] = {"convnet": convnet, "resnet18": resnet18, "vit": VisionTransformer}
+
+
+def build_backbone(in_channels: int, window: tuple[int, int], config: VisionConfig) -> nn.Module:
+    """The backbone of these settings for images of ``window``, height and width, with random weights."""
+    if config.backbone.startswith(PREFIX):
+        return TimmBackbone(in_channels, window, config)
+    return BUILDERS[config.backbone](in_channels, config)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from flowpolicy.errors import ConfigError
-from flowpolicy.features.vision.backbones import BUILDERS
+from flowpolicy.features.vision.backbones import build_backbone
 from flowpolicy.features.vision.config import VisionConfig
 from flowpolicy.features.vision.jitter import jittered
 
@@ -41,7 +41,7 @@ class ImageEncoder(nn.Module):
                 f"{self.window[1]}, is too small; give images whose crop is at least {SMALLEST} x {SMALLEST}."
             )
         self.jitter = config.jitter
-        self.backbone = BUILDERS[config.backbone](channels, config)
+        self.backbone = build_backbone(channels, self.window, config)
         with torch.no_grad():
             grid = self.backbone(torch.zeros(1, channels, *self.window)).shape
         features, rows, columns = int(grid[1]), int(grid[2]), int(grid[3])
