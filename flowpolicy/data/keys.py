@@ -9,20 +9,22 @@ from typing import Any
 from flowpolicy.errors import DataError
 
 EPISODE_KEYS = ("reward", "terminated", "truncated")
-PER_STEP_KEYS = (*EPISODE_KEYS, "done")
+SOURCE = "source"
+"""Key of who was in command at each step of a recorded run (:mod:`flowpolicy.data.command_source`)."""
+PER_STEP_KEYS = (*EPISODE_KEYS, "done", SOURCE)
 """Keys of a store with one number a step that no policy observes, any more than the action."""
 NOT_OBSERVED = ("action", *PER_STEP_KEYS)
 _LONGEST_KEY = 200
 
 
 def chosen_keys(keys: Iterable[str], names: Iterable[str], where: Path | str) -> list[str]:
-    """The keys that are asked for, the action, and rewards and flags where there are any.
+    """The keys that are asked for, the action, and rewards, flags and sources where there are any.
 
     Raises:
         DataError: a key that is not there.
     """
     names = list(names)
-    wanted = dict.fromkeys([*keys, "action", *(key for key in EPISODE_KEYS if key in names)])
+    wanted = dict.fromkeys([*keys, "action", *(key for key in (*EPISODE_KEYS, SOURCE) if key in names)])
     for key in wanted:
         if key not in names:
             raise DataError(f"{where} has no key '{key}'; it has {listed(names)}.")

@@ -26,7 +26,7 @@ class Batch:
     Attributes:
         observation: key -> ``(B, T_o, *shape)``, oldest first.
         action: ``(B, T, A)``, from the step of the newest observation on.
-        mask: ``(B, T)`` bool, False where the action lies beyond the episode's end.
+        mask: ``(B, T)`` bool, False where the action lies beyond the episode's end, or is not to be learnt.
     """
 
     observation: dict[str, Tensor]
@@ -54,6 +54,11 @@ class ChunkSampler:
         obs_horizon: T_o.
         action_horizon: T.
         episodes: indices of the episodes to draw from; None means all.
+        learnt: ``(steps,)`` bool, which actions show what to do; chunks begin at those, and ``mask`` is False
+            at any other. None means all.
+
+    Raises:
+        DataError: no chunk is left.
     """
 
     def __init__(
@@ -64,6 +69,7 @@ class ChunkSampler:
         obs_horizon: int,
         action_horizon: int,
         episodes: Iterable[int] | None = None,
+        learnt: NDArray[np.bool_] | None = None,
     ) -> None:
         require(obs_horizon >= 1, "obs_horizon", obs_horizon, "at least 1")
         require(action_horizon >= 1, "action_horizon", action_horizon, "at least 1")
@@ -78,6 +84,11 @@ class ChunkSampler:
                 "No episode is left to draw chunks from; lower the validation share or add episodes."
             )
         steps = torch.cat([torch.arange(int(starts[i]), int(ends[i])) for i in chosen])
+        self._learnt = None if learnt is None else torch.from_numpy(learnt).to(device)
+        if learnt is not None:
+            steps = steps[torch.from_numpy(learnt)[steps]]
+            if len(steps) == 0:
+                raise DataError("No step to learn from is in these episodes; change data.only_source.")
         owner = torch.searchsorted(ends, steps, right=True)
         self.observation = dict(observation)
         self.action = action
@@ -96,13 +107,16 @@ class ChunkSampler:
         seen = torch.maximum(step + self._past, self._first[index, None])
         wanted = step + self._future
         last = self._last[index, None]
+        row, mask = torch.minimum(wanted, last), wanted <= last
+        if self._learnt is not None:
+            mask &= self._learnt[row]
         return Batch(
             observation={
                 key: value[seen.to(value.device)].to(self.action.device)
                 for key, value in self.observation.items()
             },
-            action=self.action[torch.minimum(wanted, last)],
-            mask=wanted <= last,
+            action=self.action[row],
+            mask=mask,
         )
 
 

@@ -34,6 +34,9 @@ class DataConfig(Settings, prefix="data"):
             ``{kind: name, ...}`` with settings of it, where the store does not declare it.
         validation_fraction: share of the episodes held out (at least one episode, unless 0).
         validation_mask: hold out the episodes of this mask of the store instead, e.g. robomimic's ``valid``.
+        only_source: of recorded runs, learn only from the steps at which the ``operator`` was in command, or
+            the ``policy``; None learns from both. Safe actions are never learnt, and demonstrations that do
+            not say who was in command are learnt whole.
         max_episodes: train on this many episodes, drawn by the seed; None takes all.
         observation_normalization: ``minmax``, ``gaussian``, ``quantile`` or ``none``.
         action_normalization: the same, for actions.
@@ -48,6 +51,7 @@ class DataConfig(Settings, prefix="data"):
     kinds: dict[str, Any] | None = None
     validation_fraction: BelowOne = 0.05
     validation_mask: str | None = None
+    only_source: Annotated[str, one_of(("operator", "policy"))] | None = None
     max_episodes: PositiveInt | None = None
     observation_normalization: Annotated[str, one_of(MODES)] = "minmax"
     action_normalization: Annotated[str, one_of(MODES)] = "minmax"

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from flowpolicy.data.command_source import learnt_steps
 from flowpolicy.data.sampling import ChunkSampler, as_tensors
 from flowpolicy.data.store import Demonstrations, read_demonstrations
 from flowpolicy.data.zarr_reading import resolve_path
@@ -230,10 +231,11 @@ def make_samplers(
     action = as_tensors(demos, ["action"], policy.device)["action"]
     action = policy.action_normalizer.normalize(action)
     train_episodes, held_out = split_episodes(demos, data, seed)
+    learnt = learnt_steps(demos.arrays, data.only_source, demos.source)
 
     def sampler(episodes: list[int]) -> ChunkSampler:
         horizons = policy.spec.obs_horizon, policy.spec.action_horizon
-        return ChunkSampler(observation, action, demos.episode_ends, *horizons, sorted(episodes))
+        return ChunkSampler(observation, action, demos.episode_ends, *horizons, sorted(episodes), learnt)
 
     return sampler(train_episodes), sampler(held_out) if held_out else None
 
