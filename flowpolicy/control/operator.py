@@ -1,7 +1,8 @@
-"""The operator of a control loop: a person or a function that takes command for a while and judges episodes.
+"""The operator of a control loop: a person or a function that may take command, and judges episodes.
 
-The loop asks the operator at every tick, right before a command is sent, so that a take-over reaches the robot
-in the tick in which it is read. What the operator commands goes through the same gate as the policy's actions.
+The loop asks the operator at every tick, right before a command is sent, so that a take-over reaches the
+robot in the tick in which it is read. What the operator commands goes through the same gate as the policy's
+actions.
 """
 
 from __future__ import annotations

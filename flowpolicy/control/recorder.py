@@ -43,6 +43,9 @@ class Recorder:
         events: where lost steps are counted.
         attributes: of the store, such as ``env_id`` and ``fps``.
 
+    Attributes:
+        path: the finished store, after :meth:`close`; None where there is no episode.
+
     Raises:
         DataError: something stands at ``path``, or another program records there.
     """
@@ -52,6 +55,7 @@ class Recorder:
         attributes: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         kinds = {key: feature.declaration() for key, feature in features.items()}
+        self.path: Path | None = None
         self._store = RecordedStore(path, {**(attributes or {}), KINDS: kinds})
         self._events = events
         self._sent: Action | None = None  # in the present episode
@@ -110,7 +114,8 @@ class Recorder:
         self.end_episode(finished=False)
         self._queue.put(None)
         self._thread.join()
-        return self._store.close()
+        self.path = self._store.close()
+        return self.path
 
     def _write(self) -> None:
         while (item := self._queue.get()) is not None:
