@@ -28,7 +28,7 @@ class Settings:
 
     ``class TrainConfig(Settings, prefix="train")`` has its field ``steps: PositiveInt`` called
     ``train.steps`` in messages. What a declaration says of ``X`` is asked in ``X | None`` too, unless it is
-    None, and of each entry in ``tuple[X, ...]``. A subclass with more to check calls
+    None, and of each entry in ``tuple[X, ...]`` or ``tuple[X, X]``. A subclass with more to check calls
     ``super().__post_init__()`` first.
     """
 
@@ -64,7 +64,7 @@ def _declarations(hint: Any) -> Iterator[tuple[bool, Allowed]]:
     elif origin in (typing.Union, types.UnionType):
         for option in arguments:
             yield from _declarations(option)
-    elif origin is tuple and arguments[1:] == (Ellipsis,):
+    elif origin is tuple and all(other in (arguments[0], Ellipsis) for other in arguments[1:]):
         yield from ((True, allowed) for _, allowed in _declarations(arguments[0]))
 
 

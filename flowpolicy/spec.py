@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from flowpolicy.errors import TaskError
 from flowpolicy.features import Feature
+from flowpolicy.features.presence import offered
 
 
 @dataclass(frozen=True)
@@ -74,16 +75,16 @@ class PolicySpec:
                 f"{name} takes actions {takes} and the policy gives vectors of "
                 f"{self.action_dim}; choose the task and robot that the policy was trained for."
             )
-        for key, feature in self.features.items():
+        for key, feature in offered(self.features, observations).items():
             if key not in observations:
                 raise TaskError(
                     f"{name} has no observation '{key}' that the policy needs (it has "
                     f"{', '.join(sorted(observations)) or 'none'}); choose the task and robot that the "
                     "policy was trained for, or map its observation."
                 )
-            offered = observations[key]
-            shape = offered.shape if isinstance(offered, Feature) else tuple(offered)
-            told = offered.declaration() if isinstance(offered, Feature) else feature.declaration()
+            given = observations[key]
+            shape = given.shape if isinstance(given, Feature) else tuple(given)
+            told = given.declaration() if isinstance(given, Feature) else feature.declaration()
             if (told, shape) != (feature.declaration(), feature.shape):
                 is_kind = told != feature.declaration()
                 has, takes = (f" ({told})", f" ({feature.declaration()})") if is_kind else ("", "")

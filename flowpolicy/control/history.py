@@ -14,6 +14,7 @@ from flowpolicy.control.events import Event, EventLog
 from flowpolicy.control.robot import EPISODE, SUCCESS, TIMESTAMP
 from flowpolicy.execution.history import HistoryBuffer
 from flowpolicy.features import Feature
+from flowpolicy.features.presence import completed
 
 
 class ObservationHistory:
@@ -90,6 +91,7 @@ class ObservationHistory:
             raise _UnusableError("none", Event.OBSERVATION_MISSING)
         if not isinstance(observation, Mapping):
             raise _UnusableError(f"{type(observation).__name__} in place of a mapping from names to arrays")
+        observation = completed(self._features, observation)
         missing = [key for key in self._features if key not in observation]
         if missing:
             raise _UnusableError(", ".join(missing), Event.OBSERVATION_MISSING)

@@ -25,6 +25,13 @@ def sources_of(arrays: Mapping[str, NDArray[Any]]) -> NDArray[Any] | None:
     return found if found is not None and found.ndim == 1 and found.dtype.kind in "iu" else None
 
 
+def source_or_operator(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.int8]:
+    """Who was in command, ``(steps,)``: the operator throughout where the arrays do not say."""
+    source = sources_of(arrays)
+    steps = len(arrays["action"])
+    return np.full(steps, OPERATOR, np.int8) if source is None else source.astype(np.int8)
+
+
 def commanded_shares(arrays: Mapping[str, NDArray[Any]]) -> dict[str, float] | None:
     """Share of the steps by who was in command; None where the arrays do not say."""
     source = sources_of(arrays)

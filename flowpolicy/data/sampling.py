@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -56,10 +57,17 @@ class ChunkSampler:
         episodes: indices of the episodes to draw from; None means all.
         learnt: ``(steps,)`` bool, which actions show what to do; chunks begin at those, and ``mask`` is False
             at any other. None means all.
+        transform: makes what is learnt of a window's actions ``(B, T, A)`` and its step ``(B,)``, which
+            counts all steps from 0; None learns the actions as they are.
+
+    Attributes:
+        parts: name of a data set -> its windows, where there are several.
 
     Raises:
         DataError: no chunk is left.
     """
+
+    parts: Mapping[str, range] = MappingProxyType({})
 
     def __init__(
         self,
@@ -70,6 +78,8 @@ class ChunkSampler:
         action_horizon: int,
         episodes: Iterable[int] | None = None,
         learnt: NDArray[np.bool_] | None = None,
+        *,
+        transform: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
         require(obs_horizon >= 1, "obs_horizon", obs_horizon, "at least 1")
         require(action_horizon >= 1, "action_horizon", action_horizon, "at least 1")
@@ -92,6 +102,7 @@ class ChunkSampler:
         owner = torch.searchsorted(ends, steps, right=True)
         self.observation = dict(observation)
         self.action = action
+        self._transform = transform
         self._steps = steps.to(device)
         self._first = starts[owner].to(device)
         self._last = (ends[owner] - 1).to(device)
@@ -110,14 +121,19 @@ class ChunkSampler:
         row, mask = torch.minimum(wanted, last), wanted <= last
         if self._learnt is not None:
             mask &= self._learnt[row]
+        action = self.action[row]
         return Batch(
             observation={
                 key: value[seen.to(value.device)].to(self.action.device)
                 for key, value in self.observation.items()
             },
-            action=self.action[row],
+            action=action if self._transform is None else self._transform(action, step[:, 0]),
             mask=mask,
         )
+
+    def rows(self, step: int, batch_size: int, seed: int) -> Tensor:
+        """The windows ``(batch_size,)`` of training step ``step``; see :func:`shuffled_index`."""
+        return shuffled_index(step, batch_size, len(self), seed)
 
 
 def as_tensors(
@@ -170,17 +186,32 @@ def shuffled_index(step: int, batch_size: int, length: int, seed: int) -> Tensor
     A pure function of its arguments: a resumed run, and every process of a distributed one, finds the
     same batch without any state to save.
     """
-    first = step * batch_size
-    parts = []
-    while first < (step + 1) * batch_size:
+    return shuffled_range(step * batch_size, batch_size, length, functools.partial(_permutation, seed))
+
+
+def shuffled_range(first: int, count: int, length: int, permutation: Callable[[int, int], Tensor]) -> Tensor:
+    """Samples ``first`` to ``first + count`` of epochs back to back, of ``length`` samples each.
+
+    Args:
+        first: of all samples that are ever drawn.
+        count: how many.
+        length: samples of an epoch.
+        permutation: the order ``(length,)`` of an epoch from its number and ``length``.
+    """
+    parts, end = [torch.empty(0, dtype=torch.int64)], first + count
+    while first < end:
         epoch, offset = divmod(first, length)
-        count = min(length - offset, (step + 1) * batch_size - first)
-        parts.append(_permutation(seed, epoch, length)[offset : offset + count])
-        first += count
+        taken = min(length - offset, end - first)
+        parts.append(permutation(epoch, length)[offset : offset + taken])
+        first += taken
     return torch.cat(parts)
 
 
-@functools.lru_cache(maxsize=2)  # a batch spans two epochs at most, but for tiny data sets
-def _permutation(seed: int, epoch: int, length: int) -> Tensor:
+def shuffled_epoch(seed: int, epoch: int, length: int) -> Tensor:
+    """The order ``(length,)`` of an epoch."""
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
     return torch.randperm(length, generator=generator)
+
+
+_permutation = functools.lru_cache(maxsize=2)(shuffled_epoch)
+"""A batch spans two epochs at most, but for tiny data sets."""

@@ -18,6 +18,7 @@ from flowpolicy.evaluation.result import EvaluationResult
 from flowpolicy.evaluation.task import Task
 from flowpolicy.evaluation.video import EpisodeVideo
 from flowpolicy.execution.receding_horizon import ChunkPolicy, RecedingHorizon
+from flowpolicy.features.presence import offered
 from flowpolicy.runs.progress import progress_bar
 from flowpolicy.settings import require
 
@@ -133,7 +134,7 @@ def check_spaces(env: Any, policy: ChunkPolicy, name: str) -> None:
     action, boxes = env.action_space, boxes_of(env.observation_space)
     shapes = {key: tuple(box.shape) for key, box in boxes.items()}
     policy.spec.check(name, shapes, tuple(action.shape) if isinstance(action, spaces.Box) else None)
-    for key, feature in policy.spec.features.items():
+    for key, feature in offered(policy.spec.features, boxes).items():
         problem = feature.type_problem(boxes[key].dtype)
         if problem:
             raise TaskError(f"{name}: observation '{key}' {problem}.")

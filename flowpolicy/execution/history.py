@@ -39,6 +39,7 @@ class HistoryBuffer:
         self._fresh = np.ones(num_slots, dtype=bool)
         self._restarted = True  # whether any slot is fresh
         self._features: Mapping[str, Feature] = {}
+        self._may_lack = False
 
     @classmethod
     def of_features(cls, features: Mapping[str, Feature], num_slots: int, obs_horizon: int) -> HistoryBuffer:
@@ -46,6 +47,7 @@ class HistoryBuffer:
         fields = {key: (feature.shape, feature.dtype) for key, feature in features.items()}
         buffer = cls(fields, num_slots, obs_horizon)
         buffer._features = features
+        buffer._may_lack = any(feature.name == "presence" for feature in features.values())
         return buffer
 
     @classmethod
@@ -71,6 +73,7 @@ class HistoryBuffer:
         Raises:
             FlowPolicyError: a key is missing, or of a type that its kind refuses; then nothing is taken.
         """
+        observation = self._completed(observation)
         read = {key: self._read(key, observation) for key in self.arrays}
         fresh = self._fresh[slots] if self._restarted else None
         any_fresh = fresh is not None and np.count_nonzero(fresh)
@@ -87,6 +90,13 @@ class HistoryBuffer:
         if any_fresh:
             self._fresh[slots] = False
             self._restarted = bool(self._fresh.any())
+
+    def _completed(self, observation: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+        if not self._may_lack:
+            return observation
+        from flowpolicy.features.presence import completed
+
+        return completed(self._features, observation)
 
     def _read(self, key: str, observation: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
         if key not in observation:

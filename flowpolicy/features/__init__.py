@@ -9,6 +9,7 @@ from flowpolicy.features.depth import Depth
 from flowpolicy.features.feature import FEATURE_KINDS, Feature, declared
 from flowpolicy.features.image import Image
 from flowpolicy.features.pose import Pose
+from flowpolicy.features.presence import Presence
 from flowpolicy.features.task import Task
 from flowpolicy.features.undeclared import features_of, undeclared
 from flowpolicy.features.vector import Vector
@@ -19,6 +20,7 @@ __all__ = [
     "Feature",
     "Image",
     "Pose",
+    "Presence",
     "Task",
     "Vector",
     "declared",

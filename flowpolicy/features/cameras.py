@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -19,6 +20,10 @@ class Camera(Protocol):
     @property
     def pixel_shape(self) -> tuple[int, int, int]:
         """Height, width and channels of one image."""
+
+    @property
+    def is_frame(self) -> bool:
+        """Whether these are colours."""
 
     def pixels(self, values: Tensor) -> Tensor:
         """Images ``(B, T_o, H, W, channels)`` from 0 to 255, of values ``(B, T_o, *shape)``."""
@@ -40,9 +45,12 @@ class CameraEncoders(KeyedModules[ImageEncoder]):
     def __init__(
         self, features: Mapping[str, Camera], obs_horizon: int, width: int, config: VisionConfig
     ) -> None:
+        colourless = replace(config, jitter=None)
         super().__init__(
             {
-                key: ImageEncoder(feature.pixel_shape, obs_horizon, width, config)
+                key: ImageEncoder(
+                    feature.pixel_shape, obs_horizon, width, config if feature.is_frame else colourless
+                )
                 for key, feature in features.items()
             }
         )

@@ -37,7 +37,7 @@ from flowpolicy.finetuning.staggered import make_staggered
 from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.pretraining.config import DataConfig
-from flowpolicy.pretraining.run import make_samplers
+from flowpolicy.pretraining.stores import make_samplers
 from flowpolicy.runs.device import resolve_device
 from flowpolicy.runs.distributed import Processes, processes
 from flowpolicy.runs.loggers import Loggers, build_loggers, read_metrics

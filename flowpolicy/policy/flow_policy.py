@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from flowpolicy.data.normalization import Normalizer
 from flowpolicy.errors import DAMAGED_POLICY, CheckpointError, ConfigError, FlowPolicyError
 from flowpolicy.features.keyed import KeyedModules
+from flowpolicy.features.presence import completed
 from flowpolicy.files.hub import download, upload
 from flowpolicy.files.reading import shapes_of, stored_tensors
 from flowpolicy.files.storage import atomic_folder, save_tensors
@@ -185,6 +186,7 @@ class FlowPolicy(nn.Module):
         """
         if not isinstance(observations, Mapping):
             observations = {"observation": observations}
+        observations = completed(self.spec.features, observations)
         checked, batch = {}, None
         for key, feature in self.spec.features.items():
             if key not in observations:
@@ -220,6 +222,11 @@ class FlowPolicy(nn.Module):
         clip = self.action_normalizer.clip
         fitted = Normalizer.fit(action, self.config.action_normalization, clip, keep_all=True)
         self.action_normalizer.load_state_dict(fitted.state_dict())
+
+    def load_normalizers(self, other: FlowPolicy) -> None:
+        """Take over the statistics of a policy with the same observations, actions and modes."""
+        self.observation_normalizers.load_state_dict(other.observation_normalizers.state_dict())
+        self.action_normalizer.load_state_dict(other.action_normalizer.state_dict())
 
     def lost_actions(self, action: Tensor) -> float:
         """Share of demonstrated actions ``(steps, A)`` that the policy cannot give back; see

@@ -20,6 +20,7 @@ from flowpolicy.ranges import (
 from flowpolicy.runs.loggers import LOGGERS
 from flowpolicy.settings import Settings, require
 
+NORMALIZERS = ("shared", "each")
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 
@@ -28,7 +29,12 @@ class DataConfig(Settings, prefix="data"):
     """Which demonstrations, and how they are cut.
 
     Attributes:
-        path: store to train on; None takes the task's own.
+        path: store to train on, or several; None takes the task's own.
+        weights: how much of each batch comes from each of several stores, in proportion; None: as they have
+            steps.
+        image_size: height and width that images are resized to; None: that of the first store with them.
+        normalizers: ``shared`` statistics of all stores, or ``each`` store's own, of which the checkpoint
+            keeps the first one's. None: shared, or those of the checkpoint that training starts from.
         observation_keys: store keys given to the policy, each under its own name.
         kinds: store key -> what it holds (``depth``, ``pose``, ...), by the name of the kind or by
             ``{kind: name, ...}`` with settings of it, where the store does not declare it.
@@ -37,7 +43,7 @@ class DataConfig(Settings, prefix="data"):
         only_source: of recorded runs, learn only from the steps at which the ``operator`` was in command, or
             the ``policy``; None learns from both. Safe actions are never learnt, and demonstrations that do
             not say who was in command are learnt whole.
-        max_episodes: train on this many episodes, drawn by the seed; None takes all.
+        max_episodes: train on this many episodes, drawn by the seed, of each store; None takes all.
         observation_normalization: ``minmax``, ``gaussian``, ``quantile`` or ``none``.
         action_normalization: the same, for actions.
         action_clip: bound of a sampled action in normalised units; no demonstrated action lies beyond it,
@@ -46,7 +52,10 @@ class DataConfig(Settings, prefix="data"):
             is half of what is free.
     """
 
-    path: str | None = None
+    path: str | tuple[str, ...] | None = None
+    weights: tuple[PositiveFloat, ...] | None = None
+    image_size: tuple[PositiveInt, PositiveInt] | None = None
+    normalizers: Annotated[str, one_of(NORMALIZERS)] | None = None
     observation_keys: Annotated[tuple[str, ...], not_empty("key")] = ("observation",)
     kinds: dict[str, Any] | None = None
     validation_fraction: BelowOne = 0.05
@@ -60,10 +69,20 @@ class DataConfig(Settings, prefix="data"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        count = len(self.paths)
+        require(self.path is None or count > 0, "data.path", self.path, "one store at least")
+        if self.weights is not None:
+            allowed = f"one weight for each of the {count} stores of data.path"
+            require(len(self.weights) == count, "data.weights", list(self.weights), allowed)
         if self.action_normalization in ("gaussian", "none"):
             # One standard deviation, or one physical unit, is no bound of a demonstrated action.
             allowed = "above 1 (5 is usual) unless actions are normalised by minmax or quantile"
             require(self.action_clip > 1, "data.action_clip", self.action_clip, allowed)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The stores; empty where they are the task's own."""
+        return (self.path,) if isinstance(self.path, str) else self.path or ()
 
 
 @dataclass(frozen=True)

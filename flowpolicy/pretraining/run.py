@@ -11,11 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from flowpolicy.data.command_source import learnt_steps
-from flowpolicy.data.sampling import ChunkSampler, as_tensors
+from flowpolicy.data.mixture import datasets, read_stores
 from flowpolicy.data.store import Demonstrations, read_demonstrations
 from flowpolicy.data.zarr_reading import resolve_path
 from flowpolicy.errors import ConfigError, DataError
@@ -27,7 +25,16 @@ from flowpolicy.models.network import NetworkConfig
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.policy.config import PolicyConfig
 from flowpolicy.pretraining.config import DataConfig, TrainConfig
+from flowpolicy.pretraining.initial import start_from
 from flowpolicy.pretraining.state import STATE_FOLDER
+from flowpolicy.pretraining.stores import (
+    describe,
+    fit,
+    make_samplers,
+    observed_features,
+    policies_of_stores,
+    report,
+)
 from flowpolicy.pretraining.trainer import CHECKPOINT, Trainer
 from flowpolicy.ranges import Episodes, NonNegativeInt
 from flowpolicy.runs.device import resolve_device
@@ -60,6 +67,7 @@ class PretrainConfig(Settings):
         device: ``auto`` takes a GPU where there is one.
         resume: continue the run in ``run_dir``.
         video: episodes of the final evaluation to record; true records one, false none.
+        init: checkpoint whose weights and normalisers training starts from; None starts from random weights.
     """
 
     env: dict[str, Any]
@@ -71,6 +79,7 @@ class PretrainConfig(Settings):
     device: str = "auto"
     resume: bool = False
     video: Episodes = True
+    init: str | None = None
 
 
 def pretrain(settings: Mapping[str, Any], run_dir: Path, *, command: str = "") -> Path | None:
@@ -110,6 +119,7 @@ def _run(config: PretrainConfig, run_dir: Path, command: str, group: Processes) 
     with contextlib.closing(task.make()) as environment:
         check_spaces(environment, policy, f"Task '{task.name}'")
     training, validation = make_samplers(policy.to(device), demos, config.data, config.seed)
+    mixture = describe(demos, training)
     if group.is_first:
         folder.begin(settings)
         logger.info(
@@ -117,6 +127,7 @@ def _run(config: PretrainConfig, run_dir: Path, command: str, group: Processes) 
             policy.spec.name, task.name, demos.num_episodes, f"{demos.num_steps:,}",
             f"{policy.num_parameters():,}", device,
         )  # fmt: skip
+        report(mixture)
         _report_lost(policy)
 
     rollouts = partial(evaluate, task=task, num_envs=config.train.num_envs, record=int(config.video))
@@ -148,6 +159,10 @@ def _run(config: PretrainConfig, run_dir: Path, command: str, group: Processes) 
         trainer.loggers.log(trainer.state.step, outcome.scalars())
     trainer.loggers.close()
     _plot(run_dir, task, policy.spec.name, metrics)
+    if mixture:
+        metrics["mixture"] = mixture
+    if config.data.normalizers == "each":
+        _save_each(result, demos, run_dir)
     return write_summary(
         run_dir, task=task.name, policy=policy.spec.name, seed=config.seed, steps=config.train.steps,
         wall_seconds=time.perf_counter() - started, metrics=metrics, checkpoint=str(run_dir / CHECKPOINT),
@@ -156,10 +171,11 @@ def _run(config: PretrainConfig, run_dir: Path, command: str, group: Processes) 
 
 
 def find_demonstrations(config: PretrainConfig, task: Task) -> Demonstrations:
-    """The store that ``data.path`` names, or else the task's own."""
-    path = config.data.path or config.env.get("demonstrations")
-    if not path:
+    """The stores that ``data.path`` names, or else the task's own."""
+    paths = config.data.paths or tuple(filter(None, [config.env.get("demonstrations")]))
+    if not paths:
         raise ConfigError(f"Task '{task.name}' names no demonstrations; add data.path=STORE.")
+    path = paths[0]
     if not config.data.path and not resolve_path(path).exists():
         raise DataError(
             f"The demonstrations of '{task.name}' are not at {path} yet; with this command's env settings, "
@@ -168,7 +184,10 @@ def find_demonstrations(config: PretrainConfig, task: Task) -> Demonstrations:
         )
     limit = config.data.image_memory_gb
     memory = None if limit is None else int(limit * 1e9)
-    return read_demonstrations(path, config.data.observation_keys, memory, config.data.kinds)
+    keys, kinds = config.data.observation_keys, config.data.kinds
+    if len(paths) == 1 and config.data.image_size is None:
+        return read_demonstrations(path, keys, memory, kinds)
+    return read_stores(paths, keys, memory, kinds, config.data.image_size)
 
 
 def _plot(run_dir: Path, task: Task, policy: str, metrics: dict[str, Any]) -> None:
@@ -188,7 +207,8 @@ def _plot(run_dir: Path, task: Task, policy: str, metrics: dict[str, Any]) -> No
 
 
 def make_policy(config: PretrainConfig, task: Task, demos: Demonstrations) -> FlowPolicy:
-    """A policy of the demonstrations' shapes with fitted normalisers; weights from torch's global seed."""
+    """A policy of the demonstrations' shapes with fitted normalisers; weights from torch's global seed, or
+    both from the checkpoint ``config.init``."""
     returns = demos.episode_returns
     metadata = {
         "demonstrations": Path(demos.source).name,
@@ -200,44 +220,41 @@ def make_policy(config: PretrainConfig, task: Task, demos: Demonstrations) -> Fl
     if "env_version" in demos.attributes:  # evaluation says where another one is installed
         metadata["env_version"] = demos.attributes["env_version"]
     build_objective(config.policy)  # refuses bad settings before any work
+    start = None if config.init is None else FlowPolicy.load(config.init)
+    keeps = start is not None and config.data.normalizers is None  # so that it stays the same function
+    scaling: Any = start.config if start is not None and keeps else config.data
     policy = FlowPolicy(
         PolicyConfig(
             objective=dict(config.policy),
             model=config.model,
-            observations={key: demos.feature(key) for key in config.data.observation_keys},
+            observations=observed_features(demos, config.data.observation_keys),
             action_dim=demos.arrays["action"].shape[1],
             obs_horizon=task.obs_horizon,
             action_horizon=task.action_horizon,
             execute_horizon=task.execute_horizon,
-            observation_normalization=config.data.observation_normalization,
-            action_normalization=config.data.action_normalization,
-            action_clip=config.data.action_clip,
+            observation_normalization=scaling.observation_normalization,
+            action_normalization=scaling.action_normalization,
+            action_clip=scaling.action_clip,
             task=dataclasses.asdict(task),
         )
     )
-    arrays = as_tensors(demos, [*policy.observation_normalizers, "action"], "cpu")
-    policy.fit_normalizers(arrays, arrays["action"])
-    metadata["lost_actions"] = policy.lost_actions(arrays["action"])
+    first = next(iter(datasets(demos).values()), None) if config.data.normalizers == "each" else None
+    arrays, action = fit(policy, demos, first)
+    if start is not None:
+        start_from(start, policy, str(config.init))
+        metadata["init"] = str(config.init)
+        if keeps:
+            policy.load_normalizers(start)
+    metadata["lost_actions"] = policy.lost_actions(action)
     metadata["lost_observations"] = policy.lost_observations(arrays)
     policy.config = dataclasses.replace(policy.config, metadata=metadata)
     return policy
 
 
-def make_samplers(
-    policy: FlowPolicy, demos: Demonstrations, data: DataConfig, seed: int
-) -> tuple[ChunkSampler, ChunkSampler | None]:
-    """Normalised training and held-out chunks on the policy's device; the episodes are split by the seed."""
-    observation = policy.normalize(as_tensors(demos, policy.spec.features, policy.device))
-    action = as_tensors(demos, ["action"], policy.device)["action"]
-    action = policy.action_normalizer.normalize(action)
-    train_episodes, held_out = split_episodes(demos, data, seed)
-    learnt = learnt_steps(demos.arrays, data.only_source, demos.source)
-
-    def sampler(episodes: list[int]) -> ChunkSampler:
-        horizons = policy.spec.obs_horizon, policy.spec.action_horizon
-        return ChunkSampler(observation, action, demos.episode_ends, *horizons, sorted(episodes), learnt)
-
-    return sampler(train_episodes), sampler(held_out) if held_out else None
+def _save_each(result: FlowPolicy, demos: Demonstrations, run_dir: Path) -> None:
+    """The trained weights with the normalisers of each store, as ``checkpoint_<name>``."""
+    for name, own in policies_of_stores(result.cpu(), demos).items():
+        own.save(run_dir / f"{CHECKPOINT}_{name}")
 
 
 def _report_lost(policy: FlowPolicy) -> None:
@@ -256,25 +273,3 @@ def _report_lost(policy: FlowPolicy) -> None:
                 "cut off; choose another mode, or scale the data.",
                 *(100 * share, name, clip, mode),
             )
-
-
-def split_episodes(demos: Demonstrations, data: DataConfig, seed: int) -> tuple[list[int], list[int]]:
-    """Which episodes are trained on and which are held out: the store's mask says so, or the seed.
-
-    Raises:
-        DataError: a mask that the store does not have.
-    """
-    order = np.random.default_rng(seed).permutation(demos.num_episodes).tolist()
-    if data.validation_mask is not None:
-        masks = demos.masks
-        if data.validation_mask not in masks:
-            raise DataError(
-                f"{demos.source} has no mask '{data.validation_mask}' (it has "
-                f"{', '.join(sorted(masks)) or 'none'}); choose another data.validation_mask, or null."
-            )
-        held_out = masks[data.validation_mask]
-        return [number for number in order if number not in held_out][: data.max_episodes], held_out
-    count = round(data.validation_fraction * len(order))
-    if data.validation_fraction > 0 and len(order) > 1:
-        count = max(1, count)
-    return order[count:][: data.max_episodes], order[:count]

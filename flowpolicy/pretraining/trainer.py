@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from flowpolicy.data.causes import first_line
 from flowpolicy.data.prefetch import Prefetcher
-from flowpolicy.data.sampling import Batch, ChunkSampler, shuffled_index
+from flowpolicy.data.sampling import Batch, ChunkSampler
 from flowpolicy.errors import ConfigError, FlowPolicyError
 from flowpolicy.flow.objective import Draws, Metrics
 from flowpolicy.policy import FlowPolicy
@@ -168,7 +168,7 @@ class Trainer:
         """This process's rows of the global batch of ``step``, and the random draws of its loss."""
         config, device = self.config, self.policy.device
         rows = self.processes.rows(config.batch_size)
-        index = shuffled_index(step, config.batch_size, len(self.training), self.seed)[rows]
+        index = self.training.rows(step, config.batch_size, self.seed)[rows]
         generator = torch.Generator(device).manual_seed(derived_seed(self.seed, step, 0))
         shape = (config.batch_size, *self.policy.spec.chunk_shape)
         draws = self.objective.draw(shape, generator, device)
@@ -179,13 +179,21 @@ class Trainer:
         """Loss and open-loop action error of the averaged network on held-out episodes.
 
         The error is the root mean square, over executed actions and dimensions, of sampled minus
-        demonstrated, in normalised units; noise and rows are the same at every call.
+        demonstrated, in normalised units; noise and rows are the same at every call. Where there are several
+        data sets, each has its own besides, under its name.
         """
+        assert self.validation is not None
+        metrics = self._validated(range(len(self.validation)))
+        for name, windows in self.validation.parts.items():
+            metrics |= {f"{key}/{name}": value for key, value in self._validated(windows).items()}
+        return metrics
+
+    def _validated(self, windows: range) -> dict[str, float]:
         assert self.validation is not None
         network, device = self.ema.network, self.policy.device
         generator = torch.Generator(device).manual_seed(self.seed)
-        count = min(VALIDATION_ROWS, len(self.validation))
-        index = torch.linspace(0, len(self.validation) - 1, count).long().to(device)
+        count = min(VALIDATION_ROWS, len(windows))
+        index = torch.linspace(windows[0], windows[-1], count).long().to(device)
         batch = self.validation.batch(index)
         shape = (count, *self.policy.spec.chunk_shape)
         draws = self.objective.draw(shape, generator, device)

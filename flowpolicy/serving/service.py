@@ -19,6 +19,7 @@ from flowpolicy.acceleration.sampler import Sampler
 from flowpolicy.errors import DAMAGED_POLICY, FlowPolicyError
 from flowpolicy.execution.receding_horizon import ChunkPolicy
 from flowpolicy.features import Feature, Task
+from flowpolicy.features.presence import completed
 from flowpolicy.serving.messages import decode, encode
 from flowpolicy.settings import require
 
@@ -152,7 +153,7 @@ class PolicyService:
         content = decode(message)
         if not isinstance(content, dict):
             raise FlowPolicyError("The request is no map; send one from observation keys to arrays.")
-        content = self._named(content)
+        content = completed(self._features, self._named(content))
         observations = {}
         batch: int | None = None  # None: sent without a batch dimension
         for index, (key, feature) in enumerate(self._features.items()):

@@ -197,6 +197,7 @@ def fingerprint(policy: FlowPolicy) -> str:
     )
     if tuned:
         config["tuned"] = tuned
+    config["model"].get("vision", {}).pop("jitter", None)  # acts in training alone
     if config["model"]["network"] == "transformer":
         del config["model"]["network"]
     return weights_hash(policy, json.dumps(config, sort_keys=True))

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from flowpolicy.errors import ConfigError
 from flowpolicy.features.vision.backbones import BUILDERS
 from flowpolicy.features.vision.config import VisionConfig
+from flowpolicy.features.vision.jitter import jittered
 
 SMALLEST = 32  # pixels a side
 MOST_TOKENS = 64
@@ -39,6 +40,7 @@ class ImageEncoder(nn.Module):
                 f"An image of {height} x {breadth} pixels, cropped to {self.window[0]} x "
                 f"{self.window[1]}, is too small; give images whose crop is at least {SMALLEST} x {SMALLEST}."
             )
+        self.jitter = config.jitter
         self.backbone = BUILDERS[config.backbone](channels, config)
         with torch.no_grad():
             grid = self.backbone(torch.zeros(1, channels, *self.window)).shape
@@ -62,7 +64,10 @@ class ImageEncoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Tokens ``(B, num_tokens, d)`` of images ``(B, T_o, H, W, C)``, 0 to 255, uint8 or float."""
         batch = len(images)
-        cropped = self._cropped(images).flatten(0, 1)
+        cropped = self._cropped(images)
+        if self.jitter is not None and self.training:
+            cropped = jittered(cropped, self.jitter)
+        cropped = cropped.flatten(0, 1)
         pixels = cropped.to(self.project.weight.dtype).permute(0, 3, 1, 2)
         grid = self.backbone(pixels / 127.5 - 1.0)
         tokens = self.project(grid).flatten(2).transpose(1, 2)
