@@ -258,8 +258,8 @@ def run_control(
             "fusion": control.fusion, "action_horizon": policy.spec.action_horizon,
             "execute_horizon": loop.execute_horizon, "max_delay": loop.max_delay, "rate_hz": 1 / loop.period,
             "inference": config.inference, "operator": getattr(operator, "name", None),
-            "recorded": None if recorded is None else str(recorded), "stopped": loop.status.stopped, "machine": machine(),
-            "versions": versions(), "command": command,
+            "recorded": None if recorded is None else str(recorded), "stopped": loop.status.stopped,
+            "machine": machine(), "versions": versions(), "command": command,
         }  # fmt: skip
         run = replace(_write(loop, about, robot, run_dir, config), recorded=recorded)
         write_summary(

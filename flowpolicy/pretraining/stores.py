@@ -101,8 +101,8 @@ def make_samplers(
     missing = [name for name in parts if name not in training.parts]
     if missing:
         raise DataError(
-            f"No step of '{missing[0]}' is left to train on; leave it out, hold out fewer episodes, or change "
-            "data.only_source."
+            f"No step of '{missing[0]}' is left to train on; leave it out, hold out fewer episodes, or "
+            "change data.only_source."
         )
     return training, sampler(held_out, None) if held_out else None
 

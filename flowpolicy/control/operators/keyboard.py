@@ -62,7 +62,7 @@ class Keyboard(Settings, prefix="operator"):
 
     def read(self, moment: Moment) -> Intervention:
         """See :class:`~flowpolicy.control.operator.Operator`."""
-        for key in self._terminal.keys():
+        for key in self._terminal.typed():
             if key in SWITCHES:
                 self._switches.press(SWITCHES[key])
             elif (place := self._letters.get(key.lower())) is not None and not self._switches.pauses:

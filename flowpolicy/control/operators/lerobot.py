@@ -80,7 +80,7 @@ class LeRobotTeleoperator(Settings, prefix="operator"):
 
     def read(self, moment: Moment) -> Intervention:
         """See :class:`~flowpolicy.control.operator.Operator`."""
-        for key in "" if self._terminal is None else self._terminal.keys():
+        for key in "" if self._terminal is None else self._terminal.typed():
             if key in SWITCHES:
                 self._switches.press(SWITCHES[key])
         error, self._error = self._error, None

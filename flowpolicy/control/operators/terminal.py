@@ -36,15 +36,15 @@ class Terminal:
         atexit.register(self.close)
         tty.setcbreak(self._file)
 
-    def keys(self) -> str:
+    def typed(self) -> str:
         """What was typed since the last call."""
-        typed = b""
+        read = b""
         while select.select([self._file], [], [], 0)[0]:
             found = os.read(self._file, 64)
             if not found:
                 raise OSError("the terminal was closed")
-            typed += found
-        return typed.decode(errors="replace")
+            read += found
+        return read.decode(errors="replace")
 
     def close(self) -> None:
         """Restore the terminal; a second call does nothing."""
