@@ -140,7 +140,7 @@ class ControlLoop:
         asked = None if dead_man is None else self._ask_dead_man
         self.gate = SafetyGate(robot, config.safety, self.events, self.period, asked)
         self._operator, self._recorder = operator, recorder
-        self._console = None if operator is None else Console(operator, self.events)
+        self._console = None if operator is None else Console(operator, self.events, spec.action_dim)
         self._awaits_reset = False  # the operator ended the episode, and the robot's world is to be reset
         self._driver = DriverWatch(
             config.driver_timeout_s, self._driver_hangs, lambda: bool(self.status.stopped)

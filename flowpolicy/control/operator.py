@@ -79,14 +79,15 @@ class Console:
     Args:
         operator: was started.
         events: the loop's.
+        action_dim: A.
 
     Attributes:
         commands: the operator was in command when last asked.
         pauses: the operator had paused the run when last asked.
     """
 
-    def __init__(self, operator: Operator, events: EventLog) -> None:
-        self._operator, self._events = operator, events
+    def __init__(self, operator: Operator, events: EventLog, action_dim: int) -> None:
+        self._operator, self._events, self._dim = operator, events, action_dim
         self.commands = self.pauses = False
 
     def ask(self, moment: Moment) -> Intervention | None:
@@ -94,6 +95,8 @@ class Console:
         try:
             found = self._operator.read(moment)
             action = None if found.action is None else np.asarray(found.action, dtype=np.float32)
+            if action is not None and action.shape != (self._dim,):
+                raise ValueError(f"a command of shape {action.shape} in place of ({self._dim},)")
             found = Intervention(action, found.success, bool(found.pause))
         except Exception as error:  # a device, or a function of the user's, may raise anything
             line = f"{type(error).__name__}: {error}"[:200]
