@@ -7,7 +7,6 @@ a program that was killed, :func:`recover` makes a store of the episodes that ha
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -21,7 +20,7 @@ from flowpolicy.data.store_writing import StoreWriter, check_new, sole_writer
 from flowpolicy.data.zarr_reading import import_zarr
 from flowpolicy.errors import DataError
 from flowpolicy.files.reading import read_json
-from flowpolicy.files.storage import write_json
+from flowpolicy.files.storage import sync_since, write_json
 
 _PROGRESS = "recording.json"
 _FORMAT = 2  # of zarr
@@ -62,7 +61,7 @@ class RecordedStore:
             raise
         self._writer = StoreWriter(self._folder, None, _FORMAT, None, lambda: None)
         self._writer.attributes.update(attributes)
-        self._rows = 0
+        self._rows = self._synced = 0
         self._ends: list[int] = []
         self._masks: dict[str, list[int]] = {}
 
@@ -84,8 +83,7 @@ class RecordedStore:
             self._masks.setdefault(mark, []).append(len(self._ends))
         self._ends.append(self._rows)
         self._writer.flush()
-        if hasattr(os, "sync"):
-            os.sync()  # what is noted as ended outlasts a power cut
+        self._synced = sync_since(self._folder, self._synced)  # before it is noted as ended
         attributes = {**self._writer.attributes, "masks": self._masks}
         write_json(self._folder / _PROGRESS, {"episode_ends": self._ends, "attributes": attributes})
 

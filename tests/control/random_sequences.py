@@ -2,8 +2,8 @@
 
 A sequence is a robot with a random safe action and random limits, driven by the gate alone or by the whole
 loop on a clock of its own, while commands, chunks, observations, the dead-man switch, the worker, the clock
-and the robot itself fail at random, and an operator takes over, gives back, pauses and ends episodes. What the
-robot got is judged, who was in command, and which actions of which chunk it was.
+and the robot itself fail at random, and an operator takes over, gives back, pauses and ends episodes. What
+the robot got is judged, who was in command, and which actions of which chunk it was.
 """
 
 from __future__ import annotations
@@ -266,7 +266,7 @@ def judge_steps(loop, robot, starts, executed):
 
 
 def judge_operator(loop, operator, starts):
-    """Nobody else's command is sent while the operator commands, and no chunk from before a take-over after it."""
+    """Nobody else commands while the operator does, and no chunk from before a take-over is used after it."""
     before = -1
     taken = dict(operator.taken)
     for row in loop.telemetry.rows():

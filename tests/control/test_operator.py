@@ -6,6 +6,7 @@ import os
 import sys
 import time
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def between(first, end, action=FAR):
 
 @pytest.mark.parametrize("delay", [1, 3])
 def test_a_take_over_reaches_the_robot_in_its_tick_and_nothing_jumps(delay):
-    robot, loop, _ = build(between(20, 40), delay=delay, velocity_limit=1.0)  # 0.01 a tick
+    _, loop, _ = build(between(20, 40), delay=delay, velocity_limit=1.0)  # 0.01 a tick
     loop.run(60)
     rows = loop.telemetry.rows()
     assert (rows["source"][20:40] == OPERATOR).all()
@@ -59,7 +60,7 @@ def test_a_take_over_reaches_the_robot_in_its_tick_and_nothing_jumps(delay):
 
 
 def test_after_the_hand_back_a_chunk_goes_on_from_what_was_executed():
-    robot, loop, _ = build(between(20, 40), delay=2)
+    _, loop, _ = build(between(20, 40), delay=2)
     loop.run(60)
     rows = loop.telemetry.rows()
     assert (rows["source"][40:] != SAFE).all()  # one is at hand at once
@@ -75,7 +76,7 @@ def test_an_operator_that_cannot_be_read_means_the_safe_action():
             raise OSError("unplugged")
         return np.zeros(A + 1) if moment.tick == 40 else None
 
-    robot, loop, _ = build(read)
+    _, loop, _ = build(read)
     loop.run(60)
     assert np.flatnonzero(loop.telemetry.rows()["source"] == SAFE).tolist() == [0, *range(20, 30), 40]
     assert loop.events.counts[Event.OPERATOR_ERROR] == 11
@@ -89,7 +90,7 @@ def test_a_run_is_recorded_as_sent_with_who_was_in_command(tmp_path):
             return Intervention(pause=True)
         return FAR if 10 <= moment.tick < 15 else None
 
-    robot, loop, recorder = build(read, record=tmp_path / "run", velocity_limit=5.0)
+    _, loop, recorder = build(read, record=tmp_path / "run", velocity_limit=5.0)
     loop.run(80)
     path = recorder.close()
     demos = read_demonstrations(path)
@@ -169,7 +170,7 @@ class SlowStore:
 def test_a_disk_too_slow_costs_an_episode_and_never_the_loop(tmp_path, monkeypatch):
     monkeypatch.setattr("flowpolicy.control.recorder.MEMORY_BYTES", 200)
     monkeypatch.setattr("flowpolicy.control.recorder.RecordedStore", lambda *_: SlowStore())
-    robot, loop, recorder = build(lambda moment: None, record=tmp_path / "run")
+    _, loop, recorder = build(lambda moment: None, record=tmp_path / "run")
     started = time.monotonic()
     loop.run(200)
     assert time.monotonic() - started < 1.0
@@ -220,7 +221,7 @@ def test_keys_command_judge_and_pause_and_the_terminal_is_restored(terminal):
 
 
 def test_a_keyboard_without_a_terminal_is_refused(monkeypatch):
-    with open(os.devnull) as nothing:
+    with Path(os.devnull).open() as nothing:
         monkeypatch.setattr(sys, "stdin", nothing)
         with pytest.raises(ConfigError, match="terminal"):
             build_operator("keyboard").start(ToyRobot(ToyClock()).spec, 0.1)
