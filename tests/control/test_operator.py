@@ -21,10 +21,16 @@ from flowpolicy.control.operators.function import FunctionOperator
 from flowpolicy.control.operators.lerobot import LeRobotTeleoperator
 from flowpolicy.control.recorder import Recorder
 from flowpolicy.control.robot import EPISODE, SUCCESS
+from flowpolicy.control.run import RunConfig, run_control
 from flowpolicy.control.safety import SafetyConfig
+from flowpolicy.control.system import MonotonicClock
 from flowpolicy.data import command_source
 from flowpolicy.data.store import read_demonstrations
 from flowpolicy.errors import ConfigError
+from flowpolicy.models.config import TransformerConfig
+from flowpolicy.policy import FlowPolicy
+from flowpolicy.policy.config import PolicyConfig
+from flowpolicy.settings import build as build_settings
 
 FAR = np.full(A, 0.9, np.float32)
 
@@ -149,6 +155,32 @@ def test_a_verdict_resets_a_world_that_can_be_reset():
     assert (source[20:30] == SAFE).all()
     assert (source[35:] != SAFE).all()
     assert loop.events.counts[Event.EPISODE_SUCCESS] == loop.events.counts[Event.EPISODE] == 1
+
+
+def test_run_control_records_a_run_with_an_operator(tmp_path, monkeypatch):
+    config = PolicyConfig(
+        {"name": "flow_matching"}, TransformerConfig(width=16, depth=1, num_heads=2), {"observation": (3,)},
+        action_dim=A, obs_horizon=2, action_horizon=8, execute_horizon=4,
+    )  # fmt: skip
+    FlowPolicy(config).save(tmp_path / "policy")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "my_operators.py").write_text(
+        "def helper(moment):\n    return moment.sent if moment.tick % 20 > 9 else None\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*sys.path, str(tmp_path)])
+    settings = {
+        "checkpoint": str(tmp_path / "policy"), "backend": "eager", "inference": "thread", "spares": 0,
+        "duration_s": 0.4, "operator": "my_operators:helper", "record": str(tmp_path / "kept"),
+    }  # fmt: skip
+    robot = ToyRobot(MonotonicClock(), safe_action="hold")
+    run = run_control(build_settings(RunConfig, settings, ""), tmp_path / "run", robot=robot)
+    demos = read_demonstrations(run.recorded)
+    assert 0.3 < command_source.commanded_shares(demos.arrays)["operator"] < 0.7
+    assert demos.attributes["fps"] == 100
+    assert str(run.recorded) in run.table()
+    assert "operator" in (tmp_path / "run" / "report.html").read_text()
+    assert run.statistics["events"]["take over"] >= 1
 
 
 class SlowStore:
