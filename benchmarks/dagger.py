@@ -57,7 +57,7 @@ RESULT = ROOT / "benchmarks" / "results" / "dagger.json"
 TASK = ("env=metaworld", "env.env_kwargs.task=peg-insert-side-v3")
 TRAINING = (
     "policy=flow_matching", "data=gaussian", "train.batch_size=64", "train.final_episodes=0", "train.threads=1",
-    "video=false",
+    "train.save_every=250", "video=false",
 )  # fmt: skip
 DEMONSTRATIONS, CORRECTED, EPISODES = 8, 30, 200
 BASE_STEPS, MORE_STEPS = 1000, 1500

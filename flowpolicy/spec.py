@@ -28,6 +28,8 @@ class PolicySpec:
         name: of its objective.
         task: settings of the task it was trained for; empty where unknown.
         metadata: where it comes from.
+        noise_dim: numbers of x_0 for each action; None: A.
+        rotations: dimensions of an action that are rotations, kind -> the first of each.
     """
 
     features: Mapping[str, Feature]
@@ -38,6 +40,8 @@ class PolicySpec:
     name: str = "policy"
     task: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    noise_dim: int | None = None
+    rotations: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def observation_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -48,6 +52,11 @@ class PolicySpec:
     def chunk_shape(self) -> tuple[int, int]:
         """(T, A)."""
         return self.action_horizon, self.action_dim
+
+    @property
+    def noise_shape(self) -> tuple[int, int]:
+        """Of the x_0 of a chunk."""
+        return self.action_horizon, self.action_dim if self.noise_dim is None else self.noise_dim
 
     def resting_observation(self) -> dict[str, NDArray[Any]]:
         """Values that the policy takes, zeros where its kinds have them, key -> ``(T_o, *shape)``."""

@@ -65,7 +65,7 @@ def _sizes(engine: Engine) -> Hashable:
     policy = engine.policy
     features, horizons = (
         tuple(policy.spec.features.items()),
-        (policy.spec.obs_horizon, *policy.spec.chunk_shape),
+        (policy.spec.obs_horizon, *policy.spec.noise_shape),
     )
     return repr(policy.config.model), features, horizons, engine.batch_size, engine.dtype, policy.device
 

@@ -28,7 +28,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.fl
 
 
 class Engine:
-    """From checked observations and x_0 to a chunk, both in physical units, evaluation by evaluation.
+    """From checked observations and x_0 to a chunk of commands, both in physical units, evaluation by
+    evaluation.
 
     It computes what ``policy.act`` computes, with the same modules in the same order. x itself and the solver
     stay float32.
@@ -61,13 +62,21 @@ class Engine:
         guidance's."""
         refuse_options(self.guidance, options)
         if self.guidance is None:
-            return self.policy.finish(self.integrate(self.encode(observation), noise))
+            actions = self.policy.finish(self.integrate(self.encode(observation), noise))
+            return self.policy.decode(actions, observation)
         # Gradients are needed even where the caller has switched them off, inference mode included.
         with torch.inference_mode(False), torch.no_grad():
             start = noise.clone()
-            context = self.encode({key: value.clone() for key, value in observation.items()})
-            finish, actions = self.policy.finish, self.policy.action_normalizer
-            chunk = GuidedChunk(start, actions.normalize, actions.denormalize, finish, options)
+            given = {key: value.clone() for key, value in observation.items()}
+            context, policy = self.encode(given), self.policy
+
+            def physical(x: Tensor) -> Tensor:
+                return policy.decode(policy.action_normalizer.denormalize(x), given)
+
+            def finish(x: Tensor) -> Tensor:
+                return policy.decode(policy.finish(x), given)
+
+            chunk = GuidedChunk(start, lambda a: policy.encode(a, given), physical, finish, options)
             return finish(self.guidance.sample(lambda wrap: self.integrate(context, start, wrap), chunk))
 
     @torch.no_grad()

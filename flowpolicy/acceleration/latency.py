@@ -186,7 +186,7 @@ def benchmark_checkpoint(config: LatencyConfig, env: Mapping[str, Any] | None = 
         for start in range(0, config.observations, rows)
     ]
     noise = torch.randn(
-        len(batches), rows, policy.spec.action_horizon, policy.spec.action_dim,
+        len(batches), rows, *policy.spec.noise_shape,
         generator=torch.Generator().manual_seed(config.seed),
     )  # fmt: skip
     wished: list[tuple[SamplerSpec, Schedule | None]] = [
@@ -276,10 +276,13 @@ class _Timed:
     def row(
         self, batches: Sequence[Mapping[str, Tensor]], noise: Tensor, wanted: Tensor, floor: Floor
     ) -> Row:
-        sampler, normalize = self.sampler, self.policy.action_normalizer.normalize
+        sampler, encode = self.sampler, self.policy.encode
         schedule, sampling = sampler.schedule, sampler.sampling
-        chunks = torch.stack([self.sampler(batch, x) for batch, x in zip(batches, noise, strict=True)])
-        error = (normalize(chunks) - normalize(wanted)).square().mean().sqrt()
+        differences = [
+            encode(sampler(batch, x), batch) - encode(chunk, batch)
+            for batch, x, chunk in zip(batches, noise, wanted, strict=True)
+        ]
+        error = torch.stack(differences).square().mean().sqrt()
         return Row(
             sampling.backend, sampling.dtype, sampling.steps,
             "full" if schedule is None else schedule.method, 1.0 if schedule is None else schedule.share,

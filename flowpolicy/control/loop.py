@@ -34,6 +34,7 @@ from flowpolicy.control.telemetry import SOURCES, Telemetry
 from flowpolicy.data import command_source
 from flowpolicy.execution.fusion import Chunk, Fusion, build_fusion
 from flowpolicy.execution.receding_horizon import ChunkPolicy
+from flowpolicy.execution.rotations import Rotation
 from flowpolicy.settings import require
 
 CHUNK, PREVIOUS, FAST, SAFE, OPERATOR = range(len(SOURCES))
@@ -133,8 +134,9 @@ class ControlLoop:
         self.max_delay = left if config.max_delay is None else config.max_delay
         width = spec.action_high - spec.action_low
         self._width = np.where(width > 0, width, 1.0).astype(np.float32)
+        rotations = dict.fromkeys((*spec.rotations, *Rotation.of(policy.spec.rotations)))
         self.fusion: Fusion = build_fusion(
-            config.fusion, horizon, self.execute_horizon, self.max_delay, self._width, spec.rotations
+            config.fusion, horizon, self.execute_horizon, self.max_delay, self._width, tuple(rotations)
         )
         self._dead_man = dead_man
         asked = None if dead_man is None else self._ask_dead_man

@@ -56,7 +56,7 @@ class PolicyInference:
     def __call__(self, request: Request) -> NDArray[np.float32]:
         """The chunk ``(T, A)``."""
         batch = {key: value[None] for key, value in request.observation.items()}
-        shape = (1, *self.sampler.spec.chunk_shape)
+        shape = (1, *self.sampler.spec.noise_shape)
         options: dict[str, Any] = {"noise": torch.randn(shape, generator=self.generator)}
         if request.prefix is not None:
             prefix = request.prefix

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from flowpolicy.errors import ConfigError
 from flowpolicy.execution.fusion import Action, Fusion, Switch, build_fusion
 from flowpolicy.execution.receding_horizon import ChunkPolicy
+from flowpolicy.execution.rotations import Rotation
 from flowpolicy.settings import require
 
 STRATEGIES = ("synchronous", "switch", "ensemble", "rtc")
@@ -60,7 +61,9 @@ class DelayRule:
         """For one episode."""
         if self.strategy == "synchronous":
             return Switch()
-        return build_fusion(self.strategy, self.policy.spec.action_horizon, self.execute_horizon, 0)
+        spec = self.policy.spec
+        rotations = Rotation.of(spec.rotations)
+        return build_fusion(self.strategy, spec.action_horizon, self.execute_horizon, 0, rotations=rotations)
 
     def executable(self, actions: Action) -> Action:
         """The actions ``(n, A)`` of a chunk that are executed unless another one comes."""

@@ -283,7 +283,8 @@ class _Run:
     def _sample(self, asking: Sequence[tuple[_Slot, _Episode]]) -> None:
         """Plan a chunk for each, in one batch."""
         shape = self.policy.spec.chunk_shape
-        noise = torch.stack([torch.randn(shape, generator=episode.noises) for _, episode in asking])
+        noise_shape = self.policy.spec.noise_shape
+        noise = torch.stack([torch.randn(noise_shape, generator=episode.noises) for _, episode in asking])
         batch = {
             key: np.concatenate([slot.history.arrays[key] for slot, _ in asking])
             for key in self.policy.spec.observation_shapes

@@ -148,6 +148,6 @@ class RecedingHorizon:
         generator = self._generators[slot]
         if generator is None:
             raise FlowPolicyError(f"Slot {slot} has no episode yet; call reset({slot}, seed) first.")
-        shape = self.policy.spec.chunk_shape
+        shape = self.policy.spec.noise_shape
         drawn = torch.randn(shape, generator=generator)
         return torch.zeros(shape) if self.zero_noise else drawn

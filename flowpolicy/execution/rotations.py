@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from flowpolicy.policy.rotations import SIZES, from_matrix, matrix
 from flowpolicy.ranges import NonNegativeInt, one_of
 from flowpolicy.settings import Settings
 
 Vector = NDArray[np.float64]
-
-SIZES = {"angle": 1, "rotation_vector": 3, "quaternion": 4}
-"""Numbers of each kind of rotation: an angle in rad; axis times angle in rad; unit length, either order."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Rotation(Settings, prefix="rotation"):
     Small differences of rotations, as in ``delta`` poses, need no declaration: near zero they are numbers.
 
     Attributes:
-        kind: one of :data:`SIZES`.
+        kind: one of :data:`~flowpolicy.policy.rotations.SIZES`.
         start: the first of its dimensions.
     """
 
@@ -36,11 +36,18 @@ class Rotation(Settings, prefix="rotation"):
         """Its dimensions."""
         return slice(self.start, self.start + SIZES[self.kind])
 
+    @staticmethod
+    def of(starts: Mapping[str, Sequence[int]]) -> tuple[Rotation, ...]:
+        """Those of a task or a policy, kind -> the first dimension of each."""
+        return tuple(Rotation(kind, start) for kind, places in starts.items() for start in places)
+
     def mean(self, rows: Vector, weights: Vector) -> Vector:
         """The weighted mean of rotations, in the representation that is nearest to the last row.
 
-        Angles by their unit vectors; the others by their quaternions, of which the mean is the eigenvector of
-        the largest eigenvalue of sum_i w_i q_i q_i^T (Markley et al. 2007, "Averaging Quaternions").
+        Angles by their unit vectors; rotation vectors and quaternions by their quaternions, of which the mean
+        is the eigenvector of the largest eigenvalue of sum_i w_i q_i q_i^T (Markley et al. 2007, "Averaging
+        Quaternions"); the others by their matrices, of which it is the rotation nearest to the sum. These two
+        means are the same.
 
         Args:
             rows: ``(n, size)``.
@@ -54,7 +61,23 @@ class Rotation(Settings, prefix="rotation"):
                 rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12), weights
             )
             return mean if mean @ rows[-1] >= 0 else -mean
+        if self.kind in ("euler", "matrix6d"):
+            return _matrix_mean(rows, weights, self.kind)
         return _vector(_eigenvector(np.stack([_quaternion(row) for row in rows]), weights), rows[-1])
+
+
+def _matrix_mean(rows: Vector, weights: Vector, kind: str) -> Vector:
+    matrices = matrix(torch.from_numpy(rows), kind).numpy()
+    left, _, right = np.linalg.svd(np.einsum("n,nij->ij", weights, matrices))
+    left[:, 2] *= np.sign(np.linalg.det(left @ right))
+    mean: Vector = from_matrix(torch.from_numpy(left @ right), kind).numpy()
+    if kind == "matrix6d":
+        return mean
+    roll, pitch, yaw = mean  # of the two ways to write it, and of full turns, what is nearest to the last row
+    ways = np.array([[roll, pitch, yaw], [roll + np.pi, np.pi - pitch, yaw + np.pi]])
+    ways += 2 * np.pi * np.round((rows[-1] - ways) / (2 * np.pi))
+    nearest: Vector = ways[np.abs(ways - rows[-1]).sum(1).argmin()]
+    return nearest
 
 
 def _eigenvector(quaternions: Vector, weights: Vector) -> Vector:

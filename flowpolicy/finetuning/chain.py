@@ -17,12 +17,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from flowpolicy.features.presence import optional_keys
 from flowpolicy.finetuning.features import ObservationFeatures
 from flowpolicy.finetuning.noise import NoiseConfig, NoiseNetwork
 from flowpolicy.flow.network import encode_images, tabulated, velocities
 from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.policy.flow_policy import sample_chunk
+from flowpolicy.settings import require
 
 
 class Chain(NamedTuple):
@@ -53,6 +55,10 @@ class NoisyFlow(nn.Module):
         super().__init__()
         self.objective = policy.objective
         policy.objective.require_flow()
+        policy.action_space.require_plain("Fine-tuning")
+        lacking = ", ".join(optional_keys(policy.spec.features))
+        allowed = "observed in every store that a policy to fine-tune was pretrained on"
+        require(not lacking, "data.observation_keys", lacking, allowed)
         wanted = SamplerSpec(num_steps=num_steps, solver="euler")
         self.sampling = policy.checked(wanted, allow_any_steps=True)
         self.num_steps = num_steps

@@ -25,9 +25,9 @@ class GuidedChunk:
     """The chunks that are being sampled, as a guidance sees them.
 
     Attributes:
-        noise: x_0 ``(B, T, A)``.
-        normalize: actions ``(B, T, A)`` in physical units to normalised ones.
-        physical: normalised actions ``(B, T, A)`` to physical units, with gradients.
+        noise: x_0 ``(B, T, A')``, of as many numbers as the network learns of a command.
+        normalize: commands ``(B, T, A)`` to normalised actions of the shape of x_0.
+        physical: normalised actions to commands ``(B, T, A)``, with gradients.
         finish: the same for the chunk that is given out, within the policy's bounds.
         options: what the caller of ``act`` gave for it, by name.
     """

@@ -149,7 +149,7 @@ class PrefixGuidance(Guidance):
             return None
         device = chunk.noise.device
         actions, weights = (torch.as_tensor(part, dtype=torch.float32, device=device) for part in given)
-        shape = tuple(chunk.noise.shape)
+        shape = tuple(chunk.finish(chunk.noise).shape)  # x_0 may have more numbers than a command
         if tuple(actions.shape) != shape or tuple(weights.shape) != shape[:2]:
             raise FlowPolicyError(
                 f"The prefix has actions of shape {tuple(actions.shape)} and weights of shape "

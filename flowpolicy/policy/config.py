@@ -15,6 +15,7 @@ from flowpolicy.files.reading import read_json
 from flowpolicy.flow import build_objective
 from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.models.network import NetworkConfig
+from flowpolicy.policy.action_space import ActionConfig
 from flowpolicy.ranges import Allowed, between, one_of, positive_to
 from flowpolicy.settings import Settings, build, checked, require, shown
 
@@ -47,6 +48,7 @@ class PolicyConfig(Settings):
         action_normalization: mode of the actions' normaliser.
         action_clip: bound of an action in normalised units; 1 is the demonstrated range under ``minmax`` and
             ``quantile``.
+        actions: how commands are learnt; what a policy takes and gives are absolute commands.
         tuned: K, solver and grid that the weights are valid for, after fine-tuning; None: any.
         task: the task's settings, so that a checkpoint can be evaluated by itself.
         metadata: where it comes from (demonstrations, their mean return, training steps, ...).
@@ -62,6 +64,7 @@ class PolicyConfig(Settings):
     observation_normalization: Annotated[str, one_of(MODES)] = "minmax"
     action_normalization: Annotated[str, one_of(MODES)] = "minmax"
     action_clip: Annotated[float, positive_to(LARGEST_CLIP)] = 1.0
+    actions: ActionConfig = dataclasses.field(default_factory=ActionConfig)
     tuned: SamplerSpec | None = None
     task: dict[str, Any] = dataclasses.field(default_factory=dict)
     metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -81,6 +84,7 @@ class PolicyConfig(Settings):
             sides = all(side >= 1 for side in feature.shape)
             require(sides, f"observations.{key[:80]}", feature.shape, "of sides of at least 1")
             feature.check_declaration(key)
+        self.actions.check(self.action_dim, features)
         allowed = f"between 1 and action_horizon = {self.action_horizon}"
         execute = self.execute_horizon
         require(1 <= execute <= self.action_horizon, "execute_horizon", execute, allowed)
@@ -103,6 +107,8 @@ class PolicyConfig(Settings):
         """What a JSON file says of it."""
         content = dataclasses.asdict(self)
         content["observations"] = {key: feature.content() for key, feature in self.observations.items()}
+        if self.actions == ActionConfig():
+            del content["actions"]  # which older readers do not know
         content["tuned"] = None if self.tuned is None else self.tuned.content()
         return content
 

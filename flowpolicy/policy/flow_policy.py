@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tempfile
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from flowpolicy.flow import Objective, build_objective
 from flowpolicy.flow.network import Network, field
 from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.models.network import build_network
+from flowpolicy.policy.action_space import ActionSpace
 from flowpolicy.policy.config import FORMAT_VERSION, PolicyConfig, read_config
 from flowpolicy.spec import PolicySpec
 
@@ -39,7 +41,10 @@ class FlowPolicy(nn.Module):
         super().__init__()
         self.objective: Objective = build_objective(config.objective)
         self.config = config
-        self.network = build_network(config.model, self.spec, self.objective.levels)
+        self.action_space = ActionSpace(config.actions, config.action_dim)
+        inner = self.action_space.inner_dim  # of actions as the network learns them
+        spec = dataclasses.replace(self.spec, action_dim=inner)
+        self.network = build_network(config.model, spec, self.objective.levels)
         self.observation_normalizers = KeyedModules(
             {
                 key: Normalizer(feature.shape, config.observation_normalization, entries=entries)
@@ -48,7 +53,7 @@ class FlowPolicy(nn.Module):
             }
         )
         self.action_normalizer = Normalizer(
-            (config.action_dim,), config.action_normalization, clip=max(1.0, config.action_clip)
+            (inner,), config.action_normalization, clip=max(1.0, config.action_clip)
         )
 
     @property
@@ -69,6 +74,8 @@ class FlowPolicy(nn.Module):
             self.objective.name,
             config.task,
             config.metadata,
+            config.actions.inner_dim(config.action_dim),
+            config.actions.rotations,
         )
 
     @property
@@ -117,7 +124,7 @@ class FlowPolicy(nn.Module):
             solver: ``euler``, ``midpoint`` or ``heun``; the policy's default where None.
             sampler: K, solver and grid in place of these two; backends, caching and guidance are
                 :func:`~flowpolicy.acceleration.sampler.build_sampler`'s.
-            noise: x_0 ``(B, T, A)``; drawn from ``generator`` where None.
+            noise: x_0 ``(B, *spec.noise_shape)``; drawn from ``generator`` where None.
             generator: source of x_0.
             allow_any_steps: accept a K that a fine-tuned checkpoint was not tuned for.
 
@@ -137,21 +144,23 @@ class FlowPolicy(nn.Module):
                     "dtype: flowpolicy.acceleration.sampler.build_sampler(policy, sampling)."
                 )
             spec = self.checked(asked, allow_any_steps=allow_any_steps)
-        normalized = self.normalize_observations(observations)
+        checked = self.check_observations(observations)
+        normalized = self.normalize(checked)
         noise = self.noise(len(next(iter(normalized.values()))), noise, generator)
         sampled = sample_chunk(self.network, self.objective, normalized, noise, spec, self.config.action_clip)
-        chunk = self.action_normalizer.denormalize(sampled)
+        chunk = self.decode(self.action_normalizer.denormalize(sampled), checked)
         if not torch.isfinite(chunk).all():
             raise FlowPolicyError(DAMAGED_POLICY)
         return chunk
 
     def noise(self, rows: int, given: Tensor | None, generator: torch.Generator | None) -> Tensor:
-        """x_0 ``(rows, T, A)``, float32 on the policy's device: the given one, or drawn from ``generator``.
+        """x_0 ``(rows, *spec.noise_shape)``, float32 on the policy's device: the given one, or drawn from
+        ``generator``.
 
         Raises:
             FlowPolicyError: the given one has another shape.
         """
-        shape = (rows, *self.spec.chunk_shape)
+        shape = (rows, *self.spec.noise_shape)
         if given is None:
             source = generator.device if generator is not None else self.device
             given = torch.randn(shape, generator=generator, device=source)
@@ -160,10 +169,31 @@ class FlowPolicy(nn.Module):
         return given.to(self.device, torch.float32)
 
     def finish(self, chunk: Tensor) -> Tensor:
-        """A sampled normalised chunk to physical units, held within ``action_clip``."""
+        """A sampled normalised chunk to physical units, held within ``action_clip``; :meth:`decode` makes
+        commands of it."""
         return self.action_normalizer.denormalize(
             chunk.clamp(-self.config.action_clip, self.config.action_clip)
         )
+
+    def decode(self, actions: Tensor, observation: Mapping[str, Tensor]) -> Tensor:
+        """Actions ``(B, T, A')`` as the network learns them, in physical units, to commands ``(B, T, A)``.
+
+        ``observation`` is checked and in physical units, key -> ``(B, T_o, *shape)``.
+        """
+        if self.action_space.is_plain:
+            return actions
+        return self.action_space.decode(actions, self._base(observation))
+
+    def encode(self, commands: Tensor, observation: Mapping[str, Tensor]) -> Tensor:
+        """Commands ``(B, T, A)`` to normalised actions ``(B, T, A')``; the inverse of :meth:`decode`."""
+        if self.action_space.is_plain:
+            return self.action_normalizer.normalize(commands)
+        inner = self.action_space.encode(commands, self._base(observation))
+        return self.action_normalizer.normalize(inner)
+
+    def _base(self, observation: Mapping[str, Tensor]) -> Tensor | None:
+        newest = {key: observation[key][:, -1] for key in self.action_space.state_keys}
+        return self.action_space.base(newest)
 
     def normalize_observations(self, observations: Observations) -> dict[str, Tensor]:
         """Check and normalise observations, key -> ``(B, T_o, *shape)``."""
@@ -211,7 +241,8 @@ class FlowPolicy(nn.Module):
         return checked
 
     def fit_normalizers(self, observation: Mapping[str, Tensor], action: Tensor) -> None:
-        """Set the statistics from demonstrations: key -> ``(steps, *shape)``, actions ``(steps, A)``.
+        """Set the statistics from demonstrations: key -> ``(steps, *shape)``, actions ``(steps, A')`` as the
+        network learns them.
 
         No action is cut off: where one would lie beyond the clip, its dimension's map is widened.
         """
@@ -229,7 +260,7 @@ class FlowPolicy(nn.Module):
         self.action_normalizer.load_state_dict(other.action_normalizer.state_dict())
 
     def lost_actions(self, action: Tensor) -> float:
-        """Share of demonstrated actions ``(steps, A)`` that the policy cannot give back; see
+        """Share of actions ``(steps, A')``, as the network learns them, that the policy cannot give back; see
         :meth:`Normalizer.lost`.
         """
         return self.action_normalizer.lost_share(action, self.config.action_clip)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from flowpolicy.data.normalization import LARGEST_CLIP, MODES
+from flowpolicy.policy.action_space import SPACES
 from flowpolicy.ranges import (
     BelowOne,
     NonNegativeFloat,
@@ -44,6 +45,12 @@ class DataConfig(Settings, prefix="data"):
             the ``policy``; None learns from both. Safe actions are never learnt, and demonstrations that do
             not say who was in command are learnt whole.
         max_episodes: train on this many episodes, drawn by the seed, of each store; None takes all.
+        action_space: what is learnt of the actions, ``absolute`` (also None), ``delta`` or ``relative``; the
+            policy gives absolute ones. None takes that of the checkpoint that training starts from.
+        action_state: the observation that ``delta`` and ``relative`` subtract, or a list with an entry for
+            each dimension; see :func:`~flowpolicy.policy.action_space.action_config`.
+        rotations: dimensions of the actions that are rotations, learnt without jumps: kind -> the first of
+            each, e.g. ``{rotation_vector: [3]}``.
         observation_normalization: ``minmax``, ``gaussian``, ``quantile`` or ``none``.
         action_normalization: the same, for actions.
         action_clip: bound of a sampled action in normalised units; no demonstrated action lies beyond it,
@@ -62,6 +69,9 @@ class DataConfig(Settings, prefix="data"):
     validation_mask: str | None = None
     only_source: Annotated[str, one_of(("operator", "policy"))] | None = None
     max_episodes: PositiveInt | None = None
+    action_space: Annotated[str, one_of(SPACES)] | None = None
+    action_state: str | tuple[int | str | None, ...] | None = None
+    rotations: dict[str, tuple[int, ...]] | None = None
     observation_normalization: Annotated[str, one_of(MODES)] = "minmax"
     action_normalization: Annotated[str, one_of(MODES)] = "minmax"
     action_clip: Annotated[float, positive_to(LARGEST_CLIP)] = 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -43,6 +44,7 @@ def _described(config: PolicyConfig) -> dict[str, Any]:
         "the network": config.model.network,
         "the observations": {key: feature.content() for key, feature in config.observations.items()},
         "actions of size": config.action_dim,
+        "learnt actions": dataclasses.asdict(config.actions),
         "an observation horizon of": config.obs_horizon,
         "an action horizon of": config.action_horizon,
     }

@@ -30,6 +30,7 @@ from flowpolicy.pretraining.state import STATE_FOLDER
 from flowpolicy.pretraining.stores import (
     describe,
     fit,
+    learnt_space,
     make_samplers,
     observed_features,
     policies_of_stores,
@@ -223,18 +224,21 @@ def make_policy(config: PretrainConfig, task: Task, demos: Demonstrations) -> Fl
     start = None if config.init is None else FlowPolicy.load(config.init)
     keeps = start is not None and config.data.normalizers is None  # so that it stays the same function
     scaling: Any = start.config if start is not None and keeps else config.data
+    features = observed_features(demos, config.data.observation_keys)
+    action_dim = demos.arrays["action"].shape[1]
     policy = FlowPolicy(
         PolicyConfig(
             objective=dict(config.policy),
             model=config.model,
-            observations=observed_features(demos, config.data.observation_keys),
-            action_dim=demos.arrays["action"].shape[1],
+            observations=features,
+            action_dim=action_dim,
             obs_horizon=task.obs_horizon,
             action_horizon=task.action_horizon,
             execute_horizon=task.execute_horizon,
             observation_normalization=scaling.observation_normalization,
             action_normalization=scaling.action_normalization,
             action_clip=scaling.action_clip,
+            actions=learnt_space(config.data, features, action_dim, start),
             task=dataclasses.asdict(task),
         )
     )

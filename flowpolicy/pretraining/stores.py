@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,13 +16,18 @@ from flowpolicy.data.mixture import DATASETS, datasets, present
 from flowpolicy.data.sampling import ChunkSampler, as_tensors
 from flowpolicy.data.store import Demonstrations
 from flowpolicy.data.weighting import MixtureSampler
-from flowpolicy.errors import DataError
+from flowpolicy.errors import ConfigError, DataError
 from flowpolicy.features import Feature
 from flowpolicy.features.presence import presence_key
 from flowpolicy.policy import FlowPolicy
+from flowpolicy.policy.action_space import ActionConfig, action_config
 from flowpolicy.pretraining.config import DataConfig
 
 logger = logging.getLogger(__name__)
+Transform = Callable[[Tensor, Tensor], Tensor]
+MOST_ROWS = 1 << 21
+"""Of relative actions, that statistics are taken over."""
+BLOCK = 4096
 
 
 def observed_features(demos: Demonstrations, keys: Iterable[str]) -> dict[str, Feature]:
@@ -35,7 +40,7 @@ def fit(
     policy: FlowPolicy, demos: Demonstrations, episodes: range | None = None
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Fit the normalisers to some episodes, None being all; returns the observations, key by key where they
-    were recorded, and the actions that they were fitted to.
+    were recorded, and the actions ``(rows, A')`` that they were fitted to.
     """
     arrays = as_tensors(demos, [*policy.observation_normalizers, "action"], "cpu")
     chosen = range(demos.num_episodes) if episodes is None else episodes
@@ -48,19 +53,83 @@ def fit(
         recorded[present(demos, key)] = True
         rows = recorded & inside
         observation[key] = arrays[key][torch.from_numpy(rows if rows.any() else recorded)]
-    action = arrays["action"][torch.from_numpy(inside)]
+    action = learnt_actions(policy, demos, chosen)
     policy.fit_normalizers(observation, action)
     return observation, action
 
 
+def learnt_space(
+    data: DataConfig, features: Mapping[str, Feature], action_dim: int, start: FlowPolicy | None
+) -> ActionConfig:
+    """How actions are learnt: as the settings say, or where they say nothing as ``start`` does."""
+    says_nothing = data.action_space is None and data.action_state is None and data.rotations is None
+    if start is not None and says_nothing:
+        return start.config.actions
+    return action_config(data.action_space, data.action_state, data.rotations, features, action_dim)
+
+
+def learnt_actions(policy: FlowPolicy, demos: Demonstrations, episodes: Iterable[int]) -> Tensor:
+    """Actions of these episodes as the network learns them ``(rows, A')``, in physical units.
+
+    Relative actions depend on where a chunk begins: they are those of all chunks, or of some of them and the
+    extremes of all.
+    """
+    space = policy.action_space
+    inner, base = _unrolled(policy, demos, "cpu")
+    if base is None:
+        starts, ends = demos.episode_starts, demos.episode_ends
+        return torch.cat([inner[starts[i] : ends[i]] for i in episodes])
+    horizon = policy.spec.action_horizon
+    chunks = ChunkSampler(
+        {}, inner, demos.episode_ends, 1, horizon, episodes,
+        transform=lambda actions, step: space.moved(actions, base[step]),
+    )  # fmt: skip
+    stride = -(-len(chunks) * horizon // MOST_ROWS)
+    rows, extremes = [], []
+    for first in range(0, len(chunks), BLOCK):
+        batch = chunks.batch(torch.arange(first, min(first + BLOCK, len(chunks))))
+        every = batch.action[batch.mask]
+        rows.append(every[::stride])
+        extremes.append(torch.stack([every.amin(0), every.amax(0)]))
+    found = torch.cat(extremes)
+    return torch.cat([*rows, found.amin(0, keepdim=True), found.amax(0, keepdim=True)])
+
+
+def _unrolled(policy: FlowPolicy, demos: Demonstrations, device: Any) -> tuple[Tensor, Tensor | None]:
+    """Actions ``(steps, A')`` that nothing is subtracted from yet, and what will be."""
+    space = policy.action_space
+    for key in space.state_keys:
+        if presence_key(key) in policy.spec.features:
+            raise DataError(
+                f"Not every store has '{key}', which data.action_state subtracts; leave out those without it."
+            )
+    actions = as_tensors(demos, ["action"], device)["action"]
+    state = as_tensors(demos, {key: policy.spec.features[key] for key in space.state_keys}, device)
+    return space.unrolled(actions), space.base(state)
+
+
 def normalized(
     policy: FlowPolicy, demos: Demonstrations, normalizers: str | None
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Observations and actions by the policy's normalisers, or each store's by its own."""
+) -> tuple[dict[str, Tensor], Tensor, Transform | None]:
+    """Observations and actions by the policy's normalisers, or each store's by its own. Where a state is
+    subtracted from actions, they are as they are, with what makes the normalised ones of a window's.
+    """
     observation = as_tensors(demos, policy.spec.features, policy.device)
-    action = as_tensors(demos, ["action"], policy.device)["action"]
+    action, base = _unrolled(policy, demos, policy.device)
+    if base is not None:
+        if normalizers == "each":
+            raise ConfigError(
+                "data.normalizers=each takes absolute actions; leave out data.action_space, or take "
+                "data.normalizers=shared."
+            )
+        normalize = policy.action_normalizer.frozen()
+
+        def transform(actions: Tensor, step: Tensor) -> Tensor:
+            return normalize(policy.action_space.moved(actions, base[step]))
+
+        return policy.normalize(observation), action, transform
     if normalizers != "each" or not datasets(demos):
-        return policy.normalize(observation), policy.action_normalizer.normalize(action)
+        return policy.normalize(observation), policy.action_normalizer.normalize(action), None
     ends, parts = [0, *demos.episode_ends.tolist()], []
     for name, own in policies_of_stores(policy, demos).items():
         episodes = datasets(demos)[name]
@@ -69,7 +138,7 @@ def normalized(
         parts.append((there, own.action_normalizer.normalize(action[rows])))
     for key in policy.observation_normalizers:
         observation[key] = torch.cat([there[key] for there, _ in parts])
-    return observation, torch.cat([part for _, part in parts])
+    return observation, torch.cat([part for _, part in parts]), None
 
 
 def policies_of_stores(policy: FlowPolicy, demos: Demonstrations) -> dict[str, FlowPolicy]:
@@ -85,7 +154,7 @@ def make_samplers(
     policy: FlowPolicy, demos: Demonstrations, data: DataConfig, seed: int
 ) -> tuple[ChunkSampler, ChunkSampler | None]:
     """Normalised training and held-out chunks on the policy's device; the episodes are split by the seed."""
-    observation, action = normalized(policy, demos, data.normalizers)
+    observation, action, transform = normalized(policy, demos, data.normalizers)
     train_episodes, held_out = split_episodes(demos, data, seed)
     horizons = policy.spec.obs_horizon, policy.spec.action_horizon
     parts = datasets(demos)
@@ -94,8 +163,10 @@ def make_samplers(
     def sampler(episodes: list[int], weights: tuple[float, ...] | None) -> ChunkSampler:
         given = (observation, action, demos.episode_ends, *horizons)
         if not parts:
-            return ChunkSampler(*given, sorted(episodes), learnt)
-        return MixtureSampler(*given, parts=parts, weights=weights, episodes=episodes, learnt=learnt)
+            return ChunkSampler(*given, sorted(episodes), learnt, transform=transform)
+        return MixtureSampler(
+            *given, episodes, parts=parts, weights=weights, learnt=learnt, transform=transform
+        )
 
     training = sampler(train_episodes, data.weights)
     missing = [name for name in parts if name not in training.parts]

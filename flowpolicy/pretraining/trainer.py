@@ -170,7 +170,7 @@ class Trainer:
         rows = self.processes.rows(config.batch_size)
         index = self.training.rows(step, config.batch_size, self.seed)[rows]
         generator = torch.Generator(device).manual_seed(derived_seed(self.seed, step, 0))
-        shape = (config.batch_size, *self.policy.spec.chunk_shape)
+        shape = (config.batch_size, *self.policy.spec.noise_shape)
         draws = self.objective.draw(shape, generator, device)
         return self.training.batch(index.to(device)), draws[rows]
 
@@ -195,7 +195,7 @@ class Trainer:
         count = min(VALIDATION_ROWS, len(windows))
         index = torch.linspace(windows[0], windows[-1], count).long().to(device)
         batch = self.validation.batch(index)
-        shape = (count, *self.policy.spec.chunk_shape)
+        shape = (count, *self.policy.spec.noise_shape)
         draws = self.objective.draw(shape, generator, device)
         loss, _ = self.objective.loss(network, batch, draws, network)
         noise = torch.randn(shape, generator=generator, device=device)

@@ -20,8 +20,9 @@ from websockets.sync.client import ClientConnection, connect
 
 from flowpolicy.errors import ConfigError, FlowPolicyError
 from flowpolicy.features import Feature, features_of
+from flowpolicy.policy.action_space import ActionConfig
 from flowpolicy.serving.messages import MessageError, decode, encode
-from flowpolicy.settings import require
+from flowpolicy.settings import build, require
 from flowpolicy.spec import PolicySpec
 
 MAX_MESSAGE_BYTES = 2**26
@@ -135,7 +136,7 @@ class PolicyClient:
         request = {key: _as_array(observations[key]) for key in self.spec.features if key in observations}
         if noise is None and generator is not None:
             rows = len(next(iter(request.values()), ()))
-            shape = (rows, *self.spec.chunk_shape)
+            shape = (rows, *self.spec.noise_shape)
             noise = torch.randn(shape, generator=generator, device=generator.device)
         if noise is not None:
             request["noise"] = _as_array(noise)
@@ -249,7 +250,7 @@ class PolicyClient:
                 f"The server at {self.address} does not describe its policy ({_line(error)}); it is none of "
                 "flowpolicy's, or needs a plugin or a version that this client has not."
             ) from error
-        fixed = ("features", *_SIZES[:-1])
+        fixed = ("features", *_SIZES[:-1], "noise_dim")
         changed = [key for key in fixed if self.metadata and getattr(spec, key) != getattr(self.spec, key)]
         if changed:
             self._drop()
@@ -301,7 +302,11 @@ def _spec_of(metadata: Any) -> PolicySpec:
             raise ConfigError(f"observations.{key} is of another shape than observation_shapes says")
         feature.check_declaration(key)
     sizes = {key: metadata[key] for key in _SIZES[:-1]}
-    return PolicySpec(features, **sizes, name=str(metadata.get("policy", "remote")))
+    sizes["noise_dim"] = metadata.get("noise_dim", metadata["action_dim"])
+    actions = build(ActionConfig, {"rotations": metadata.get("rotations", {})}, "actions")
+    actions.check(metadata["action_dim"], features)
+    name = str(metadata.get("policy", "remote"))
+    return PolicySpec(features, **sizes, name=name, rotations=actions.rotations)
 
 
 def _describes_policy(metadata: Any) -> bool:
@@ -316,7 +321,11 @@ def _describes_policy(metadata: Any) -> bool:
         return False
     if not all(isinstance(shape, list) for shape in shapes.values()):
         return False
-    sizes = [metadata[key] for key in _SIZES] + [size for shape in shapes.values() for size in shape]
+    sizes = (
+        [metadata[key] for key in _SIZES]
+        + [metadata.get("noise_dim", 1)]
+        + [size for shape in shapes.values() for size in shape]
+    )
     return all(type(size) is int and size >= 1 for size in sizes)
 
 

@@ -83,7 +83,7 @@ class PolicyService:
         self.policy, self.max_batch, self.rows_per_turn = policy, max_batch, rows_per_turn
         self._has_told_of_prompt = False
         self._generator = torch.Generator().manual_seed(seed)
-        self._chunk_shape = policy.spec.chunk_shape
+        self._noise_shape = policy.spec.noise_shape
         self._features = dict(policy.spec.features)
         self.metadata: dict[str, Any] = {
             "server": f"flowpolicy {flowpolicy.__version__}",
@@ -93,12 +93,14 @@ class PolicyService:
             "action_horizon": policy.spec.action_horizon,
             "execute_horizon": policy.spec.execute_horizon,
             "action_dim": policy.spec.action_dim,
+            "noise_dim": self._noise_shape[1],
+            "rotations": {kind: list(starts) for kind, starts in policy.spec.rotations.items()},
             "nfe": policy.nfe(),
             "max_batch": max_batch,
             **(description or {}),
         }
         seen = sum(math.prod(shape) for shape in policy.spec.observation_shapes.values())
-        numbers = policy.spec.obs_horizon * seen + math.prod(self._chunk_shape)
+        numbers = policy.spec.obs_horizon * seen + math.prod(self._noise_shape)
         self.max_message_bytes = 65536 + 8 * numbers * max_batch  # 8: float64, the widest that is sent
 
     def warm_up(self, calls: int = 3) -> None:
@@ -173,12 +175,12 @@ class PolicyService:
                 f"The batch has {rows} observations; this server takes 1 to {self.max_batch}."
             )
         if NOISE in content:
-            steps, action_dim = self._chunk_shape
-            noise, size = _checked("The noise", content[NOISE], Feature((action_dim,)), steps)
+            steps, numbers = self._noise_shape
+            noise, size = _checked("The noise", content[NOISE], Feature((numbers,)), steps)
             if size != batch:
                 raise FlowPolicyError("The noise and the observations have different batch sizes.")
         else:
-            noise = torch.randn((rows, *self._chunk_shape), generator=self._generator).numpy()
+            noise = torch.randn((rows, *self._noise_shape), generator=self._generator).numpy()
         return ChunkRequest(observations, noise, batch is not None)
 
     def _named(self, content: Mapping[Any, Any]) -> dict[str, Any]:

@@ -263,7 +263,7 @@ def _fewer_steps(policy: FlowPolicy, judge: ActionError, sampling: SamplerSpec) 
     except ConfigError:
         return None
     chunk = policy.act(judge.observations, sampler=sampling, noise=judge.noise)
-    return float(((policy.action_normalizer.normalize(chunk) - judge.full) ** 2).mean().sqrt())
+    return float(((policy.encode(chunk, judge.observations) - judge.full) ** 2).mean().sqrt())
 
 
 def _chosen(schedules: Mapping[str, Schedule], method: str) -> str:

@@ -53,8 +53,7 @@ class ActionError:
         return float((difference**2).mean().sqrt()), float(difference.abs().max())
 
     def _chunk(self) -> Tensor:
-        normalize = self.policy.action_normalizer.normalize
-        return normalize(self.engine(self.observations, self.noise))
+        return self.policy.encode(self.engine(self.observations, self.noise), self.observations)
 
 
 def search(

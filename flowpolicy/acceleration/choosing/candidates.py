@@ -118,14 +118,13 @@ def with_errors(
     """The candidates with their errors on ``observations``, key -> ``(N, T_o, *shape)``."""
     rows = len(next(iter(observations.values())))
     noise = policy.noise(rows, None, torch.Generator().manual_seed(seed))
-    normalize = policy.action_normalizer.normalize
-    wanted = normalize(policy.act(observations, sampler=reference_of(policy), noise=noise))
+    wanted = policy.encode(policy.act(observations, sampler=reference_of(policy), noise=noise), observations)
     for item in candidates:
         if item.schedule is None:
             chunk = policy.act(observations, sampler=item.sampling, noise=noise)
         else:
             chunk = accelerate(policy, item.schedule, batch_size=rows)(observations, noise)
-        difference = normalize(chunk) - wanted
+        difference = policy.encode(chunk, observations) - wanted
         squares = difference.square().flatten(1).mean(1)
         # The mean over observations is itself an estimate; its own standard error goes into the bound.
         sure = squares.mean() + CONFIDENCE_Z * squares.std() / math.sqrt(rows) if rows > 1 else squares.mean()

@@ -189,7 +189,7 @@ def _timed(
     on_gpu = sampler.device.type == "cuda"
     seconds = []
     for call in range(-3, calls):
-        noise = torch.randn(1, sampler.spec.action_horizon, sampler.spec.action_dim, generator=generator)
+        noise = torch.randn(1, *sampler.spec.noise_shape, generator=generator)
         started = time.perf_counter()
         chunk = sampler(batches[call % len(batches)], noise)
         if on_gpu:

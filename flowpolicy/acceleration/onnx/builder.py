@@ -27,7 +27,7 @@ class Builder:
 
     def __init__(self, engine: Engine, exports: dict[str, bytes]) -> None:
         self.engine, policy, rows = engine, engine.policy, engine.batch_size
-        self.chunk = (rows, *policy.spec.chunk_shape)
+        self.chunk = (rows, *policy.spec.noise_shape)
         self.observation = {
             key: torch.zeros(rows, policy.spec.obs_horizon, *shape)
             for key, shape in policy.spec.observation_shapes.items()

@@ -56,7 +56,8 @@ class OnnxEngine:
 
     def __call__(self, observation: Mapping[str, Tensor], noise: Tensor, **options: Any) -> Tensor:
         """See :class:`~flowpolicy.acceleration.sampler.Compute`."""
-        return torch.from_numpy(self._loop(self.encode(observation), noise.numpy()).copy())
+        chunk = torch.from_numpy(self._loop(self.encode(observation), noise.numpy()).copy())
+        return self.policy.decode(chunk, observation)
 
     def encode(self, observation: Mapping[str, Tensor]) -> Mapping[str, Any]:
         """What is computed once for an observation, in fixed buffers."""
@@ -72,9 +73,9 @@ class OnnxEngine:
         worst = 0.0
         for _ in range(3):
             observation = random_observations(policy, rows, generator)
-            noise = torch.randn(rows, *policy.spec.chunk_shape, generator=generator)
-            normalize = policy.action_normalizer.normalize
-            difference = normalize(self(observation, noise)) - normalize(eager(observation, noise))
+            noise = torch.randn(rows, *policy.spec.noise_shape, generator=generator)
+            ours, wanted = (policy.encode(each(observation, noise), observation) for each in (self, eager))
+            difference = ours - wanted
             worst = max(worst, float(difference.abs().max()))
         if not worst <= TOLERANCE[self._dtype]:
             raise FlowPolicyError(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import pkgutil
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -74,7 +76,8 @@ class LeRobotTeleoperator(Settings, prefix="operator"):
             self._disconnect()
             raise
         except Exception as error:  # a driver may raise anything
-            raise ConfigError(f"{device} cannot be connected ({type(error).__name__}: {error}).") from error
+            line = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise ConfigError(f"{device} cannot be connected ({line}).") from error
         self._poller = threading.Thread(target=self._poll, daemon=True, name="teleoperator")
         self._poller.start()
 
@@ -165,14 +168,12 @@ def _made(kind: str, options: dict[str, Any]) -> Any:
         raise ConfigError(
             f"operator=lerobot needs the package {error.name!r}; install it with: pip install lerobot"
         ) from error
-    modules = {"so100_leader": "so_leader", "so101_leader": "so_leader"}
-    for name in (modules.get(kind, kind), kind):
-        try:
-            importlib.import_module(f"lerobot.teleoperators.{name}")  # registers its config
-        except ImportError:
-            continue
-    known = package.TeleoperatorConfig.get_known_choices()
+    for module in pkgutil.iter_modules(package.__path__):
+        if module.ispkg:
+            with suppress(ImportError):  # of a package that this teleoperator needs
+                importlib.import_module(f"lerobot.teleoperators.{module.name}")  # registers its config
+    config = choose(package.TeleoperatorConfig.get_known_choices(), kind, "operator.type")
     try:
-        return package.make_teleoperator_from_config(choose(known, kind, "operator.type")(**options))
+        return package.make_teleoperator_from_config(config(**options))
     except (TypeError, ImportError, ValueError) as error:
         raise ConfigError(f"operator.type={kind} cannot be made: {error}.") from error

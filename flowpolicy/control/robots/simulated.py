@@ -103,9 +103,7 @@ class SimulatedRobot:
         require(heartbeat_s > 0, "heartbeat_s", heartbeat_s, "positive")
         fields, low, high = _spaces(task)
         shapes = {key: shape for key, (shape, _) in fields.items()}
-        rotations = tuple(
-            Rotation(kind, start) for kind, starts in task.rotations.items() for start in starts
-        )
+        rotations = Rotation.of(task.rotations)
         spec = RobotSpec(
             task.name, shapes, low, high, rate, task.safe_action, rotations=rotations, heartbeat_s=heartbeat_s
         )
