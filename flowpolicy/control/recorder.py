@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 MEMORY_BYTES = 1 << 28
 """Steps that wait for the disk take at most this much."""
+AGAIN = "a later run with the same record= makes a store of the episodes that are on the disk."
 SUCCEEDED, FAILED, UNFINISHED, INCOMPLETE = "success", "failure", "unfinished", "incomplete"
 """Marks of episodes, in the store's ``masks``: judged by the operator or the robot; cut off by the end of the
 run; without the steps that the disk did not take."""
@@ -114,7 +115,10 @@ class Recorder:
         self.end_episode(finished=False)
         self._queue.put(None)
         self._thread.join()
-        self.path = self._store.close()
+        try:
+            self.path = self._store.close()
+        except Exception as error:  # the disk is full, most likely; what the run left besides matters too
+            log.error("The recording could not be finished (%s); %s", error, AGAIN)
         return self.path
 
     def _write(self) -> None:

@@ -222,6 +222,11 @@ def run_control(
         if robot is None:
             robot = build_robot(config.robot, policy, env, config.checkpoint)
         robot.spec.check(policy)
+        events, recorder = EventLog(), None
+        if config.record is not None:
+            rate = control.rate_hz or robot.spec.rate_hz
+            recorder = Recorder(config.record, policy.spec.features, events, _attributes(policy, env, rate))
+            opened.callback(recorder.close)
         fast = None
         if faster is not None:
             fast = build_worker(config.inference, InferenceBuilder(faster, config.seed + 1), spares=0)
@@ -230,11 +235,6 @@ def run_control(
         worker = build_worker(config.inference, build, config.spares)
         opened.callback(worker.close)
         task = str((env or policy.spec.task).get("name") or robot.spec.name)
-        events, recorder = EventLog(), None
-        if config.record is not None:
-            rate = control.rate_hz or robot.spec.rate_hz
-            recorder = Recorder(config.record, policy.spec.features, events, _attributes(policy, env, rate))
-            opened.callback(recorder.close)
         loop = ControlLoop(
             robot, policy, worker, control, fast=fast, dead_man=dead_man, operator=operator,
             recorder=recorder, events=events,

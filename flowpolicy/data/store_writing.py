@@ -26,6 +26,7 @@ from flowpolicy.runs.interrupts import held_interrupts
 from flowpolicy.settings import require
 
 _CHUNK_BYTES = 1 << 20
+_LEVEL, _GROWING_LEVEL = 7, 1  # of compression; what grows is written as it comes from cameras
 
 
 def check_new(path: Path | str) -> Path:
@@ -93,16 +94,17 @@ class StoreWriter:
         row = max(1, int(np.prod(like.shape[1:], dtype=np.int64)) * like.dtype.itemsize)
         rows = max(1, _CHUNK_BYTES // row)
         rows = rows if steps is None else max(1, min(steps, rows))
+        level = _GROWING_LEVEL if steps is None else _LEVEL
         if self._codec is not None and is_frame and like.dtype == np.uint8:
             rows, compressors = 1, self._codec
         elif self._format == 2:
             import numcodecs
 
-            compressors = numcodecs.Blosc("zstd", clevel=7, shuffle=numcodecs.Blosc.BITSHUFFLE)
+            compressors = numcodecs.Blosc("zstd", clevel=level, shuffle=numcodecs.Blosc.BITSHUFFLE)
         else:
             from zarr.codecs import BloscCodec
 
-            compressors = BloscCodec(cname="zstd", clevel=7, shuffle="bitshuffle")
+            compressors = BloscCodec(cname="zstd", clevel=level, shuffle="bitshuffle")
         array = self._zarr.create_array(
             str(self._folder),
             name=name,

@@ -159,6 +159,9 @@ def make_samplers(
     horizons = policy.spec.obs_horizon, policy.spec.action_horizon
     parts = datasets(demos)
     learnt = learnt_steps(demos.arrays, data.only_source, demos.source)
+    if learnt is not None:  # an episode without a correction has nothing to validate on
+        starts, ends = demos.episode_starts, demos.episode_ends
+        held_out = [episode for episode in held_out if learnt[starts[episode] : ends[episode]].any()]
 
     def sampler(episodes: list[int], weights: tuple[float, ...] | None) -> ChunkSampler:
         given = (observation, action, demos.episode_ends, *horizons)
