@@ -160,7 +160,8 @@ class ControlLoop:
         self._is_due = True  # whatever the last request says
         self._holds = True  # the last tick executed nothing
         self._recent: deque[float] = deque(maxlen=16)
-        self._last: Action | None = None
+        self._last: Action | None = None  # sent at the last tick
+        self._sent: Action | None = None  # sent last
         self._last_number = self._late = -1
 
     def run(self, ticks: int | None = None) -> Status:
@@ -303,6 +304,7 @@ class ControlLoop:
         if not valid:
             source = SAFE
         self._last, self._last_number = sent, number
+        self._sent = self._sent if sent is None else sent
         if self._recorder is not None:
             self._recorder.step(tick, row, sent, IN_COMMAND.get(source, command_source.POLICY))
         self._watch((command is None or sent is None) and not self._is_paused, tick)
@@ -367,7 +369,7 @@ class ControlLoop:
         """The tick's choice after the operator was asked."""
         commanded = console.commands
         self._driver.enter("operator")
-        found = console.ask(Moment(tick, row, choice[0], self._last))
+        found = console.ask(Moment(tick, row, choice[0], self._sent))
         self._driver.enter("")
         if found is None or self._awaits_reset:
             return NOTHING

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ class Recorder:
         self._gave_up = False  # for the rest of this episode
         self._taken = self._written = 0  # bytes; each is changed by one thread alone
         self._problem = ""
-        self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._write, daemon=True, name="recorder")
         self._thread.start()
 
@@ -88,7 +89,7 @@ class Recorder:
             self._events.add(Event.RECORDING_LOST, tick, self._problem or "the disk is too slow")
             return
         self._taken += size
-        self._queue.put((observation, sent, source, size))
+        self._queue.put(partial(self._append, observation, sent, source, size))
 
     def end_episode(self, success: bool | None = None, *, finished: bool = True) -> None:
         """The episode is over; nothing happens where none has begun.
@@ -103,7 +104,7 @@ class Recorder:
         marks += [] if finished else [UNFINISHED]
         marks += [INCOMPLETE] if self._gave_up else []
         self._sent, self._gave_up = None, False
-        self._queue.put(tuple(marks))
+        self._queue.put(partial(self._store.end_episode, tuple(marks)))
 
     def close(self) -> Path | None:
         """Finish the store; its path, or None where there is no episode. A second call does nothing.
@@ -122,17 +123,16 @@ class Recorder:
         return self.path
 
     def _write(self) -> None:
-        while (item := self._queue.get()) is not None:
+        while (work := self._queue.get()) is not None:
+            if self._problem:
+                continue
             try:
-                if self._problem:
-                    continue
-                if len(item) < 4 or isinstance(item[0], str):
-                    self._store.end_episode(item)
-                    continue
-                observation, sent, source, size = item
-                rows = {key: value[None] for key, value in observation.items()}
-                self._store.append({**rows, "action": sent[None], SOURCE: np.array([source], np.int8)})
-                self._written += size
+                work()
             except Exception as error:  # a full disk, most likely; the loop goes on without recording
                 self._problem = f"{type(error).__name__}: {error}"[:200]
                 log.error("Recording ended: %s", self._problem)
+
+    def _append(self, observation: Mapping[str, NDArray[Any]], sent: Action, source: int, size: int) -> None:
+        rows = {key: value[None] for key, value in observation.items()}
+        self._store.append({**rows, "action": sent[None], SOURCE: np.array([source], np.int8)})
+        self._written += size
