@@ -17,6 +17,7 @@ import argparse
 import csv
 import datetime
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -60,7 +61,7 @@ TRAINING = (
     "train.save_every=250", "video=false",
 )  # fmt: skip
 DEMONSTRATIONS, CORRECTED, EPISODES = 8, 30, 200
-BASE_STEPS, MORE_STEPS = 1000, 1500
+BASE_STEPS, MORE_STEPS = 1000, 1000
 FIRST_EPISODE = 7_000_000
 """Environment seed of the first corrected episode; evaluation's are lower."""
 PARTS = ("base", "without", "with")
@@ -225,10 +226,14 @@ def carry_out(seed: int) -> None:
     }  # fmt: skip
     for part in PARTS:
         run = folder / part
-        if part != "base" and not corrections.exists():
+        if part != "base" and not (folder / "corrections.json").exists():
+            for begun in (corrections, folder / f".{corrections.name}.recording"):
+                shutil.rmtree(begun, ignore_errors=True)
             correct(folder, seed)
         if not (run / "summary.json").exists():
             script("pretrain", *TASK, *TRAINING, *data[part], f"seed={seed}", f"run_dir={run}", "resume=true")
+    for part in PARTS:
+        run = folder / part
         if not (run / "episodes.csv").exists():
             policy = FlowPolicy.load(run / "checkpoint")
             task = task_of(policy.spec.task, None, run)
