@@ -60,7 +60,7 @@ TRAINING = (
     "policy=flow_matching", "data=gaussian", "train.batch_size=64", "train.final_episodes=0", "train.threads=1",
     "train.save_every=250", "video=false",
 )  # fmt: skip
-DEMONSTRATIONS, CORRECTED, EPISODES = 8, 30, 200
+DEMONSTRATIONS, CORRECTED, EPISODES = 8, 30, 100
 BASE_STEPS, MORE_STEPS = 1000, 1000
 FIRST_EPISODE = 7_000_000
 """Environment seed of the first corrected episode; evaluation's are lower."""
@@ -284,7 +284,9 @@ def report(seeds: list[int]) -> dict[str, Any]:
 
 def _success(folder: Path) -> np.ndarray:
     with (folder / "episodes.csv").open(newline="") as stream:
-        return np.array([row["success"] in ("True", "1", "1.0") for row in csv.DictReader(stream)], int)
+        return np.array(
+            [row["success"] in ("True", "1", "1.0") for row in csv.DictReader(stream)][:EPISODES], int
+        )
 
 
 def main() -> None:
