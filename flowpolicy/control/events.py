@@ -43,6 +43,13 @@ class Event(IntEnum):
     WATCHDOG_STOP = 17, "Too many misses in a row: the robot was stopped."
     EPISODE = 18, "The world was reset: history and chunks were dropped."
     DRIVER_HANG = 19, "A call of the robot did not return in time; the watchdog beside the loop spoke."
+    TAKE_OVER = 20, "The operator took command."
+    HAND_BACK = 21, "The operator gave command back to the policy."
+    OPERATOR_PAUSE = 22, "The operator paused the run: the robot got its safe action until it went on."
+    OPERATOR_ERROR = 23, "The operator's device could not be read: the robot got its safe action."
+    EPISODE_SUCCESS = 24, "An episode ended and was marked as a success."
+    EPISODE_FAILURE = 25, "An episode ended and was marked as a failure."
+    RECORDING_LOST = 26, "Steps could not be recorded: the disk was too slow, or full."
 
 
 EXPLAINED = {event: event.meaning for event in Event}

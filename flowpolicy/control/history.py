@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.control.events import Event, EventLog
-from flowpolicy.control.robot import EPISODE, TIMESTAMP
+from flowpolicy.control.robot import EPISODE, SUCCESS, TIMESTAMP
 from flowpolicy.execution.history import HistoryBuffer
 from flowpolicy.features import Feature
 from flowpolicy.features.presence import completed
@@ -32,6 +32,7 @@ class ObservationHistory:
         fields = {key: (feature.shape, feature.dtype) for key, feature in features.items()}
         self._buffer = HistoryBuffer(fields, 1, obs_horizon)  # of what was read and checked here
         self._episode: Any = None
+        self.success: bool | None = None  # of the episode before the present one
         self.measured = float("-inf")
         self.is_empty = True  # no observation with a time yet
 
@@ -57,11 +58,16 @@ class ObservationHistory:
         restarted = episode is not None and self._episode is not None and episode != self._episode
         if restarted:
             self._buffer.restart()
+            self.success = _success(observation.get(SUCCESS))
         self._buffer.add({key: array[None] for key, array in arrays.items()})
         self._episode = self._episode if episode is None else episode
         self.is_empty = False
         self.measured = measured
         return restarted
+
+    def restart(self) -> None:
+        """Another episode begins: its first observation fills the whole history."""
+        self._buffer.restart()
 
     def age(self, now: float) -> float:
         """Seconds since the newest observation was measured; infinite where that is not known."""
@@ -70,6 +76,10 @@ class ObservationHistory:
     def newest(self) -> dict[str, NDArray[Any]]:
         """A copy, key -> ``(T_o, *shape)``, oldest first."""
         return {key: rows.copy() for key, (rows,) in self._buffer.arrays.items()}
+
+    def row(self) -> dict[str, NDArray[Any]]:
+        """A copy of the newest observation alone, key -> ``shape``."""
+        return {key: rows[-1].copy() for key, (rows,) in self._buffer.arrays.items()}
 
     def _read(self, observation: Any, now: float) -> tuple[dict[str, NDArray[Any]], float, Any]:
         """Arrays, time and episode; None where it does not say.
@@ -101,6 +111,11 @@ class _UnusableError(Exception):
     def __init__(self, why: str, event: Event = Event.OBSERVATION_INVALID) -> None:
         super().__init__(why)
         self.event = event
+
+
+def _success(value: Any) -> bool | None:
+    is_known = isinstance(value, (bool, int, float, np.number, np.bool_)) and value in (0, 1)
+    return bool(value) if is_known else None
 
 
 def _array(value: Any, key: str, feature: Feature) -> NDArray[Any]:

@@ -6,17 +6,20 @@ import math
 import signal
 import statistics
 from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flowpolicy.control.config import ControlConfig
 from flowpolicy.control.events import Event, EventLog
 from flowpolicy.control.history import ObservationHistory
 from flowpolicy.control.inference import Pipeline, Worker
+from flowpolicy.control.operator import Console, Moment, Operator
+from flowpolicy.control.recorder import Recorder
 from flowpolicy.control.robot import Action, Robot
 from flowpolicy.control.safety import SafetyGate
 from flowpolicy.control.system import (
@@ -29,12 +32,18 @@ from flowpolicy.control.system import (
     without_collection,
 )
 from flowpolicy.control.telemetry import SOURCES, Telemetry
+from flowpolicy.data import command_source
 from flowpolicy.execution.fusion import Chunk, Fusion, build_fusion
 from flowpolicy.execution.receding_horizon import ChunkPolicy
 from flowpolicy.execution.rotations import Rotation
 from flowpolicy.settings import require
 
-CHUNK, PREVIOUS, FAST, SAFE = range(len(SOURCES))
+CHUNK, PREVIOUS, FAST, SAFE, OPERATOR = range(len(SOURCES))
+IN_COMMAND = {SAFE: command_source.SAFE, OPERATOR: command_source.OPERATOR}
+"""Who was in command where a recording would not say the policy."""
+Choice = tuple[Action | None, int, int, int]
+"""A command, its source, and the number and step of its chunk."""
+NOTHING: Choice = (None, SAFE, -1, -1)
 CLOCK_STEP_S = 1.0
 """A tick this late is taken for a clock that was set or a machine that was suspended."""
 
@@ -76,6 +85,10 @@ class ControlLoop:
     T_e ticks, and at once when observations are fresh again or ticks were missed, so that no chunk becomes
     outdated in a pause; until the new chunk arrives, the old one goes on.
 
+    An operator who takes command is obeyed in the same tick, within the same limits. Chunks are then dropped,
+    and new ones requested without a pause, from what the operator's commands led to: when command is given
+    back, the newest of them goes on, or the robot holds until there is one.
+
     Where no chunk covers a step the faster sampler's chunk is used, if there is one, and otherwise the
     robot's safe action. Too many of those in a row stop the robot.
 
@@ -86,6 +99,8 @@ class ControlLoop:
         config: settings.
         fast: a worker of a faster sampler of the same policy, or None.
         dead_man: called at every tick; False sends the safe action.
+        operator: may take command at any tick; it is opened and closed by :meth:`run`.
+        recorder: keeps the episodes; it is not closed.
         clock: the time.
         events: log to add to; a new one where None.
 
@@ -96,7 +111,8 @@ class ControlLoop:
 
     def __init__(
         self, robot: Robot, policy: ChunkPolicy, worker: Worker, config: ControlConfig, *,
-        fast: Worker | None = None, dead_man: Callable[[], bool] | None = None, clock: Clock | None = None,
+        fast: Worker | None = None, dead_man: Callable[[], bool] | None = None,
+        operator: Operator | None = None, recorder: Recorder | None = None, clock: Clock | None = None,
         events: EventLog | None = None,
     ) -> None:  # fmt: skip
         spec = robot.spec
@@ -126,6 +142,9 @@ class ControlLoop:
         self._dead_man = dead_man
         asked = None if dead_man is None else self._ask_dead_man
         self.gate = SafetyGate(robot, config.safety, self.events, self.period, asked)
+        self._operator, self._recorder = operator, recorder
+        self._console = None if operator is None else Console(operator, self.events, spec.action_dim)
+        self._awaits_reset = False  # the operator ended the episode, and the robot's world is to be reset
         self._driver = DriverWatch(
             config.driver_timeout_s, self._driver_hangs, lambda: bool(self.status.stopped)
         )
@@ -142,7 +161,8 @@ class ControlLoop:
         self._is_due = True  # whatever the last request says
         self._holds = True  # the last tick executed nothing
         self._recent: deque[float] = deque(maxlen=16)
-        self._last: Action | None = None
+        self._last: Action | None = None  # sent at the last tick
+        self._sent: Action | None = None  # sent last
         self._last_number = self._late = -1
 
     def run(self, ticks: int | None = None) -> Status:
@@ -162,6 +182,7 @@ class ControlLoop:
             pipeline.wait_until_ready(self.config.start_timeout_s)
         with (
             exclusive(self.robot),
+            self._operating(),
             without_collection(),
             real_time_priority(self.config.priority),
             self._driver.watching(),
@@ -177,6 +198,15 @@ class ControlLoop:
                     self.gate.send_safe(self.status.tick)
                 self._driver.enter("")
         return self.status
+
+    @contextmanager
+    def _operating(self) -> Iterator[None]:
+        if self._operator is None:
+            yield
+            return
+        with closing(self._operator):
+            self._operator.start(self.robot.spec, self.period)
+            yield
 
     def _on_signal(self, number: int) -> None:
         status = self.status
@@ -259,7 +289,11 @@ class ControlLoop:
             self.events.add(Event.OBSERVATION_STALE, tick, f"{age:.3f} s old")
         self._is_due |= not fresh
         arrived, seconds = self._collect(tick, fresh)
-        command, source, number, step = self._choose(tick, fresh)
+        choice = self._choose(tick, fresh)
+        row = {} if self._console is None and self._recorder is None else self.history.row()
+        if self._console is not None:
+            choice = self._intervened(self._console, choice, tick, fresh, row)
+        command, source, number, step = choice
         seam = float("nan")
         if command is not None and number != self._last_number and self._last is not None:
             change = (command - self._last) / self._width
@@ -272,7 +306,10 @@ class ControlLoop:
         if not valid:
             source = SAFE
         self._last, self._last_number = sent, number
-        self._watch(command is None or sent is None, tick)
+        self._sent = self._sent if sent is None else sent
+        if self._recorder is not None:
+            self._recorder.step(tick, row, sent, IN_COMMAND.get(source, command_source.POLICY))
+        self._watch((command is None or sent is None) and not self._is_paused, tick)
         self._ask_fast(tick, fresh)
         action: Any = sent if sent is not None else np.nan
         self.telemetry.add(
@@ -291,20 +328,80 @@ class ControlLoop:
             self._driver.enter("")
         if self.history.add(observation, tick, now):
             self.events.add(Event.EPISODE, tick)
-            self.fusion.reset()
+            if not self._awaits_reset:
+                self._judge(self.history.success, tick)
+            self._awaits_reset = False
             self.gate.forget_hold()
-            self._newest = self._fast_chunk = None
-            self._is_due = True
-            for pipeline in self._pipelines:
-                pipeline.forget()
+            self._drop_chunks()
+
+    def _drop_chunks(self) -> None:
+        """What has been sampled, or is being, belongs to the past."""
+        self.fusion.reset()
+        self._newest = self._fast_chunk = None
+        self._is_due = True
+        for pipeline in self._pipelines:
+            pipeline.forget()
+
+    def _judge(self, success: bool | None, tick: int) -> None:
+        """The episode has ended."""
+        if success is not None:
+            self.events.add(Event.EPISODE_SUCCESS if success else Event.EPISODE_FAILURE, tick)
+        if self._recorder is not None:
+            self._recorder.end_episode(success)
+
+    def _end_episode(self, success: bool, tick: int) -> None:
+        """The operator says that it is over."""
+        self._judge(success, tick)
+        self._drop_chunks()
+        self.history.restart()
+        end = getattr(self.robot, "end_episode", None)
+        if end is not None:
+            self._driver.enter("end_episode")
+            try:
+                end()
+                self._awaits_reset = True
+            except Exception as error:  # a driver may raise anything
+                line = f"end_episode: {type(error).__name__}: {error}"[:200]
+                self.events.add(Event.ROBOT_ERROR, tick, line)
+            self._driver.enter("")
+
+    def _intervened(
+        self, console: Console, choice: Choice, tick: int, fresh: bool, row: Mapping[str, NDArray[Any]]
+    ) -> Choice:
+        """The tick's choice after the operator was asked."""
+        commanded = console.commands
+        self._driver.enter("operator")
+        found = console.ask(Moment(tick, row, choice[0], self._sent))
+        self._driver.enter("")
+        if found is None or self._awaits_reset:
+            return NOTHING
+        if found.success is not None:
+            self._end_episode(found.success, tick)
+            return NOTHING
+        if found.pause or (console.commands and not commanded):
+            self._drop_chunks()
+        if not console.commands:
+            return NOTHING if found.pause else choice
+        self._is_due = True  # so that a chunk from where this leads is at hand when command is given back
+        return found.action if fresh else None, OPERATOR, -1, -1
+
+    @property
+    def _is_paused(self) -> bool:
+        return self._console is not None and self._console.pauses
+
+    @property
+    def _is_operated(self) -> bool:
+        return self._console is not None and self._console.commands
 
     def _collect(self, tick: int, fresh: bool) -> tuple[int, float]:
         """Take a finished chunk and ask for the next; its delay in steps (-1: none) and inference seconds."""
         found = self._take(tick, 0.0)
         step = self.status.steps
         used = tick - self._asked_tick if self._holds else step - self._asked_step
-        if fresh and (self._is_due or used >= self.execute_horizon) and self._main.idle:
-            self._main.submit(step, self.history.newest(), self.fusion.prefix(step))
+        is_due = (self._is_due or used >= self.execute_horizon) and not self._is_paused
+        if fresh and is_due and self._main.idle:
+            prefix = None if self._is_operated else self.fusion.prefix(step)
+            self._main.submit(step, self.history.newest(), prefix)
             self._asked_step, self._asked_tick, self._is_due = step, tick, False
             budget = self.config.wait_share * self.period
             if self._recent and statistics.median(self._recent) < budget:
@@ -320,6 +417,8 @@ class ControlLoop:
         actions, start, seconds = answer
         step = self.status.steps
         chunk = Chunk(actions, start, step, waited=tick - self._asked_tick - (step - start))
+        if self._is_operated:  # nothing of the chunk before it was executed
+            self.fusion.reset()
         self.fusion.add(chunk)
         self._newest = chunk
         self._recent.append(seconds)
@@ -327,10 +426,10 @@ class ControlLoop:
         status.chunks, status.delay, status.inference = status.chunks + 1, chunk.delay, seconds
         return chunk.delay, seconds
 
-    def _choose(self, tick: int, fresh: bool) -> tuple[Action | None, int, int, int]:
+    def _choose(self, tick: int, fresh: bool) -> Choice:
         """The tick's command, its source, and the number and step of its chunk."""
-        if not fresh:
-            return None, SAFE, -1, -1
+        if not fresh or self._awaits_reset:
+            return NOTHING
         now = self.status.steps
         action = self.fusion.action(now)
         if action is not None and self._newest is not None:
@@ -343,11 +442,11 @@ class ControlLoop:
         if self._fast_chunk is not None and (action := self._fast_chunk.at(now)) is not None:
             self.events.add(Event.FAST_SAMPLER, tick)
             return action, FAST, -2 - self._fast_chunk.start, now - self._fast_chunk.start
-        return None, SAFE, -1, -1
+        return NOTHING
 
     def _ask_fast(self, tick: int, fresh: bool) -> None:
         """Request a chunk from the faster sampler where the main one may leave a gap."""
-        if self._fast is None:
+        if self._fast is None or self._is_paused:
             return
         step = self.status.steps
         answer = self._fast.take(tick, 0.0)

@@ -22,6 +22,9 @@ TIMESTAMP = "timestamp"
 """Key of an observation: seconds of ``time.monotonic()`` at which it was measured; without it, now."""
 EPISODE = "episode"
 """Key of an observation: a number that changes when the world was reset; without it, never."""
+SUCCESS = "success"
+"""Key of an episode's first observation: whether the episode before it succeeded, 1 or 0; without it, or with
+any other number, nobody knows."""
 
 
 class RobotError(RuntimeError):
@@ -95,7 +98,11 @@ class RobotSpec(Settings, prefix="robot"):
 
 
 class Robot(Protocol):
-    """Anything that can be observed and commanded. Neither call may wait for the world."""
+    """Anything that can be observed and commanded. Neither call may wait for the world.
+
+    A robot whose world resets itself may have a method ``end_episode()`` too: the operator has ended the
+    episode. It returns at once, and observations carry another ``episode`` when the world has been reset.
+    """
 
     @property
     def spec(self) -> RobotSpec:

@@ -15,9 +15,13 @@ from typing import Annotated, Any
 from flowpolicy.acceleration.choosing.plan import DeployConfig, DeploymentPlan
 from flowpolicy.acceleration.deployed import DeployedSampler
 from flowpolicy.control.config import ControlConfig
+from flowpolicy.control.events import EventLog
 from flowpolicy.control.inference import SPARES, build_worker
 from flowpolicy.control.loop import ControlLoop
+from flowpolicy.control.operator import Operator
+from flowpolicy.control.operators.choosing import build_operator
 from flowpolicy.control.policy_inference import InferenceBuilder
+from flowpolicy.control.recorder import Recorder
 from flowpolicy.control.report import write_report
 from flowpolicy.control.robot import Robot
 from flowpolicy.control.robots.choosing import RobotConfig, build_robot
@@ -55,6 +59,9 @@ class RunConfig(DeployConfig):
         seed: of the noises.
         video: seconds of video of a simulated robot, recorded afterwards; true: 30 of them, false: none.
         rerun: also write the telemetry for the Rerun viewer.
+        record: new store that the episodes are kept in as demonstrations; None keeps none.
+        operator: who may take command: ``keyboard``, ``gamepad``, ``lerobot``, ``module:function``, or
+            ``{kind: name, ...}`` with settings of it; None: nobody.
     """
 
     robot: RobotConfig = field(default_factory=RobotConfig)
@@ -67,6 +74,8 @@ class RunConfig(DeployConfig):
     seed: int = 0
     video: Annotated[bool | float, at_least(0, "0 or more seconds, true or false")] = True
     rerun: bool = False
+    record: str | None = None
+    operator: str | dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -122,6 +131,7 @@ class ControlRun:
         rate_hz: of the loop.
         task: the task's name.
         signal: number of the signal that ended it; 0 where none did.
+        recorded: store of the episodes; None where there is none.
     """
 
     stopped: str
@@ -131,6 +141,7 @@ class ControlRun:
     rate_hz: float
     task: str
     signal: int = 0
+    recorded: Path | None = None
 
     def table(self) -> str:
         """Markdown: the run in a few lines."""
@@ -154,6 +165,8 @@ class ControlRun:
         if self.world is not None:
             returns = ", ".join(f"{value:.0f}" for value in self.world.returns[: self.world.finished])
             lines.append(f"episodes finished: {self.world.finished}, returns {returns or 'none'}")
+        if self.recorded is not None:
+            lines.append(f"recorded: {self.recorded}")
         return "\n".join(lines)
 
     def metrics(self) -> dict[str, Any]:
@@ -172,6 +185,7 @@ def run_control(
     env: Mapping[str, Any] | None = None,
     dead_man: Callable[[], bool] | None = None,
     robot: Robot | None = None,
+    operator: Operator | None = None,
 ) -> ControlRun:
     """Control a robot for a while and write telemetry, events, a report, a video and ``summary.json``.
 
@@ -185,6 +199,7 @@ def run_control(
         env: the task, where it is not the checkpoint's.
         dead_man: called at every tick; False sends the safe action.
         robot: is controlled in place of ``config.robot``, and closed at the end.
+        operator: may take command, in place of ``config.operator``.
 
     Raises:
         FlowPolicyError: a setting, the checkpoint, the plan, the robot or the backend is not usable.
@@ -198,6 +213,8 @@ def run_control(
     started = time.time()
     with ending_signals(on_signal), ExitStack() as opened:
         opened.callback(lambda: robot.close() if robot is not None else None)
+        if operator is None and config.operator is not None:
+            operator = build_operator(config.operator)
         policy = FlowPolicy.load(config.checkpoint)
         plan = config.read_plan(policy)
         settings, faster = config.samplers(policy, plan)
@@ -209,6 +226,11 @@ def run_control(
             robot = build_robot(config.robot, policy, env, config.checkpoint)
         commanded = instructed(robot, policy, config.task)
         commanded.spec.check(policy)
+        events, recorder = EventLog(), None
+        if config.record is not None:
+            rate = control.rate_hz or robot.spec.rate_hz
+            recorder = Recorder(config.record, policy.spec.features, events, _attributes(policy, env, rate))
+            opened.callback(recorder.close)
         fast = None
         if faster is not None:
             fast = build_worker(config.inference, InferenceBuilder(faster, config.seed + 1), spares=0)
@@ -217,7 +239,10 @@ def run_control(
         worker = build_worker(config.inference, build, config.spares)
         opened.callback(worker.close)
         task = str((env or policy.spec.task).get("name") or robot.spec.name)
-        loop = ControlLoop(commanded, policy, worker, control, fast=fast, dead_man=dead_man)
+        loop = ControlLoop(
+            commanded, policy, worker, control, fast=fast, dead_man=dead_man, operator=operator,
+            recorder=recorder, events=events,
+        )  # fmt: skip
         log.info("Controlling %s at %g Hz; Ctrl-C stops it.", robot.spec.name, 1 / loop.period)
         if loop.max_delay < (1 if plan is None else plan.delay_ticks):
             log.info(
@@ -229,16 +254,18 @@ def run_control(
         with _live(loop, ticks):
             loop.run(ticks)
         opened.close()
+        recorded = None if recorder is None else recorder.path
         about = {
             "task": task, "robot": kind, "checkpoint": config.checkpoint,
             "policy": policy.spec.name, "sampling": settings.filled(policy.sampling).content(),
             "plan": config.plan, "fast_steps": faster.num_steps if faster else None,
             "fusion": control.fusion, "action_horizon": policy.spec.action_horizon,
             "execute_horizon": loop.execute_horizon, "max_delay": loop.max_delay, "rate_hz": 1 / loop.period,
-            "inference": config.inference, "stopped": loop.status.stopped, "machine": machine(),
-            "versions": versions(), "command": command,
+            "inference": config.inference, "operator": getattr(operator, "name", None),
+            "recorded": None if recorded is None else str(recorded), "stopped": loop.status.stopped,
+            "machine": machine(), "versions": versions(), "command": command,
         }  # fmt: skip
-        run = _write(loop, about, robot, run_dir, config)
+        run = replace(_write(loop, about, robot, run_dir, config), recorded=recorded)
         write_summary(
             run_dir, task=task, policy=policy.spec.name, seed=config.seed, steps=loop.status.tick + 1,
             wall_seconds=time.time() - started, metrics=run.metrics(), checkpoint=config.checkpoint,
@@ -267,6 +294,13 @@ def _write(
         files.append(video)
     statistics = run_statistics(columns, loop.period) | {"events": events["counts"]}
     return ControlRun(status.stopped, statistics, world, files, 1 / loop.period, about["task"], status.signal)
+
+
+def _attributes(policy: FlowPolicy, env: Mapping[str, Any] | None, rate_hz: float) -> dict[str, Any]:
+    """What a recording says of where it comes from."""
+    task = env or policy.spec.task
+    known = {key: task[key] for key in ("env_id", "env_kwargs") if task.get(key)}
+    return {**known, "fps": rate_hz, "source": "recorded by run_control", "versions": versions()}
 
 
 @contextmanager

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from flowpolicy.files.storage import atomic_file, write_table
 from flowpolicy.settings import require
 
-SOURCES = ("chunk", "previous", "fast", "safe")
+SOURCES = ("chunk", "previous", "fast", "safe", "operator")
 """Where a tick's action came from: the chunk that was due, the one before it, the faster sampler, the robot's
-safe action."""
+safe action, the operator."""
 
 _FIELDS = [
     ("tick", np.int64),  # number of the period since the start

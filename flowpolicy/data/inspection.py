@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from flowpolicy.data.command_source import commanded_shares
 from flowpolicy.data.importers import detect_format, import_demonstrations
 from flowpolicy.data.keys import NOT_OBSERVED
 from flowpolicy.data.normalization import lost_shares
@@ -213,6 +215,11 @@ def table(inspection: Inspection) -> str:
     if inspection.lost_actions:
         shares = (f"{1 - share:.4g} under {mode}" for mode, share in inspection.lost_actions.items())
         lines.append(f"actions    share that comes back from normalisation: {', '.join(shares)}")
+    if (commanded := commanded_shares(inspection.arrays)) is not None:
+        lines.append(f"commanded  {', '.join(f'{name} {share:.1%}' for name, share in commanded.items())}")
+    masks = inspection.attributes.get("masks")
+    if isinstance(masks, Mapping) and all(isinstance(numbers, list) for numbers in masks.values()) and masks:
+        lines.append(f"masks      {', '.join(f'{name} {len(numbers)}' for name, numbers in masks.items())}")
     for name in ("env_id", "env_version", "source", "imported_from", "licence", "fps"):
         if name in inspection.attributes:
             lines.append(f"{name:<10} {str(inspection.attributes[name])[:100]}")
@@ -245,6 +252,7 @@ def metrics(inspection: Inspection) -> dict[str, Any]:
         "problem": inspection.problem,
         "collapsing": list(inspection.collapsing),
         "lost_actions": inspection.lost_actions,
+        "commanded": commanded_shares(inspection.arrays),
         "keys": {key.key: key.as_dict() for key in inspection.keys},
     }
 

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from flowpolicy.data.command_source import source_or_operator
+from flowpolicy.data.keys import SOURCE
 from flowpolicy.data.memory import free_memory_bytes
 from flowpolicy.data.store import Demonstrations, read_demonstrations
 from flowpolicy.data.zarr_reading import open_store
@@ -85,7 +87,7 @@ def combined(
     if len(sizes) > 1:
         told = " and ".join(f"{source} has {size}" for size, source in sizes.items())
         raise DataError(f"The actions of the stores differ in size: {told}; train on stores of one robot.")
-    others = set.intersection(*(set(part.arrays) for part in parts)) - set(keys)
+    others = set.intersection(*(set(part.arrays) for part in parts)) - {*keys, SOURCE}
     arrays: dict[str, NDArray[Any]] = {}
     flags: dict[str, NDArray[Any]] = {}
     for key, feature in features.items():
@@ -95,6 +97,8 @@ def combined(
         arrays[key] = _joined(key, feature, parts, image_memory_bytes)
     for key in sorted(others):
         arrays[key] = np.concatenate([part.arrays[key] for part in parts])
+    if any(SOURCE in part.arrays for part in parts):
+        arrays[SOURCE] = np.concatenate([source_or_operator(part.arrays) for part in parts])
     kinds = {key: feature.declaration() for key, feature in features.items()}
     for key, flag in flags.items():
         if presence_key(key) in arrays:

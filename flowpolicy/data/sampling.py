@@ -27,7 +27,7 @@ class Batch:
     Attributes:
         observation: key -> ``(B, T_o, *shape)``, oldest first.
         action: ``(B, T, A)``, from the step of the newest observation on.
-        mask: ``(B, T)`` bool, False where the action lies beyond the episode's end.
+        mask: ``(B, T)`` bool, False where the action lies beyond the episode's end, or is not to be learnt.
     """
 
     observation: dict[str, Tensor]
@@ -55,11 +55,16 @@ class ChunkSampler:
         obs_horizon: T_o.
         action_horizon: T.
         episodes: indices of the episodes to draw from; None means all.
+        learnt: ``(steps,)`` bool, which actions show what to do; chunks begin at those, and ``mask`` is False
+            at any other. None means all.
         transform: makes what is learnt of a window's actions ``(B, T, A)`` and its step ``(B,)``, which
             counts all steps from 0; None learns the actions as they are.
 
     Attributes:
         parts: name of a data set -> its windows, where there are several.
+
+    Raises:
+        DataError: no chunk is left.
     """
 
     parts: Mapping[str, range] = MappingProxyType({})
@@ -72,6 +77,7 @@ class ChunkSampler:
         obs_horizon: int,
         action_horizon: int,
         episodes: Iterable[int] | None = None,
+        learnt: NDArray[np.bool_] | None = None,
         *,
         transform: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
@@ -88,6 +94,11 @@ class ChunkSampler:
                 "No episode is left to draw chunks from; lower the validation share or add episodes."
             )
         steps = torch.cat([torch.arange(int(starts[i]), int(ends[i])) for i in chosen])
+        self._learnt = None if learnt is None else torch.from_numpy(learnt).to(device)
+        if learnt is not None:
+            steps = steps[torch.from_numpy(learnt)[steps]]
+            if len(steps) == 0:
+                raise DataError("No step to learn from is in these episodes; change data.only_source.")
         owner = torch.searchsorted(ends, steps, right=True)
         self.observation = dict(observation)
         self.action = action
@@ -107,14 +118,17 @@ class ChunkSampler:
         seen = torch.maximum(step + self._past, self._first[index, None])
         wanted = step + self._future
         last = self._last[index, None]
-        action = self.action[torch.minimum(wanted, last)]
+        row, mask = torch.minimum(wanted, last), wanted <= last
+        if self._learnt is not None:
+            mask &= self._learnt[row]
+        action = self.action[row]
         return Batch(
             observation={
                 key: value[seen.to(value.device)].to(self.action.device)
                 for key, value in self.observation.items()
             },
             action=action if self._transform is None else self._transform(action, step[:, 0]),
-            mask=wanted <= last,
+            mask=mask,
         )
 
     def rows(self, step: int, batch_size: int, seed: int) -> Tensor:

@@ -26,6 +26,7 @@ from flowpolicy.runs.interrupts import held_interrupts
 from flowpolicy.settings import require
 
 _CHUNK_BYTES = 1 << 20
+_LEVEL, _GROWING_LEVEL = 7, 1  # of compression; what grows is written as it comes from cameras
 
 
 def check_new(path: Path | str) -> Path:
@@ -37,10 +38,18 @@ def check_new(path: Path | str) -> Path:
 
 
 class StoreWriter:
-    """Takes blocks of rows of several keys and writes them in whole chunks; see :func:`store_writer`."""
+    """Takes blocks of rows of several keys and writes them in whole chunks; see :func:`store_writer`.
+
+    Args:
+        folder: of the store.
+        steps: rows that every key will have; None lets the arrays grow with what they are given.
+        zarr_format: 2 or 3.
+        codec: of images; None compresses them as everything else.
+        check: called between blocks; may raise what is to end the writing.
+    """
 
     def __init__(
-        self, folder: Path, steps: int, zarr_format: int, codec: Any, check: Callable[[], None]
+        self, folder: Path, steps: int | None, zarr_format: int, codec: Any, check: Callable[[], None]
     ) -> None:
         self._zarr, self._folder, self._format = import_zarr(), folder, zarr_format
         self._steps, self._codec, self._check = steps, codec, check
@@ -62,13 +71,18 @@ class StoreWriter:
                 self._columns[key] = self._create(f"data/{key}", values, self._steps, feature.is_frame)
             self._columns[key].append(values)
 
-    def finish(self, episode_ends: NDArray[Any]) -> None:
-        """Write what is pending, the ends of the episodes and the attributes."""
+    def flush(self) -> None:
+        """Write what is pending, and note the kinds of what was written."""
         for column in self._columns.values():
             column.flush(whole=False)
-        self.attributes[KINDS] = {
+        written = {
             key: feature.declaration() for key, feature in self._features.items() if key not in NOT_OBSERVED
         }
+        self.attributes[KINDS] = {**self.attributes.get(KINDS, {}), **written}
+
+    def finish(self, episode_ends: NDArray[Any]) -> None:
+        """Write what is pending, the ends of the episodes and the attributes."""
+        self.flush()
         ends = self._create("meta/episode_ends", episode_ends, len(episode_ends))
         ends.append(episode_ends)
         ends.flush(whole=False)
@@ -76,23 +90,25 @@ class StoreWriter:
         group.attrs.update(self.attributes)
         self._check()
 
-    def _create(self, name: str, like: NDArray[Any], steps: int, is_frame: bool = False) -> _Pending:
+    def _create(self, name: str, like: NDArray[Any], steps: int | None, is_frame: bool = False) -> _Pending:
         row = max(1, int(np.prod(like.shape[1:], dtype=np.int64)) * like.dtype.itemsize)
-        rows = max(1, min(steps, _CHUNK_BYTES // row))
+        rows = max(1, _CHUNK_BYTES // row)
+        rows = rows if steps is None else max(1, min(steps, rows))
+        level = _GROWING_LEVEL if steps is None else _LEVEL
         if self._codec is not None and is_frame and like.dtype == np.uint8:
             rows, compressors = 1, self._codec
         elif self._format == 2:
             import numcodecs
 
-            compressors = numcodecs.Blosc("zstd", clevel=7, shuffle=numcodecs.Blosc.BITSHUFFLE)
+            compressors = numcodecs.Blosc("zstd", clevel=level, shuffle=numcodecs.Blosc.BITSHUFFLE)
         else:
             from zarr.codecs import BloscCodec
 
-            compressors = BloscCodec(cname="zstd", clevel=7, shuffle="bitshuffle")
+            compressors = BloscCodec(cname="zstd", clevel=level, shuffle="bitshuffle")
         array = self._zarr.create_array(
             str(self._folder),
             name=name,
-            shape=(steps, *like.shape[1:]),
+            shape=(steps or 0, *like.shape[1:]),
             dtype=like.dtype,
             chunks=(rows, *like.shape[1:]),
             compressors=compressors,
@@ -116,7 +132,7 @@ class _Pending:
     def append(self, values: NDArray[Any]) -> None:
         self.blocks.append(values)
         self.rows += len(values)
-        if self.rows >= self.chunk:
+        if self.written % self.chunk + self.rows >= self.chunk:
             self.flush()
 
     def flush(self, whole: bool = True) -> None:
@@ -125,13 +141,17 @@ class _Pending:
         zarr writes many side by side; where one fails (a full disk) the others would go on after the error
         and bring a removed temporary store back.
         """
-        until = self.rows - self.rows % self.chunk if whole else self.rows
+        end = self.written + self.rows
+        end -= end % self.chunk if whole else 0
+        if end > self.array.shape[0]:
+            self.array.resize((end, *self.array.shape[1:]))
         values = self.blocks[0] if len(self.blocks) == 1 else np.concatenate(self.blocks or [np.empty(0)])
-        for first in range(0, until, self.chunk):
-            last = min(first + self.chunk, until)
-            self.array[self.written + first : self.written + last] = values[first:last]
-        self.written += until
-        rest = values[until:]
+        begin = self.written
+        while self.written < end:
+            last = min(end, self.written + self.chunk - self.written % self.chunk)
+            self.array[self.written : last] = values[self.written - begin : last - begin]
+            self.written = last
+        rest = values[end - begin :]
         self.blocks = [rest.copy()] if len(rest) else []  # a view would keep the whole block in memory
         self.rows = len(rest)
 
@@ -164,7 +184,7 @@ def store_writer(
     with (
         held_interrupts() as check,
         _only_if_whole(path.parent),
-        _alone(path),
+        sole_writer(path),
         atomic_file(path) as temporary,
     ):
         folder = temporary.with_name(f"{temporary.name}.parts") if path.suffix == ".zip" else temporary
@@ -203,7 +223,7 @@ def _only_if_whole(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
+def sole_writer(path: Path) -> Iterator[None]:
     """Refuse a path that another program, or thread, is writing to."""
     from filelock import FileLock, Timeout
 

@@ -32,7 +32,8 @@ class MixtureSampler(ChunkSampler):
         episodes: indices of the episodes to draw from.
         parts: name -> its episodes; a data set that has none of ``episodes`` is left out.
         weights: of the data sets; None: in proportion to their windows.
-        transform: see :class:`~flowpolicy.data.sampling.ChunkSampler`.
+        learnt: see :class:`~flowpolicy.data.sampling.ChunkSampler`.
+        transform: likewise.
 
     Attributes:
         shares: name -> share of the samples.
@@ -49,16 +50,24 @@ class MixtureSampler(ChunkSampler):
         *,
         parts: Mapping[str, range],
         weights: Sequence[float] | None = None,
+        learnt: NDArray[np.bool_] | None = None,
         transform: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
         chosen = sorted(episodes)
         super().__init__(
-            observation, action, episode_ends, obs_horizon, action_horizon, chosen, transform=transform
+            observation,
+            action,
+            episode_ends,
+            obs_horizon,
+            action_horizon,
+            chosen,
+            learnt,
+            transform=transform,
         )
-        lengths, first = np.diff(episode_ends, prepend=0), 0
+        owner, first = np.searchsorted(episode_ends, self._steps.cpu().numpy(), side="right"), 0
         found: dict[str, range] = {}
         for name, numbers in parts.items():
-            count = sum(int(lengths[number]) for number in chosen if number in numbers)
+            count = int(np.isin(owner, numbers).sum())
             if count:
                 found[name] = range(first, first + count)
             first += count

@@ -11,7 +11,8 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +188,17 @@ def _swap_in(temporary: Path, path: Path) -> None:
 
 def _sync(path: Path) -> None:
     """Flush a file, or every file of a folder and the folder itself, to the disk."""
-    targets = [path, *path.rglob("*")] if path.is_dir() else [path]
+    _flush([path, *path.rglob("*")] if path.is_dir() else [path])
+
+
+def sync_since(folder: Path, moment_ns: int) -> int:
+    """Flush what was written in a folder at ``moment_ns`` or later to the disk; the moment to go on from."""
+    now = time.time_ns() - int(1e9)  # file systems stamp coarsely
+    _flush([item for item in (folder, *folder.rglob("*")) if item.stat().st_mtime_ns >= moment_ns])
+    return now
+
+
+def _flush(targets: Iterable[Path]) -> None:
     for target in targets:
         descriptor = os.open(target, os.O_RDONLY)
         try:

@@ -20,6 +20,7 @@ from flowpolicy.plots.figure import (
     GREY,
     ORANGE,
     PALETTE,
+    PINK,
     house_figure,
     plain_log_ticks,
     say,
@@ -27,7 +28,7 @@ from flowpolicy.plots.figure import (
 
 Numbers = NDArray[np.float64]
 
-SOURCE_COLORS = {"chunk": BLUE, "previous": GREEN, "fast": AMBER, "safe": ORANGE}
+SOURCE_COLORS = {"chunk": BLUE, "previous": GREEN, "fast": AMBER, "safe": ORANGE, "operator": PINK}
 BINS = 500
 """Stretches that a long series is cut into; of each its median, or mean, and its span are drawn."""
 WINDOW_S = 4.0

@@ -41,6 +41,9 @@ class DataConfig(Settings, prefix="data"):
             ``{kind: name, ...}`` with settings of it, where the store does not declare it.
         validation_fraction: share of the episodes held out (at least one episode, unless 0).
         validation_mask: hold out the episodes of this mask of the store instead, e.g. robomimic's ``valid``.
+        only_source: of recorded runs, learn only from the steps at which the ``operator`` was in command, or
+            the ``policy``; None learns from both. Safe actions are never learnt, and demonstrations that do
+            not say who was in command are learnt whole.
         max_episodes: train on this many episodes, drawn by the seed, of each store; None takes all.
         action_space: what is learnt of the actions, ``absolute`` (also None), ``delta`` or ``relative``; the
             policy gives absolute ones. None takes that of the checkpoint that training starts from.
@@ -64,6 +67,7 @@ class DataConfig(Settings, prefix="data"):
     kinds: dict[str, Any] | None = None
     validation_fraction: BelowOne = 0.05
     validation_mask: str | None = None
+    only_source: Annotated[str, one_of(("operator", "policy"))] | None = None
     max_episodes: PositiveInt | None = None
     action_space: Annotated[str, one_of(SPACES)] | None = None
     action_state: str | tuple[int | str | None, ...] | None = None

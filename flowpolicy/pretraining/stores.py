@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowpolicy.data.command_source import learnt_steps
 from flowpolicy.data.mixture import DATASETS, datasets, present
 from flowpolicy.data.sampling import ChunkSampler, as_tensors
 from flowpolicy.data.store import Demonstrations
@@ -157,18 +158,25 @@ def make_samplers(
     train_episodes, held_out = split_episodes(demos, data, seed)
     horizons = policy.spec.obs_horizon, policy.spec.action_horizon
     parts = datasets(demos)
+    learnt = learnt_steps(demos.arrays, data.only_source, demos.source)
+    if learnt is not None:  # an episode without a correction has nothing to validate on
+        starts, ends = demos.episode_starts, demos.episode_ends
+        held_out = [episode for episode in held_out if learnt[starts[episode] : ends[episode]].any()]
 
     def sampler(episodes: list[int], weights: tuple[float, ...] | None) -> ChunkSampler:
         given = (observation, action, demos.episode_ends, *horizons)
         if not parts:
-            return ChunkSampler(*given, sorted(episodes), transform=transform)
-        return MixtureSampler(*given, episodes, parts=parts, weights=weights, transform=transform)
+            return ChunkSampler(*given, sorted(episodes), learnt, transform=transform)
+        return MixtureSampler(
+            *given, episodes, parts=parts, weights=weights, learnt=learnt, transform=transform
+        )
 
     training = sampler(train_episodes, data.weights)
     missing = [name for name in parts if name not in training.parts]
     if missing:
         raise DataError(
-            f"No episode of '{missing[0]}' is left to train on; leave it out, or hold out fewer episodes."
+            f"No step of '{missing[0]}' is left to train on; leave it out, hold out fewer episodes, or "
+            "change data.only_source."
         )
     return training, sampler(held_out, None) if held_out else None
 

@@ -2,7 +2,8 @@
 
 A sequence is a robot with a random safe action and random limits, driven by the gate alone or by the whole
 loop on a clock of its own, while commands, chunks, observations, the dead-man switch, the worker, the clock
-and the robot itself fail at random. What the robot got is judged, and which actions of which chunk it was.
+and the robot itself fail at random, and an operator takes over, gives back, pauses and ends episodes. What
+the robot got is judged, who was in command, and which actions of which chunk it was.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from control_toys import A, ToyClock, ToyPolicy, ToyRobot, ToyWorker, died
 
 from flowpolicy.control import loop as loop_module
 from flowpolicy.control.config import ControlConfig
-from flowpolicy.control.events import EventLog
-from flowpolicy.control.loop import SAFE, ControlLoop
+from flowpolicy.control.events import Event, EventLog
+from flowpolicy.control.loop import OPERATOR, SAFE, ControlLoop
+from flowpolicy.control.operator import Intervention
 from flowpolicy.control.safety import SafetyConfig, SafetyGate
 from flowpolicy.control.system import DriverWatch
 
@@ -85,6 +87,43 @@ def draw_robot(random):
         max_observation_age_s=0.035, miss_limit=int(random.choice([10, 10**6])),
     )  # fmt: skip
     return Recorder(random, safe, bound), safety
+
+
+class RandomOperator:
+    """Commands for a while, wildly or gently, and sometimes fails, pauses, or ends the episode."""
+
+    name = "random"
+
+    def __init__(self, random, robot, trouble):
+        self.random, self.robot, self.trouble = random, robot, trouble
+        self.bound = float(robot.spec.action_high[0])
+        self.commanded, self.taken = set(), []  # ticks; commands executed before each take-over
+        self.commands = False
+
+    def start(self, spec, period):
+        self.is_open = True
+
+    def read(self, moment):
+        if self.random.random() < self.trouble / 3:
+            raise OSError("unplugged")
+        if self.random.random() < self.trouble:
+            return Intervention(pause=True)
+        if self.random.random() < 0.05:
+            return Intervention(success=bool(self.random.integers(2)))
+        if self.random.random() < 0.2:
+            self.commands = not self.commands
+        last = np.zeros(A, np.float32) if moment.sent is None else moment.sent
+        action = draw_command(self.random, last, self.bound) if self.commands else None
+        if action is None:
+            return Intervention()
+        if action.shape != (A,):
+            return Intervention(action)  # counts as an operator who cannot be heard
+        self.commanded.add(moment.tick)
+        self.taken.append((moment.tick, self.robot.executed))
+        return Intervention(action)
+
+    def close(self):
+        self.is_open = False
 
 
 def draw_command(random, last, bound):
@@ -169,9 +208,13 @@ def drive_loop(random, robot, safety, length):
         wait_share=float(random.choice([0.0, 0.3])), hang_timeout_s=0.05, safety=safety,
         telemetry_ticks=64,
     )  # fmt: skip
+    fast = workers[1] if random.random() < 0.3 else None
+    operator = RandomOperator(random, robot, float(random.choice([0.0, 0.1])))
+    if random.random() < 0.5:
+        robot.end_episode = lambda: world.update(episode=world["episode"] + 1)
     loop = ControlLoop(
-        robot, ToyPolicy(), workers[0], config, fast=workers[1] if random.random() < 0.3 else None,
-        clock=robot.clock, dead_man=lambda: not happens("dead man"),
+        robot, ToyPolicy(), workers[0], config, fast=fast, clock=robot.clock,
+        dead_man=lambda: not happens("dead man"), operator=operator if random.random() < 0.5 else None,
     )  # fmt: skip
     robot.watch(loop.gate)
     starts, executed = watch_chunks(loop, robot)
@@ -180,6 +223,7 @@ def drive_loop(random, robot, safety, length):
     if ends_at >= 0 and status.signal:
         assert status.tick >= ends_at
     judge_steps(loop, robot, starts, executed)
+    judge_operator(loop, operator, starts)
     last = robot.segments[-1]
     if not robot.raised and robot.spec.safe_action != "hold":
         assert len(last) == 1, "the last command is no safe action"
@@ -219,6 +263,23 @@ def judge_steps(loop, robot, starts, executed):
         if row["source"] != SAFE and number != -1:
             start = starts[number] if number >= 0 else -2 - number
             assert int(row["chunk_step"]) == executed[int(row["tick"])] - start
+
+
+def judge_operator(loop, operator, starts):
+    """Nobody else commands while the operator does, and no chunk from before a take-over is used after it."""
+    before = -1
+    taken = dict(operator.taken)
+    for row in loop.telemetry.rows():
+        tick, source, number = int(row["tick"]), int(row["source"]), int(row["chunk"])
+        if tick in operator.commanded:
+            assert source in (OPERATOR, SAFE)
+            if int(row["events"]) >> Event.TAKE_OVER & 1:
+                before = taken[tick]
+        else:
+            assert source != OPERATOR
+            if source != SAFE and number >= 0:
+                assert starts[number] >= before, "a chunk from before the take-over"
+    assert not operator.commanded or not operator.is_open
 
 
 def judge_commands(robot, safety):

@@ -37,7 +37,12 @@ def count_ticks_as_steps(monkeypatch):
     monkeypatch.setattr(ControlLoop, "_tick", counting)
 
 
-@pytest.mark.parametrize("mutate", [forget_what_was_sent, count_ticks_as_steps])
+def keep_chunks_at_a_take_over(monkeypatch):
+    drop = ControlLoop._drop_chunks
+    monkeypatch.setattr(ControlLoop, "_drop_chunks", lambda self: self._is_operated or drop(self))
+
+
+@pytest.mark.parametrize("mutate", [forget_what_was_sent, count_ticks_as_steps, keep_chunks_at_a_take_over])
 def test_a_mutation_is_caught(monkeypatch, mutate):
     mutate(monkeypatch)
     assert run_sequences(0, 60)

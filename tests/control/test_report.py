@@ -40,7 +40,7 @@ def test_statistics_are_those_of_the_rows():
     assert found["work_us"]["p99"] == pytest.approx(200, rel=1e-3)
     assert found["inference_ms"]["p50"] == pytest.approx(2.0)
     assert found["delays"] == {"1": 100}
-    assert found["sources"] == {"chunk": 399 / 400, "previous": 0, "fast": 0, "safe": 1 / 400}
+    assert found["sources"] == {"chunk": 399 / 400, "previous": 0, "fast": 0, "safe": 1 / 400, "operator": 0}
     # At a change of chunk both dimensions jump by their range; inside the second moves by a third of its.
     assert found["seam"] == pytest.approx(1.0)
     assert found["inside"] == pytest.approx(np.sqrt((1 / 3) ** 2 / 2), rel=1e-4)

@@ -133,3 +133,18 @@ def test_a_mailbox_gives_the_newest_record():
     assert int(record["n"]) == 10
     assert (record["x"] == 10).all()
     assert mailbox.count == 11
+
+
+def test_an_operator_ends_an_episode_and_the_world_begins_another(robot):
+    first = robot.observe()
+    robot.act(np.zeros(1, np.float32))
+    time.sleep(0.1)
+    robot.end_episode()
+    robot.act(np.zeros(1, np.float32))  # the loop goes on commanding meanwhile
+    until = time.monotonic() + 2
+    while (found := robot.observe())["episode"] == first["episode"] and time.monotonic() < until:
+        time.sleep(0.005)
+    assert found["episode"] == first["episode"] + 1
+    assert found["success"] == -1  # the pendulum does not say
+    robot.close()
+    assert robot.report().finished == 1

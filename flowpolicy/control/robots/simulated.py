@@ -13,7 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.control.inference_hosts import PRELOAD
-from flowpolicy.control.robot import EPISODE, TIMESTAMP, Action, Observation, RobotError, RobotSpec
+from flowpolicy.control.robot import (
+    EPISODE,
+    SUCCESS,
+    TIMESTAMP,
+    Action,
+    Observation,
+    RobotError,
+    RobotSpec,
+)
 from flowpolicy.control.robots.shared import Mailbox
 from flowpolicy.control.system import MonotonicClock
 from flowpolicy.errors import ConfigError, FlowPolicyError, TaskError
@@ -23,6 +31,7 @@ from flowpolicy.execution.rotations import Rotation
 from flowpolicy.runs.worker_process import WorkerDiedError, WorkerProcess
 from flowpolicy.settings import require
 
+_ENDED = "ended"  # key of a command: the last episode that the operator ended
 START_TIMEOUT_S = 60.0
 SILENCE_S = 0.05
 """Without a new observation after which the process is looked at."""
@@ -98,12 +107,15 @@ class SimulatedRobot:
         spec = RobotSpec(
             task.name, shapes, low, high, rate, task.safe_action, rotations=rotations, heartbeat_s=heartbeat_s
         )
-        self._observations = Mailbox({**fields, TIMESTAMP: ((), np.float64), EPISODE: ((), np.int64)})
-        self._commands = Mailbox({"action": (low.shape, np.float32), EPISODE: ((), np.int64)})
+        told = {TIMESTAMP: ((), np.float64), EPISODE: ((), np.int64), SUCCESS: ((), np.int8)}
+        self._observations = Mailbox({**fields, **told})
+        self._commands = Mailbox(
+            {"action": (low.shape, np.float32), EPISODE: ((), np.int64), _ENDED: ((), np.int64)}
+        )
         arguments = (task, seed, rate, heartbeat_s, self._observations, self._commands)
         self._world = WorkerProcess(_serve, arguments, name="world", preload=PRELOAD)
         self._world.start()
-        self._episode = 0
+        self._episode, self._ended = 0, -1
         self._report: WorldReport | None = None
         origin = self._receive(START_TIMEOUT_S)
         self.spec = replace(spec, origin=origin)
@@ -124,7 +136,13 @@ class SimulatedRobot:
 
     def act(self, action: Action) -> None:
         """Command the world; it executes the newest command at its next step."""
-        self._commands.write(action=action, episode=self._episode)
+        self._commands.write(action=action, episode=self._episode, ended=self._ended)
+
+    def end_episode(self) -> None:
+        """The world begins another episode at its next step."""
+        self._ended = self._episode
+        held = np.zeros(self.spec.action_dim, np.float32)  # of an episode that has ended
+        self._commands.write(action=held, episode=self._episode, ended=self._ended)
 
     def close(self) -> None:
         """End the world and fetch its report."""
@@ -207,6 +225,9 @@ class _World:
         if command is None or int(command[EPISODE]) != self.episode:
             self._publish()  # still waiting at the start of an episode
             return
+        if int(command[_ENDED]) == self.episode:
+            self._begin()
+            return
         action = self._heard(np.array(command["action"], dtype=self.env.action_space.dtype))
         self.observation, reward, terminated, truncated, info = self.env.step(action)
         self.steps += 1
@@ -244,13 +265,17 @@ class _World:
 
     def _begin(self) -> None:
         self.episode += 1
+        success = self.records[-1].success if self.records else None
+        self.success = -1 if success is None else int(success)
         self.observation, _ = self.env.reset(seed=self.seed + self.episode)
         self.records.append(EpisodeRecord())
         self.executed.append([])
         self._publish()
 
     def _publish(self) -> None:
-        self.observations.write(**self.observation, timestamp=time.monotonic(), episode=self.episode)
+        self.observations.write(
+            **self.observation, timestamp=time.monotonic(), episode=self.episode, success=self.success
+        )
 
 
 def record_video(task: Task, report: WorldReport, path: Path, seconds: float = 60.0) -> Path | None:

@@ -1,0 +1,1 @@
+"""Operators that a control loop can listen to, one file each."""

@@ -1,0 +1,125 @@
+"""A store that grows while a run goes on, episode by episode; what has ended is safe.
+
+The store grows in a hidden folder beside its path, ``.<name>.recording``. After each episode everything of it
+is on disk, and ``recording.json`` there says where it ends. The finished store is that folder, renamed. After
+a program that was killed, :func:`recover` makes a store of the episodes that had ended.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowpolicy.data.store_writing import StoreWriter, check_new, sole_writer
+from flowpolicy.data.zarr_reading import import_zarr
+from flowpolicy.errors import DataError
+from flowpolicy.files.reading import read_json
+from flowpolicy.files.storage import sync_since, write_json
+
+_PROGRESS = "recording.json"
+_FORMAT = 2  # of zarr
+
+
+class RecordedStore:
+    """Takes the rows of one episode after another.
+
+    Memory holds at most a chunk of each key, a megabyte. One writer at a time.
+
+    Args:
+        path: of the store, a folder that does not exist yet.
+        attributes: of the store; ``masks`` is made from the episodes' marks.
+
+    Raises:
+        DataError: something stands at ``path``, it is being written, or a run that was killed had been
+            recording there: its episodes then stand at ``path``.
+    """
+
+    def __init__(self, path: Path | str, attributes: Mapping[str, Any]) -> None:
+        self.path = check_new(path)
+        if self.path.suffix == ".zip":
+            raise DataError(f"{self.path}: a recording grows in a folder; choose a name without .zip.")
+        self._opened = ExitStack()
+        self._opened.enter_context(sole_writer(self.path))
+        try:
+            self._folder = _folder_of(self.path)
+            if self._folder.exists():
+                count = recover(self.path)
+                if count:
+                    raise DataError(
+                        f"A run that was killed had recorded {count} episodes for {self.path}, which stand "
+                        "there now; choose another name for this run."
+                    )
+            self._folder.mkdir()
+        except BaseException:
+            self._opened.close()
+            raise
+        self._writer = StoreWriter(self._folder, None, _FORMAT, None, lambda: None)
+        self._writer.attributes.update(attributes)
+        self._rows = self._synced = 0
+        self._ends: list[int] = []
+        self._masks: dict[str, list[int]] = {}
+
+    @property
+    def num_episodes(self) -> int:
+        """Episodes that have ended."""
+        return len(self._ends)
+
+    def append(self, rows: Mapping[str, NDArray[Any]]) -> None:
+        """Take the next rows of the episode, key -> ``(n, ...)``."""
+        self._writer.append(rows)
+        self._rows += len(next(iter(rows.values())))
+
+    def end_episode(self, marks: tuple[str, ...] = ()) -> None:
+        """The episode is over: put it on disk, under these marks; nothing happens to one without a row."""
+        if self._rows == (self._ends[-1] if self._ends else 0):
+            return
+        for mark in marks:
+            self._masks.setdefault(mark, []).append(len(self._ends))
+        self._ends.append(self._rows)
+        self._writer.flush()
+        self._synced = sync_since(self._folder, self._synced)  # before it is noted as ended
+        attributes = {**self._writer.attributes, "masks": self._masks}
+        write_json(self._folder / _PROGRESS, {"episode_ends": self._ends, "attributes": attributes})
+
+    def close(self) -> Path | None:
+        """Give the store its name; its path, or None where no episode has ended."""
+        try:
+            return self.path if _complete(self._folder, self.path) else None
+        finally:
+            self._opened.close()
+
+
+def recover(path: Path | str) -> int:
+    """Make a store at ``path`` of the episodes that a killed run had finished; their number."""
+    return _complete(_folder_of(Path(path)), Path(path))
+
+
+def _complete(folder: Path, path: Path) -> int:
+    """Cut the arrays after the last episode that has ended, and rename; the number of episodes."""
+    progress = folder / _PROGRESS
+    if not progress.exists():
+        shutil.rmtree(folder)
+        return 0
+    content = read_json(progress)
+    ends = np.asarray(content["episode_ends"], dtype=np.int64)
+    data = import_zarr().open_group(str(folder), mode="a", zarr_format=_FORMAT)["data"]
+    for _, array in data.arrays():
+        array.resize((int(ends[-1]), *array.shape[1:]))
+    shutil.rmtree(folder / "meta", ignore_errors=True)  # of a run that was killed right here
+    writer = StoreWriter(folder, len(ends), _FORMAT, None, lambda: None)
+    writer.attributes.update(content["attributes"])
+    writer.finish(ends)
+    folder.rename(path)
+    (path / _PROGRESS).unlink()
+    return len(ends)
+
+
+def _folder_of(path: Path) -> Path:
+    path = path.expanduser()
+    return path.with_name(f".{path.name}.recording")

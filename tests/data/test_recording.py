@@ -1,0 +1,117 @@
+"""A store that grows episode by episode, and what is left of it when its program is killed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from flowpolicy.data import store_writing
+from flowpolicy.data.command_source import OPERATOR, POLICY, SAFE, commanded_shares, learnt_steps
+from flowpolicy.data.inspection import inspect_demonstrations, table
+from flowpolicy.data.recording import RecordedStore, recover
+from flowpolicy.data.sampling import ChunkSampler
+from flowpolicy.data.store import read_demonstrations
+from flowpolicy.errors import DataError
+
+
+def rows(first, count, source=POLICY):
+    """Rows that tell their number."""
+    numbers = np.arange(first, first + count)
+    image = np.broadcast_to(numbers[:, None, None, None].astype(np.uint8), (count, 8, 8, 3))
+    return {
+        "observation": numbers[:, None].astype(np.float32), "image": image.copy(),
+        "action": np.stack([numbers, -numbers], axis=1).astype(np.float32),
+        "source": np.full(count, source, np.int8),
+    }  # fmt: skip
+
+
+def record(path, lengths):
+    store, first = RecordedStore(path, {"fps": 30}), 0
+    for number, length in enumerate(lengths):
+        for step in range(length):
+            store.append(rows(first + step, 1, number % 3))
+        first += length
+        store.end_episode(("success",) if number % 2 else ())
+    return store
+
+
+@pytest.mark.parametrize("chunk", [1, 1000, 1 << 20])
+def test_what_is_recorded_comes_back(tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr(store_writing, "_CHUNK_BYTES", chunk)  # chunks end inside episodes, and beyond them
+    path = record(tmp_path / "run", [3, 7, 1, 12]).close()
+    demos = read_demonstrations(path)
+    assert demos.episode_ends.tolist() == [3, 10, 11, 23]
+    for key, values in rows(0, 23).items():
+        if key != "source":
+            np.testing.assert_array_equal(demos.arrays[key], values)
+    assert demos.masks == {"success": [1, 3]}
+    assert demos.feature("image").name == "image"
+    assert [item.name for item in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_killed_run_loses_the_episode_under_way_alone(tmp_path):
+    path = tmp_path / "run"
+    store = record(path, [3, 7])
+    store.append(rows(10, 5))
+    store._writer.flush()  # some of it may be on disk
+    store._opened.close()  # as the system does for a killed program
+    assert not path.exists()
+    with pytest.raises(DataError, match=r"2 episodes .* choose another name"):
+        RecordedStore(path, {})
+    demos = read_demonstrations(path)
+    assert demos.episode_ends.tolist() == [3, 10]
+    assert demos.attributes["fps"] == 30
+    np.testing.assert_array_equal(demos.arrays["action"], rows(0, 10)["action"])
+    with pytest.raises(DataError, match="exists already"):
+        RecordedStore(path, {})
+
+
+def test_one_writer_at_a_time_and_nothing_of_nothing(tmp_path):
+    store = RecordedStore(tmp_path / "run", {})
+    with pytest.raises(DataError, match="writing"):
+        RecordedStore(tmp_path / "run", {})
+    store.end_episode()
+    assert store.close() is None
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(DataError, match="zip"):
+        RecordedStore(tmp_path / "run.zip", {})
+
+
+def test_a_run_killed_before_its_first_episode_leaves_no_store(tmp_path):
+    store = RecordedStore(tmp_path / "run", {})
+    store.append(rows(0, 5))
+    store._opened.close()
+    assert recover(tmp_path / "run") == 0
+    RecordedStore(tmp_path / "run", {}).close()
+
+
+def test_the_table_says_who_was_in_command(tmp_path):
+    path = record(tmp_path / "run", [5, 3, 2]).close()
+    text = table(inspect_demonstrations(path))
+    assert "policy 50.0%, operator 30.0%, safe action 20.0%" in text
+    assert "success 1" in text
+
+
+def test_safe_actions_are_never_learnt_and_the_operators_alone_on_request():
+    source = np.array([POLICY, OPERATOR, OPERATOR, SAFE, POLICY, OPERATOR], np.int8)
+    arrays = {"source": source, "action": np.zeros((6, 1), np.float32)}
+    assert commanded_shares(arrays) == {"policy": 2 / 6, "operator": 3 / 6, "safe action": 1 / 6}
+    assert learnt_steps({"action": arrays["action"]}, "operator", "demos") is None
+    import torch
+
+    def windows(only):
+        learnt = learnt_steps(arrays, only, "demos")
+        action = torch.arange(6.0)[:, None]
+        sampler = ChunkSampler({"observation": action}, action, np.array([4, 6]), 1, 3, None, learnt)
+        batch = sampler.batch(torch.arange(len(sampler)))
+        return batch.observation["observation"][:, 0, 0].tolist(), batch.mask.tolist()
+
+    starts, mask = windows("operator")
+    assert starts == [1, 2, 5]
+    assert mask == [[True, True, False], [True, False, False], [True, False, False]]
+    starts, mask = windows(None)
+    assert starts == [0, 1, 2, 4, 5]
+    assert mask[0] == [True, True, True]
+    assert mask[2] == [True, False, False]
+    with pytest.raises(DataError, match="no step of the policy's"):
+        learnt_steps({"source": np.full(3, OPERATOR)}, "policy", "demos")
