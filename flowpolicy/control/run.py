@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import signal
 import threading
@@ -14,18 +15,24 @@ from typing import Annotated, Any
 
 from flowpolicy.acceleration.choosing.plan import DeployConfig, DeploymentPlan
 from flowpolicy.acceleration.deployed import DeployedSampler
+from flowpolicy.control.checklist import CheckList
 from flowpolicy.control.config import ControlConfig
 from flowpolicy.control.inference import SPARES, build_worker
+from flowpolicy.control.inference_hosts import Build
 from flowpolicy.control.loop import ControlLoop
 from flowpolicy.control.policy_inference import InferenceBuilder
 from flowpolicy.control.report import write_report
 from flowpolicy.control.robot import Robot
 from flowpolicy.control.robots.choosing import RobotConfig, build_robot
+from flowpolicy.control.robots.rehearsal import Rehearsal, RehearsalFindings
+from flowpolicy.control.robots.renaming import innermost
 from flowpolicy.control.robots.simulated import SimulatedRobot, WorldReport, record_video
+from flowpolicy.control.served import Connect, PolicyServer
 from flowpolicy.control.statistics import run_statistics
 from flowpolicy.control.system import ending_signals
 from flowpolicy.errors import ConfigError
 from flowpolicy.evaluation.summary import machine, versions, write_summary
+from flowpolicy.execution.receding_horizon import ChunkPolicy
 from flowpolicy.files.storage import write_json
 from flowpolicy.flow.guidance import build_guidance
 from flowpolicy.policy import FlowPolicy
@@ -53,8 +60,13 @@ class RunConfig(DeployConfig):
         seed: of the noises.
         video: seconds of video of a simulated robot, recorded afterwards; true: 30 of them, false: none.
         rerun: also write the telemetry for the Rerun viewer.
+        policy_server: a server of the policy, or its address alone, in place of ``checkpoint``.
+        dry_run: nothing is sent to the robot; what would have been is kept and shown.
+        checklist: what is checked before the first motion; false leaves out what is not safety. Simulations
+            and recordings have none.
     """
 
+    checkpoint: str = ""
     robot: RobotConfig = field(default_factory=RobotConfig)
     control: ControlConfig = field(default_factory=ControlConfig)
     fast_steps: int | None = None
@@ -64,9 +76,22 @@ class RunConfig(DeployConfig):
     seed: int = 0
     video: Annotated[bool | float, at_least(0, "0 or more seconds, true or false")] = True
     rerun: bool = False
+    policy_server: str | PolicyServer | None = None
+    dry_run: bool = False
+    checklist: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if isinstance(self.policy_server, str):
+            object.__setattr__(self, "policy_server", PolicyServer(self.policy_server))
+        if bool(self.checkpoint) == bool(self.policy_server):
+            raise ConfigError(
+                "checkpoint and policy_server are both given; leave out one of them."
+                if self.checkpoint
+                else "'checkpoint' needs a value; add checkpoint=PATH, or policy_server=ws://HOST:PORT."
+            )
+        if self.policy_server is not None:
+            self._check_served()
         if self.plan and self.fast_steps is not None:
             raise ConfigError("plan= decides fast_steps too; leave out one of them.")
         if self.inpainting:
@@ -82,6 +107,17 @@ class RunConfig(DeployConfig):
                     f"control.fusion=rtc gives its guidance a prefix, which '{guidance.name}' does not take; "
                     "leave out guidance=."
                 )
+
+    def _check_served(self) -> None:
+        default = DeployConfig(checkpoint="")
+        ours = [item.name for item in dataclasses.fields(DeployConfig)]
+        changed = [name for name in ours if getattr(self, name) != getattr(default, name)]
+        changed += ["fast_steps"] if self.fast_steps is not None else []
+        changed += ["control.fusion=rtc"] if self.inpainting else []
+        if changed:
+            raise ConfigError(
+                f"The policy's server decides how it is sampled; leave out {', '.join(changed)}."
+            )
 
     @property
     def inpainting(self) -> bool:
@@ -119,6 +155,7 @@ class ControlRun:
         rate_hz: of the loop.
         task: the task's name.
         signal: number of the signal that ended it; 0 where none did.
+        rehearsal: what a run that sent nothing would have sent.
     """
 
     stopped: str
@@ -128,6 +165,7 @@ class ControlRun:
     rate_hz: float
     task: str
     signal: int = 0
+    rehearsal: RehearsalFindings | None = None
 
     def table(self) -> str:
         """Markdown: the run in a few lines."""
@@ -151,6 +189,8 @@ class ControlRun:
         if self.world is not None:
             returns = ", ".join(f"{value:.0f}" for value in self.world.returns[: self.world.finished])
             lines.append(f"episodes finished: {self.world.finished}, returns {returns or 'none'}")
+        if self.rehearsal is not None:
+            lines += ["", self.rehearsal.table()]
         return "\n".join(lines)
 
     def metrics(self) -> dict[str, Any]:
@@ -159,6 +199,8 @@ class ControlRun:
         if self.world is not None:
             world = {key: value for key, value in vars(self.world).items() if key not in ("seed", "commands")}
             found["world"] = {"episodes_finished": world.pop("finished"), **world}
+        if self.rehearsal is not None:
+            found["would_have_sent"] = self.rehearsal.rows()
         return found
 
 
@@ -169,11 +211,15 @@ def run_control(
     env: Mapping[str, Any] | None = None,
     dead_man: Callable[[], bool] | None = None,
     robot: Robot | None = None,
+    connect: Connect | None = None,
 ) -> ControlRun:
     """Control a robot for a while and write telemetry, events, a report, a video and ``summary.json``.
 
     A signal that ends programs (SIGINT, SIGTERM, SIGHUP, SIGQUIT) ends only the loop; everything is then
     closed and written. Before the loop has started it ends the program, after closing what was opened.
+
+    A robot that moves goes through a check list first, which may refuse the run
+    (:mod:`flowpolicy.control.checklist`).
 
     Args:
         config: the settings.
@@ -182,6 +228,7 @@ def run_control(
         env: the task, where it is not the checkpoint's.
         dead_man: called at every tick; False sends the safe action.
         robot: is controlled in place of ``config.robot``, and closed at the end.
+        connect: connects to ``config.policy_server``: :class:`flowpolicy.serving.remote.RemotePolicy`.
 
     Raises:
         FlowPolicyError: a setting, the checkpoint, the plan, the robot or the backend is not usable.
@@ -195,21 +242,24 @@ def run_control(
     started = time.time()
     with ending_signals(on_signal), ExitStack() as opened:
         opened.callback(lambda: robot.close() if robot is not None else None)
-        policy = FlowPolicy.load(config.checkpoint)
-        plan = config.read_plan(policy)
-        settings, faster = config.samplers(policy, plan)
         control = config.control
+        kind = config.robot.kind if robot is None else f"{type(robot).__module__}:{type(robot).__name__}"
+        source = _Served(config, connect) if config.policy_server is not None else _Loaded(config)
+        opened.callback(source.close)
+        if robot is None:
+            robot = build_robot(config.robot, source.policy, env, source.name)
+        policy = source.policy or source.adopt(robot)
+        plan = source.plan
         if plan is not None and control.execute_horizon is None:
             control = replace(control, execute_horizon=plan.execute_horizon)
-        kind = config.robot.kind if robot is None else f"{type(robot).__module__}:{type(robot).__name__}"
-        if robot is None:
-            robot = build_robot(config.robot, policy, env, config.checkpoint)
+        if config.dry_run:
+            robot = Rehearsal(robot)
         robot.spec.check(policy)
+        build, build_fast = source.builders()
         fast = None
-        if faster is not None:
-            fast = build_worker(config.inference, InferenceBuilder(faster, config.seed + 1), spares=0)
+        if build_fast is not None:
+            fast = build_worker(config.inference, build_fast, spares=0)
             opened.callback(fast.close)
-        build = InferenceBuilder(settings, config.seed)
         worker = build_worker(config.inference, build, config.spares)
         opened.callback(worker.close)
         task = str((env or policy.spec.task).get("name") or robot.spec.name)
@@ -221,19 +271,26 @@ def run_control(
                 "which a smaller control.execute_horizon would not.",
                 policy.spec.action_horizon, loop.max_delay,
             )  # fmt: skip
+        checks: list[dict[str, Any]] = []
+        if robot.spec.is_hardware:
+            log.info("Check list:")
+            listed = CheckList(loop, policy, worker, complete=config.checklist, rehearsal=config.dry_run)
+            listed.go()
+            checks = listed.content()
         ticks = round(config.duration_s / loop.period)
         with _live(loop, ticks):
             loop.run(ticks)
         opened.close()
         about = {
-            "task": task, "robot": kind, "checkpoint": config.checkpoint,
-            "policy": policy.spec.name, "sampling": settings.filled(policy.sampling).content(),
-            "plan": config.plan, "fast_steps": faster.num_steps if faster else None,
+            "task": task, "robot": kind, **source.about(), "policy": policy.spec.name,
+            "dry_run": config.dry_run or None,
             "fusion": control.fusion, "action_horizon": policy.spec.action_horizon,
             "execute_horizon": loop.execute_horizon, "max_delay": loop.max_delay, "rate_hz": 1 / loop.period,
             "inference": config.inference, "stopped": loop.status.stopped, "machine": machine(),
             "versions": versions(), "command": command,
         }  # fmt: skip
+        if checks:
+            about["checks"] = {check["name"]: check["found"] for check in checks}
         run = _write(loop, about, robot, run_dir, config)
         write_summary(
             run_dir, task=task, policy=policy.spec.name, seed=config.seed, steps=loop.status.tick + 1,
@@ -250,6 +307,8 @@ def _write(
     files = [loop.telemetry.write(run_dir), run_dir / "events.json"]
     write_json(files[1], events)
     world = video = None
+    rehearsal = robot.findings(1 / loop.period) if isinstance(robot, Rehearsal) else None
+    robot = innermost(robot)
     if isinstance(robot, SimulatedRobot) and (world := robot.report()) is not None:
         seconds = VIDEO_S if config.video is True else float(config.video)
         if seconds > 0 and status.signal in (0, signal.SIGINT):  # what sent any other does not wait long
@@ -262,7 +321,69 @@ def _write(
     if video is not None:
         files.append(video)
     statistics = run_statistics(columns, loop.period) | {"events": events["counts"]}
-    return ControlRun(status.stopped, statistics, world, files, 1 / loop.period, about["task"], status.signal)
+    return ControlRun(
+        status.stopped, statistics, world, files, 1 / loop.period, about["task"], status.signal, rehearsal
+    )  # fmt: skip
+
+
+class _Loaded:
+    """The policy of a checkpoint, and how it is sampled."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._config, self.name = config, config.checkpoint
+        self.policy = FlowPolicy.load(config.checkpoint)
+        self.plan = config.read_plan(self.policy)
+        self._sampler, self._faster = config.samplers(self.policy, self.plan)
+
+    def adopt(self, robot: Robot) -> ChunkPolicy:
+        """It is known."""
+        return self.policy
+
+    def builders(self) -> tuple[Build, Build | None]:
+        """Of the sampler and of the faster one."""
+        seed = self._config.seed
+        fast = None if self._faster is None else InferenceBuilder(self._faster, seed + 1)
+        return InferenceBuilder(self._sampler, seed), fast
+
+    def about(self) -> dict[str, Any]:
+        """For the summary."""
+        return {
+            "checkpoint": self._config.checkpoint,
+            "sampling": self._sampler.filled(self.policy.sampling).content(), "plan": self._config.plan,
+            "fast_steps": self._faster.num_steps if self._faster else None,
+        }  # fmt: skip
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class _Served:
+    """The policy of a server."""
+
+    plan = None
+
+    def __init__(self, config: RunConfig, connect: Connect | None) -> None:
+        assert isinstance(config.policy_server, PolicyServer)
+        if connect is None:
+            raise ConfigError(
+                "policy_server needs run_control(..., connect=RemotePolicy), of flowpolicy.serving.remote."
+            )
+        self.name = config.policy_server.url
+        self._served = connect(config.policy_server)
+        self.adopt, self.close = self._served.adopt, self._served.close
+
+    @property
+    def policy(self) -> ChunkPolicy | None:
+        """None where the server does not describe it."""
+        return self._served.policy
+
+    def builders(self) -> tuple[Build, Build | None]:
+        """Of connections."""
+        return self._served.builder(), None
+
+    def about(self) -> dict[str, Any]:
+        """For the summary."""
+        return {"policy_server": self.name}
 
 
 @contextmanager

@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from flowpolicy.control.robot import EPISODE, TIMESTAMP, Action, Observation, RobotError, RobotSpec
+from flowpolicy.control.robot import (
+    EPISODE,
+    PRESENT_POSE,
+    TIMESTAMP,
+    Action,
+    Observation,
+    RobotError,
+    RobotSpec,
+)
 from flowpolicy.errors import TaskError
 from flowpolicy.settings import choose, require
 
@@ -24,7 +32,8 @@ class LeRobotRobot:
     """Polls a robot of lerobot in a thread and commands it from the loop's.
 
     Scalar features (``joint_1.pos``) become the vector ``observation``; features with a shape, such as images
-    ``(h, w, 3)`` in uint8, keep their names. A command's numbers go to ``action_features`` in their order.
+    ``(h, w, 3)`` in uint8, keep their names. A command's numbers go to ``action_features`` in their order. Where
+    all of these are observed too, as the positions of an arm are, an observation says the present pose.
 
     The robot is connected here without calibration, which asks questions on a terminal; one that is connected
     already is left so by :meth:`close`. Serial buses take one caller at a time: a command waits for a poll
@@ -75,7 +84,11 @@ class LeRobotRobot:
             shapes[STATE] = (len(self._scalars),)
         port = getattr(getattr(robot, "config", None), "port", None)
         device = port if isinstance(port, str) else ""
-        self.spec = RobotSpec(name, shapes, low, high, rate_hz, safe_action, device=device)
+        names = tuple(self._actions)
+        self.spec = RobotSpec(
+            name, shapes, low, high, rate_hz, safe_action, device=device, action_names=names
+        )
+        self._tells_pose = set(self._actions) <= set(scalars)
         act_timeout = 1 / rate_hz if act_timeout_s is None else act_timeout_s
         timeouts = {"start": start_timeout_s, "act": act_timeout, "close": close_timeout_s}
         for key, value in timeouts.items():
@@ -190,6 +203,8 @@ class LeRobotRobot:
         arrays: dict[str, NDArray[Any]] = {key: np.array(found[key]) for key in self._shaped}
         if self._scalars:
             arrays[STATE] = np.array([found[key] for key in self._scalars], dtype=np.float32)
+        if self._tells_pose:
+            arrays[PRESENT_POSE] = np.array([found[key] for key in self._actions], dtype=np.float32)
         return arrays
 
 
@@ -197,7 +212,7 @@ def _split(features: Mapping[str, Any], name: str) -> tuple[list[str], dict[str,
     """Names of the scalar features, and the shapes of the others."""
     shapes = {key: tuple(kind) for key, kind in features.items() if isinstance(kind, (tuple, list))}
     scalars = [key for key in features if key not in shapes]
-    for key in (STATE, TIMESTAMP, EPISODE):
+    for key in (STATE, TIMESTAMP, EPISODE, PRESENT_POSE):
         if key in shapes:
             raise TaskError(f"{name} has a feature '{key}', which means something else here; rename it.")
     return scalars, shapes
