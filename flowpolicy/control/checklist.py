@@ -1,4 +1,4 @@
-"""What is checked before a robot moves for the first time, and the slow move to the policy's first command."""
+"""What is checked before a robot moves for the first time, and the slow move to its first command."""
 
 from __future__ import annotations
 
@@ -134,8 +134,8 @@ class CheckList:
         limit = self.loop.config.safety.velocity_limit
         if limit is None and self._pose is not None:
             own = 0.0 if chunk is None or len(chunk) < 2 else float(np.abs(np.diff(chunk, axis=0)).max())
-            speed = f" (a chunk of this policy moves by up to {own / self.loop.period:.3g} per second)"
-            why = f"no velocity limit; give control.safety.velocity_limit=UNITS_PER_SECOND{speed if own else ''}."
+            why = "no velocity limit; give control.safety.velocity_limit=UNITS_PER_SECOND"
+            why += f" (a chunk of this policy moves by up to {own / self.loop.period:.3g})." if own else "."
             self._add("limits", False, why, is_safety=True)
             return
         told = "none" if limit is None else f"{limit} per second"
@@ -221,7 +221,8 @@ class CheckList:
             self._add("policy", False, f"it gives no chunk of actions: {why}", is_safety=True)
             return None
         middle, longest = statistics.median(seconds), max(seconds)
-        told = f"a chunk takes {1e3 * middle:.1f} ms (longest {1e3 * longest:.1f} ms) of a period of {1e3 * period:.1f} ms"
+        told = f"a chunk takes {1e3 * middle:.1f} ms (longest {1e3 * longest:.1f} ms)"
+        told += f" of a period of {1e3 * period:.1f} ms"
         ok = middle <= room * period
         if ok and middle > period:
             told += f"; it comes {int(np.ceil(middle / period))} ticks late, and leaves room for {room}"
@@ -269,7 +270,8 @@ class CheckList:
             self._add(
                 "present pose", False,
                 f"{spec.action_names[worst]} is at {self._pose[worst]:.4g}, outside of its limits "
-                f"{low[worst]:.4g} to {high[worst]:.4g}; move it inside by hand, or widen them.", is_safety=True,
+                f"{low[worst]:.4g} to {high[worst]:.4g}; move it inside by hand, or widen them.",
+                is_safety=True,
             )  # fmt: skip
             return
         self.loop.gate.stand_at(inside.astype(np.float32))

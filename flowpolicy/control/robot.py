@@ -23,12 +23,21 @@ TIMESTAMP = "timestamp"
 EPISODE = "episode"
 """Key of an observation: a number that changes when the world was reset; without it, never."""
 PRESENT_POSE = "present_pose"
-"""Key of an observation: the command ``(A,)`` that would keep the robot where it is, of robots that are commanded
-to positions; without it, unknown."""
+"""Key of an observation: the command ``(A,)`` that would keep the robot where it is, of robots that are
+commanded to positions; without it, unknown."""
 
 
 class RobotError(RuntimeError):
-    """A robot that could not be observed or commanded; the loop counts it and goes on."""
+    """A robot that could not be observed or commanded; the loop counts it and goes on.
+
+    Args:
+        message: what went wrong.
+        count: how often since the last time, where a driver tries by itself.
+    """
+
+    def __init__(self, message: str = "", count: int = 1) -> None:
+        super().__init__(message)
+        self.count = count
 
 
 @dataclass(frozen=True)
@@ -113,8 +122,8 @@ class Robot(Protocol):
         """What it takes and gives."""
 
     def observe(self) -> Observation:
-        """The newest observation: key -> array of the spec's shape; ``timestamp``, ``episode``, ``present_pose``
-        if known."""
+        """The newest observation: key -> array of the spec's shape; ``timestamp``, ``episode`` and
+        ``present_pose`` if known."""
 
     def act(self, action: Action) -> None:
         """Take a command ``(A,)`` within the bounds; it holds until the next one."""

@@ -18,9 +18,8 @@ from flowpolicy.acceleration.deployed import DeployedSampler
 from flowpolicy.control.checklist import CheckList
 from flowpolicy.control.config import ControlConfig
 from flowpolicy.control.inference import SPARES, build_worker
-from flowpolicy.control.inference_hosts import Build
 from flowpolicy.control.loop import ControlLoop
-from flowpolicy.control.policy_inference import InferenceBuilder
+from flowpolicy.control.policy_source import LoadedPolicy, PolicyOfServer, PolicySource
 from flowpolicy.control.report import write_report
 from flowpolicy.control.robot import Robot
 from flowpolicy.control.robots.choosing import RobotConfig, build_robot
@@ -32,7 +31,6 @@ from flowpolicy.control.statistics import run_statistics
 from flowpolicy.control.system import ending_signals
 from flowpolicy.errors import ConfigError
 from flowpolicy.evaluation.summary import machine, versions, write_summary
-from flowpolicy.execution.receding_horizon import ChunkPolicy
 from flowpolicy.files.storage import write_json
 from flowpolicy.flow.guidance import build_guidance
 from flowpolicy.policy import FlowPolicy
@@ -123,6 +121,23 @@ class RunConfig(DeployConfig):
     def inpainting(self) -> bool:
         """Whether chunks must agree with a prefix."""
         return self.control.fusion == "rtc"
+
+    def source(self, connect: Connect | None) -> PolicySource:
+        """The policy, loaded or reached.
+
+        Raises:
+            FlowPolicyError: checkpoint, plan, settings or server are not usable.
+        """
+        if isinstance(self.policy_server, PolicyServer):
+            if connect is None:
+                raise ConfigError(
+                    "policy_server needs run_control(..., connect=RemotePolicy), of flowpolicy.serving.remote."
+                )
+            return PolicyOfServer(self.policy_server.url, connect(self.policy_server))
+        policy = FlowPolicy.load(self.checkpoint)
+        plan = self.read_plan(policy)
+        sampler, faster = self.samplers(policy, plan)
+        return LoadedPolicy(self.checkpoint, policy, plan, self.plan, sampler, faster, self.seed)
 
     def samplers(
         self, policy: FlowPolicy, plan: DeploymentPlan | None
@@ -244,7 +259,7 @@ def run_control(
         opened.callback(lambda: robot.close() if robot is not None else None)
         control = config.control
         kind = config.robot.kind if robot is None else f"{type(robot).__module__}:{type(robot).__name__}"
-        source = _Served(config, connect) if config.policy_server is not None else _Loaded(config)
+        source = config.source(connect)
         opened.callback(source.close)
         if robot is None:
             robot = build_robot(config.robot, source.policy, env, source.name)
@@ -324,66 +339,6 @@ def _write(
     return ControlRun(
         status.stopped, statistics, world, files, 1 / loop.period, about["task"], status.signal, rehearsal
     )  # fmt: skip
-
-
-class _Loaded:
-    """The policy of a checkpoint, and how it is sampled."""
-
-    def __init__(self, config: RunConfig) -> None:
-        self._config, self.name = config, config.checkpoint
-        self.policy = FlowPolicy.load(config.checkpoint)
-        self.plan = config.read_plan(self.policy)
-        self._sampler, self._faster = config.samplers(self.policy, self.plan)
-
-    def adopt(self, robot: Robot) -> ChunkPolicy:
-        """It is known."""
-        return self.policy
-
-    def builders(self) -> tuple[Build, Build | None]:
-        """Of the sampler and of the faster one."""
-        seed = self._config.seed
-        fast = None if self._faster is None else InferenceBuilder(self._faster, seed + 1)
-        return InferenceBuilder(self._sampler, seed), fast
-
-    def about(self) -> dict[str, Any]:
-        """For the summary."""
-        return {
-            "checkpoint": self._config.checkpoint,
-            "sampling": self._sampler.filled(self.policy.sampling).content(), "plan": self._config.plan,
-            "fast_steps": self._faster.num_steps if self._faster else None,
-        }  # fmt: skip
-
-    def close(self) -> None:
-        """Nothing is held."""
-
-
-class _Served:
-    """The policy of a server."""
-
-    plan = None
-
-    def __init__(self, config: RunConfig, connect: Connect | None) -> None:
-        assert isinstance(config.policy_server, PolicyServer)
-        if connect is None:
-            raise ConfigError(
-                "policy_server needs run_control(..., connect=RemotePolicy), of flowpolicy.serving.remote."
-            )
-        self.name = config.policy_server.url
-        self._served = connect(config.policy_server)
-        self.adopt, self.close = self._served.adopt, self._served.close
-
-    @property
-    def policy(self) -> ChunkPolicy | None:
-        """None where the server does not describe it."""
-        return self._served.policy
-
-    def builders(self) -> tuple[Build, Build | None]:
-        """Of connections."""
-        return self._served.builder(), None
-
-    def about(self) -> dict[str, Any]:
-        """For the summary."""
-        return {"policy_server": self.name}
 
 
 @contextmanager

@@ -43,7 +43,7 @@ class ServedPolicy(Protocol):
         """The policy; None where the server does not describe it and :meth:`adopt` was not called."""
 
     def adopt(self, robot: Robot) -> ChunkPolicy:
-        """The policy, its observations and actions being the robot's; its horizon is that of a first chunk."""
+        """The policy, with the robot's observations and actions, and the horizon of a first chunk."""
 
     def builder(self) -> Build:
         """Connects once more, where chunks are sampled."""

@@ -29,8 +29,8 @@ _UNKNOWN = PolicySpec({}, 1, 1, 1, 1)
 class RemotePolicy:
     """A connection to a policy server.
 
-    A server of this package describes its policy; one of openpi's does not: its policy is then taken to observe
-    one step of what the robot observes.
+    A server of this package describes its policy; one of openpi's does not: its policy is then taken to
+    observe one step of what the robot observes.
 
     Args:
         config: its address, and what it does not say.
@@ -71,7 +71,8 @@ class RemotePolicy:
         execute = self.config.execute_horizon or max(horizon // 2, 1)
         if execute > horizon:
             raise ConfigError(
-                f"policy_server.execute_horizon is {execute}; it must be at most {horizon}, the length of a chunk."
+                f"policy_server.execute_horizon is {execute}; it must be at most {horizon}, the length of a "
+                "chunk."
             )
         self._client.spec = PolicySpec(features, 1, horizon, execute, spec.action_dim, name="remote")
         self._is_adopted = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,8 @@ from flowpolicy.settings import choose, require
 
 STATE = "observation"
 """Key of the vector of scalar features."""
+MOST_ERRORS = 100
+"""Failed polls that nobody has asked about yet; older ones are forgotten."""
 _PAUSE_S = 1e-3
 """The bus is left alone for at least this long after a poll, so that a command that waits gets its turn."""
 
@@ -32,8 +35,8 @@ class LeRobotRobot:
     """Polls a robot of lerobot in a thread and commands it from the loop's.
 
     Scalar features (``joint_1.pos``) become the vector ``observation``; features with a shape, such as images
-    ``(h, w, 3)`` in uint8, keep their names. A command's numbers go to ``action_features`` in their order. Where
-    all of these are observed too, as the positions of an arm are, an observation says the present pose.
+    ``(h, w, 3)`` in uint8, keep their names. A command's numbers go to ``action_features`` in their order.
+    Where all of these are observed too, as the positions of an arm are, an observation says the present pose.
 
     The robot is connected here without calibration, which asks questions on a terminal; one that is connected
     already is left so by :meth:`close`. Serial buses take one caller at a time: a command waits for a poll
@@ -96,7 +99,7 @@ class LeRobotRobot:
         self._robot, self._timeouts = robot, timeouts
         self._bus = threading.Lock()
         self._newest: dict[str, Any] | None = None
-        self._error: Exception | None = None
+        self._errors: deque[Exception] = deque(maxlen=MOST_ERRORS)
         self._ended, self._polled = threading.Event(), threading.Event()
         self._is_mine = self._connect()
         self._poller = threading.Thread(target=self._poll, daemon=True, name=f"poll {name}")
@@ -107,11 +110,12 @@ class LeRobotRobot:
         """The newest observation, with the time at which its poll began.
 
         Raises:
-            RobotError: a poll failed since the last call; the next ones go on.
+            RobotError: polls failed since the last call, and how many; the next ones go on.
         """
-        error, self._error = self._error, None
-        if error is not None:
-            raise RobotError(f"get_observation: {type(error).__name__}: {error}") from error
+        if self._errors:
+            errors, self._errors = self._errors, deque(maxlen=MOST_ERRORS)
+            error = errors[-1]
+            raise RobotError(f"get_observation: {type(error).__name__}: {error}", len(errors)) from error
         newest = self._newest
         if newest is None or self._ended.is_set():
             raise RobotError(f"{self.spec.name} is closed.")
@@ -172,7 +176,7 @@ class LeRobotRobot:
         while self._newest is None:
             left = deadline - time.monotonic()
             if left <= 0 or not self._polled.wait(left):
-                error = self._error
+                error = self._errors[-1] if self._errors else None
                 why = "" if error is None else f" ({type(error).__name__}: {error})"
                 self.close()
                 raise TaskError(
@@ -180,7 +184,7 @@ class LeRobotRobot:
                     "its cables and cameras."
                 )
             self._polled.clear()
-        self._error = None  # of polls before it: cameras need a moment
+        self._errors.clear()  # of polls before it: cameras need a moment
 
     def _poll(self) -> None:
         period = 1.0 / self.spec.rate_hz
@@ -193,7 +197,7 @@ class LeRobotRobot:
                     found = self._robot.get_observation()
                 self._newest = {**self._arrays(found), TIMESTAMP: began}
             except Exception as error:  # a driver may raise anything; observe() tells of it
-                self._error = error
+                self._errors.append(error)
             self._polled.set()
 
     def _arrays(self, found: Mapping[str, Any]) -> dict[str, NDArray[Any]]:

@@ -54,7 +54,7 @@ def lerobot_robot(kind: str, settings: Mapping[str, Any]) -> Any:
 
 
 def _register_all(*packages: types.ModuleType) -> None:
-    """Import what registers configs: lerobot's sub-packages, as far as what they need is there, and plugins."""
+    """Import what registers configs: sub-packages, as far as what they need is there, and plugins."""
     for package in packages:
         for module in pkgutil.iter_modules(package.__path__):
             if module.ispkg:
@@ -85,7 +85,7 @@ def _configured(cls: type[Any], settings: Mapping[str, Any], where: str) -> Any:
 
 
 def _value(value: Any, hint: Any, where: str) -> Any:
-    """A setting as the class declares it: a config of its own, a mapping of them, a path or an enumeration."""
+    """A setting as the class declares it: a config, a mapping of them, a path or an enumeration."""
     options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     if value is None:
         return None

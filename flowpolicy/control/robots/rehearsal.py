@@ -73,15 +73,11 @@ class RehearsalFindings:
     rate_hz: float
 
     def rows(self) -> list[dict[str, Any]]:
-        """For each dimension: name, least and greatest command, the largest step from one tick to the next and
-        per second, the first command, and the present pose before it."""
+        """For each dimension: name, least and greatest command, the largest step from one tick to the next
+        and per second, the first command, and the present pose before it."""
         if not len(self.commands):
             return []
-        steps = (
-            np.abs(np.diff(self.commands, axis=0)).max(0)
-            if len(self.commands) > 1
-            else np.zeros(len(self.names))
-        )
+        steps = np.abs(np.diff(self.commands, axis=0, prepend=self.commands[:1])).max(0)
         return [
             {
                 "name": name,

@@ -19,9 +19,9 @@ from flowpolicy.settings import choose
 class RenamedRobot:
     """A robot whose observations have the policy's names; images are resized to the policy's.
 
-    A key that ``names`` does not mention is the robot's own of the same name; else the only one of the robot's
-    keys and the policy's with the same last part, as the camera ``front`` is the policy's ``images.front``. An
-    image of another size is resized by area-weighted bilinear interpolation.
+    A key that ``names`` does not mention is the robot's own of the same name; else the only one of its keys
+    with the same last part, as the camera ``front`` is the policy's ``images.front``. An image of another
+    size is resized by bilinear interpolation with antialiasing.
 
     Args:
         robot: any; its commands pass as they are.
@@ -48,6 +48,8 @@ class RenamedRobot:
             if features[key].is_frame and (size := _resized(offered[own], features[key])) is not None:
                 self._sizes[key] = size
                 shapes[key] = features[key].shape
+        used = {*self._names.values(), *features}
+        shapes |= {own: shape for own, shape in offered.items() if own not in used}
         self.changes = bool(self._sizes) or any(key != own for key, own in self._names.items())
         self.spec: RobotSpec = replace(robot.spec, observation_shapes=shapes)
         self._seen: tuple[Any, dict[str, Any]] = (None, {})

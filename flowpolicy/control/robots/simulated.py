@@ -98,8 +98,8 @@ class SimulatedRobot:
             Rotation(kind, start) for kind, starts in task.rotations.items() for start in starts
         )
         spec = RobotSpec(
-            task.name, shapes, low, high, rate, task.safe_action, rotations=rotations, heartbeat_s=heartbeat_s,
-            is_hardware=False,
+            task.name, shapes, low, high, rate, task.safe_action, rotations=rotations,
+            heartbeat_s=heartbeat_s, is_hardware=False,
         )  # fmt: skip
         self._observations = Mailbox({**fields, TIMESTAMP: ((), np.float64), EPISODE: ((), np.int64)})
         self._commands = Mailbox({"action": (low.shape, np.float32), EPISODE: ((), np.int64)})
