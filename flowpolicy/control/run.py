@@ -131,7 +131,8 @@ class RunConfig(DeployConfig):
         if isinstance(self.policy_server, PolicyServer):
             if connect is None:
                 raise ConfigError(
-                    "policy_server needs run_control(..., connect=RemotePolicy), of flowpolicy.serving.remote."
+                    "policy_server needs run_control(..., connect=RemotePolicy), which "
+                    "flowpolicy.serving.remote has."
                 )
             return PolicyOfServer(self.policy_server.url, connect(self.policy_server))
         policy = FlowPolicy.load(self.checkpoint)

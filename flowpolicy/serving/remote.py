@@ -129,6 +129,10 @@ class RemoteInference:
             observation = _as_server(request.observation, self._config)
         return np.asarray(self._client.infer(observation)["actions"], np.float32)
 
+    def close(self) -> None:
+        """End the connection."""
+        self._client.close()
+
 
 def _as_server(observation: Mapping[str, NDArray[Any]], config: PolicyServer) -> dict[str, Any]:
     """The newest step of an observation by the server's names, with the prompt."""

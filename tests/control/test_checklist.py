@@ -63,8 +63,8 @@ class Case:
     """A list that holds, unless a setting says otherwise."""
 
     def __init__(
-        self, *, pose=(0.0, 0.0), first=(0.01, 0.0), limit=LIMIT, seconds=0.005, trained=RATE, rehearsal=False,
-        complete=True,
+        self, *, pose=(0.0, 0.0), first=(0.01, 0.0), limit=LIMIT, seconds=0.005, trained=RATE,
+        rehearsal=False, complete=True,
     ):  # fmt: skip
         self.clock = ToyClock()
         self.arm = Arm(self.clock, pose)

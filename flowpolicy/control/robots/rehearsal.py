@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ class Rehearsal:
 
     def __init__(self, robot: Robot, capacity: int = 200_000) -> None:
         self.robot = robot
-        self.spec = replace(robot.spec, is_hardware=False)  # nothing moves
+        self.spec = robot.spec
         self._commands = np.zeros((capacity, robot.spec.action_dim), np.float32)
         self._count = 0
         self._pose: NDArray[Any] | None = None  # at the first command
