@@ -16,7 +16,7 @@ from flowpolicy.control.robot import RobotSpec
 from flowpolicy.control.robots.choosing import GymnasiumConfig, LeRobotConfig, RobotConfig, build_robot
 from flowpolicy.control.robots.gymnasium import gymnasium_task
 from flowpolicy.control.robots.lerobot_config import lerobot_robot
-from flowpolicy.control.robots.renaming import RenamedRobot, innermost, resized
+from flowpolicy.control.robots.renaming import RenamedRobot, innermost
 from flowpolicy.errors import ConfigError, FlowPolicyError, TaskError
 from flowpolicy.features import Image, Vector
 from flowpolicy.models.config import TransformerConfig
@@ -248,14 +248,6 @@ def test_what_is_missing_is_named_with_what_there_is():
     robot = RenamedRobot(Cameras("wrist"), policy.spec.features)
     with pytest.raises(TaskError, match=r"no observation 'top' .*wrist"):
         policy.spec.check("seer", robot.spec.observation_shapes, (2,))
-
-
-def test_resizing_averages():
-    stripes = np.zeros((4, 8, 1), np.uint8)
-    stripes[:, ::2] = 200
-    np.testing.assert_allclose(resized(stripes, (2, 4))[:, 1:-1], 100, atol=30)
-    flat = np.full((5, 7, 3), 77, np.uint8)
-    np.testing.assert_array_equal(resized(flat, (9, 4)), np.full((9, 4, 3), 77))
 
 
 PENDULUM = "Pendulum-v1"

@@ -7,12 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from flowpolicy.control.robot import TIMESTAMP, Action, Observation, Robot, RobotSpec
 from flowpolicy.errors import TaskError
 from flowpolicy.features import Feature
+from flowpolicy.features.resizing import resize_images
 from flowpolicy.settings import choose
 
 
@@ -21,7 +20,7 @@ class RenamedRobot:
 
     A key that ``names`` does not mention is the robot's own of the same name; else the only one of its keys
     with the same last part, as the camera ``front`` is the policy's ``images.front``. An image of another
-    size is resized by bilinear interpolation with antialiasing.
+    size is resized as demonstrations are.
 
     Args:
         robot: any; its commands pass as they are.
@@ -78,7 +77,7 @@ class RenamedRobot:
         for key, own in self._names.items():
             if own in found:  # the loop names what is missing
                 size = self._sizes.get(key)
-                renamed[key] = found[own] if size is None else resized(np.asarray(found[own]), size)
+                renamed[key] = found[own] if size is None else resize_images(np.asarray(found[own]), size)
         return renamed
 
 
@@ -87,13 +86,6 @@ def innermost(robot: Robot) -> Robot:
     while (inner := getattr(robot, "robot", None)) is not None and hasattr(inner, "spec"):
         robot = inner
     return robot
-
-
-def resized(image: NDArray[Any], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """An image ``(h, w, channels)``, uint8, of another height and width."""
-    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
-    scaled = torch.nn.functional.interpolate(pixels, size, mode="bilinear", antialias=True)
-    return scaled[0].permute(1, 2, 0).contiguous().numpy()
 
 
 def _matched(
