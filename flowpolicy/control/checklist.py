@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import statistics
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from flowpolicy.control.events import Event, EventLog, name_of
 from flowpolicy.control.history import ObservationHistory
-from flowpolicy.control.inference import Request, Worker, WorkerDiedError
+from flowpolicy.control.inference import Pipeline, Worker
 from flowpolicy.control.loop import ControlLoop
 from flowpolicy.control.robot import PRESENT_POSE, Action
 from flowpolicy.control.system import exclusive
@@ -82,11 +83,14 @@ class CheckList:
         self, loop: ControlLoop, policy: ChunkPolicy, worker: Worker, *, complete: bool = True,
         rehearsal: bool = False,
     ) -> None:  # fmt: skip
-        self.loop, self.policy, self.worker = loop, policy, worker
+        self.loop, self.policy = loop, policy
         self.complete, self.rehearsal = complete, rehearsal
         self.checks: list[Check] = []
         self._events = EventLog()
         self._history = ObservationHistory(policy.spec.features, policy.spec.obs_horizon, self._events)
+        self._pipeline = Pipeline(
+            worker, policy.spec.chunk_shape, self._events, loop.config.start_timeout_s, loop.clock
+        )
         self._pose: NDArray[np.float64] | None = None
 
     def go(self) -> list[Check]:
@@ -94,8 +98,9 @@ class CheckList:
 
         Raises:
             TaskError: an item does not hold; the robot was not moved, unless it is the move that failed.
+        FlowPolicyError: the policy was not ready in time.
         """
-        self.worker.ready(self.loop.config.start_timeout_s)
+        self._pipeline.wait_until_ready(self.loop.config.start_timeout_s)
         with exclusive(self.loop.robot):
             self._rate()
             self._observations()
@@ -191,15 +196,15 @@ class CheckList:
             counts = ", ".join(f"{key} {count}" for key, count in pictures.items())
             self._add("cameras", not frozen, fix if frozen else f"different pictures: {counts}")
 
-    def _observe(self) -> dict[str, Any]:
+    def _observe(self) -> Mapping[str, Any]:
         """Observe once into the history; what was observed, empty where nothing was."""
         try:
-            found = self.loop.robot.observe()
+            found: Any = self.loop.robot.observe()
         except Exception as error:  # a driver may raise anything
             self._events.add(Event.ROBOT_ERROR, 0, f"{type(error).__name__}: {error}"[:200])
             return {}
         self._history.add(found, 0, self.loop.clock.now())
-        if not isinstance(found, dict):
+        if not isinstance(found, Mapping):
             return {}
         pose = np.asarray(found.get(PRESENT_POSE, ()), np.float64)
         if pose.shape == self.loop.robot.spec.action_low.shape and np.isfinite(pose).all():
@@ -210,15 +215,16 @@ class CheckList:
         """Sample some chunks; the last one."""
         clock, period, room = self.loop.clock, self.loop.period, max(self.loop.max_delay, 1)
         seconds: list[float] = []
-        chunk, why = None, ""
+        chunk = None
         for _ in range(SAMPLES):
             began = clock.now()
-            chunk, why = self._sampled()
+            chunk = self._sampled()
             if chunk is None:
                 break
             seconds.append(clock.now() - began)
         if chunk is None:
-            self._add("policy", False, f"it gives no chunk of actions: {why}", is_safety=True)
+            why = self._events.records[-1].detail if self._events.records else "no answer"
+            self._add("policy", False, f"it gives no chunk of actions: {why}.", is_safety=True)
             return None
         middle, longest = statistics.median(seconds), max(seconds)
         told = f"a chunk takes {1e3 * middle:.1f} ms (longest {1e3 * longest:.1f} ms)"
@@ -234,23 +240,12 @@ class CheckList:
         self._add("inference", ok, told)
         return chunk
 
-    def _sampled(self) -> tuple[Action | None, str]:
-        """A chunk ``(T, A)`` for the newest observation, or why there is none."""
-        timeout = self.loop.config.start_timeout_s
+    def _sampled(self) -> Action | None:
+        """A chunk ``(T, A)`` for the newest observation; None where there is none, which is an event."""
         self._observe()
-        self.worker.submit(Request(0, self._history.newest()))
-        try:
-            answer = self.worker.poll(timeout)
-        except WorkerDiedError as error:
-            return None, str(error)
-        if answer is None:
-            return None, f"no answer in {timeout:g} s"
-        shape = self.policy.spec.chunk_shape
-        if answer.actions is None:
-            return None, answer.error
-        if answer.actions.shape != shape or not np.isfinite(answer.actions).all():
-            return None, f"its answer is no finite chunk of shape {shape}"
-        return answer.actions, ""
+        self._pipeline.submit(0, self._history.newest(), None)
+        found = self._pipeline.take(0, self.loop.config.start_timeout_s)
+        return None if found is None else found[0]
 
     def _first_command(self, chunk: Action) -> None:
         spec, period = self.loop.robot.spec, self.loop.period

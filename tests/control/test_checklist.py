@@ -156,7 +156,7 @@ def broken(case):
         ({}, blind, r"too old at 50 of 50 ticks.*no status packet", True),
         ({}, old, r"at most 300 ms old \(limit 250 ms\)", True),
         ({}, frozen, r"front showed the same picture", False),
-        ({}, broken, r"no finite chunk", True),
+        ({}, broken, r"a chunk with NaN or infinity", True),
         ({"pose": (1.5, 0.0)}, None, r"lift is at 1.5, outside of its limits -1 to 1", True),
         ({"first": (0.8, 0.0)}, stuck, r"lift did not follow", True),
         ({"first": (0.9, 0.0), "limit": 0.01}, None, r"too far for a slow move", True),

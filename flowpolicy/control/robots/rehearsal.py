@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +30,7 @@ class Rehearsal:
     def observe(self) -> Observation:
         """See :class:`~flowpolicy.control.robot.Robot`."""
         found = self.robot.observe()
-        if not self._count and isinstance(found, dict):
+        if not self._count and isinstance(found, Mapping):
             self._pose = found.get(PRESENT_POSE)
         return found
 
