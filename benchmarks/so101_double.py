@@ -29,6 +29,8 @@ JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_ro
 MIDDLE, REACH = 2048, 1024
 """Of the calibration, in the servo's steps; 4095 are a turn."""
 DEGREES = 360 / 4095
+AT_REST = MIDDLE + 60.0 * (np.arange(1, 7) % 3 - 1)
+"""Where the servos stand at first, in steps."""
 FASTEST = 4000
 """Steps per second of a servo."""
 _PING, _READ, _WRITE, _SYNC_READ, _SYNC_WRITE = 1, 2, 3, 0x82, 0x83
@@ -107,7 +109,7 @@ class Bus:
     def __init__(self, descriptor: int, faults: Faults, seed: int = 0) -> None:
         self.descriptor, self.faults = descriptor, faults
         self.rng = np.random.default_rng(seed)
-        self.servos = {number: Servo(MIDDLE + 60 * (number % 3 - 1)) for number in range(1, 7)}
+        self.servos = {number: Servo(int(at)) for number, at in enumerate(AT_REST, start=1)}
         self.received: list[tuple[float, ...]] = []
         self.injected: dict[str, list[float]] = {"missing": [], "garbled": [], "late": [], "silent": []}
         self.polls = 0
@@ -221,12 +223,12 @@ class Arm:
         self._process.start()
         os.close(near)
 
-    def close(self) -> tuple[np.ndarray, dict[str, Any]]:
-        """End it; the commands that arrived ``(n, 7)``, time and steps, and the times of the polls that failed."""
+    def close(self) -> None:
+        """End it, and keep what arrived: ``commands.npy`` ``(n, 7)``, time and goals in steps, and in
+        ``commands.json`` the times of the polls that failed."""
         self._ended.set()
         self._process.join(10)
         os.close(self._far)
-        return np.load(self.kept), json.loads(self.kept.with_suffix(".json").read_text())
 
 
 def picture(seconds: float, height: int, width: int, tint: int) -> np.ndarray:

@@ -40,7 +40,7 @@ class LeRobotRobot:
 
     The robot is connected here without calibration, which asks questions on a terminal; one that is connected
     already is left so by :meth:`close`. Serial buses take one caller at a time: a command waits for a poll
-    under way, at most ``act_timeout_s``.
+    under way, at most ``act_timeout_s``. A poll begins with an empty port.
 
     Args:
         robot: a ``lerobot.robots.Robot``; lerobot itself is not imported here.
@@ -193,6 +193,7 @@ class LeRobotRobot:
             due = max(due + period, time.monotonic())  # a slow poll is not made up for
             try:
                 with self._bus:
+                    _drop_late_answers(self._robot)
                     began = time.monotonic()
                     found = self._robot.get_observation()
                 self._newest = {**self._arrays(found), TIMESTAMP: began}
@@ -210,6 +211,15 @@ class LeRobotRobot:
         if self._tells_pose:
             arrays[PRESENT_POSE] = np.array([found[key] for key in self._actions], dtype=np.float32)
         return arrays
+
+
+def _drop_late_answers(robot: Any) -> None:
+    """Empty what its serial ports have received: an answer that came after lerobot had given it up would be
+    taken for the next poll's, and every later one for that of the poll after it."""
+    for part in (robot, *getattr(robot, "__dict__", {}).values()):  # an arm, or two of them
+        port = getattr(getattr(getattr(part, "bus", None), "port_handler", None), "ser", None)
+        if port is not None:
+            port.reset_input_buffer()
 
 
 def _split(features: Mapping[str, Any], name: str) -> tuple[list[str], dict[str, tuple[int, ...]]]:
