@@ -75,6 +75,7 @@ def script(config_name: str) -> Callable[[Main], Callable[[], None]]:
                 sys.argv[1:] = [_adopted_task(word) for word in sys.argv[1:]]
             except FlowPolicyError as error:
                 _fail(str(error))
+            sys.argv[1:] = [part for word in sys.argv[1:] for part in _own_robot(word)]
             _quote_paths(config_name)
             _refuse_bad_overrides(config_name)
             hydra.main(version_base="1.3", config_path=f"pkg://{CONFIG_PACKAGE}", config_name=config_name)(
@@ -160,6 +161,12 @@ def _task_choice(path: Path) -> str:
     name = f"{stem}-{zlib.crc32(str(path.resolve()).encode()):08x}"  # two files may have one name
     ConfigStore.instance().store(name, task, "env")
     return name
+
+
+def _own_robot(word: str) -> list[str]:
+    """``robot=module:name`` in full; any other word as it is."""
+    is_own = re.fullmatch(r"robot=[A-Za-z_][\w.]*:[A-Za-z_]\w*", word)
+    return ["robot=own", f"robot.kind={word.partition('=')[2]}"] if is_own else [word]
 
 
 def _is_users(cls: type) -> bool:

@@ -7,6 +7,8 @@ from typing import Any
 
 from flowpolicy.cli import command_line, script
 from flowpolicy.control.run import RunConfig, run_control
+from flowpolicy.control.served import Connect
+from flowpolicy.optional import optional
 from flowpolicy.settings import build
 
 
@@ -15,13 +17,24 @@ def main(config: dict[str, Any], run_dir: Path) -> None:
     """Drive, report, and say where everything is."""
     env = config.pop("env", None)
     del config["run_dir"]
-    run = run_control(build(RunConfig, config, ""), run_dir, command_line(), env)
+    config["checkpoint"] = config["checkpoint"] or ""
+    settings = build(RunConfig, config, "")
+    run = run_control(settings, run_dir, command_line(), env, connect=_connector(settings))
     print(run.table())
     for file in run.files:
         print(file)
     print(run_dir / "summary.json")
     if run.signal:
         raise SystemExit(128 + run.signal)
+
+
+def _connector(settings: RunConfig) -> Connect | None:
+    """Connects to the policy's server, where there is one."""
+    if settings.policy_server is None:
+        return None
+    with optional("policy_server= needs {name}", "serve"):
+        from flowpolicy.serving.remote import RemotePolicy
+    return RemotePolicy
 
 
 if __name__ == "__main__":

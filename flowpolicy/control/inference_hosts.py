@@ -59,7 +59,8 @@ class Answer:
 
 
 Inference = Callable[[Request], NDArray[np.float32]]
-"""From a request to a chunk ``(T, A)``; its optional attribute ``again`` builds another one faster."""
+"""From a request to a chunk ``(T, A)``. Its optional attribute ``again`` builds another one faster, and
+``close`` is called when it has answered its last request."""
 Build = Callable[[], Inference]
 
 
@@ -121,6 +122,7 @@ def _serve(build: Build, receive: Callable[[], Any], send: Callable[[Any], None]
             line = f"{type(error).__name__}: {error}".splitlines()[0]
             answer = Answer(request.step, None, time.perf_counter() - started, line)
         send(answer)
+    getattr(infer, "close", lambda: None)()
 
 
 class InferenceThread:

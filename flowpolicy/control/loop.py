@@ -20,7 +20,7 @@ from flowpolicy.control.history import ObservationHistory
 from flowpolicy.control.inference import Pipeline, Worker
 from flowpolicy.control.operator import Console, Moment, Operator
 from flowpolicy.control.recorder import Recorder
-from flowpolicy.control.robot import Action, Robot
+from flowpolicy.control.robot import Action, Robot, RobotError
 from flowpolicy.control.safety import SafetyGate
 from flowpolicy.control.system import (
     Clock,
@@ -322,7 +322,8 @@ class ControlLoop:
         try:
             observation = self.robot.observe()
         except Exception as error:  # a driver may raise anything
-            self.events.add(Event.ROBOT_ERROR, tick, f"observe: {type(error).__name__}: {error}"[:200])
+            count = error.count if isinstance(error, RobotError) else 1
+            self.events.add(Event.ROBOT_ERROR, tick, f"observe: {type(error).__name__}: {error}"[:200], count)
             return
         finally:
             self._driver.enter("")

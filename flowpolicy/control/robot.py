@@ -25,10 +25,22 @@ EPISODE = "episode"
 SUCCESS = "success"
 """Key of an episode's first observation: whether the episode before it succeeded, 1 or 0; without it, or with
 any other number, nobody knows."""
+PRESENT_POSE = "present_pose"
+"""Key of an observation: the command ``(A,)`` that would keep the robot where it is, of robots that are
+commanded to positions; without it, unknown."""
 
 
 class RobotError(RuntimeError):
-    """A robot that could not be observed or commanded; the loop counts it and goes on."""
+    """A robot that could not be observed or commanded; the loop counts it and goes on.
+
+    Args:
+        message: what went wrong.
+        count: how often since the last time, where a driver tries by itself.
+    """
+
+    def __init__(self, message: str = "", count: int = 1) -> None:
+        super().__init__(message)
+        self.count = count
 
 
 @dataclass(frozen=True)
@@ -49,6 +61,8 @@ class RobotSpec(Settings, prefix="robot"):
             it. Empty: only the same object is refused.
         heartbeat_s: without a command after which it takes its safe action by itself; None where it does not.
         rotations: which dimensions of a command are absolute rotations, for ensembling.
+        action_names: of the dimensions of a command, for reports; empty: their numbers.
+        is_hardware: whether its commands move something; a simulation's and a recording's do not.
     """
 
     name: str
@@ -61,6 +75,8 @@ class RobotSpec(Settings, prefix="robot"):
     device: str = ""
     heartbeat_s: float | None = None
     rotations: tuple[Rotation, ...] = ()
+    action_names: tuple[str, ...] = ()
+    is_hardware: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,6 +91,10 @@ class RobotSpec(Settings, prefix="robot"):
         for rotation in self.rotations:
             ok = rotation.dims.stop <= len(low)
             require(ok, "rotations", rotation, f"within the {len(low)} dimensions of a command")
+        if not self.action_names:
+            object.__setattr__(self, "action_names", tuple(f"action_{i}" for i in range(len(low))))
+        ok = len(self.action_names) == len(low)
+        require(ok, "action_names", self.action_names, f"{len(low)} names")
         if isinstance(self.safe_action, str):
             ok = self.safe_action in ("hold", "zero")
             require(ok, "safe_action", self.safe_action, "hold, zero or numbers")
@@ -109,7 +129,8 @@ class Robot(Protocol):
         """What it takes and gives."""
 
     def observe(self) -> Observation:
-        """The newest observation: key -> array of the spec's shape; ``timestamp``, ``episode`` if known."""
+        """The newest observation: key -> array of the spec's shape; ``timestamp``, ``episode`` and
+        ``present_pose`` if known."""
 
     def act(self, action: Action) -> None:
         """Take a command ``(A,)`` within the bounds; it holds until the next one."""

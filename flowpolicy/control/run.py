@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import signal
 import threading
@@ -14,23 +15,28 @@ from typing import Annotated, Any
 
 from flowpolicy.acceleration.choosing.plan import DeployConfig, DeploymentPlan
 from flowpolicy.acceleration.deployed import DeployedSampler
+from flowpolicy.control.checklist import CheckList
 from flowpolicy.control.config import ControlConfig
 from flowpolicy.control.events import EventLog
 from flowpolicy.control.inference import SPARES, build_worker
 from flowpolicy.control.loop import ControlLoop
 from flowpolicy.control.operator import Operator
 from flowpolicy.control.operators.choosing import build_operator
-from flowpolicy.control.policy_inference import InferenceBuilder
+from flowpolicy.control.policy_source import LoadedPolicy, PolicyOfServer, PolicySource
 from flowpolicy.control.recorder import Recorder
 from flowpolicy.control.report import write_report
 from flowpolicy.control.robot import Robot
 from flowpolicy.control.robots.choosing import RobotConfig, build_robot
 from flowpolicy.control.robots.instructed import instructed
+from flowpolicy.control.robots.rehearsal import Rehearsal, RehearsalFindings
+from flowpolicy.control.robots.renaming import innermost
 from flowpolicy.control.robots.simulated import SimulatedRobot, WorldReport, record_video
+from flowpolicy.control.served import Connect, PolicyServer
 from flowpolicy.control.statistics import run_statistics
 from flowpolicy.control.system import ending_signals
 from flowpolicy.errors import ConfigError
 from flowpolicy.evaluation.summary import machine, versions, write_summary
+from flowpolicy.execution.receding_horizon import ChunkPolicy
 from flowpolicy.files.storage import write_json
 from flowpolicy.flow.guidance import build_guidance
 from flowpolicy.policy import FlowPolicy
@@ -62,8 +68,13 @@ class RunConfig(DeployConfig):
         record: new store that the episodes are kept in as demonstrations; None keeps none.
         operator: who may take command: ``keyboard``, ``gamepad``, ``lerobot``, ``module:function``, or
             ``{kind: name, ...}`` with settings of it; None: nobody.
+        policy_server: a server of the policy, or its address alone, in place of ``checkpoint``.
+        dry_run: nothing is sent to the robot; what would have been is kept and shown.
+        checklist: what is checked before the first motion; false leaves out what is not safety. Simulations
+            and recordings have none.
     """
 
+    checkpoint: str = ""
     robot: RobotConfig = field(default_factory=RobotConfig)
     task: str | None = None
     control: ControlConfig = field(default_factory=ControlConfig)
@@ -76,9 +87,22 @@ class RunConfig(DeployConfig):
     rerun: bool = False
     record: str | None = None
     operator: str | dict[str, Any] | None = None
+    policy_server: str | PolicyServer | None = None
+    dry_run: bool = False
+    checklist: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if isinstance(self.policy_server, str):
+            object.__setattr__(self, "policy_server", PolicyServer(self.policy_server))
+        if bool(self.checkpoint) == bool(self.policy_server):
+            raise ConfigError(
+                "checkpoint and policy_server are both given; leave out one of them."
+                if self.checkpoint
+                else "'checkpoint' needs a value; add checkpoint=PATH, or policy_server=ws://HOST:PORT."
+            )
+        if self.policy_server is not None:
+            self._check_served()
         if self.plan and self.fast_steps is not None:
             raise ConfigError("plan= decides fast_steps too; leave out one of them.")
         if self.inpainting:
@@ -95,10 +119,39 @@ class RunConfig(DeployConfig):
                     "leave out guidance=."
                 )
 
+    def _check_served(self) -> None:
+        default = DeployConfig(checkpoint="")
+        ours = [item.name for item in dataclasses.fields(DeployConfig)]
+        changed = [name for name in ours if getattr(self, name) != getattr(default, name)]
+        changed += ["fast_steps"] if self.fast_steps is not None else []
+        changed += ["control.fusion=rtc"] if self.inpainting else []
+        if changed:
+            raise ConfigError(
+                f"The policy's server decides how it is sampled; leave out {', '.join(changed)}."
+            )
+
     @property
     def inpainting(self) -> bool:
         """Whether chunks must agree with a prefix."""
         return self.control.fusion == "rtc"
+
+    def source(self, connect: Connect | None) -> PolicySource:
+        """The policy, loaded or reached.
+
+        Raises:
+            FlowPolicyError: checkpoint, plan, settings or server are not usable.
+        """
+        if isinstance(self.policy_server, PolicyServer):
+            if connect is None:
+                raise ConfigError(
+                    "policy_server needs run_control(..., connect=RemotePolicy), which "
+                    "flowpolicy.serving.remote has."
+                )
+            return PolicyOfServer(self.policy_server.url, connect(self.policy_server))
+        policy = FlowPolicy.load(self.checkpoint)
+        plan = self.read_plan(policy)
+        sampler, faster = self.samplers(policy, plan)
+        return LoadedPolicy(self.checkpoint, policy, plan, self.plan, sampler, faster, self.seed)
 
     def samplers(
         self, policy: FlowPolicy, plan: DeploymentPlan | None
@@ -132,6 +185,7 @@ class ControlRun:
         task: the task's name.
         signal: number of the signal that ended it; 0 where none did.
         recorded: store of the episodes; None where there is none.
+        rehearsal: what a run that sent nothing would have sent.
     """
 
     stopped: str
@@ -142,6 +196,7 @@ class ControlRun:
     task: str
     signal: int = 0
     recorded: Path | None = None
+    rehearsal: RehearsalFindings | None = None
 
     def table(self) -> str:
         """Markdown: the run in a few lines."""
@@ -167,6 +222,8 @@ class ControlRun:
             lines.append(f"episodes finished: {self.world.finished}, returns {returns or 'none'}")
         if self.recorded is not None:
             lines.append(f"recorded: {self.recorded}")
+        if self.rehearsal is not None:
+            lines += ["", self.rehearsal.table()]
         return "\n".join(lines)
 
     def metrics(self) -> dict[str, Any]:
@@ -175,6 +232,8 @@ class ControlRun:
         if self.world is not None:
             world = {key: value for key, value in vars(self.world).items() if key not in ("seed", "commands")}
             found["world"] = {"episodes_finished": world.pop("finished"), **world}
+        if self.rehearsal is not None:
+            found["would_have_sent"] = self.rehearsal.rows()
         return found
 
 
@@ -186,11 +245,15 @@ def run_control(
     dead_man: Callable[[], bool] | None = None,
     robot: Robot | None = None,
     operator: Operator | None = None,
+    connect: Connect | None = None,
 ) -> ControlRun:
     """Control a robot for a while and write telemetry, events, a report, a video and ``summary.json``.
 
     A signal that ends programs (SIGINT, SIGTERM, SIGHUP, SIGQUIT) ends only the loop; everything is then
     closed and written. Before the loop has started it ends the program, after closing what was opened.
+
+    A robot that moves goes through a check list first, which may refuse the run
+    (:mod:`flowpolicy.control.checklist`).
 
     Args:
         config: the settings.
@@ -200,6 +263,7 @@ def run_control(
         dead_man: called at every tick; False sends the safe action.
         robot: is controlled in place of ``config.robot``, and closed at the end.
         operator: may take command, in place of ``config.operator``.
+        connect: connects to ``config.policy_server``: :class:`flowpolicy.serving.remote.RemotePolicy`.
 
     Raises:
         FlowPolicyError: a setting, the checkpoint, the plan, the robot or the backend is not usable.
@@ -215,15 +279,18 @@ def run_control(
         opened.callback(lambda: robot.close() if robot is not None else None)
         if operator is None and config.operator is not None:
             operator = build_operator(config.operator)
-        policy = FlowPolicy.load(config.checkpoint)
-        plan = config.read_plan(policy)
-        settings, faster = config.samplers(policy, plan)
         control = config.control
+        kind = config.robot.kind if robot is None else f"{type(robot).__module__}:{type(robot).__name__}"
+        source = config.source(connect)
+        opened.callback(source.close)
+        if robot is None:
+            robot = build_robot(config.robot, source.policy, env, source.name)
+        policy = source.policy or source.adopt(robot)
+        plan = source.plan
         if plan is not None and control.execute_horizon is None:
             control = replace(control, execute_horizon=plan.execute_horizon)
-        kind = config.robot.kind if robot is None else f"{type(robot).__module__}:{type(robot).__name__}"
-        if robot is None:
-            robot = build_robot(config.robot, policy, env, config.checkpoint)
+        if config.dry_run:
+            robot = Rehearsal(robot)
         commanded = instructed(robot, policy, config.task)
         commanded.spec.check(policy)
         events, recorder = EventLog(), None
@@ -231,11 +298,11 @@ def run_control(
             rate = control.rate_hz or robot.spec.rate_hz
             recorder = Recorder(config.record, policy.spec.features, events, _attributes(policy, env, rate))
             opened.callback(recorder.close)
+        build, build_fast = source.builders()
         fast = None
-        if faster is not None:
-            fast = build_worker(config.inference, InferenceBuilder(faster, config.seed + 1), spares=0)
+        if build_fast is not None:
+            fast = build_worker(config.inference, build_fast, spares=0)
             opened.callback(fast.close)
-        build = InferenceBuilder(settings, config.seed)
         worker = build_worker(config.inference, build, config.spares)
         opened.callback(worker.close)
         task = str((env or policy.spec.task).get("name") or robot.spec.name)
@@ -250,21 +317,28 @@ def run_control(
                 "which a smaller control.execute_horizon would not.",
                 policy.spec.action_horizon, loop.max_delay,
             )  # fmt: skip
+        checks: list[dict[str, Any]] = []
+        if robot.spec.is_hardware:
+            log.info("Check list:")
+            listed = CheckList(loop, policy, worker, complete=config.checklist, rehearsal=config.dry_run)
+            listed.go()
+            checks = listed.content()
         ticks = round(config.duration_s / loop.period)
         with _live(loop, ticks):
             loop.run(ticks)
         opened.close()
         recorded = None if recorder is None else recorder.path
         about = {
-            "task": task, "robot": kind, "checkpoint": config.checkpoint,
-            "policy": policy.spec.name, "sampling": settings.filled(policy.sampling).content(),
-            "plan": config.plan, "fast_steps": faster.num_steps if faster else None,
+            "task": task, "robot": kind, **source.about(), "policy": policy.spec.name,
+            "dry_run": config.dry_run or None,
             "fusion": control.fusion, "action_horizon": policy.spec.action_horizon,
             "execute_horizon": loop.execute_horizon, "max_delay": loop.max_delay, "rate_hz": 1 / loop.period,
             "inference": config.inference, "operator": getattr(operator, "name", None),
             "recorded": None if recorded is None else str(recorded), "stopped": loop.status.stopped,
             "machine": machine(), "versions": versions(), "command": command,
         }  # fmt: skip
+        if checks:
+            about["checks"] = {check["name"]: check["found"] for check in checks}
         run = replace(_write(loop, about, robot, run_dir, config), recorded=recorded)
         write_summary(
             run_dir, task=task, policy=policy.spec.name, seed=config.seed, steps=loop.status.tick + 1,
@@ -281,6 +355,8 @@ def _write(
     files = [loop.telemetry.write(run_dir), run_dir / "events.json"]
     write_json(files[1], events)
     world = video = None
+    rehearsal = robot.findings(1 / loop.period) if isinstance(robot, Rehearsal) else None
+    robot = innermost(robot)
     if isinstance(robot, SimulatedRobot) and (world := robot.report()) is not None:
         seconds = VIDEO_S if config.video is True else float(config.video)
         if seconds > 0 and status.signal in (0, signal.SIGINT):  # what sent any other does not wait long
@@ -293,10 +369,13 @@ def _write(
     if video is not None:
         files.append(video)
     statistics = run_statistics(columns, loop.period) | {"events": events["counts"]}
-    return ControlRun(status.stopped, statistics, world, files, 1 / loop.period, about["task"], status.signal)
+    return ControlRun(
+        status.stopped, statistics, world, files, 1 / loop.period, about["task"], status.signal,
+        rehearsal=rehearsal,
+    )  # fmt: skip
 
 
-def _attributes(policy: FlowPolicy, env: Mapping[str, Any] | None, rate_hz: float) -> dict[str, Any]:
+def _attributes(policy: ChunkPolicy, env: Mapping[str, Any] | None, rate_hz: float) -> dict[str, Any]:
     """What a recording says of where it comes from."""
     task = env or policy.spec.task
     known = {key: task[key] for key in ("env_id", "env_kwargs") if task.get(key)}

@@ -49,7 +49,8 @@ class SafetyGate:
     to within the rounding to float32, 4 eps |command|.
 
     The safe action alone is held within the bounds only: it must not wait. The robot counts as standing still
-    where it put it, and whatever follows obeys the limits from there. The first command of all is free.
+    where it put it, and whatever follows obeys the limits from there. The first command of all is free,
+    unless it is said where the robot stands (:meth:`stand_at`).
 
     A command during which the robot raised an exception may have reached it or not. Where there are limits to
     count, the safe action is then sent until one is taken without an exception, and counted from.
@@ -120,6 +121,14 @@ class SafetyGate:
         self._last_valid = limited
         self._sent = [limited, *self._sent[:2]]
         return limited, True
+
+    def stand_at(self, pose: Action) -> None:
+        """The robot stands still at ``pose`` ``(A,)``, within the bounds, though nothing was sent yet: the
+        first command obeys the limits from there."""
+        with self._lock:
+            self._sent = [pose]
+            if self._jerk is not None:
+                self._jerk.reset()
 
     def forget_hold(self) -> None:
         """In a new episode there is nothing to hold before its first command; limits go on counting."""

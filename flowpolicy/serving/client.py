@@ -52,9 +52,12 @@ class PolicyClient:
         token: of the server, where it has one.
         timeout: seconds until an answer must have come.
         connect_timeout: seconds in which a server must be reached.
+        spec: of the policy, where the server does not describe it, as openpi's own does not; None refuses
+            such a server.
 
     Attributes:
         metadata: what the server says of its policy.
+        is_described: whether it says what the policy observes and gives.
         spec: observations and actions of the served policy.
         device: where chunks arrive.
 
@@ -68,13 +71,17 @@ class PolicyClient:
 
     def __init__(
         self, host: str = "127.0.0.1", port: int = 8000, token: str | None = None, *,
-        timeout: float = 5.0, connect_timeout: float = 10.0,
+        timeout: float = 5.0, connect_timeout: float = 10.0, spec: PolicySpec | None = None,
     ) -> None:  # fmt: skip
         require(timeout > 0, "timeout", timeout, "positive")
         require(connect_timeout > 0, "connect_timeout", connect_timeout, "positive")
         self.host, self.port, self._token = host, port, token
         self.timeout, self.connect_timeout = timeout, connect_timeout
         self.metadata: dict[str, Any] = {}
+        self.is_described = False
+        if spec is not None:
+            self.spec = spec
+        self._accepts_any = spec is not None
         self._connection: ClientConnection | None = None
         self._socket: socket.socket | None = None
         self._turn = threading.Lock()
@@ -89,7 +96,7 @@ class PolicyClient:
     def nfe(self, num_steps: int | None = None, solver: str | None = None) -> int:
         """Network evaluations of one chunk."""
         self._check_sampling(num_steps, solver)
-        return int(self.metadata["nfe"])
+        return int(self.metadata.get("nfe", 1))
 
     def infer(self, observation: Mapping[str, Any] | NDArray[Any]) -> dict[str, Any]:
         """Ask for a chunk, as openpi's client does.
@@ -108,15 +115,28 @@ class PolicyClient:
         """
         if not isinstance(observation, Mapping):
             observation = {"observation": observation}
-        message = encode({key: _as_array(value) for key, value in observation.items()})
-        with self._turn:
-            answer = self._exchange(message)
-        if isinstance(answer, str):
-            raise FlowPolicyError(answer)
-        content = decode(answer)
-        actions = content.get("actions") if isinstance(content, dict) else None
+        content = self.ask(observation)
+        actions = content.get("actions")
         if not isinstance(actions, np.ndarray) or actions.shape[-2:] != self.spec.chunk_shape:
             raise MessageError(f"The server at {self.address} answered without a chunk of actions.")
+        return content
+
+    def ask(self, observation: Mapping[str, Any]) -> dict[str, Any]:
+        """The server's answer to a request, whatever it holds; otherwise as :meth:`infer`.
+
+        Raises:
+            FlowPolicyError: as :meth:`infer`.
+        """
+        message = encode(_as_arrays(observation))
+        with self._turn:
+            answer = self._exchange(message)
+        if isinstance(answer, str):  # openpi's servers send a traceback
+            lines = answer.strip().splitlines() or ["no reason"]
+            is_traceback = lines[0].startswith("Traceback")
+            raise FlowPolicyError(f"The server refuses: {_shown(lines[-1])}." if is_traceback else answer)
+        content = decode(answer)
+        if not isinstance(content, dict):
+            raise MessageError(f"The server at {self.address} answered without a map.")
         return dict(content)
 
     def act(
@@ -245,13 +265,18 @@ class PolicyClient:
         try:
             spec = _spec_of(metadata)
         except ConfigError as error:
+            if self._accepts_any and isinstance(metadata, dict) and not self.is_described:
+                self.metadata = {"sampling": {}, **metadata}
+                return
             self._drop()
             raise ServerUnreachableError(
                 f"The server at {self.address} does not describe its policy ({_line(error)}); it is none of "
                 "flowpolicy's, or needs a plugin or a version that this client has not."
             ) from error
         fixed = ("features", *_SIZES[:-1], "noise_dim")
-        changed = [key for key in fixed if self.metadata and getattr(spec, key) != getattr(self.spec, key)]
+        changed = [
+            key for key in fixed if self.is_described and getattr(spec, key) != getattr(self.spec, key)
+        ]
         if changed:
             self._drop()
             what = "observations" if changed[0] == "features" else changed[0]
@@ -259,7 +284,7 @@ class PolicyClient:
                 f"The server at {self.address} now has a policy of another {what}; make a new client for it."
             )
         metadata.setdefault("sampling", {})  # of a policy that is served without a sampler
-        self.metadata, self.spec = metadata, spec
+        self.metadata, self.spec, self.is_described = metadata, spec, True
 
     def _other_server(self, reason: object) -> ServerUnreachableError:
         return ServerUnreachableError(
@@ -278,6 +303,12 @@ class PolicyClient:
         if connection is not None:
             with contextlib.suppress(WebSocketException, OSError, EOFError):
                 connection.close()
+
+
+def _as_arrays(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _as_arrays(each) if isinstance(each, Mapping) else _as_array(each) for key, each in tree.items()
+    }
 
 
 def _as_array(value: Any) -> Any:
@@ -309,8 +340,11 @@ def _spec_of(metadata: Any) -> PolicySpec:
     sizes["noise_dim"] = metadata.get("noise_dim", metadata["action_dim"])
     actions = build(ActionConfig, {"rotations": metadata.get("rotations", {})}, "actions")
     actions.check(metadata["action_dim"], features)
+    rate = metadata.get("control_hz")
+    is_rate = isinstance(rate, (int, float)) and 0 < rate < float("inf")
+    task = {"control_hz": float(rate)} if is_rate else {}
     name = str(metadata.get("policy", "remote"))
-    return PolicySpec(features, **sizes, name=name, rotations=actions.rotations)
+    return PolicySpec(features, **sizes, name=name, rotations=actions.rotations, task=task)
 
 
 def _describes_policy(metadata: Any) -> bool:

@@ -60,19 +60,12 @@ class ServerConfig(Settings):
         Raises:
             ConfigError: two tokens, an unreadable or weak one, or none on an address that others can reach.
         """
-        token, source = self.token, "token"
-        if self.token_file is not None:
-            if token is not None:
+        if self.token is not None:
+            if self.token_file is not None:
                 raise ConfigError("token and token_file are both given; leave out token.")
-            token, source = _read_token(Path(self.token_file)), self.token_file
-        elif token is None and os.environ.get(TOKEN_VARIABLE):
-            token, source = os.environ[TOKEN_VARIABLE], TOKEN_VARIABLE
+            return _checked(self.token, "token")
+        token = token_of(None if self.token_file is None else Path(self.token_file))
         if token is not None:
-            if not _TOKEN.fullmatch(token):
-                raise ConfigError(
-                    f"The token of {source} is unusable; make one of 8 to 256 letters, digits or ._~+/=-, "
-                    "e.g. with: openssl rand -hex 16"
-                )
             return token
         if not self.allow_anonymous and not _is_loopback(self.host):
             raise ConfigError(
@@ -80,6 +73,27 @@ class ServerConfig(Settings):
                 f"{TOKEN_VARIABLE}, or allow_anonymous=true on a network you trust."
             )
         return None
+
+
+def token_of(file: Path | None) -> str | None:
+    """The token in a file, or without one that of the environment variable FLOWPOLICY_TOKEN; None: neither.
+
+    Raises:
+        ConfigError: the file cannot be read, or the token is a weak one.
+    """
+    if file is not None:
+        return _checked(_read_token(file), str(file))
+    found = os.environ.get(TOKEN_VARIABLE)
+    return _checked(found, TOKEN_VARIABLE) if found else None
+
+
+def _checked(token: str, source: str) -> str:
+    if not _TOKEN.fullmatch(token):
+        raise ConfigError(
+            f"The token of {source} is unusable; make one of 8 to 256 letters, digits or ._~+/=-, "
+            "e.g. with: openssl rand -hex 16"
+        )
+    return token
 
 
 def _read_token(file: Path) -> str:

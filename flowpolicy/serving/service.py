@@ -251,6 +251,7 @@ def describe(sampler: Sampler) -> dict[str, Any]:
         "fingerprint": fingerprint(sampler.policy),
         "sampling": sampler.sampling.content(),
         "task": sampler.spec.task.get("name"),
+        "control_hz": sampler.spec.task.get("control_hz"),
     }
 
 

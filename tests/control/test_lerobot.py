@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -179,6 +180,28 @@ def test_a_failed_poll_is_told_once_and_polling_goes_on(robot, arm):
 
     assert soon(told)
     assert soon(lambda: robot.observe()["timestamp"] > before)  # raises if it were told again
+
+
+@pytest.mark.parametrize("arms", [("bus",), ("left_arm", "right_arm")])
+def test_an_answer_that_came_too_late_is_not_taken_for_the_next_one(arm, arms):
+    leftovers = {name: [] for name in arms}
+    for name, leftover in leftovers.items():
+        bus = SimpleNamespace(
+            port_handler=SimpleNamespace(ser=SimpleNamespace(reset_input_buffer=leftover.clear))
+        )
+        setattr(arm, name, bus if name == "bus" else SimpleNamespace(bus=bus))
+    seen = []
+
+    def arrive():
+        seen.append([*leftovers.values()] == [[] for _ in arms])
+        for leftover in leftovers.values():
+            leftover.append("late")
+
+    arm.fault = arrive
+    robot = adapted(arm)
+    assert soon(lambda: len(seen) > 5)
+    robot.close()
+    assert all(seen)
 
 
 def test_a_missing_feature_is_named(robot, arm):

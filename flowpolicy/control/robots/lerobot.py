@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from flowpolicy.control.robot import EPISODE, TIMESTAMP, Action, Observation, RobotError, RobotSpec
+from flowpolicy.control.robot import (
+    EPISODE,
+    PRESENT_POSE,
+    TIMESTAMP,
+    Action,
+    Observation,
+    RobotError,
+    RobotSpec,
+)
 from flowpolicy.errors import TaskError
 from flowpolicy.settings import choose, require
 
 STATE = "observation"
 """Key of the vector of scalar features."""
+MOST_ERRORS = 100
+"""Failed polls that nobody has asked about yet; older ones are forgotten."""
 _PAUSE_S = 1e-3
 """The bus is left alone for at least this long after a poll, so that a command that waits gets its turn."""
 
@@ -25,10 +36,11 @@ class LeRobotRobot:
 
     Scalar features (``joint_1.pos``) become the vector ``observation``; features with a shape, such as images
     ``(h, w, 3)`` in uint8, keep their names. A command's numbers go to ``action_features`` in their order.
+    Where all of these are observed too, as the positions of an arm are, an observation says the present pose.
 
     The robot is connected here without calibration, which asks questions on a terminal; one that is connected
     already is left so by :meth:`close`. Serial buses take one caller at a time: a command waits for a poll
-    under way, at most ``act_timeout_s``.
+    under way, at most ``act_timeout_s``. A poll begins with an empty port.
 
     Args:
         robot: a ``lerobot.robots.Robot``; lerobot itself is not imported here.
@@ -75,7 +87,11 @@ class LeRobotRobot:
             shapes[STATE] = (len(self._scalars),)
         port = getattr(getattr(robot, "config", None), "port", None)
         device = port if isinstance(port, str) else ""
-        self.spec = RobotSpec(name, shapes, low, high, rate_hz, safe_action, device=device)
+        names = tuple(self._actions)
+        self.spec = RobotSpec(
+            name, shapes, low, high, rate_hz, safe_action, device=device, action_names=names
+        )
+        self._tells_pose = set(self._actions) <= set(scalars)
         act_timeout = 1 / rate_hz if act_timeout_s is None else act_timeout_s
         timeouts = {"start": start_timeout_s, "act": act_timeout, "close": close_timeout_s}
         for key, value in timeouts.items():
@@ -83,7 +99,7 @@ class LeRobotRobot:
         self._robot, self._timeouts = robot, timeouts
         self._bus = threading.Lock()
         self._newest: dict[str, Any] | None = None
-        self._error: Exception | None = None
+        self._errors: deque[Exception] = deque(maxlen=MOST_ERRORS)
         self._ended, self._polled = threading.Event(), threading.Event()
         self._is_mine = self._connect()
         self._poller = threading.Thread(target=self._poll, daemon=True, name=f"poll {name}")
@@ -94,11 +110,12 @@ class LeRobotRobot:
         """The newest observation, with the time at which its poll began.
 
         Raises:
-            RobotError: a poll failed since the last call; the next ones go on.
+            RobotError: polls failed since the last call, and how many; the next ones go on.
         """
-        error, self._error = self._error, None
-        if error is not None:
-            raise RobotError(f"get_observation: {type(error).__name__}: {error}") from error
+        if self._errors:
+            errors, self._errors = self._errors, deque(maxlen=MOST_ERRORS)
+            error = errors[-1]
+            raise RobotError(f"get_observation: {type(error).__name__}: {error}", len(errors)) from error
         newest = self._newest
         if newest is None or self._ended.is_set():
             raise RobotError(f"{self.spec.name} is closed.")
@@ -159,7 +176,7 @@ class LeRobotRobot:
         while self._newest is None:
             left = deadline - time.monotonic()
             if left <= 0 or not self._polled.wait(left):
-                error = self._error
+                error = self._errors[-1] if self._errors else None
                 why = "" if error is None else f" ({type(error).__name__}: {error})"
                 self.close()
                 raise TaskError(
@@ -167,7 +184,7 @@ class LeRobotRobot:
                     "its cables and cameras."
                 )
             self._polled.clear()
-        self._error = None  # of polls before it: cameras need a moment
+        self._errors.clear()  # of polls before it: cameras need a moment
 
     def _poll(self) -> None:
         period = 1.0 / self.spec.rate_hz
@@ -176,11 +193,12 @@ class LeRobotRobot:
             due = max(due + period, time.monotonic())  # a slow poll is not made up for
             try:
                 with self._bus:
+                    _drop_late_answers(self._robot)
                     began = time.monotonic()
                     found = self._robot.get_observation()
                 self._newest = {**self._arrays(found), TIMESTAMP: began}
             except Exception as error:  # a driver may raise anything; observe() tells of it
-                self._error = error
+                self._errors.append(error)
             self._polled.set()
 
     def _arrays(self, found: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
@@ -190,14 +208,25 @@ class LeRobotRobot:
         arrays: dict[str, NDArray[Any]] = {key: np.array(found[key]) for key in self._shaped}
         if self._scalars:
             arrays[STATE] = np.array([found[key] for key in self._scalars], dtype=np.float32)
+        if self._tells_pose:
+            arrays[PRESENT_POSE] = np.array([found[key] for key in self._actions], dtype=np.float32)
         return arrays
+
+
+def _drop_late_answers(robot: Any) -> None:
+    """Empty what its serial ports have received: an answer that came after lerobot had given it up would be
+    taken for the next poll's, and every later one for that of the poll after it."""
+    for part in (robot, *getattr(robot, "__dict__", {}).values()):  # an arm, or two of them
+        port = getattr(getattr(getattr(part, "bus", None), "port_handler", None), "ser", None)
+        if port is not None:
+            port.reset_input_buffer()
 
 
 def _split(features: Mapping[str, Any], name: str) -> tuple[list[str], dict[str, tuple[int, ...]]]:
     """Names of the scalar features, and the shapes of the others."""
     shapes = {key: tuple(kind) for key, kind in features.items() if isinstance(kind, (tuple, list))}
     scalars = [key for key in features if key not in shapes]
-    for key in (STATE, TIMESTAMP, EPISODE):
+    for key in (STATE, TIMESTAMP, EPISODE, PRESENT_POSE):
         if key in shapes:
             raise TaskError(f"{name} has a feature '{key}', which means something else here; rename it.")
     return scalars, shapes

@@ -105,8 +105,9 @@ class SimulatedRobot:
         shapes = {key: shape for key, (shape, _) in fields.items()}
         rotations = Rotation.of(task.rotations)
         spec = RobotSpec(
-            task.name, shapes, low, high, rate, task.safe_action, rotations=rotations, heartbeat_s=heartbeat_s
-        )
+            task.name, shapes, low, high, rate, task.safe_action, rotations=rotations,
+            heartbeat_s=heartbeat_s, is_hardware=False,
+        )  # fmt: skip
         told = {TIMESTAMP: ((), np.float64), EPISODE: ((), np.int64), SUCCESS: ((), np.int8)}
         self._observations = Mailbox({**fields, **told})
         self._commands = Mailbox(

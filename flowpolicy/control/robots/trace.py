@@ -47,7 +47,9 @@ class TraceRobot:
         self.recorded = actions
         self.commands: list[tuple[int, Action]] = []
         shapes = {key: tuple(rows.shape[1:]) for key, rows in self._observations.items()}
-        self.spec = RobotSpec(name, shapes, actions.min(0), actions.max(0), rate_hz, safe_action, self._start)
+        self.spec = RobotSpec(
+            name, shapes, actions.min(0), actions.max(0), rate_hz, safe_action, self._start, is_hardware=False
+        )
 
     def observe(self) -> Observation:
         """The recorded observation of this moment."""
