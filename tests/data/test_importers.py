@@ -249,7 +249,7 @@ def test_umis_images_are_jpeg_xl_and_its_action_is_made_of_poses(tmp_path: Path)
     lossless = codecs.Jpegxl(level=99)
     stored = {
         "camera0_rgb": frames,
-        "robot0_eef_pos": np.random.rand(12, 3),
+        "robot0_eef_pos": np.linspace(0, 1, 36).reshape(12, 3),
         "robot0_gripper_width": np.ones((12, 1)),
     }
     for key, values in stored.items():
