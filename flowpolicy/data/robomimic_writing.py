@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowpolicy.data.keys import PER_STEP_KEYS
+from flowpolicy.data.keys import PER_STEP_KEYS, TASK_INDEX, TASKS
 from flowpolicy.data.store import Demonstrations
 from flowpolicy.data.store_writing import check_new
 from flowpolicy.errors import DataError
@@ -36,7 +36,8 @@ def write_robomimic(
 
     ``rewards`` are zero where the demonstrations have none. ``dones`` are 1 at a terminal state and at the
     end of an episode. Every other key becomes an observation; ``next_obs`` is left out, since the observation
-    after the last action was not recorded (``load_next_obs=False`` in robomimic).
+    after the last action was not recorded (``load_next_obs=False`` in robomimic). Tasks in words stand in
+    ``tasks`` and ``demo_i/task_index``, which robomimic does not read.
 
     Args:
         path: the new file.
@@ -69,6 +70,8 @@ def write_robomimic(
             for name, array in _episode(demos, rows, observed).items():
                 compressed = "gzip" if array.ndim > _COMPRESSED_DIMENSIONS else None
                 group.create_dataset(name, data=array, compression=compressed)
+        if demos.attributes.get(TASKS):
+            file[TASKS] = np.array([str(task).encode() for task in demos.attributes[TASKS]], dtype="S")
         for name, episodes in masks.items():
             file[f"mask/{name}"] = np.array([f"demo_{number}".encode() for number in episodes], dtype="S")
     return path
@@ -86,8 +89,7 @@ def _episode(demos: Demonstrations, rows: slice, observed: list[str]) -> dict[st
         "rewards": arrays.get("reward", np.zeros(steps, np.float32)).reshape(steps),
         "dones": ended.astype(np.int64),
     }
-    if "states" in arrays:
-        written["states"] = arrays["states"]
+    written |= {key: arrays[key] for key in ("states", TASK_INDEX) if key in arrays}
     return written | {f"obs/{key}": arrays[key] for key in observed}
 
 

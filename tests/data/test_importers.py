@@ -238,3 +238,30 @@ def test_out_of_bounds_is_refused_or_clipped(write_sample: Callable[..., Path]):
     assert clipped.attributes["actions_clipped"] > 0
     with pytest.raises(ConfigError, match="out_of_bounds"):
         import_demonstrations(path, out_of_bounds="ignore")
+
+
+def test_umis_images_are_jpeg_xl_and_its_action_is_made_of_poses(tmp_path: Path):
+    import zarr
+
+    codecs = pytest.importorskip("imagecodecs.numcodecs")
+    path = tmp_path / "umi.zarr"
+    frames = np.repeat(np.arange(5, 17, dtype=np.uint8), 32 * 32 * 3).reshape(12, 32, 32, 3)
+    lossless = codecs.Jpegxl(level=99)
+    stored = {
+        "camera0_rgb": frames,
+        "robot0_eef_pos": np.linspace(0, 1, 36).reshape(12, 3),
+        "robot0_gripper_width": np.ones((12, 1)),
+    }
+    for key, values in stored.items():
+        how = {"compressors": lossless, "chunks": (1, 32, 32, 3)} if key == "camera0_rgb" else {}
+        array = zarr.create_array(
+            str(path), name=f"data/{key}", shape=values.shape, dtype=values.dtype, zarr_format=2, **how
+        )
+        array[:] = values
+    zarr.create_array(str(path), name="meta/episode_ends", data=np.array([5, 12]), zarr_format=2)
+    demos = import_demonstrations(
+        path, action=["robot0_eef_pos", "robot0_gripper_width"], keys=["camera0_rgb", "robot0_eef_pos"]
+    )
+    assert demos.arrays["action"].shape == (12, 4)
+    np.testing.assert_array_equal(demos.arrays["camera0_rgb"], frames)
+    np.testing.assert_array_equal(demos.arrays["robot0_eef_pos"], demos.arrays["action"][:, :3])

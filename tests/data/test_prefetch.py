@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from flowpolicy.data.prefetch import Prefetcher
+from flowpolicy.data.prefetch import Prefetcher, read_ahead
 
 
 def test_every_step_is_made_once_and_in_another_thread():
@@ -37,3 +37,27 @@ def test_an_error_is_raised_at_its_step():
     with pytest.raises(ValueError, match="broken"):
         prefetcher(2)
     prefetcher.close()
+
+
+def test_items_are_read_a_few_ahead_in_order_and_their_errors_come_in_their_place():
+    read = []
+
+    def items():
+        for number in range(20):
+            read.append(number)
+            yield number
+        raise ValueError("broken")
+
+    ahead = read_ahead(items(), ahead=2)
+    for number in range(20):
+        assert next(ahead) == number
+        assert len(read) <= number + 1 + 3
+    with pytest.raises(ValueError, match="broken"):
+        next(ahead)
+
+
+def test_reading_ahead_can_be_left():
+    ahead = read_ahead(iter(range(10**9)))
+    assert [next(ahead), next(ahead)] == [0, 1]
+    ahead.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("read-ahead")]

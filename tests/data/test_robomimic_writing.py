@@ -22,10 +22,15 @@ h5py = pytest.importorskip("h5py")
 
 def test_a_round_trip_gives_the_episodes_back(demos: Demonstrations, tmp_path: Path) -> None:
     demos.arrays["states"] = np.arange(2.0 * demos.num_steps, dtype=np.float32).reshape(-1, 2)
+    demos.arrays["task_index"], demos.attributes["tasks"] = (
+        np.arange(demos.num_steps) % 2,
+        ["lift it — gently", "b"],
+    )
     path = write_robomimic(tmp_path / "out.hdf5", demos)
     back = import_demonstrations(path)
+    assert back.attributes["tasks"] == demos.attributes["tasks"]
     np.testing.assert_array_equal(back.episode_ends, demos.episode_ends)
-    for key in ("observation", "goal", "action", "reward", "states"):
+    for key in ("observation", "goal", "action", "reward", "states", "task_index"):
         np.testing.assert_array_equal(back.arrays[key], demos.arrays[key])
     assert np.flatnonzero(back.arrays["done"]).tolist() == (demos.episode_ends - 1).tolist()
     with pytest.raises(DataError, match="exists already"):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from script_runs import run_script
 
+from flowpolicy.data.importers import import_demonstrations
 from flowpolicy.data.store import read_demonstrations, write_demonstrations
 
 pytest.importorskip("hydra")
@@ -27,5 +28,11 @@ def test_a_store_leaves_and_comes_back(tmp_path, repo_root, demos):
     back = read_demonstrations(tmp_path / "back.zarr.zip")
     np.testing.assert_array_equal(back.arrays["action"], demos.arrays["action"])
     assert {name: len(episodes) for name, episodes in back.masks.items()} == {"train": 3, "valid": 1}
+    to_lerobot = (*command[:4], "out=mine", "format=lerobot", "fps=10", "task='lift it'", run_dir)
+    pytest.importorskip("pyarrow")
+    run_script(*to_lerobot)
+    demos_again = import_demonstrations(tmp_path / "mine")
+    np.testing.assert_array_equal(demos_again.arrays["action"], demos.arrays["action"])
+    assert demos_again.attributes["tasks"] == ["lift it"]
     again = run_script(*command, fails=True)
     assert "mine.hdf5 exists already" in again.stderr

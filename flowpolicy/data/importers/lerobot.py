@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from flowpolicy.files.hub import download_dataset
 from flowpolicy.optional import optional
 from flowpolicy.runs.progress import progress_bar
 
+logger = logging.getLogger(__name__)
 _TIME = "timestamp"
 _BOOKKEEPING = {EPISODE, FRAME, _TIME, "index"}
 KEYS = {
@@ -74,7 +76,7 @@ def open_lerobot(path: Path, episodes: Iterable[int] | None = None) -> Iterator[
     if not files:
         raise DataError(f"{folder} has no data/**/*.parquet; copy the dataset again.")
     tables = [parquet.Table(file) for file in files]
-    tasks = read_tasks(folder)
+    tasks = _tasks(folder)
     features = _features(tables, specs, tasks is not None)
     for key in (EPISODE, FRAME):
         if key not in features:
@@ -84,11 +86,8 @@ def open_lerobot(path: Path, episodes: Iterable[int] | None = None) -> Iterator[
             )
     hub_id = None if path.is_dir() else str(path)
     videos = {name for name, feature in features.items() if feature.shape and _is_video(specs.get(name))}
-    for name in videos:
-        if hub_id is None and not _has_video(folder, name):
-            features[name] = replace(
-                features[name], kind=Kind.ENCODED, note="has no videos beside the tables"
-            )
+    for name in [name for name in videos if hub_id is None and not _has_video(folder, name)]:
+        features[name] = replace(features[name], kind=Kind.ENCODED, note="has no videos beside the tables")
     order = Order(tables, info, str(folder), episodes)
     attributes = _attributes(path, folder, info, specs, tasks)
     kinds = attributes.pop(KINDS, None) or {}
@@ -111,6 +110,15 @@ def _find_folder(path: Path) -> Path:
     if path.is_absolute() or str(path).count("/") != 1:
         raise DataError(f"There is no LeRobot dataset at {path}; check the path.")
     return download_dataset(str(path), ["meta/*", "data/*"])
+
+
+def _tasks(folder: Path) -> list[str] | None:
+    """The tasks in words; none, with a line in the log, where what lists them is broken."""
+    try:
+        return read_tasks(folder)
+    except DataError as error:
+        logger.warning("The tasks are left out, as their list is broken: %s", error)
+        return None
 
 
 def _attributes(

@@ -17,9 +17,16 @@ from flowpolicy.data.importers.hdf5 import (
 )
 from flowpolicy.data.importers.registry import importer
 from flowpolicy.data.importers.source import Feature, Source, natural_order
+from flowpolicy.data.keys import TASK_INDEX, TASKS
 from flowpolicy.errors import DataError
 
-_KEYS = {"actions": "action", "rewards": "reward", "dones": "done", "obs": "observation"}
+_KEYS = {
+    "actions": "action",
+    "rewards": "reward",
+    "dones": "done",
+    "obs": "observation",
+    TASK_INDEX: TASK_INDEX,
+}
 _ROBOSUITE_TYPE = 1  # robomimic's number for robosuite's environments
 
 
@@ -72,6 +79,8 @@ def _attributes(file: Any, data: Any, names: list[str] | None, path: Path) -> di
         content = json_attribute(data, name, path)
         if content is not None:
             attributes[name] = content
+    if TASKS in file:  # of a store that was exported
+        attributes[TASKS] = _listed_names(file, TASKS, path)
     if names is not None and "mask" in file:
         attributes["masks"] = _masks(child(file, "mask", path), names, path)
     env = attributes.get("env_args", attributes.get("env_info"))
@@ -95,11 +104,12 @@ def _chosen(file: Any, data: Any, filter_key: str | None, path: Path) -> list[st
     return _listed_names(child(file, "mask", path), filter_key, path)
 
 
-def _listed_names(masks: Any, mask: str, path: Path) -> list[str]:
-    node = child(masks, mask, path)
+def _listed_names(group: Any, name: str, path: Path) -> list[str]:
+    """The texts of an array, as those of ``mask/<name>``."""
+    node = child(group, name, path)
     if is_group(node) or node.ndim != 1 or node.dtype.kind not in "SO":
-        raise DataError(f"{path}: 'mask/{mask}' must be a list of demonstration names.")
-    return [name.decode() if isinstance(name, bytes) else str(name) for name in node[()]]
+        raise DataError(f"{path}: '{node.name.strip('/')}' must be a list of names.")
+    return [text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text) for text in node[()]]
 
 
 def _masks(masks: Any, names: list[str], path: Path) -> dict[str, list[int]]:
