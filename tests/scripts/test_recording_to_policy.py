@@ -151,3 +151,13 @@ def test_what_a_task_file_may_say_of_training_is_what_the_settings_read(repo_roo
     for group in ("pretrain", "finetune"):
         read = set(re.findall(rf"oc\.select:env\.{group}\.(\w+)", text))
         assert read == set(BESIDE_THE_TASK[group])
+
+
+def test_bounds_of_other_actions_are_refused(trained, repo_root, tmp_path):
+    folder, *_ = trained
+    text = (folder / "arm.yaml").read_text().replace("  - [", "  - [0.0, ")
+    (folder / "other.yaml").write_text(text)
+    done = run_script(
+        tmp_path, repo_root, "pretrain.py", f"env={folder / 'other.yaml'}", "run_dir=run", fails=True
+    )
+    assert "env.action_bounds has 3 dimensions and the actions of" in done.stderr
