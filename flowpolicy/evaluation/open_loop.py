@@ -37,7 +37,7 @@ NEIGHBOURS = 20_000
 SHOWN_STEPS = 1_000
 """Steps of the episode that is drawn, at most."""
 _NEIGHBOUR_BYTES = 2e9  # of observations that are read for it
-_BATCH = 256
+_BATCH = 64
 _THUMBNAIL = 8  # pixels of a side, of what is compared of an image
 
 

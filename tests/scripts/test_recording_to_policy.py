@@ -123,6 +123,19 @@ def test_latency_and_schedules_take_recorded_observations(trained, repo_root, tm
     assert "env=PATH.yaml" in done.stderr
 
 
+def test_a_plan_is_made_without_episodes(trained, repo_root, tmp_path):
+    folder, *_ = trained
+    done = run_script(
+        tmp_path, repo_root, "plan.py", f"checkpoint={folder / 'run' / 'checkpoint'}",
+        f"env={folder / 'arm.yaml'}", "period_ms=1000", "quantile=0.9", "calls=31", "bouts=1",
+        "observations=8", "backends=[eager]", "max_action_error=10", "search_iterations=0", "run_dir=plan",
+    )  # fmt: skip
+    assert "the task has no simulator" in done.stdout
+    plan = json.loads((tmp_path / "plan" / "plan.json").read_text())
+    assert plan["rollouts"] == {}
+    assert plan["sampler"]["action_error"] == 0
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
