@@ -7,6 +7,7 @@ is read against two predictions that anyone can make, holding the last action an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +17,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from flowpolicy.data.normalization import Normalizer
 from flowpolicy.data.sampling import ChunkSampler, as_tensors
 from flowpolicy.data.store import Demonstrations
 from flowpolicy.errors import DataError
 from flowpolicy.evaluation.statistics import mean_interval, paired_difference_interval
-from flowpolicy.features import Feature
+from flowpolicy.features import Feature, Image
 from flowpolicy.files.storage import write_table
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.runs.progress import progress
@@ -38,6 +40,7 @@ SHOWN_STEPS = 1_000
 """Steps of the episode that is drawn, at most."""
 _NEIGHBOUR_BYTES = 2e9  # of observations that are read for it
 _BATCH = 64
+_FEW_NUMBERS = 256  # of an observation that is no image: more are averaged down to so many
 _THUMBNAIL = 8  # pixels of a side, of what is compared of an image
 
 
@@ -265,11 +268,14 @@ class _Neighbours:
 
 
 def _point(feature: Feature, values: Tensor) -> Tensor:
-    """Normalised ``(B, T_o, *shape)`` to numbers ``(B, n)`` of about one size; an image as a thumbnail."""
-    if not feature.is_frame:
-        return feature.numbers(values).flatten(1)
-    pixels = values.flatten(0, 1).movedim(-1, 1).float() / 127.5 - 1
-    return torch.nn.functional.adaptive_avg_pool2d(pixels, _THUMBNAIL).reshape(len(values), -1)
+    """Normalised ``(B, T_o, *shape)`` to numbers ``(B, n)`` of about one size; what is large, made small."""
+    steps = values.flatten(0, 1)
+    if isinstance(feature, Image):
+        pixels = feature.pixels(steps).float().movedim(-1, 1) / 127.5 - 1
+        steps = functional.adaptive_avg_pool2d(pixels, _THUMBNAIL)
+    elif math.prod(feature.shape) > _FEW_NUMBERS:
+        steps = functional.adaptive_avg_pool1d(steps.flatten(1)[:, None], _FEW_NUMBERS)
+    return steps.reshape(len(values), -1)
 
 
 def _thinned(steps: NDArray[np.int64], most: int) -> NDArray[np.int64]:
