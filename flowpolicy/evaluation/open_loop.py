@@ -196,13 +196,7 @@ def evaluate_open_loop(
         as_tensors(demos, spec.features, "cpu"), as_tensors(demos, ["action"], "cpu")["action"],
         demos.episode_ends, spec.obs_horizon, spec.action_horizon,
     )  # fmt: skip
-    starts, ends = demos.episode_starts, demos.episode_ends
-    usable = [episode for episode in sorted(held_out) if ends[episode] - starts[episode] > 1]
-    if not usable:
-        raise DataError(
-            f"{demos.source} has no held-out episode of two steps or more to be evaluated on; raise "
-            "data.validation_fraction, or record more."
-        )
+    starts, ends, usable = demos.episode_starts, demos.episode_ends, usable_episodes(demos, held_out)
     steps = _thinned(np.concatenate([np.arange(starts[e] + 1, ends[e]) for e in usable]), WINDOWS)
     neighbours = _Neighbours(policy, windows, [np.arange(starts[e], ends[e]) for e in training])
     owner = np.searchsorted(np.asarray([ends[e] for e in usable]), steps, side="right")
@@ -239,6 +233,21 @@ def evaluate_open_loop(
         inverse_scale=scale.inverse_scale.double().numpy(),
         trajectory=_trajectory(policy, windows, middle, int(starts[middle]), int(ends[middle]), seed),
     )
+
+
+def usable_episodes(demos: Demonstrations, held_out: Sequence[int]) -> list[int]:
+    """The held-out episodes that can be predicted: those of two steps or more.
+
+    Raises:
+        DataError: there is none.
+    """
+    usable = [episode for episode in sorted(held_out) if demos.episode_lengths[episode] > 1]
+    if not usable:
+        raise DataError(
+            f"{demos.source} has no held-out episode of two steps or more to be evaluated on; raise "
+            "data.validation_fraction, or record more."
+        )
+    return usable
 
 
 class _Neighbours:

@@ -115,6 +115,7 @@ def _run(config: PretrainConfig, run_dir: Path, command: str, group: Processes) 
             f"{policy.num_parameters():,}", device,
         )  # fmt: skip
         _report_lost(policy)
+        judge.announce()
 
     trainer = Trainer(
         policy, training, validation, config.train,
