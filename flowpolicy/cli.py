@@ -397,7 +397,8 @@ def _explained(message: str, base: Any) -> str:
     )
     if group:
         names = ", ".join(group.group(3).split())
-        return f"There is no {group.group(1)} called '{group.group(2)}'; choose one of: {names}."
+        own = ", or a file of your own: env=PATH.yaml" if group.group(1) == "env" else ""
+        return f"There is no {group.group(1)} called '{group.group(2)}'; choose one of: {names}{own}."
     return " ".join(message.split("\n\n")[0].split())
 
 

@@ -23,6 +23,7 @@ from flowpolicy.data.zarr_reading import open_store, resolve_path
 from flowpolicy.errors import DataError
 from flowpolicy.features import Feature, TextFeature
 from flowpolicy.features.stored import stored_feature
+from flowpolicy.runs.progress import progress
 
 _BLOCK_BYTES = 1 << 24
 
@@ -236,7 +237,8 @@ def read_demonstrations(
     with open_store(path) as store:
         store.declare(kinds or {})
         names = list(store.arrays) if keys is None else chosen_keys(keys, store.arrays, path)
-        arrays, ends = {name: store.read(name, limit) for name in names}, store.read_ends()
+        reading = progress(names, "read demonstrations")
+        arrays, ends = {name: store.read(name, limit) for name in reading}, store.read_ends()
     return Demonstrations(arrays, ends, store.attributes, str(path))
 
 

@@ -7,6 +7,7 @@ is read against two predictions that anyone can make, holding the last action an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +17,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from flowpolicy.data.normalization import Normalizer
 from flowpolicy.data.sampling import ChunkSampler, as_tensors
 from flowpolicy.data.store import Demonstrations
 from flowpolicy.errors import DataError
 from flowpolicy.evaluation.statistics import mean_interval, paired_difference_interval
-from flowpolicy.features import Feature
+from flowpolicy.features import Feature, Image
 from flowpolicy.files.storage import write_table
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.runs.progress import progress
@@ -37,7 +39,8 @@ NEIGHBOURS = 20_000
 SHOWN_STEPS = 1_000
 """Steps of the episode that is drawn, at most."""
 _NEIGHBOUR_BYTES = 2e9  # of observations that are read for it
-_BATCH = 256
+_BATCH = 64
+_FEW_NUMBERS = 256  # of an observation that is no image: more are averaged down to so many
 _THUMBNAIL = 8  # pixels of a side, of what is compared of an image
 
 
@@ -193,13 +196,7 @@ def evaluate_open_loop(
         as_tensors(demos, spec.features, "cpu"), as_tensors(demos, ["action"], "cpu")["action"],
         demos.episode_ends, spec.obs_horizon, spec.action_horizon,
     )  # fmt: skip
-    starts, ends = demos.episode_starts, demos.episode_ends
-    usable = [episode for episode in sorted(held_out) if ends[episode] - starts[episode] > 1]
-    if not usable:
-        raise DataError(
-            f"{demos.source} has no held-out episode of two steps or more to be evaluated on; raise "
-            "data.validation_fraction, or record more."
-        )
+    starts, ends, usable = demos.episode_starts, demos.episode_ends, usable_episodes(demos, held_out)
     steps = _thinned(np.concatenate([np.arange(starts[e] + 1, ends[e]) for e in usable]), WINDOWS)
     neighbours = _Neighbours(policy, windows, [np.arange(starts[e], ends[e]) for e in training])
     owner = np.searchsorted(np.asarray([ends[e] for e in usable]), steps, side="right")
@@ -238,6 +235,21 @@ def evaluate_open_loop(
     )
 
 
+def usable_episodes(demos: Demonstrations, held_out: Sequence[int]) -> list[int]:
+    """The held-out episodes that can be predicted: those of two steps or more.
+
+    Raises:
+        DataError: there is none.
+    """
+    usable = [episode for episode in sorted(held_out) if demos.episode_lengths[episode] > 1]
+    if not usable:
+        raise DataError(
+            f"{demos.source} has no held-out episode of two steps or more to be evaluated on; raise "
+            "data.validation_fraction, or record more."
+        )
+    return usable
+
+
 class _Neighbours:
     """Training steps by what a policy observes at them."""
 
@@ -265,11 +277,14 @@ class _Neighbours:
 
 
 def _point(feature: Feature, values: Tensor) -> Tensor:
-    """Normalised ``(B, T_o, *shape)`` to numbers ``(B, n)`` of about one size; an image as a thumbnail."""
-    if not feature.is_frame:
-        return feature.numbers(values).flatten(1)
-    pixels = values.flatten(0, 1).movedim(-1, 1).float() / 127.5 - 1
-    return torch.nn.functional.adaptive_avg_pool2d(pixels, _THUMBNAIL).reshape(len(values), -1)
+    """Normalised ``(B, T_o, *shape)`` to numbers ``(B, n)`` of about one size; what is large, made small."""
+    steps = values.flatten(0, 1)
+    if isinstance(feature, Image):
+        pixels = feature.pixels(steps).float().movedim(-1, 1) / 127.5 - 1
+        steps = functional.adaptive_avg_pool2d(pixels, _THUMBNAIL)
+    elif math.prod(feature.shape) > _FEW_NUMBERS:
+        steps = functional.adaptive_avg_pool1d(steps.flatten(1)[:, None], _FEW_NUMBERS)
+    return steps.reshape(len(values), -1)
 
 
 def _thinned(steps: NDArray[np.int64], most: int) -> NDArray[np.int64]:

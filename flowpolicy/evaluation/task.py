@@ -93,6 +93,18 @@ class Task(Settings, prefix="env"):
             allowed = "[[lowest, ...], [highest, ...]], one of each for every dimension of an action"
             require(in_order, "env.action_bounds", self.action_bounds, allowed)
 
+    def check_actions(self, action_dim: int, where: object) -> None:
+        """Refuse actions of another dimension than ``action_bounds`` says.
+
+        Raises:
+            ConfigError: names ``where`` they are.
+        """
+        if self.action_bounds is not None and len(self.action_bounds[0]) != action_dim:
+            raise ConfigError(
+                f"env.action_bounds has {len(self.action_bounds[0])} dimensions and the actions of {where} "
+                f"have {action_dim}; correct it in the task's file, or leave it out."
+            )
+
     def simulator(self) -> str:
         """The environment's id.
 

@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from flowpolicy.data.store import Demonstrations
-from flowpolicy.evaluation.open_loop import HOLD, NEAREST, OpenLoopResult, evaluate_open_loop
+from flowpolicy.evaluation.open_loop import (
+    HOLD,
+    NEAREST,
+    OpenLoopResult,
+    evaluate_open_loop,
+    usable_episodes,
+)
 from flowpolicy.evaluation.result import EvaluationResult
 from flowpolicy.evaluation.rollout import check_spaces, evaluate
 from flowpolicy.evaluation.task import Task
@@ -20,6 +26,10 @@ logger = logging.getLogger(__name__)
 
 class Judge(Protocol):
     """What says how good a policy is."""
+
+    def announce(self) -> None:
+        """Say how, where it is not as anyone expects."""
+        ...
 
     def on_the_way(self, policy: FlowPolicy) -> dict[str, float]:
         """Scalars for the log, during training."""
@@ -47,6 +57,9 @@ class Rollouts:
         with contextlib.closing(task.make()) as environment:
             check_spaces(environment, policy, f"Task '{task.name}'")
 
+    def announce(self) -> None:
+        """Rollouts are what is expected."""
+
     def on_the_way(self, policy: FlowPolicy) -> dict[str, float]:
         """Scalars of ``evaluate_episodes``."""
         return self._rollouts(policy, self._config.evaluate_episodes, None).scalars()
@@ -73,18 +86,26 @@ class OpenLoop:
         training: episodes that are trained on.
         held_out: the others.
         seed: of the noise.
+
+    Raises:
+        DataError: the episodes that are held out are too short.
     """
 
     def __init__(
         self, task: Task, demos: Demonstrations, training: list[int], held_out: list[int], seed: int
     ) -> None:
         self._task, self._demos, self._seed = task, demos, seed
-        self._training, self._held_out = training, held_out
+        self._training, self._held_out = training, usable_episodes(demos, held_out) if held_out else []
+
+    def announce(self) -> None:
+        """In one line, that it is open loop."""
+        count = len(self._held_out)
+        episodes = f"{count} held-out episode{'s' if count > 1 else ''}"
         logger.info(
             "Task '%s' has no simulator (env_id is null): the policy is evaluated open loop, %s.",
-            task.name,
-            f"against what was recorded in {len(held_out)} held-out episodes"
-            if held_out
+            self._task.name,
+            f"against what was recorded in {episodes}"
+            if count
             else "and not at all here, as no episode is held out (data.validation_fraction)",
         )
 

@@ -115,6 +115,7 @@ def _run(config: PretrainConfig, run_dir: Path, command: str, group: Processes) 
     folder = RunFolder(run_dir, PRETRAINING, state=STATE_FOLDER, result="summary.json")
     folder.continues(resume=config.resume)
     demos = find_demonstrations(config, task)
+    task.check_actions(demos.arrays["action"].shape[1], demos.source)
     torch.manual_seed(config.seed)
     policy = make_policy(config, task, demos)
     judge = _judge(config, task, policy, demos)
@@ -129,6 +130,7 @@ def _run(config: PretrainConfig, run_dir: Path, command: str, group: Processes) 
         )  # fmt: skip
         report(mixture)
         _report_lost(policy)
+        judge.announce()
 
     trainer = Trainer(
         policy, training, validation, config.train,

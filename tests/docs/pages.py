@@ -109,7 +109,11 @@ class Page:
         self.write_files(folder)
         for name in CHECKOUT:
             (folder / name).symlink_to(ROOT / name)
-        path = f"{python.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+        command = folder / ".bin" / "flowpolicy"  # the one that is installed, of this checkout and python
+        command.parent.mkdir()
+        command.write_text('#!/bin/sh\nexec python -m flowpolicy "$@"\n')
+        command.chmod(0o755)
+        path = f"{python.parent}:{command.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": path}
         for command in self.commands:
             done = subprocess.run(

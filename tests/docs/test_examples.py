@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pages import ROOT, Page, name, pages
 
-EXAMPLES = [page for page in pages("docs/extend/*.md") if page.commands]
+EXAMPLES = [page for page in pages("docs/from_your_recording.md", "docs/extend/*.md") if page.commands]
 
 
 @pytest.mark.parametrize("page", EXAMPLES, ids=name)

@@ -13,7 +13,7 @@ from flowpolicy import FlowPolicy
 from flowpolicy.data.store import Demonstrations
 from flowpolicy.errors import DataError
 from flowpolicy.evaluation.open_loop import HOLD, METHODS, NEAREST, POLICY, evaluate_open_loop
-from flowpolicy.features import Image, Vector
+from flowpolicy.features import Depth, Image, Vector
 from flowpolicy.models.config import TransformerConfig
 from flowpolicy.policy.config import PolicyConfig
 
@@ -38,7 +38,9 @@ def policy_of(demos: Demonstrations, **features) -> FlowPolicy:
         action_dim=2, obs_horizon=2, action_horizon=4, execute_horizon=2,
     )  # fmt: skip
     policy = FlowPolicy(config)
-    observation = {"observation": torch.from_numpy(demos.arrays["observation"])}
+    observation = {
+        key: torch.from_numpy(array) for key, array in demos.arrays.items() if array.dtype == np.float32
+    }
     policy.fit_normalizers(observation, torch.from_numpy(demos.arrays["action"]))
     return policy.eval()
 
@@ -98,15 +100,23 @@ def test_constant_dimensions_have_no_normalised_error_and_short_episodes_no_wind
     assert evaluate_open_loop(policy_of(demos), single, [0, 1], [1]).episodes == (1,)
 
 
-def test_images_are_compared_as_thumbnails():
+@pytest.mark.parametrize(
+    ("feature", "dtype"),
+    [
+        (Image((40, 40, 3)), np.uint8),
+        (Depth((40, 40), farthest=255.0), np.float32),
+        (Vector((300,)), np.float32),
+    ],
+)
+def test_images_and_other_large_observations_are_compared_as_thumbnails(feature, dtype):
     demos = recording()
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (sum(LENGTHS), 40, 40, 3), dtype=np.uint8)
+    images = rng.integers(0, 256, (sum(LENGTHS), *feature.shape)).astype(dtype)
     starts = demos.episode_starts
     images[: LENGTHS[0]] = images[starts[3] : starts[3] + LENGTHS[0]]  # episode 0 looks like the first of 3
     arrays = {**demos.arrays, "image": images, "observation": 0 * demos.arrays["observation"]}
     seen = replace(demos, arrays=arrays)
-    policy = policy_of(demos, image=Image((40, 40, 3)))
+    policy = policy_of(seen, image=feature)
     assert evaluate_open_loop(policy, seen, [0], [1, 2, 3, 4]).error(NEAREST) == 0
 
 

@@ -123,6 +123,19 @@ def test_latency_and_schedules_take_recorded_observations(trained, repo_root, tm
     assert "env=PATH.yaml" in done.stderr
 
 
+def test_a_plan_is_made_without_episodes(trained, repo_root, tmp_path):
+    folder, *_ = trained
+    done = run_script(
+        tmp_path, repo_root, "plan.py", f"checkpoint={folder / 'run' / 'checkpoint'}",
+        f"env={folder / 'arm.yaml'}", "period_ms=1000", "quantile=0.9", "calls=31", "bouts=1",
+        "observations=8", "backends=[eager]", "max_action_error=10", "search_iterations=0", "run_dir=plan",
+    )  # fmt: skip
+    assert "the task has no simulator" in done.stdout
+    plan = json.loads((tmp_path / "plan" / "plan.json").read_text())
+    assert plan["rollouts"] == {}
+    assert plan["sampler"]["action_error"] == 0
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -151,3 +164,13 @@ def test_what_a_task_file_may_say_of_training_is_what_the_settings_read(repo_roo
     for group in ("pretrain", "finetune"):
         read = set(re.findall(rf"oc\.select:env\.{group}\.(\w+)", text))
         assert read == set(BESIDE_THE_TASK[group])
+
+
+def test_bounds_of_other_actions_are_refused(trained, repo_root, tmp_path):
+    folder, *_ = trained
+    text = (folder / "arm.yaml").read_text().replace("  - [", "  - [0.0, ")
+    (folder / "other.yaml").write_text(text)
+    done = run_script(
+        tmp_path, repo_root, "pretrain.py", f"env={folder / 'other.yaml'}", "run_dir=run", fails=True
+    )
+    assert "env.action_bounds has 3 dimensions and the actions of" in done.stderr
