@@ -248,7 +248,8 @@ def test_a_robot_that_says_nonsense_is_counted(policy, broken):
 
 @pytest.mark.parametrize(("words", "rows"), [
     ({"prompt": KNOWN[1]}, None), ({"task": KNOWN[1]}, None), ({"observation/task": KNOWN[1]}, 2),
-    ({"prompt": [KNOWN[1]] * 2}, 2), ({"prompt": [[KNOWN[1]] * T_O] * 2}, 2), ({"task": TEXT.array([[KNOWN[1]] * T_O] * 2)}, 2),
+    ({"prompt": [KNOWN[1]] * 2}, 2), ({"prompt": [[KNOWN[1]] * T_O] * 2}, 2),
+    ({"task": TEXT.array([[KNOWN[1]] * T_O] * 2)}, 2),
 ])  # fmt: skip
 def test_a_server_takes_a_prompt(policy, words, rows):
     service = PolicyService(policy)
