@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 
 from flowpolicy.data.store import Demonstrations
+from flowpolicy.data.task_texts import with_task_table
 from flowpolicy.evaluation.environment import standard
 from flowpolicy.evaluation.task import make_environment
 from flowpolicy_envs.actor import ExpertActor
@@ -123,7 +124,8 @@ def join(episodes: Sequence[Episode], attributes: Mapping[str, Any]) -> Demonstr
         "terminated": terminated,
         "truncated": truncated,
     }
-    return Demonstrations(arrays, ends, dict(attributes), source=f"episodes of {attributes['env_id']}")
+    arrays, about = with_task_table(arrays, attributes)
+    return Demonstrations(arrays, ends, about, source=f"episodes of {attributes['env_id']}")
 
 
 def episode_returns(

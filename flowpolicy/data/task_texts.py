@@ -15,7 +15,7 @@ from flowpolicy.data.keys import TASK_INDEX
 from flowpolicy.errors import ConfigError, DataError
 from flowpolicy.features.stored import KINDS
 from flowpolicy.features.text import MOST_KNOWN, Text, TextFeature, text_kind
-from flowpolicy.texts import LONGEST_TEXT
+from flowpolicy.texts import LONGEST_TEXT, text_of
 
 TASKS = "tasks"
 """The attribute: a list of strings."""
@@ -26,6 +26,27 @@ TASK_TEXT = "task"
 def is_task_text(key: str, names: Collection[str]) -> bool:
     """Whether ``key`` stands for the words of the task in a store with these arrays."""
     return key == TASK_TEXT and key not in names and TASK_INDEX in names
+
+
+def with_task_table(
+    arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Any]
+) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Arrays and attributes of a store in which the words of each step are numbers of a list of them.
+
+    Args:
+        arrays: under ``task`` strings ``(steps,)``, or bytes of them as environments give them; where it is
+            neither, or is not there, all stays as it is.
+        attributes: of the store.
+    """
+    words = arrays.get(TASK_TEXT, np.empty(0))
+    is_bytes = words.dtype == np.uint8 and words.shape[1:] == (LONGEST_TEXT,)
+    if not is_bytes and (words.dtype.kind not in "UO" or words.ndim != 1):
+        return dict(arrays), dict(attributes)
+    texts = [text_of(row.tobytes()) for row in words] if is_bytes else [str(word) for word in words]
+    number = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+    rest = {key: array for key, array in arrays.items() if key != TASK_TEXT}
+    index = np.array([number[text] for text in texts], np.int64)
+    return {**rest, TASK_INDEX: index}, {**attributes, TASKS: list(number)}
 
 
 class TaskTexts:

@@ -158,7 +158,7 @@ class PolicyService:
             raise FlowPolicyError("The request is no map; send one from observation keys to arrays.")
         content = completed(self._features, self._named(content))
         observations: dict[str, NDArray[Any]] = {}
-        texts: dict[str, NDArray[Any]] = {}  # (*shape), or (B, *shape)
+        texts: dict[str, NDArray[Any]] = {}  # (*shape), (B, *shape) or (B, T_o, *shape)
         sizes: set[int | None] = set()  # None: sent without a batch dimension
         for key, feature in self._features.items():
             if key not in content:
@@ -171,7 +171,7 @@ class PolicyService:
                 continue
             observations[key], size = _checked(name, value, feature, self.policy.spec.obs_horizon)
             sizes.add(size)
-        sizes |= {len(text) for text in texts.values() if text.ndim == 2}
+        sizes |= {len(text) for text in texts.values() if text.ndim > 1}
         if len(sizes) > 1:
             raise FlowPolicyError("The observations have different batch sizes; send all with the same.")
         batch = sizes.pop() if sizes else None
@@ -187,9 +187,14 @@ class PolicyService:
                 raise FlowPolicyError("The noise and the observations have different batch sizes.")
         else:
             noise = torch.randn((rows, *self._noise_shape), generator=self._generator).numpy()
-        for key, text in texts.items():  # one for all chunks, or one for each; the same at each step
+        for key, text in texts.items():  # one for all chunks, one for each, or one for each step of each
             shape = (rows, self.policy.spec.obs_horizon, *text.shape[-1:])
-            observations[key] = np.broadcast_to(text[..., None, :], shape).copy()
+            told = text if text.ndim == 3 else text[..., None, :]
+            if told.ndim == 3 and told.shape[1] not in (1, shape[1]):
+                raise FlowPolicyError(
+                    f"Observation '{key}' has {told.shape[1]} steps; send {shape[1]}, or one."
+                )
+            observations[key] = np.broadcast_to(told, shape).copy()
         return ChunkRequest(observations, noise, batch is not None)
 
     def _named(self, content: Mapping[Any, Any]) -> dict[str, Any]:
@@ -285,10 +290,14 @@ def _checked(name: str, value: Any, feature: Feature, steps: int) -> tuple[NDArr
 
 
 def _text(name: str, value: Any, feature: TextFeature) -> NDArray[Any]:
-    """The numbers of one text, or of a list of them."""
+    """The numbers of one text, of a list of them, or of a list of lists."""
+    rows = [
+        row if isinstance(row, list) else [row] for row in (value if isinstance(value, list) else [value])
+    ]
+    is_text = all(isinstance(text, str) for row in rows for text in row)
+    if not is_text or len({len(row) for row in rows}) != 1 or not rows[0]:
+        raise FlowPolicyError(f"{name} is no text; send a string, or a list of strings.")
     try:
-        if isinstance(value, list) and not all(isinstance(text, str) for text in value):
-            raise ValueError("is no text; send a string, or a list of strings")
         return feature.array(value)
     except ValueError as error:
         raise FlowPolicyError(f"{name} {error}.") from error

@@ -15,12 +15,14 @@ from flowpolicy.control.robot import RobotSpec
 from flowpolicy.control.robots.instructed import InstructedRobot, instructed
 from flowpolicy.data.sampling import ChunkSampler, as_tensors
 from flowpolicy.data.store import Demonstrations, read_demonstrations, write_demonstrations
+from flowpolicy.data.task_texts import with_task_table
 from flowpolicy.errors import ConfigError, DataError, FlowPolicyError, TaskError
 from flowpolicy.evaluation.environment import StandardEnvironment
 from flowpolicy.evaluation.rollout import check_spaces
 from flowpolicy.features import Text, Vector
 from flowpolicy.features.text import MOST_PIECES, pieces
 from flowpolicy.finetuning.features import ObservationFeatures
+from flowpolicy.serving.client import PolicyClient
 from flowpolicy.serving.messages import encode
 from flowpolicy.serving.service import PolicyService
 from flowpolicy.texts import LONGEST_TEXT, text_bytes
@@ -166,6 +168,19 @@ def test_a_broken_table_is_one_sentence(attributes, index, told):
         demos.feature("task")
 
 
+@pytest.mark.parametrize("words", [
+    np.array([KNOWN[1], KNOWN[0], KNOWN[1]]), np.array([KNOWN[1], KNOWN[0], KNOWN[1]], object),
+    np.stack([text_bytes(KNOWN[1]), text_bytes(KNOWN[0]), text_bytes(KNOWN[1])]),
+])  # fmt: skip
+def test_words_of_each_step_become_a_table(words):
+    arrays, attributes = with_task_table({"task": words, "action": np.zeros((3, 1))}, {"fps": 10})
+    assert attributes == {"fps": 10, "tasks": [KNOWN[1], KNOWN[0]]}
+    assert arrays.keys() == {"task_index", "action"}
+    assert arrays["task_index"].tolist() == [0, 1, 0]
+    one_hot = {"task": np.eye(3)}
+    assert with_task_table(one_hot, {}) == (one_hot, {})
+
+
 # Environments, robots, servers
 
 
@@ -233,7 +248,8 @@ def test_a_robot_that_says_nonsense_is_counted(policy, broken):
 
 @pytest.mark.parametrize(("words", "rows"), [
     ({"prompt": KNOWN[1]}, None), ({"task": KNOWN[1]}, None), ({"observation/task": KNOWN[1]}, 2),
-    ({"prompt": [KNOWN[1]] * 2}, 2), ({"task": TEXT.array([[KNOWN[1]] * T_O] * 2)}, 2),
+    ({"prompt": [KNOWN[1]] * 2}, 2), ({"prompt": [[KNOWN[1]] * T_O] * 2}, 2),
+    ({"task": TEXT.array([[KNOWN[1]] * T_O] * 2)}, 2),
 ])  # fmt: skip
 def test_a_server_takes_a_prompt(policy, words, rows):
     service = PolicyService(policy)
@@ -247,8 +263,23 @@ def test_a_server_takes_a_prompt(policy, words, rows):
 
 @pytest.mark.parametrize(("prompt", "told"), [
     ("x" * 2000, "at most 1000 bytes"), ([KNOWN[0], 3], "list of strings"), ([KNOWN[0]] * 3, "batch sizes"),
-    (3, "no array"),
+    (3, "no array"), ([[KNOWN[0]] * 3] * 2, "3 steps; send 2, or one"), ([], "list of strings"),
+    ([[KNOWN[0]], []], "list of strings"), ([[[KNOWN[0]]]], "list of strings"),
 ])  # fmt: skip
 def test_a_prompt_that_is_none_is_one_sentence(policy, prompt, told):
     with pytest.raises(FlowPolicyError, match=told):
         PolicyService(policy).read(encode({"state": STATE, "prompt": prompt}))
+
+
+@pytest.mark.parametrize("words", [KNOWN[1], [KNOWN[1]] * 2, [[KNOWN[1]] * T_O] * 2])
+def test_a_client_sends_strings(policy, served, words):
+    found = served.act({"state": STATE, "task": words}, noise=NOISE)
+    torch.testing.assert_close(found, act(policy, KNOWN[1]), atol=1e-6, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def served(policy):
+    from served_policy import serving
+
+    with serving(policy) as server, PolicyClient(*server.address) as client:
+        yield client
