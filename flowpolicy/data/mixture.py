@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ from flowpolicy.features.stored import KINDS
 DATASETS = "datasets"
 """The attribute of demonstrations from stores: name -> ``{"path": ..., "episodes": [first, end]}``."""
 _BLOCK_BYTES = 1 << 26
-_COMMON = ("fps", "env_id", "env_version", "robot_type")
+TASK, TASK_INDEX, TASKS = "task", "task_index", "tasks"
+_COMMON = ("fps", "env_id", "env_version", "robot_type", TASKS)
 """Attributes that say nothing of the whole where the stores do not agree."""
 
 
@@ -58,7 +59,7 @@ def read_stores(
     kinds, held = kinds or {}, []
     for path in paths:
         with open_store(path) as store:
-            held.append([key for key in keys if key in store.arrays])
+            held.append([key for key in keys if key in store.arrays or _is_text(key, store.arrays)])
     nowhere = [key for key in keys if not any(key in some for some in held)]
     if nowhere:
         raise DataError(f"No store of {', '.join(paths)} has '{nowhere[0]}'; choose other observation keys.")
@@ -82,7 +83,9 @@ def combined(
         DataError: actions of different sizes, or a key of different kinds or shapes.
     """
     lengths = [part.num_steps for part in parts]
-    features = {key: _common(key, parts, image_size) for key in keys}
+    has_text = {key: [_is_text(key, part.arrays) for part in parts] for key in keys}
+    tasks = _share_tasks(parts, any(any(has) for has in has_text.values()))
+    features = {key: _common(key, parts, image_size) for key in keys if not any(has_text[key])}
     sizes = {part.arrays["action"].shape[1]: part.source for part in reversed(parts)}
     if len(sizes) > 1:
         told = " and ".join(f"{source} has {size}" for size, source in sizes.items())
@@ -90,16 +93,18 @@ def combined(
     others = set.intersection(*(set(part.arrays) for part in parts)) - {*keys, SOURCE}
     arrays: dict[str, NDArray[Any]] = {}
     flags: dict[str, NDArray[Any]] = {}
-    for key, feature in features.items():
-        has = [key in part.arrays for part in parts]
+    for key in keys:
+        has = has_text[key] if any(has_text[key]) else [key in part.arrays for part in parts]
         if not all(has):
             flags[key] = np.repeat(np.array(has, np.float32), lengths)
+    for key, feature in features.items():
         arrays[key] = _joined(key, feature, parts, image_memory_bytes)
     for key in sorted(others):
         arrays[key] = np.concatenate([part.arrays[key] for part in parts])
     if any(SOURCE in part.arrays for part in parts):
         arrays[SOURCE] = np.concatenate([source_or_operator(part.arrays) for part in parts])
-    kinds = {key: feature.declaration() for key, feature in features.items()}
+    kinds = dict(parts[0].attributes.get(KINDS) or {})
+    kinds |= {key: feature.declaration() for key, feature in features.items()}
     for key, flag in flags.items():
         if presence_key(key) in arrays:
             raise DataError(f"'{presence_key(key)}' says where '{key}' is missing; rename that observation.")
@@ -109,7 +114,7 @@ def combined(
         [part.episode_ends + before for part, before in zip(parts, _before(lengths), strict=True)]
     )
     source = ", ".join(Path(part.source).name for part in parts)
-    return Demonstrations(arrays, ends, {**_attributes(parts), KINDS: kinds}, source)
+    return Demonstrations(arrays, ends, {**_attributes(parts), **tasks, KINDS: kinds}, source)
 
 
 def datasets(demos: Demonstrations) -> dict[str, range]:
@@ -123,6 +128,27 @@ def present(demos: Demonstrations, key: str) -> slice | NDArray[np.bool_]:
     flag = demos.arrays.get(presence_key(key))
     is_flag = flag is not None and isinstance(demos.feature(presence_key(key)), Presence)
     return flag > 0 if is_flag and flag is not None else slice(None)
+
+
+def _is_text(key: str, names: Container[str]) -> bool:
+    """Whether a key stands for words of the task, of which a store has a table and a number a step."""
+    return key == TASK and key not in names and TASK_INDEX in names
+
+
+def _share_tasks(parts: Sequence[Demonstrations], are_asked_for: bool) -> dict[str, Any]:
+    """Make the stores' numbers those of one table of tasks, which is returned as an attribute; a store
+    without any has no words where others' are asked for.
+    """
+    has = [TASK_INDEX in part.arrays and isinstance(part.attributes.get(TASKS), list) for part in parts]
+    if not (all(has) or are_asked_for):
+        return {}
+    shared: list[Any] = []
+    for part, known in zip(parts, has, strict=True):
+        tasks = part.attributes[TASKS] if known else [""]
+        shared += [task for task in tasks if task not in shared]
+        index = part.arrays[TASK_INDEX] if known else np.zeros(part.num_steps, np.int64)
+        part.arrays[TASK_INDEX] = np.array([shared.index(task) for task in tasks])[index]
+    return {TASKS: shared}
 
 
 def _common(key: str, parts: Sequence[Demonstrations], image_size: tuple[int, int] | None) -> Feature:

@@ -84,11 +84,8 @@ def completed(features: Mapping[str, Feature], observation: Mapping[str, Any]) -
     flags = optional_keys(features)
     if all(flag in observation for flag in flags.values()):
         return observation
-    there = next((key for key in features if key in observation), None)
-    if there is None:
-        return observation
-    shape = np.shape(observation[there])
-    leading = shape[: len(shape) - len(features[there].shape)]
+    given = ((np.shape(observation[key]), features[key].shape) for key in features if key in observation)
+    leading = max((shape[: max(0, len(shape) - len(own))] for shape, own in given), key=len, default=())
     result = dict(observation)
     for key, flag in flags.items():
         if flag not in observation:

@@ -192,7 +192,8 @@ class FlowPolicy(nn.Module):
         return self.action_normalizer.normalize(inner)
 
     def _base(self, observation: Mapping[str, Tensor]) -> Tensor | None:
-        newest = {key: observation[key][:, -1] for key in self.action_space.state_keys}
+        keys = self.action_space.state_keys
+        newest = {key: observation[key][:, -1].to(self.device) for key in keys}
         return self.action_space.base(newest)
 
     def normalize_observations(self, observations: Observations) -> dict[str, Tensor]:

@@ -52,7 +52,8 @@ def fit(
         recorded = np.zeros(demos.num_steps, bool)
         recorded[present(demos, key)] = True
         rows = recorded & inside
-        observation[key] = arrays[key][torch.from_numpy(rows if rows.any() else recorded)]
+        rows = rows if rows.any() else recorded
+        observation[key] = arrays[key] if rows.all() else arrays[key][torch.from_numpy(rows)]
     action = learnt_actions(policy, demos, chosen)
     policy.fit_normalizers(observation, action)
     return observation, action
@@ -84,15 +85,16 @@ def learnt_actions(policy: FlowPolicy, demos: Demonstrations, episodes: Iterable
         {}, inner, demos.episode_ends, 1, horizon, episodes,
         transform=lambda actions, step: space.moved(actions, base[step]),
     )  # fmt: skip
-    stride = -(-len(chunks) * horizon // MOST_ROWS)
+    stride = max(1, -(-len(chunks) * horizon // MOST_ROWS))
     rows, extremes = [], []
     for first in range(0, len(chunks), BLOCK):
         batch = chunks.batch(torch.arange(first, min(first + BLOCK, len(chunks))))
         every = batch.action[batch.mask]
         rows.append(every[::stride])
         extremes.append(torch.stack([every.amin(0), every.amax(0)]))
-    found = torch.cat(extremes)
-    return torch.cat([*rows, found.amin(0, keepdim=True), found.amax(0, keepdim=True)])
+    if stride > 1:
+        rows.append(torch.stack([torch.cat(extremes).amin(0), torch.cat(extremes).amax(0)]))
+    return torch.cat(rows)
 
 
 def _unrolled(policy: FlowPolicy, demos: Demonstrations, device: Any) -> tuple[Tensor, Tensor | None]:

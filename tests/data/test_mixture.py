@@ -106,3 +106,16 @@ def test_without_weights_all_windows_are_one_epoch():
     drawn = torch.cat([mixed.rows(step, 9, seed=0) for step in range(7)])
     assert drawn.sort().values.tolist() == list(range(63))
     assert mixed.shares["c"] == pytest.approx(50 / 63)
+
+
+def test_the_tasks_of_stores_become_one_table():
+    first, second, silent = part("a", 3), part("b", 6), part("c", 3)
+    first.attributes["tasks"], first.arrays["task_index"] = ["lift", "push"], np.array([1, 0, 1])
+    second.attributes["tasks"], second.arrays["task_index"] = ["open", "lift"], np.array([0, 1] * 3)
+    pair = combined([first, second], ["state"])
+    assert pair.attributes["tasks"] == ["lift", "push", "open"]
+    assert pair.arrays["task_index"].tolist() == [1, 0, 1] + [2, 0] * 3
+    for each in (first, second, silent):
+        each.arrays["state"] = np.zeros((each.num_steps, 1), np.float32)
+    second.arrays["task_index"] = np.array([0, 1] * 3)
+    assert "tasks" not in combined([second, silent], ["state"]).attributes

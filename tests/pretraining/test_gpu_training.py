@@ -78,3 +78,18 @@ def test_crops_on_the_gpu_are_windows_of_each_row():
     window = (torch.arange(36)[:, None] * 48 + torch.arange(36)).cuda()
     assert torch.equal(cropped, (corners + window[None, None, :, :, None]).expand_as(cropped))
     assert len(corners.unique()) > 1
+
+
+def test_colours_that_vary_are_captured_and_drawn_anew_at_each_replay():
+    config = VisionConfig(crop=0.75, jitter=(0.3, 0.4, 0.5))
+    encoder = ImageEncoder((48, 48, 3), 1, 16, config).cuda().train()
+    images = torch.randint(256, (4, 1, 48, 48, 3), dtype=torch.uint8, device="cuda")
+    encoder(images)  # libraries choose their kernels
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph), torch.no_grad():
+        tokens = encoder(images)
+    graph.replay()
+    first = tokens.clone()
+    graph.replay()
+    assert torch.isfinite(tokens).all()
+    assert not torch.equal(tokens, first)

@@ -50,3 +50,15 @@ def test_batches_are_what_a_policy_decodes_to_the_demonstrated_commands(data):
     if "rotations" in data:
         decoded[..., 2], wanted[..., 2] = decoded[..., 2].cos(), wanted[..., 2].cos()
     assert torch.allclose(decoded[batch.mask], wanted[batch.mask], atol=1e-4)
+
+
+def test_statistics_of_many_chunks_keep_the_extremes(monkeypatch):
+    settings = toy_settings()
+    data = {"action_space": "relative", "action_state": ["position", None], "validation_fraction": 0.0}
+    settings["data"] = {"observation_keys": ["position"], **data}
+    config, recorded = build(PretrainConfig, settings, ""), demos()
+    whole = make_policy(config, TASK, recorded).action_normalizer
+    monkeypatch.setattr("flowpolicy.pretraining.stores.MOST_ROWS", 10)
+    sampled = make_policy(config, TASK, recorded).action_normalizer
+    assert torch.allclose(sampled.scale, whole.scale)
+    assert torch.allclose(sampled.center, whole.center)
