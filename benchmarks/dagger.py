@@ -62,6 +62,7 @@ TRAINING = (
 )  # fmt: skip
 DEMONSTRATIONS, CORRECTED, EPISODES = 8, 30, 100
 BASE_STEPS, MORE_STEPS = 1000, 1000
+SEEDS = (0, 1, 2)
 FIRST_EPISODE = 7_000_000
 """Environment seed of the first corrected episode; evaluation's are lower."""
 PARTS = ("base", "without", "with")
@@ -240,21 +241,21 @@ def carry_out(seed: int) -> None:
             evaluate(policy, task, episodes=EPISODES, show_progress=False).write_csv(run / "episodes.csv")
 
 
-def report(seeds: list[int]) -> dict[str, Any]:
-    """Success of the three policies, and the difference that the corrections make."""
+def report() -> dict[str, Any]:
+    """Success of the three policies, and the difference that the corrections make, as far as they are there."""
     rows, missing = [], []
-    for seed in seeds:
+    for seed in SEEDS:
         folder = RUNS / f"seed{seed}"
-        lacking = [part for part in PARTS if not (folder / part / "episodes.csv").exists()]
-        if lacking:
-            missing += [f"seed{seed}/{part}" for part in lacking]
-            continue
-        recorded = read_demonstrations(folder / "corrections.zarr")
-        rows.append({
-            "seed": seed, "success": {part: _success(folder / part).tolist() for part in PARTS},
-            "recorded": {**read_json(folder / "corrections.json"), "steps": recorded.num_steps,
-                         "shares": commanded_shares(recorded.arrays)},
-        })  # fmt: skip
+        there = [part for part in PARTS if (folder / part / "episodes.csv").exists()]
+        missing += [f"seed{seed}/{part}" for part in PARTS if part not in there]
+        row: dict[str, Any] = {"seed": seed, "success": {part: _success(folder / part) for part in there}}
+        if (folder / "corrections.json").exists():
+            recorded = read_demonstrations(folder / "corrections.zarr")
+            row["recorded"] = {
+                **read_json(folder / "corrections.json"), "steps": recorded.num_steps,
+                "shares": commanded_shares(recorded.arrays),
+            }  # fmt: skip
+        rows.append(row)
     commit, dirty = git_state()
     content: dict[str, Any] = {
         "command": "python benchmarks/dagger.py", "complete": not missing, "missing": missing,
@@ -263,51 +264,53 @@ def report(seeds: list[int]) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "machine": machine(),
         "versions": versions(), "git_commit": commit, "git_dirty": dirty,
     }  # fmt: skip
-    if rows:
-        by_part = {part: [np.array(row["success"][part], float) for row in rows] for part in PARTS}
-        gains = [after - before for after, before in zip(by_part["with"], by_part["without"], strict=True)]
+    whole = [row["success"] for row in rows if len(row["success"]) == len(PARTS)]
+    if whole:
+        by_part = {part: [found[part] for found in whole] for part in PARTS}
+        gains = [found["with"] - found["without"] for found in whole]
         content |= {
             "success": {part: float(np.mean(values)) for part, values in by_part.items()},
             "success_ci95": {part: list(success_interval_by_seed(v)) for part, v in by_part.items()},
             "gain": float(np.mean(gains)), "gain_ci95": list(mean_interval_by_seed(gains)),
         }  # fmt: skip
-    content["rows"] = [
-        {
-            **row,
-            "success": {part: float(np.mean(values)) for part, values in row["success"].items()},
-            "gain_ci95": list(paired_difference_interval(row["success"]["with"], row["success"]["without"])),
-        }
-        for row in rows
-    ]
-    return content
+    for row in rows:
+        found = row["success"]
+        if len(found) == len(PARTS):
+            row["gain"] = float(np.mean(found["with"] - found["without"]))
+            row["gain_ci95"] = list(paired_difference_interval(found["with"], found["without"]))
+        row["success"] = {part: float(values.mean()) for part, values in found.items()}
+    return {**content, "rows": rows}
 
 
 def _success(folder: Path) -> np.ndarray:
     with (folder / "episodes.csv").open(newline="") as stream:
         return np.array(
-            [row["success"] in ("True", "1", "1.0") for row in csv.DictReader(stream)][:EPISODES], int
+            [row["success"] in ("True", "1", "1.0") for row in csv.DictReader(stream)][:EPISODES], float
         )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="to carry out")
     parser.add_argument("--report", action="store_true", help="only collect what is there")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     for seed in () if arguments.report else arguments.seeds:
         carry_out(seed)
-    content = report(arguments.seeds)
+    content = report()
     write_json(RESULT, content)
     print("| seed | base | without corrections | with | gain |\n" + "| --- " * 5 + "|")
     for row in content["rows"]:
-        found, (low, high) = row["success"], row["gain_ci95"]
-        gain = f"{found['with'] - found['without']:+.3f} [{low:.3f}, {high:.3f}]"
-        print(f"| {row['seed']} | " + " | ".join(f"{found[part]:.3f}" for part in PARTS) + f" | {gain} |")
-    if content["rows"]:
-        low, high = content["gain_ci95"]
-        print(f"gain {content['gain']:+.3f} [{low:.3f}, {high:.3f}]")
-    print(f"missing: {', '.join(content['missing']) or 'nothing'}")
+        cells = [f"{row['success'][part]:.3f}" if part in row["success"] else "" for part in PARTS]
+        print(f"| {row['seed']} | {' | '.join(cells)} | {_interval(row)} |")
+    print(f"gain: {_interval(content)}; missing: {', '.join(content['missing']) or 'nothing'}")
+
+
+def _interval(found: dict[str, Any]) -> str:
+    if "gain" not in found:
+        return ""
+    low, high = found["gain_ci95"]
+    return f"{found['gain']:+.3f} [{low:.3f}, {high:.3f}]"
 
 
 if __name__ == "__main__":

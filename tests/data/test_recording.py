@@ -8,9 +8,11 @@ import pytest
 from flowpolicy.data import store_writing
 from flowpolicy.data.command_source import OPERATOR, POLICY, SAFE, commanded_shares, learnt_steps
 from flowpolicy.data.inspection import inspect_demonstrations, table
+from flowpolicy.data.mixture import combined
 from flowpolicy.data.recording import RecordedStore, recover
 from flowpolicy.data.sampling import ChunkSampler
-from flowpolicy.data.store import read_demonstrations
+from flowpolicy.data.store import Demonstrations, read_demonstrations
+from flowpolicy.data.weighting import MixtureSampler
 from flowpolicy.errors import DataError
 
 
@@ -115,3 +117,29 @@ def test_safe_actions_are_never_learnt_and_the_operators_alone_on_request():
     assert mask[2] == [True, False, False]
     with pytest.raises(DataError, match="no step of the policy's"):
         learnt_steps({"source": np.full(3, OPERATOR)}, "policy", "demos")
+
+
+def test_corrections_beside_demonstrations_are_the_operators_steps_alone():
+    import torch
+
+    def demos(length, **more):
+        numbers = np.arange(float(length), dtype=np.float32)[:, None]
+        arrays = {"observation": numbers, "action": numbers, **more}
+        return Demonstrations(arrays, np.array([length]), source=f"{length} steps")
+
+    source = np.array([POLICY, POLICY, OPERATOR, OPERATOR, SAFE], np.int8)
+    both = combined([demos(4), demos(5, source=source)], ["observation"])
+    learnt = learnt_steps(both.arrays, "operator", both.source)
+    assert learnt.tolist() == [True] * 4 + [False, False, True, True, False]
+    tensors = {key: torch.from_numpy(both.arrays[key]) for key in ("observation", "action")}
+    parts = {"old": range(1), "corrections": range(1, 2)}
+    sampler = MixtureSampler(
+        {"observation": tensors["observation"]}, tensors["action"], both.episode_ends, 1, 2, range(2),
+        parts=parts, weights=(1, 3), learnt=learnt,
+    )  # fmt: skip
+    assert {name: len(windows) for name, windows in sampler.parts.items()} == {"old": 4, "corrections": 2}
+    rows = sampler.rows(0, 8, seed=0)
+    assert sum(int(row) in sampler.parts["corrections"] for row in rows) == 6
+    corrected = sampler.batch(torch.tensor([*sampler.parts["corrections"]]))
+    assert corrected.observation["observation"][:, 0, 0].tolist() == [2, 3]
+    assert corrected.mask.tolist() == [[True, True], [True, False]]  # the safe action is not learnt
