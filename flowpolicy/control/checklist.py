@@ -98,7 +98,7 @@ class CheckList:
 
         Raises:
             TaskError: an item does not hold; the robot was not moved, unless it is the move that failed.
-        FlowPolicyError: the policy was not ready in time.
+            FlowPolicyError: the policy was not ready in time.
         """
         self._pipeline.wait_until_ready(self.loop.config.start_timeout_s)
         with exclusive(self.loop.robot):

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from control_toys import ToyPolicy, ToyWorker
 
+from flowpolicy.control.checklist import CheckList
 from flowpolicy.control.config import ControlConfig
 from flowpolicy.control.events import Event
 from flowpolicy.control.loop import CHUNK, SAFE, ControlLoop
@@ -299,6 +300,46 @@ def test_the_loop_drives_it_and_survives_a_bus_that_fails_for_a_while(arm):
     after = rows["source"][rows["tick"] >= 80]
     assert (after == CHUNK).mean() > 0.8
     assert np.nanmax(rows["observation_age"][(rows["tick"] > 5) & (rows["tick"] < 30)]) < 0.05
+
+
+def test_a_bus_that_fails_now_and_then_is_told_of_every_time_and_nothing_jumps(arm):
+    arm.position = {"a.pos": 0.5, "b.pos": -0.5}
+    failures = []
+
+    def fail():
+        if arm.polls % 7 == 0:
+            failures.append(arm.polls)
+            raise ConnectionError("no status packet")
+
+    send = arm.send_action
+
+    def refuse(action):
+        if len(arm.sent) % 11 == 10 and refuse.armed:
+            refuse.armed = False
+            raise OSError("overload")
+        refuse.armed = True
+        return send(action)
+
+    refuse.armed = True
+    arm.fault, arm.send_action = fail, refuse
+    robot = adapted(arm)
+    rng = np.random.default_rng(0)
+    policy, limit = ToyPolicy(), 2.0
+    worker = ToyWorker(1, lambda request: rng.uniform(-1, 1, (8, 2)).astype(np.float32))
+    config = ControlConfig(priority=False, wait_share=0.0, safety=SafetyConfig(velocity_limit=limit))
+    loop = ControlLoop(robot, policy, worker, config)
+    checks = CheckList(loop, policy, worker, complete=False).go()
+    before = len(failures)
+    status = loop.run(100)
+    robot.close()
+    assert [check.name for check in checks] == ["observations", "limits", "first command"]
+    assert status.stopped == "finished"
+    path = np.array([[-0.5, 0.5], *([sent["b.pos"], sent["a.pos"]] for sent in arm.sent)])
+    assert np.abs(np.diff(path, axis=0)).max() <= limit / 100 * 1.001
+    refused = sum("overload" in record.detail for record in loop.events.records)
+    observed = loop.events.counts[Event.ROBOT_ERROR] - refused
+    assert refused >= 1
+    assert abs(observed - (len(failures) - before)) <= 2  # the first and the last may fall outside of the run
 
 
 @pytest.fixture

@@ -152,6 +152,19 @@ def test_a_wrong_setting_of_lerobots_is_one_sentence(lerobot, kind, settings, wo
     assert "\n" not in str(refused.value)
 
 
+def test_lerobots_own_arm_is_made_where_it_is_installed(tmp_path):
+    pytest.importorskip("scservo_sdk", reason="lerobot[feetech] is not installed")
+    pytest.importorskip("lerobot.robots.so_follower")
+    camera = {"index_or_path": 0, "width": 64, "height": 48, "fps": 30, "rotation": 180}
+    settings = {"port": "/dev/x", "id": "a", "calibration_dir": str(tmp_path), "cameras": {"front": camera}}
+    robot = lerobot_robot("so101_follower", {**settings, "max_relative_target": 5.0})
+    assert robot.observation_features["front"] == (48, 64, 3)
+    assert list(robot.action_features)[-1] == "gripper.pos"
+    assert robot.config.cameras["front"].rotation.name == "ROTATE_180"
+    with pytest.raises(ConfigError, match="did you mean 'so101_follower'"):
+        lerobot_robot("so101_folower", settings)
+
+
 def test_without_lerobot_its_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "lerobot", None)
     with pytest.raises(ConfigError, match="pip install 'lerobot"):

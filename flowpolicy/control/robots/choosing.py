@@ -239,8 +239,9 @@ def _bounds(
     config: LeRobotConfig, policy: ChunkPolicy | None, dim: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Least and greatest command: those given, or else the least and greatest that the policy can give."""
-    if config.action_low is not None and config.action_high is not None:
-        return _each(config.action_low, dim), _each(config.action_high, dim)
+    low, high = _each(config.action_low, dim), _each(config.action_high, dim)
+    if low is not None and high is not None:
+        return low, high
     normalizer = policy.action_normalizer if isinstance(policy, FlowPolicy) else None
     if normalizer is None or normalizer.mode == "none" or normalizer.clip > MOST_CLIP:
         raise ConfigError(
@@ -248,12 +249,14 @@ def _bounds(
             "give the least and the greatest command, in the robot's units."
         )
     center, reach = normalizer.center.cpu().numpy(), normalizer.clip * normalizer.scale.cpu().numpy()
-    return center - reach, center + reach
+    return center - reach if low is None else low, center + reach if high is None else high
 
 
-def _each(bound: float | tuple[float, ...], dim: int) -> NDArray[np.float32]:
+def _each(bound: float | tuple[float, ...] | None, dim: int) -> NDArray[np.float32] | None:
     """One bound for each dimension."""
-    return np.full(dim, bound, np.float32) if isinstance(bound, float) else np.asarray(bound, np.float32)
+    if bound is None:
+        return None
+    return np.asarray(bound, np.float32) if isinstance(bound, tuple) else np.full(dim, bound, np.float32)
 
 
 _ROBOTS: dict[str, Callable[..., Robot]] = {
