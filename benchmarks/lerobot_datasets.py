@@ -121,7 +121,7 @@ def imported(path: Path, **request: Any) -> dict[str, Any]:
 
 
 def speed(folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Imports, and lerobot's loader in between, so that other work on the machine meets both."""
+    """Frames a second of imports, and of lerobot's loader in between, so that other work meets both."""
     rows = []
     for codec in ("h264", "libsvtav1"):
         root = folder / f"speed_{codec}"
@@ -135,21 +135,15 @@ def speed(folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
         }
         lerobot(arguments.lerobot, do="make", root=str(root), codec=codec, **settings)
         frames = 2 * (3 * arguments.steps + 3)
-        ours: dict[str, list[float]] = {"224 x 224": [], "as recorded, jpeg2000": []}
-        theirs: list[dict[str, float]] = []
+        row: dict[str, Any] = {"codec": codec, "frames": frames, "size": [480, 640]}
         for _ in range(arguments.repeats):
             small = imported(root, image_size=[224, 224])
-            ours["224 x 224"].append(frames / small["seconds"])
-            theirs.append(
-                lerobot(
-                    arguments.lerobot, do="time", root=str(root), workers=[0, 2], backend=arguments.backend
+            row.setdefault("import_to_224", []).append(frames / small["seconds"])
+            for workers in (0, 2):
+                rate = lerobot(
+                    arguments.lerobot, do="time", root=str(root), workers=workers, backend=arguments.backend
                 )
-            )
-        row: dict[str, Any] = {
-            "codec": codec, "frames": frames, "size": [480, 640],
-            "import_to_224_frames_per_second": ours["224 x 224"],
-            "lerobot_loader_frames_per_second": theirs,
-        }  # fmt: skip
+                row.setdefault(f"lerobot_loader_{workers}_workers", []).append(rate)
         rows.append(row)
         print(json.dumps(row), flush=True)
     return rows
