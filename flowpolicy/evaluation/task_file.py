@@ -153,7 +153,7 @@ def _observed(inspection: Inspection) -> tuple[dict[str, Feature | None], dict[s
             left_out[key] = why
         else:
             observed[key] = feature
-    if not observed:  # better than nothing
+    if not observed and left_out:  # better than nothing
         key = next(iter(left_out))
         del left_out[key]
         observed[key] = None

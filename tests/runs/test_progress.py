@@ -58,14 +58,14 @@ def test_without_a_terminal_a_line_is_logged_now_and_then_also_while_nothing_is_
 
 def test_the_first_line_comes_within_half_a_minute_and_none_after_the_end(monkeypatch, caplog):
     assert module.LINE_EVERY_S <= 30
-    monkeypatch.setattr(module, "LINE_EVERY_S", 0.02)
+    monkeypatch.setattr(module, "LINE_EVERY_S", 0.5)
     before = threading.active_count()
     with caplog.at_level("INFO"):
         with progress_bar(2, "short"):
             pass
         dropped = progress_bar(2, "dropped")
         del dropped
-        for _ in range(100):
+        for _ in range(500):
             if threading.active_count() <= before:
                 break
             time.sleep(0.02)
