@@ -200,7 +200,7 @@ def test_an_answer_that_came_too_late_is_not_taken_for_the_next_one(arm, arms):
 
     arm.fault = arrive
     robot = adapted(arm)
-    assert soon(lambda: len(seen) > 5)
+    assert soon(lambda: len(seen) > 5, 10.0)
     robot.close()
     assert all(seen)
 
@@ -336,9 +336,9 @@ def test_a_bus_that_fails_now_and_then_is_told_of_every_time_and_nothing_jumps(a
     assert status.stopped == "finished"
     path = np.array([[-0.5, 0.5], *([sent["b.pos"], sent["a.pos"]] for sent in arm.sent)])
     assert np.abs(np.diff(path, axis=0)).max() <= limit / 100 * 1.001
-    refused = sum("overload" in record.detail for record in loop.events.records)
-    observed = loop.events.counts[Event.ROBOT_ERROR] - refused
-    assert refused >= 1
+    details = [record.detail for record in loop.events.records]
+    assert sum("overload" in detail for detail in details) >= 1
+    observed = loop.events.counts[Event.ROBOT_ERROR] - sum(detail.startswith("act:") for detail in details)
     assert abs(observed - (len(failures) - before)) <= 2  # the first and the last may fall outside of the run
 
 

@@ -166,7 +166,8 @@ def test_lerobots_own_arm_is_made_where_it_is_installed(tmp_path):
 
 
 def test_without_lerobot_its_package_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "lerobot", None)
+    for name in ("lerobot", "lerobot.robots"):
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ConfigError, match="pip install 'lerobot"):
         lerobot_robot("so101_follower", {})
 
