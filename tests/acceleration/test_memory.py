@@ -25,6 +25,6 @@ def test_the_peak_of_an_earlier_sampler_is_forgotten(monkeypatch):
     monkeypatch.setattr("torch.cuda.max_memory_allocated", lambda device: peak)
     monkeypatch.setattr(latency, "build_sampler", build)
     policy = SimpleNamespace(device=SimpleNamespace(type="cuda"))
-    timed = latency._Timed(policy, 1, SamplerSpec(num_steps=1, backend="eager"), None)
+    timed = latency._Timed(policy, 1, SamplerSpec(num_steps=1, backend="eager"), None, 0)
     timed.warm_up([], None, 0)
     assert timed.memory == pytest.approx(30.0)
