@@ -11,14 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowpolicy.data.keys import TASK_INDEX
+from flowpolicy.data.keys import TASK_INDEX, TASKS
 from flowpolicy.errors import ConfigError, DataError
 from flowpolicy.features.stored import KINDS
 from flowpolicy.features.text import MOST_KNOWN, Text, TextFeature, text_kind
 from flowpolicy.texts import LONGEST_TEXT, text_of
 
-TASKS = "tasks"
-"""The attribute: a list of strings."""
 TASK_TEXT = "task"
 """The key under which they are observed, where no array has it."""
 

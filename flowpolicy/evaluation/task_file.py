@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.data.inspection import Inspection, KeySummary
-from flowpolicy.data.keys import NOT_OBSERVED
+from flowpolicy.data.keys import NOT_OBSERVED, TASK_INDEX, TASKS
+from flowpolicy.data.task_texts import TASK_TEXT
 from flowpolicy.features import Feature
 from flowpolicy.features.stored import stored_feature
 from flowpolicy.files.storage import atomic_file
@@ -29,8 +30,6 @@ PASSES = 20
 """Over the recording, in pretraining."""
 FEWEST_STEPS, MOST_STEPS = 2_000, 20_000
 """Of the optimiser."""
-TASKS, TASK_INDEX, TASK_TEXT = "tasks", "task_index", "task"
-"""Tasks in words: a store's attribute, the number of one at each step, and the key that a policy observes."""
 _PLAIN = re.compile(r"[A-Za-z_][\w.-]*")
 _WORDS = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}  # that YAML takes for other things
 
@@ -145,7 +144,7 @@ def _observed(inspection: Inspection) -> tuple[dict[str, Feature | None], dict[s
     observed: dict[str, Feature | None] = {}
     left_out = {}
     for key, array in inspection.arrays.items():
-        if key in NOT_OBSERVED or key == TASK_INDEX:
+        if key in NOT_OBSERVED:
             continue
         feature = stored_feature(key, array.dtype, array.shape[1:], inspection.attributes, inspection.source)
         why = _reason_against(key, feature, summaries.get(key), inspection)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -238,11 +238,20 @@ def _lerobot(
 def _bounds(
     config: LeRobotConfig, policy: ChunkPolicy | None, dim: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Least and greatest command: those given, or else the least and greatest that the policy can give."""
-    low, high = _each(config.action_low, dim), _each(config.action_high, dim)
+    """Least and greatest command: those given, else those of the policy's task, else the least and greatest
+    that the policy can give."""
+    declared = (policy.spec.task if policy is not None else {}).get("action_bounds")
+    declared = declared if declared is not None and len(declared[0]) == dim else (None, None)
+    low, high = (
+        _each(given if given is not None else told, dim)
+        for given, told in zip((config.action_low, config.action_high), declared, strict=True)
+    )
     if low is not None and high is not None:
         return low, high
-    normalizer = policy.action_normalizer if isinstance(policy, FlowPolicy) else None
+    # What a network learns of relative commands, or of rotations, bounds no command.
+    normalizer = None
+    if isinstance(policy, FlowPolicy) and policy.action_space.is_plain:
+        normalizer = policy.action_normalizer
     if normalizer is None or normalizer.mode == "none" or normalizer.clip > MOST_CLIP:
         raise ConfigError(
             "robot.action_low and robot.action_high are missing, and the policy does not bound its actions; "
@@ -252,11 +261,13 @@ def _bounds(
     return center - reach if low is None else low, center + reach if high is None else high
 
 
-def _each(bound: float | tuple[float, ...] | None, dim: int) -> NDArray[np.float32] | None:
+def _each(bound: float | Sequence[float] | None, dim: int) -> NDArray[np.float32] | None:
     """One bound for each dimension."""
     if bound is None:
         return None
-    return np.asarray(bound, np.float32) if isinstance(bound, tuple) else np.full(dim, bound, np.float32)
+    return (
+        np.full(dim, bound, np.float32) if isinstance(bound, float | int) else np.asarray(bound, np.float32)
+    )
 
 
 _ROBOTS: dict[str, Callable[..., Robot]] = {
