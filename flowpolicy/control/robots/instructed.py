@@ -60,6 +60,11 @@ class InstructedRobot:
         """The robot's."""
         self.robot.act(action)
 
+    @property
+    def end_episode(self) -> Any:
+        """The robot's; None where it has none."""
+        return getattr(self.robot, "end_episode", None)
+
     def close(self) -> None:
         """The robot's."""
         self.robot.close()

@@ -67,6 +67,11 @@ class RenamedRobot:
         """See :class:`~flowpolicy.control.robot.Robot`."""
         self.robot.act(action)
 
+    @property
+    def end_episode(self) -> Any:
+        """The robot's; None where it has none."""
+        return getattr(self.robot, "end_episode", None)
+
     def close(self) -> None:
         """See :class:`~flowpolicy.control.robot.Robot`."""
         self.robot.close()
