@@ -28,8 +28,8 @@ from flowpolicy.control.report import write_report
 from flowpolicy.control.robot import Robot
 from flowpolicy.control.robots.choosing import RobotConfig, build_robot
 from flowpolicy.control.robots.instructed import instructed
+from flowpolicy.control.robots.passing import innermost
 from flowpolicy.control.robots.rehearsal import Rehearsal, RehearsalFindings
-from flowpolicy.control.robots.renaming import innermost
 from flowpolicy.control.robots.simulated import SimulatedRobot, WorldReport, record_video
 from flowpolicy.control.served import Connect, PolicyServer
 from flowpolicy.control.statistics import run_statistics

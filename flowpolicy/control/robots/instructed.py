@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from flowpolicy.control.robot import Action, Observation, Robot
+from flowpolicy.control.robot import Observation, Robot
+from flowpolicy.control.robots.passing import PassingRobot
 from flowpolicy.errors import ConfigError
 from flowpolicy.execution.receding_horizon import ChunkPolicy
 from flowpolicy.features import TextFeature
@@ -15,7 +16,7 @@ from flowpolicy.features import TextFeature
 log = logging.getLogger(__name__)
 
 
-class InstructedRobot:
+class InstructedRobot(PassingRobot):
     """A robot whose observations also hold an instruction, in place of its own of these keys.
 
     ``instruction`` may be assigned from any thread while a loop runs: the next chunk does it.
@@ -30,10 +31,10 @@ class InstructedRobot:
     """
 
     def __init__(self, robot: Robot, texts: Mapping[str, TextFeature], instruction: str) -> None:
-        self.robot, self._texts = robot, dict(texts)
-        self.instruction = instruction
         shapes: dict[str, Any] = {**robot.spec.observation_shapes, **dict.fromkeys(texts, ())}
-        self.spec = replace(robot.spec, observation_shapes=shapes)
+        super().__init__(robot, replace(robot.spec, observation_shapes=shapes))
+        self._texts = dict(texts)
+        self.instruction = instruction
 
     @property
     def instruction(self) -> str:
@@ -55,19 +56,6 @@ class InstructedRobot:
         if not isinstance(observation, Mapping):  # the loop says so
             return observation  # type: ignore[no-any-return]
         return {**observation, **dict.fromkeys(self._texts, self._instruction)}
-
-    def act(self, action: Action) -> None:
-        """The robot's."""
-        self.robot.act(action)
-
-    @property
-    def end_episode(self) -> Any:
-        """The robot's; None where it has none."""
-        return getattr(self.robot, "end_episode", None)
-
-    def close(self) -> None:
-        """The robot's."""
-        self.robot.close()
 
 
 def instructed(robot: Robot, policy: ChunkPolicy, instruction: str | None) -> Robot:

@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from flowpolicy.control.robot import TIMESTAMP, Action, Observation, Robot, RobotSpec
+from flowpolicy.control.robot import TIMESTAMP, Observation, Robot
+from flowpolicy.control.robots.passing import PassingRobot
 from flowpolicy.errors import TaskError
 from flowpolicy.features import Feature
 from flowpolicy.features.resizing import resize_images
 from flowpolicy.settings import choose
 
 
-class RenamedRobot:
+class RenamedRobot(PassingRobot):
     """A robot whose observations have the policy's names; images are resized to the policy's.
 
     A key that ``names`` does not mention is the robot's own of the same name; else the only one of its keys
@@ -37,7 +38,6 @@ class RenamedRobot:
     def __init__(
         self, robot: Robot, features: Mapping[str, Feature], names: Mapping[str, str] | None = None
     ) -> None:
-        self.robot = robot
         offered = robot.spec.observation_shapes
         self._names = _matched(features, offered, names or {}, robot.spec.name)
         self._sizes: dict[str, tuple[int, int]] = {}
@@ -50,7 +50,7 @@ class RenamedRobot:
         used = {*self._names.values(), *features}
         shapes |= {own: shape for own, shape in offered.items() if own not in used}
         self.changes = bool(self._sizes) or any(key != own for key, own in self._names.items())
-        self.spec: RobotSpec = replace(robot.spec, observation_shapes=shapes)
+        super().__init__(robot, replace(robot.spec, observation_shapes=shapes))
         self._seen: tuple[Any, dict[str, Any]] = (None, {})
 
     def observe(self) -> Observation:
@@ -63,19 +63,6 @@ class RenamedRobot:
             self._seen = (measured, self._renamed(found))
         return self._seen[1]
 
-    def act(self, action: Action) -> None:
-        """See :class:`~flowpolicy.control.robot.Robot`."""
-        self.robot.act(action)
-
-    @property
-    def end_episode(self) -> Any:
-        """The robot's; None where it has none."""
-        return getattr(self.robot, "end_episode", None)
-
-    def close(self) -> None:
-        """See :class:`~flowpolicy.control.robot.Robot`."""
-        self.robot.close()
-
     def _renamed(self, found: Observation) -> dict[str, Any]:
         offered = self.robot.spec.observation_shapes
         renamed = {key: value for key, value in found.items() if key not in offered}  # its time, ...
@@ -84,13 +71,6 @@ class RenamedRobot:
                 size = self._sizes.get(key)
                 renamed[key] = found[own] if size is None else resize_images(np.asarray(found[own]), size)
         return renamed
-
-
-def innermost(robot: Robot) -> Robot:
-    """The robot inside of those that only pass on what another does."""
-    while (inner := getattr(robot, "robot", None)) is not None and hasattr(inner, "spec"):
-        robot = inner
-    return robot
 
 
 def _matched(
