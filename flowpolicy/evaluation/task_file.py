@@ -52,8 +52,8 @@ class Horizons:
 def horizons(control_hz: float, episode_length: float, *, has_images: bool) -> Horizons:
     """What suits a rate.
 
-    A chunk of :data:`CHUNK_S` seconds, within :data:`SHORTEST` and :data:`LONGEST` actions and an episode, of
-    which half is executed: the other half is what bridges a late next one. Two observations show velocities;
+    A chunk of :data:`CHUNK_S` seconds, within 8 and 64 actions and an episode, of which
+    half is executed: the other half is what bridges a late next one. Two observations show velocities;
     of images one, as a second costs as much as the first and adds little.
 
     Args:
