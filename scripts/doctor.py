@@ -10,7 +10,8 @@ def main() -> None:
     if sys.argv[1:] and sys.argv[1:] not in (["-h"], ["--help"]):
         raise SystemExit(f"doctor takes no settings, and '{sys.argv[1]}' is one; leave it out.")
     if sys.argv[1:]:
-        print(__doc__)
+        program = sys.argv[0] if not sys.argv[0].endswith(".py") else f"python {sys.argv[0]}"
+        print(f"Usage: {program} \n\n{__doc__}")
         return
     from flowpolicy.doctor import report
 
