@@ -11,7 +11,7 @@ def main() -> None:
         raise SystemExit(f"doctor takes no settings, and '{sys.argv[1]}' is one; leave it out.")
     if sys.argv[1:]:
         program = sys.argv[0] if not sys.argv[0].endswith(".py") else f"python {sys.argv[0]}"
-        print(f"Usage: {program} \n\n{__doc__}")
+        print(f"Usage: {program} [--help]\n\n{__doc__}")
         return
     from flowpolicy.doctor import report
 
