@@ -11,6 +11,7 @@ robot. Rollouts of the same checkpoint in gym-pusht on unseen seeds give the sco
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import subprocess
@@ -60,7 +61,7 @@ def stages(zarr: Path, folder: Path, threads: int) -> dict[str, list[str]]:
     }  # fmt: skip
 
 
-def run(name: str, words: list[str], folder: Path) -> dict[str, Any]:
+def run(name: str, words: list[str], folder: Path, zarr: Path) -> dict[str, Any]:
     """Do a stage that was not done before; its command, seconds and metrics."""
     run_dir = folder / name.replace(" ", "_")
     summary = run_dir / "summary.json"
@@ -72,7 +73,9 @@ def run(name: str, words: list[str], folder: Path) -> dict[str, Any]:
         print(f"{name}: {time.time() - started:.0f} s", flush=True)
     found: dict[str, Any] = read_json(summary)
     kept = {key: found[key] for key in ("wall_seconds", "metrics", "machine", "date") if key in found}
-    return {"command": shlex.join(["flowpolicy", *words]).replace(f"{folder}/", ""), **kept}
+    told = json.dumps({"command": shlex.join(["flowpolicy", *words]), **kept})
+    result: dict[str, Any] = json.loads(told.replace(f"{folder}/", "").replace(str(zarr), "PATH"))
+    return result
 
 
 def main() -> None:
@@ -93,7 +96,7 @@ def main() -> None:
         "stages": {},
     }
     for name, words in stages(arguments.zarr.resolve(), folder, arguments.threads).items():
-        content["stages"][name] = run(name, words, folder)
+        content["stages"][name] = run(name, words, folder, arguments.zarr.resolve())
         content |= {
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "git_commit": git_state()[0],
