@@ -36,6 +36,10 @@ class CapturedBackward:
             batch.mask.clone(),
         )
         self.draws = Draws(draws.noise.clone(), draws.t.clone(), draws.d.clone())
+        with torch.cuda.device(batch.action.device):  # of several, not always the current one
+            self._capture(backward)
+
+    def _capture(self, backward: Backward) -> None:
         drawn, drawn_there = torch.get_rng_state(), torch.cuda.get_rng_state()
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
@@ -55,7 +59,8 @@ class CapturedBackward:
         given = zip(_tensors(self.batch, self.draws), _tensors(batch, draws), strict=True)
         for own, new in given:
             own.copy_(new)
-        self.graph.replay()
+        with torch.cuda.device(self.batch.action.device):
+            self.graph.replay()
         return {name: value.clone() for name, value in self.metrics.items()}
 
 
