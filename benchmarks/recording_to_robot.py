@@ -48,7 +48,7 @@ def stages(zarr: Path, folder: Path, threads: int) -> dict[str, list[str]]:
         "import": ["import-demos", f"source={dataset}", f"out={store}"],
         "pretrain": [
             "pretrain", f"env={store.with_name('push.yaml')}", "policy=flow_matching",
-            "env.observation_keys=[agent_position,image]", "env.obs_horizon=1", "train.steps=8000",
+            "env.observation_keys=[agent_position,image]", "env.obs_horizon=1", "train.steps=16000",
             "train.batch_size=64", f"train.threads={threads}", "seed=0", "resume=true",
         ],
         "rollouts": [

@@ -108,13 +108,15 @@ def test_a_chunk_lasts_1_6_seconds_within_its_limits_and_half_of_it_is_executed(
 @pytest.mark.parametrize(
     ("steps", "has_images", "expected"),
     [
-        (25_650, True, (8000, 64)),
+        (25_650, True, (16_000, 64)),
         (25_650, False, (4000, 128)),
         (300, True, (2000, 64)),
         (10**6, True, (20_000, 64)),
     ],
 )
-def test_training_passes_twenty_times_over_the_recording_within_its_limits(steps, has_images, expected):
+def test_training_passes_twenty_times_and_with_images_forty_times_over_the_recording_within_its_limits(
+    steps, has_images, expected
+):
     assert training(steps, has_images=has_images) == expected
 
 
