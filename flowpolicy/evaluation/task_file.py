@@ -67,7 +67,7 @@ def horizons(control_hz: float, episode_length: float, *, has_images: bool) -> H
 
 
 def training(num_steps: int, *, has_images: bool) -> tuple[int, int]:
-    """Optimiser steps and batch size for about 20 passes, with images 40, over a recording of ``num_steps``."""
+    """Optimiser steps and batch size: about 20 passes, with images 40, over a recording of ``num_steps``."""
     batch_size, passes = (64, IMAGE_PASSES) if has_images else (128, PASSES)
     steps = min(max(passes * num_steps / batch_size, FEWEST_STEPS), MOST_STEPS)
     return round(steps / 500) * 500, batch_size
