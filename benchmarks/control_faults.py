@@ -37,7 +37,7 @@ from flowpolicy.control.loop import SAFE, ControlLoop
 from flowpolicy.control.policy_inference import InferenceBuilder
 from flowpolicy.control.robot import RobotError
 from flowpolicy.control.robots.trace import TraceRobot
-from flowpolicy.control.run import RunConfig
+from flowpolicy.control.run_config import RunConfig
 from flowpolicy.control.system import MonotonicClock
 from flowpolicy.data.store import read_demonstrations
 from flowpolicy.evaluation.summary import git_state, machine, versions

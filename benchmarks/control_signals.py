@@ -32,7 +32,7 @@ from flowpolicy.control.inference_hosts import PRELOAD, Build
 from flowpolicy.control.loop import ControlLoop
 from flowpolicy.control.policy_inference import InferenceBuilder
 from flowpolicy.control.robot import RobotSpec
-from flowpolicy.control.run import RunConfig
+from flowpolicy.control.run_config import RunConfig
 from flowpolicy.evaluation.summary import git_state, machine, versions
 from flowpolicy.files.reading import read_json
 from flowpolicy.files.storage import write_json

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from flowpolicy.cli import command_line, script
-from flowpolicy.control.run import RunConfig, run_control
+from flowpolicy.control.run import run_control
+from flowpolicy.control.run_config import RunConfig
 from flowpolicy.control.served import Connect
 from flowpolicy.optional import optional
 from flowpolicy.settings import build

@@ -9,7 +9,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from flowpolicy.cli import quoted_path, script
-from flowpolicy.control.run import RunConfig
+from flowpolicy.control.run_config import RunConfig
 from flowpolicy.errors import ConfigError
 from flowpolicy.evaluation.sweep import EvaluationConfig
 from flowpolicy.finetuning.config import FinetuneConfig

@@ -19,7 +19,8 @@ from flowpolicy.control.events import Event
 from flowpolicy.control.loop import CHUNK, SAFE, ControlLoop
 from flowpolicy.control.robot import RobotError
 from flowpolicy.control.robots.choosing import RobotConfig, build_robot
-from flowpolicy.control.run import RunConfig, run_control
+from flowpolicy.control.run import run_control
+from flowpolicy.control.run_config import RunConfig
 from flowpolicy.control.safety import SafetyConfig
 from flowpolicy.errors import ConfigError
 from flowpolicy.models.config import TransformerConfig

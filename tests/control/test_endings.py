@@ -15,7 +15,8 @@ from flowpolicy.control.config import ControlConfig
 from flowpolicy.control.events import Event
 from flowpolicy.control.loop import ControlLoop
 from flowpolicy.control.robots.choosing import RobotConfig
-from flowpolicy.control.run import RunConfig, run_control
+from flowpolicy.control.run import run_control
+from flowpolicy.control.run_config import RunConfig
 from flowpolicy.control.system import ENDING, exclusive
 from flowpolicy.errors import ConfigError, TaskError
 

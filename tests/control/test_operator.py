@@ -21,7 +21,8 @@ from flowpolicy.control.operators.function import FunctionOperator
 from flowpolicy.control.operators.lerobot import LeRobotTeleoperator
 from flowpolicy.control.recorder import Recorder
 from flowpolicy.control.robot import EPISODE, SUCCESS
-from flowpolicy.control.run import RunConfig, run_control
+from flowpolicy.control.run import run_control
+from flowpolicy.control.run_config import RunConfig
 from flowpolicy.control.safety import SafetyConfig
 from flowpolicy.control.system import MonotonicClock
 from flowpolicy.data import command_source

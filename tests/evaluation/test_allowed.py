@@ -61,7 +61,8 @@ def _plan(path: str, run_dir: Path) -> None:
 
 
 def _drive(path: str, run_dir: Path) -> None:
-    from flowpolicy.control.run import RunConfig, run_control
+    from flowpolicy.control.run import run_control
+    from flowpolicy.control.run_config import RunConfig
 
     run_control(RunConfig(checkpoint=path), run_dir, "")
 

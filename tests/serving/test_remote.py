@@ -21,7 +21,8 @@ from flowpolicy.control.inference import build_worker
 from flowpolicy.control.inference_hosts import Request
 from flowpolicy.control.loop import ControlLoop
 from flowpolicy.control.robot import RobotSpec
-from flowpolicy.control.run import RunConfig, run_control
+from flowpolicy.control.run import run_control
+from flowpolicy.control.run_config import RunConfig
 from flowpolicy.control.served import PolicyServer
 from flowpolicy.errors import ConfigError, FlowPolicyError, TaskError
 from flowpolicy.serving.messages import decode, encode
