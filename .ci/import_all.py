@@ -8,6 +8,7 @@ import importlib.metadata
 OURS = ("flowpolicy", "flowpolicy_configs", "flowpolicy_envs", "flowpolicy_scripts")
 WITH_AN_EXTRA = {  # what may fail to import with the core dependencies alone, and the extra it then asks for
     "flowpolicy.cli": "train",
+    "flowpolicy.overrides": "train",
     "flowpolicy.evaluation.environment": "mujoco",
     "flowpolicy.serving": "serve",
     "flowpolicy.finetuning": "rl",

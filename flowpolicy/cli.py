@@ -3,39 +3,42 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import os
 import re
 import shlex
 import sys
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from flowpolicy import plugins
-from flowpolicy.errors import ConfigError, FlowPolicyError
-from flowpolicy.evaluation.task import BESIDE_THE_TASK, Task, check_keys
+from flowpolicy.errors import FlowPolicyError
+from flowpolicy.evaluation.task import check_keys
 from flowpolicy.optional import optional
+from flowpolicy.overrides import (
+    CONFIG_PACKAGE,
+    adopted_task,
+    defaults,
+    explained,
+    own_robot,
+    quote_paths,
+    refuse_bad_overrides,
+    typed,
+)
 from flowpolicy.runs.run_folder import claim, refuse_other_kind
-from flowpolicy.settings import unknown_key
 
 with optional("The scripts need {name}", "train", SystemExit):
     import hydra
     from filelock import FileLock, Timeout
     from hydra.core.config_store import ConfigStore
     from hydra.core.hydra_config import HydraConfig
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.core.override_parser.types import QuotedString
     from hydra.errors import HydraException
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-CONFIG_PACKAGE = "flowpolicy_configs"
 Main = Callable[[dict[str, Any], Path], None]
 _plugin_words: list[str] = []  # of the command line, which Hydra does not see
-_typed: dict[str, str] = {}  # words that Hydra sees in place of those that were typed: env=PATH
 
 
 def script(config_name: str) -> Callable[[Main], Callable[[], None]]:
@@ -72,12 +75,12 @@ def script(config_name: str) -> Callable[[Main], Callable[[], None]]:
             logging.getLogger("OpenGL").setLevel(logging.WARNING)  # it announces an optional module it lacks
             try:
                 _adopt_plugins()
-                sys.argv[1:] = [_adopted_task(word) for word in sys.argv[1:]]
+                sys.argv[1:] = [adopted_task(word) for word in sys.argv[1:]]
+                sys.argv[1:] = [part for word in sys.argv[1:] for part in own_robot(word)]
+                quote_paths(config_name)
+                refuse_bad_overrides(config_name)
             except FlowPolicyError as error:
                 _fail(str(error))
-            sys.argv[1:] = [part for word in sys.argv[1:] for part in _own_robot(word)]
-            _quote_paths(config_name)
-            _refuse_bad_overrides(config_name)
             hydra.main(version_base="1.3", config_path=f"pkg://{CONFIG_PACKAGE}", config_name=config_name)(
                 job
             )()
@@ -105,85 +108,17 @@ def _adopt_plugins() -> None:
     store = ConfigStore.instance().store
     for name, objective in OBJECTIVES.items():
         if _is_users(objective):
-            store(name, {"name": name, **_defaults(objective)}, "policy")
+            store(name, {"name": name, **defaults(objective)}, "policy")
     for name, rule in UPDATE_RULES.items():
         if _is_users(rule):
-            store(name, {"name": name, **_defaults(rule)}, "update")
+            store(name, {"name": name, **defaults(rule)}, "update")
     for name, network in NETWORKS.items():
         if _is_users(network):
-            store(name, {**_defaults(network.Config), "network": name}, "model")
-
-
-def _adopted_task(word: str) -> str:
-    """``env=PATH.yaml`` as a choice that Hydra finds, with the file's content; any other word as it is.
-
-    In a sweep, commas separate several.
-    """
-    key, _, values = word.partition("=")
-    is_sweep = any(flag in ("--multirun", "-m") for flag in sys.argv)
-    paths = [path.strip("'\"") for path in (values.split(",") if is_sweep else [values])]
-    if key.lstrip("+") != "env" or not any(path.endswith((".yaml", ".yml")) for path in paths):
-        return word
-    names = [_task_choice(Path(path)) if path.endswith((".yaml", ".yml")) else path for path in paths]
-    adopted = f"{key}={','.join(names)}"
-    _typed[adopted] = word
-    return adopted
-
-
-def _task_choice(path: Path) -> str:
-    """The name under which Hydra finds the task in a file.
-
-    Its ``demonstrations`` are looked for beside the file first, and then where one is.
-    """
-    path = path.expanduser()
-    try:
-        task = OmegaConf.load(path)
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"There is no task file {path}; check env=, or name a task as env=hopper."
-        ) from error
-    except Exception as error:  # of the system, of YAML and of OmegaConf
-        reason = " ".join(str(error).split())[:200].rstrip(".")
-        raise ConfigError(f"{path} cannot be read as a task's YAML file: {reason}.") from error
-    if not isinstance(task, DictConfig):
-        raise ConfigError(f"{path} must hold a task's settings, key: value; see docs/add_your_own_task.md.")
-    if "defaults" not in task:  # every setting is there, so that the command line can change it
-        groups: dict[str, Any] = {key: {} if inside else None for key, inside in BESIDE_THE_TASK.items()}
-        del groups["observation_keys"]  # left out means another thing than null
-        given = set(task.keys())  # of which `in` denies those that are ???
-        for key, default in {**_defaults(Task), **groups}.items():
-            if key not in given:
-                task[key] = default
-    demonstrations = task.get("demonstrations")
-    if isinstance(demonstrations, str) and (path.parent / demonstrations).exists():
-        task.demonstrations = str(path.parent / demonstrations)
-    stem = re.sub(r"[^\w-]+", "-", path.stem)
-    name = f"{stem}-{zlib.crc32(str(path.resolve()).encode()):08x}"  # two files may have one name
-    ConfigStore.instance().store(name, task, "env")
-    return name
-
-
-def _own_robot(word: str) -> list[str]:
-    """``robot=module:name`` in full; any other word as it is."""
-    is_own = re.fullmatch(r"robot=[A-Za-z_][\w.]*:[A-Za-z_]\w*", word)
-    return ["robot=own", f"robot.kind={word.partition('=')[2]}"] if is_own else [word]
+            store(name, {**defaults(network.Config), "network": name}, "model")
 
 
 def _is_users(cls: type) -> bool:
     return not cls.__module__.startswith("flowpolicy.")
-
-
-def _defaults(cls: Any) -> dict[str, Any]:
-    """The settings of a dataclass that have a default."""
-    found: dict[str, Any] = {}
-    for item in dataclasses.fields(cls):
-        if item.default is not dataclasses.MISSING:
-            found[item.name] = item.default
-        elif item.default_factory is not dataclasses.MISSING:
-            value: Any = item.default_factory()
-            is_config = dataclasses.is_dataclass(value) and not isinstance(value, type)
-            found[item.name] = dataclasses.asdict(value) if is_config else value
-    return found
 
 
 def _claim(run_dir: Path, config_name: str) -> None:
@@ -197,7 +132,7 @@ def composed(config_name: str, overrides: list[str]) -> dict[str, Any]:
         return _plain(hydra.compose(config_name, overrides=overrides))
     except (HydraException, OmegaConfBaseException) as error:
         base = OmegaConf.to_container(hydra.compose(config_name), resolve=False)
-        raise FlowPolicyError(_explained(str(error), base)) from error
+        raise FlowPolicyError(explained(str(error), base)) from error
 
 
 def chosen(group: str) -> str:
@@ -245,7 +180,7 @@ def _refusing_company(run_dir: Path) -> Iterator[None]:
 
 def command_line() -> str:
     """The command that started this program, as a user would type it."""
-    words = [*_plugin_words, *(_typed.get(word, word) for word in sys.argv[1:])]
+    words = [*_plugin_words, *(typed.get(word, word) for word in sys.argv[1:])]
     return " ".join([_program(), *map(shlex.quote, words)])
 
 
@@ -273,142 +208,6 @@ def _plain(config: DictConfig) -> dict[str, Any]:
     if isinstance(plain.get("env"), dict):
         check_keys(plain["env"])
     return plain
-
-
-def _quote_paths(config_name: str) -> None:
-    """Quote the values of the command line that Hydra would not read as the paths that they are."""
-    words = sys.argv[1:]
-    is_sweep = any(word in ("--multirun", "-m") for word in words)
-    if [quoted_path(word, is_sweep=is_sweep) for word in words] == words:
-        return
-    with hydra.initialize_config_module(CONFIG_PACKAGE, version_base="1.3"):
-        base = hydra.compose(config_name)
-    sys.argv[1:] = [quoted_path(word, base, is_sweep=is_sweep) for word in words]
-
-
-def quoted_path(word: str, base: DictConfig | None = None, *, is_sweep: bool = False) -> str:
-    """An override ``key=value``, its value quoted where Hydra's grammar would not read it as one text.
-
-    Parentheses, commas, brackets, spaces and others mean something in that grammar, and a path may hold them.
-    Quoted is what the grammar cannot read, and what it reads as something else though it is a path: a file of
-    that name exists or, outside of a sweep, it has a folder and no brackets around it. What the user quoted,
-    and the values of settings that are lists, numbers or switches, stay as they are.
-
-    Args:
-        word: of the command line.
-        base: the config before overrides; without one, any setting may be a text.
-        is_sweep: commas separate the values of several runs.
-    """
-    key, equals, value = word.partition("=")
-    if (
-        not equals
-        or not value
-        or not re.fullmatch(r"(\+\+?)?[\w.]+", key)
-        or (base is not None and not _takes_text(base, key.lstrip("+")))
-    ):
-        return word
-    quoted = f"{key}={_quoted(value)}"
-    try:
-        parsed = OverridesParser.create().parse_override(word)
-    except (HydraException, ValueError):  # a '[' that a list does not follow, a '(' without a function
-        return word if value[0] in "'\"[{" and not Path(value).exists() else quoted
-    if isinstance(parsed.value(), str | QuotedString):
-        return word
-    is_path = Path(value).exists() or (parsed.is_sweep_override() and not is_sweep and "/" in value)
-    return quoted if is_path else word
-
-
-def _takes_text(base: DictConfig, key: str) -> bool:
-    """Whether the config has a text at ``key``, or nothing that says what it takes."""
-    try:
-        value = OmegaConf.select(base, key, throw_on_missing=False)
-    except OmegaConfBaseException:
-        return True
-    return value is None or isinstance(value, str)
-
-
-def _quoted(value: str) -> str:
-    """``value`` in Hydra's quotes, where backslashes are doubled only before a quote and at the end."""
-    inside = re.sub(r"(\\*)'", r"\1\1\\'", value)
-    inside += "\\" * (len(inside) - len(inside.rstrip("\\")))
-    return f"'{inside}'"
-
-
-def _refuse_bad_overrides(config_name: str) -> None:
-    """Compose once beforehand, so that a misspelt override is one sentence and not Hydra's page."""
-    words = [word for word in sys.argv[1:] if word not in ("--multirun", "-m")]
-    if any(word.startswith("-") for word in words):  # Hydra's other flags (--help, ...): leave them to Hydra
-        return
-    is_sweep = len(words) < len(sys.argv) - 1
-    with hydra.initialize_config_module(CONFIG_PACKAGE, version_base="1.3"):
-        try:
-            overrides = _first_of_sweeps(words) if is_sweep else words
-            hydra.compose(config_name, overrides=overrides, return_hydra_config=True)
-        except (HydraException, OmegaConfBaseException) as error:
-            unread = next((word for word in words if not _is_override(word)), None)
-            if unread is not None:
-                _fail(_how_to_write(unread))
-            base = OmegaConf.to_container(hydra.compose(config_name), resolve=False)
-            _fail(_explained(str(error), base))
-
-
-def _is_override(word: str) -> bool:
-    try:
-        OverridesParser.create().parse_override(word)
-    except (HydraException, ValueError):
-        return False
-    return True
-
-
-def _how_to_write(word: str) -> str:
-    """One sentence on a word of the command line that is no override."""
-    key, equals, value = word.partition("=")
-    if not equals or not re.fullmatch(r"\S+", key):
-        return f"'{word}' is no setting; write key=value, such as seed=1."
-    return (
-        f"The value of {word} cannot be read; a list is written {key}=[a,b], and text with brackets or "
-        f'quotes in two pairs of quotes: "{key}={_quoted(value)}"'
-    )
-
-
-def _first_of_sweeps(overrides: list[str]) -> list[str]:
-    """The overrides of a sweep's first run."""
-    parsed = OverridesParser.create().parse_overrides(overrides)
-    return [
-        f"{item.get_key_element()}={next(item.sweep_string_iterator())}"
-        if item.is_sweep_override()
-        else str(item.input_line)
-        for item in parsed
-    ]
-
-
-def _explained(message: str, base: Any) -> str:
-    override = re.search(r"Could not override '([^']+)'", message)
-    if override:
-        return unknown_key(override.group(1), _dotted(base))
-    several = re.search(r"Ambiguous value for argument '([^'=]+)=([^']+)'", message)
-    if several:
-        key, values = several.groups()
-        return f"{key}={values} names several values; add --multirun to run each, or write {key}=[{values}]."
-    group = re.search(
-        r"Could not find '([^']+)/([^'/]+)'\s+Available options in '[^']+':((?:\s+[\w-]+$)+)",
-        message,
-        re.MULTILINE,
-    )
-    if group:
-        names = ", ".join(group.group(3).split())
-        own = ", or a file of your own: env=PATH.yaml" if group.group(1) == "env" else ""
-        return f"There is no {group.group(1)} called '{group.group(2)}'; choose one of: {names}{own}."
-    return " ".join(message.split("\n\n")[0].split())
-
-
-def _dotted(node: Any, prefix: str = "") -> list[str]:
-    keys: list[str] = []
-    for key, value in node.items():
-        keys.append(f"{prefix}{key}")
-        if isinstance(value, dict):
-            keys.extend(_dotted(value, f"{prefix}{key}."))
-    return keys
 
 
 def _fail(sentence: str, status: int = 1) -> None:

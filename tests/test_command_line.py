@@ -8,11 +8,12 @@ import hydra
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from flowpolicy.cli import quoted_path, script
+from flowpolicy.cli import script
 from flowpolicy.control.run_config import RunConfig
 from flowpolicy.errors import ConfigError
 from flowpolicy.evaluation.sweep import EvaluationConfig
 from flowpolicy.finetuning.config import FinetuneConfig
+from flowpolicy.overrides import quoted_path
 from flowpolicy.pretraining.run import PretrainConfig
 from flowpolicy.settings import build
 

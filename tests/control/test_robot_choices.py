@@ -303,9 +303,9 @@ def test_any_environment_is_a_task_once_rate_and_safe_action_are_known():
 )
 def test_an_own_robot_is_named_in_one_word(word, words):
     pytest.importorskip("hydra")
-    from flowpolicy.cli import _own_robot
+    from flowpolicy.overrides import own_robot
 
-    assert _own_robot(word) == words
+    assert own_robot(word) == words
 
 
 def test_the_documented_command_composes():
