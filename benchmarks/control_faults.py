@@ -33,12 +33,13 @@ from flowpolicy.acceleration.sampler import fastest_backend
 from flowpolicy.control.config import ControlConfig
 from flowpolicy.control.events import Event, name_of
 from flowpolicy.control.inference import SPARES, Answer, Inference, Worker, build_worker
-from flowpolicy.control.loop import SAFE, ControlLoop
+from flowpolicy.control.loop import ControlLoop
 from flowpolicy.control.policy_inference import InferenceBuilder
 from flowpolicy.control.robot import RobotError
 from flowpolicy.control.robots.trace import TraceRobot
 from flowpolicy.control.run_config import RunConfig
 from flowpolicy.control.system import MonotonicClock
+from flowpolicy.control.telemetry import SAFE
 from flowpolicy.data.store import read_demonstrations
 from flowpolicy.evaluation.summary import git_state, machine, versions
 from flowpolicy.files.reading import read_json

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 import signal
-import statistics
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flowpolicy.control.chunks import NOTHING, Choice, Chunks, Status
 from flowpolicy.control.config import ControlConfig
 from flowpolicy.control.events import Event, EventLog
 from flowpolicy.control.history import ObservationHistory
@@ -31,46 +29,17 @@ from flowpolicy.control.system import (
     real_time_priority,
     without_collection,
 )
-from flowpolicy.control.telemetry import SOURCES, Telemetry
+from flowpolicy.control.telemetry import OPERATOR, SAFE, Telemetry
 from flowpolicy.data import command_source
-from flowpolicy.execution.fusion import Chunk, Fusion, build_fusion
+from flowpolicy.execution.fusion import build_fusion
 from flowpolicy.execution.receding_horizon import ChunkPolicy
 from flowpolicy.execution.rotations import Rotation
 from flowpolicy.settings import require
 
-CHUNK, PREVIOUS, FAST, SAFE, OPERATOR = range(len(SOURCES))
 IN_COMMAND = {SAFE: command_source.SAFE, OPERATOR: command_source.OPERATOR}
 """Who was in command where a recording would not say the policy."""
-Choice = tuple[Action | None, int, int, int]
-"""A command, its source, and the number and step of its chunk."""
-NOTHING: Choice = (None, SAFE, -1, -1)
 CLOCK_STEP_S = 1.0
 """A tick this late is taken for a clock that was set or a machine that was suspended."""
-
-
-@dataclass
-class Status:
-    """Where a running loop stands; read by others, written by the loop alone.
-
-    Attributes:
-        tick: number of the present period.
-        misses: safe actions in a row, for want of a valid command.
-        chunks: that have arrived.
-        delay: actions executed while the last one was under way.
-        inference: seconds of the last one.
-        steps: actions executed: valid commands that the robot took.
-        stopped: why the loop ended; empty while it runs.
-        signal: number of the signal that ended it; 0 where none did.
-    """
-
-    tick: int = 0
-    misses: int = 0
-    chunks: int = 0
-    delay: int = -1
-    inference: float = float("nan")
-    steps: int = 0
-    stopped: str = ""
-    signal: int = 0
 
 
 class ControlLoop:
@@ -136,7 +105,7 @@ class ControlLoop:
         width = spec.action_high - spec.action_low
         self._width = np.where(width > 0, width, 1.0).astype(np.float32)
         rotations = dict.fromkeys((*spec.rotations, *Rotation.of(policy.spec.rotations)))
-        self.fusion: Fusion = build_fusion(
+        fusion = build_fusion(
             config.fusion, horizon, self.execute_horizon, self.max_delay, self._width, tuple(rotations)
         )
         self._dead_man = dead_man
@@ -152,18 +121,17 @@ class ControlLoop:
         self.history = ObservationHistory(policy.spec.features, policy.spec.obs_horizon, self.events)
         shape = (horizon, spec.action_dim)
         timeout = config.hang_timeout(self.period, left)
-        self._main = Pipeline(worker, shape, self.events, timeout, self.clock)
-        self._fast = None if fast is None else Pipeline(fast, shape, self.events, timeout, self.clock)
-        self._pipelines = [self._main] if self._fast is None else [self._main, self._fast]
-        self._fast_chunk: Chunk | None = None
-        self._newest: Chunk | None = None
-        self._asked_step = self._asked_tick = 0  # of the last request
-        self._is_due = True  # whatever the last request says
+        self.chunks = Chunks(
+            Pipeline(worker, shape, self.events, timeout, self.clock),
+            None if fast is None else Pipeline(fast, shape, self.events, timeout, self.clock),
+            fusion, self.status, self.events,
+            execute_horizon=self.execute_horizon, max_delay=self.max_delay,
+            budget_s=config.wait_share * self.period, fast_lead=config.fast_lead,
+        )  # fmt: skip
         self._holds = True  # the last tick executed nothing
-        self._recent: deque[float] = deque(maxlen=16)
         self._last: Action | None = None  # sent at the last tick
         self._sent: Action | None = None  # sent last
-        self._last_number = self._late = -1
+        self._last_number = -1
 
     def run(self, ticks: int | None = None) -> Status:
         """Run for a number of ticks, or until it is stopped; the robot is left with its safe action.
@@ -178,8 +146,7 @@ class ControlLoop:
         Raises:
             FlowPolicyError: the policy was not ready in time, or another loop controls the robot.
         """
-        for pipeline in self._pipelines:
-            pipeline.wait_until_ready(self.config.start_timeout_s)
+        self.chunks.wait_until_ready(self.config.start_timeout_s)
         with (
             exclusive(self.robot),
             self._operating(),
@@ -260,7 +227,7 @@ class ControlLoop:
                 self.events.add(
                     Event.DEADLINE_MISSED, tick, f"late by {1e3 * (now - deadline):.1f} ms", missed
                 )
-                self._is_due = True
+                self.chunks.is_due = True
                 tick += missed
                 deadline += missed * self.period
             status.tick = tick
@@ -269,8 +236,7 @@ class ControlLoop:
 
     def _clock_stepped(self, tick: int, seconds: float) -> None:
         self.events.add(Event.CLOCK_STEP, tick, f"{seconds:+.3f} s")
-        for pipeline in self._pipelines:
-            pipeline.clock_stepped(seconds)
+        self.chunks.clock_stepped(seconds)
 
     def _origin(self) -> float:
         """The first deadline: half a period after a step of the robot's own clock, where it has one."""
@@ -287,9 +253,12 @@ class ControlLoop:
         fresh = -self.period <= age <= self.config.safety.max_observation_age_s
         if not fresh and not self.history.is_empty:
             self.events.add(Event.OBSERVATION_STALE, tick, f"{age:.3f} s old")
-        self._is_due |= not fresh
-        arrived, seconds = self._collect(tick, fresh)
-        choice = self._choose(tick, fresh)
+        self.chunks.is_due |= not fresh
+        arrived, seconds = self.chunks.collect(
+            tick, self.history, may_ask=fresh and not self._is_paused, holds=self._holds,
+            operated=self._is_operated,
+        )  # fmt: skip
+        choice = self.chunks.choose(tick) if fresh and not self._awaits_reset else NOTHING
         row = {} if self._console is None and self._recorder is None else self.history.row()
         if self._console is not None:
             choice = self._intervened(self._console, choice, tick, fresh, row)
@@ -310,7 +279,8 @@ class ControlLoop:
         if self._recorder is not None:
             self._recorder.step(tick, row, sent, IN_COMMAND.get(source, command_source.POLICY))
         self._watch((command is None or sent is None) and not self._is_paused, tick)
-        self._ask_fast(tick, fresh)
+        if not self._is_paused:
+            self.chunks.ask_fast(tick, self.history, fresh=fresh)
         action: Any = sent if sent is not None else np.nan
         self.telemetry.add(
             tick, deadline, now, self.clock.now(), age, seconds, arrived, number, step, source, seam,
@@ -333,15 +303,7 @@ class ControlLoop:
                 self._judge(self.history.success, tick)
             self._awaits_reset = False
             self.gate.forget_hold()
-            self._drop_chunks()
-
-    def _drop_chunks(self) -> None:
-        """What has been sampled, or is being, belongs to the past."""
-        self.fusion.reset()
-        self._newest = self._fast_chunk = None
-        self._is_due = True
-        for pipeline in self._pipelines:
-            pipeline.forget()
+            self.chunks.drop()
 
     def _judge(self, success: bool | None, tick: int) -> None:
         """The episode has ended."""
@@ -353,7 +315,7 @@ class ControlLoop:
     def _end_episode(self, success: bool, tick: int) -> None:
         """The operator says that it is over."""
         self._judge(success, tick)
-        self._drop_chunks()
+        self.chunks.drop()
         self.history.restart()
         end = getattr(self.robot, "end_episode", None)
         if end is not None:
@@ -380,10 +342,11 @@ class ControlLoop:
             self._end_episode(found.success, tick)
             return NOTHING
         if found.pause or (console.commands and not commanded):
-            self._drop_chunks()
+            self.chunks.drop()
         if not console.commands:
             return NOTHING if found.pause else choice
-        self._is_due = True  # so that a chunk from where this leads is at hand when command is given back
+        # So that a chunk from where this leads is at hand when command is given back.
+        self.chunks.is_due = True
         return found.action if fresh else None, OPERATOR, -1, -1
 
     @property
@@ -393,70 +356,6 @@ class ControlLoop:
     @property
     def _is_operated(self) -> bool:
         return self._console is not None and self._console.commands
-
-    def _collect(self, tick: int, fresh: bool) -> tuple[int, float]:
-        """Take a finished chunk and ask for the next; its delay in steps (-1: none) and inference seconds."""
-        found = self._take(tick, 0.0)
-        step = self.status.steps
-        used = tick - self._asked_tick if self._holds else step - self._asked_step
-        is_due = (self._is_due or used >= self.execute_horizon) and not self._is_paused
-        if fresh and is_due and self._main.idle:
-            prefix = None if self._is_operated else self.fusion.prefix(step)
-            self._main.submit(step, self.history.newest(), prefix)
-            self._asked_step, self._asked_tick, self._is_due = step, tick, False
-            budget = self.config.wait_share * self.period
-            if self._recent and statistics.median(self._recent) < budget:
-                found = self._take(tick, budget) or found
-        return found if found is not None else (-1, float("nan"))
-
-    def _take(self, tick: int, wait: float) -> tuple[int, float] | None:
-        answer = self._main.take(tick, wait)
-        if answer is None:
-            if self._main.failed:  # ask again with the newest observation
-                self._is_due = True
-            return None
-        actions, start, seconds = answer
-        step = self.status.steps
-        chunk = Chunk(actions, start, step, waited=tick - self._asked_tick - (step - start))
-        if self._is_operated:  # nothing of the chunk before it was executed
-            self.fusion.reset()
-        self.fusion.add(chunk)
-        self._newest = chunk
-        self._recent.append(seconds)
-        status = self.status
-        status.chunks, status.delay, status.inference = status.chunks + 1, chunk.delay, seconds
-        return chunk.delay, seconds
-
-    def _choose(self, tick: int, fresh: bool) -> Choice:
-        """The tick's command, its source, and the number and step of its chunk."""
-        if not fresh or self._awaits_reset:
-            return NOTHING
-        now = self.status.steps
-        action = self.fusion.action(now)
-        if action is not None and self._newest is not None:
-            step = now - self._newest.start
-            late = step >= self.execute_horizon + self.max_delay
-            if late and self._late != self.status.chunks:
-                self._late = self.status.chunks
-                self.events.add(Event.INFERENCE_LATE, tick)
-            return action, PREVIOUS if late else CHUNK, self.status.chunks, step
-        if self._fast_chunk is not None and (action := self._fast_chunk.at(now)) is not None:
-            self.events.add(Event.FAST_SAMPLER, tick)
-            return action, FAST, -2 - self._fast_chunk.start, now - self._fast_chunk.start
-        return NOTHING
-
-    def _ask_fast(self, tick: int, fresh: bool) -> None:
-        """Request a chunk from the faster sampler where the main one may leave a gap."""
-        if self._fast is None or self._is_paused:
-            return
-        step = self.status.steps
-        answer = self._fast.take(tick, 0.0)
-        if answer is not None:
-            self._fast_chunk = Chunk(answer[0], answer[1], step)
-        covered = max((c.end for c in (self._newest, self._fast_chunk) if c is not None), default=step)
-        runs_out = covered - step <= self.config.fast_lead
-        if fresh and self.status.chunks and runs_out and self._fast.idle:
-            self._fast.submit(step, self.history.newest(), None)
 
     def _watch(self, missed: bool, tick: int) -> None:
         status, patience = self.status, self.config.start_timeout_s

@@ -14,6 +14,7 @@ from flowpolicy.settings import require
 SOURCES = ("chunk", "previous", "fast", "safe", "operator")
 """Where a tick's action came from: the chunk that was due, the one before it, the faster sampler, the robot's
 safe action, the operator."""
+CHUNK, PREVIOUS, FAST, SAFE, OPERATOR = range(len(SOURCES))
 
 _FIELDS = [
     ("tick", np.int64),  # number of the period since the start

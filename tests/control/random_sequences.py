@@ -21,10 +21,11 @@ from control_toys import A, ToyClock, ToyPolicy, ToyRobot, ToyWorker, died
 from flowpolicy.control import loop as loop_module
 from flowpolicy.control.config import ControlConfig
 from flowpolicy.control.events import Event, EventLog
-from flowpolicy.control.loop import OPERATOR, SAFE, ControlLoop
+from flowpolicy.control.loop import ControlLoop
 from flowpolicy.control.operator import Intervention
 from flowpolicy.control.safety import SafetyConfig, SafetyGate
 from flowpolicy.control.system import DriverWatch
+from flowpolicy.control.telemetry import OPERATOR, SAFE
 
 RATE_HZ = 100.0
 SAFE_ACTIONS = ("hold", "zero", "numbers")
@@ -234,7 +235,7 @@ def drive_loop(random, robot, safety, length):
 def watch_chunks(loop, robot):
     """Where each chunk began, by its number, in commands that the robot has taken; and these by tick."""
     starts, executed, asked = {}, {}, {}
-    submit, add, observe = loop._main.submit, loop.fusion.add, loop._observe
+    submit, add, observe = loop.chunks.main.submit, loop.chunks.fusion.add, loop._observe
 
     def submitted(step, observation, prefix):
         assert step == robot.executed, f"asked at step {step} after {robot.executed} executed actions"
@@ -251,7 +252,7 @@ def watch_chunks(loop, robot):
         executed[tick] = robot.executed
         observe(tick, now)
 
-    loop._main.submit, loop.fusion.add, loop._observe = submitted, added, observed
+    loop.chunks.main.submit, loop.chunks.fusion.add, loop._observe = submitted, added, observed
     return starts, executed
 
 

@@ -16,12 +16,13 @@ from script_runs import run_script
 
 from flowpolicy.control.config import ControlConfig
 from flowpolicy.control.events import Event
-from flowpolicy.control.loop import CHUNK, SAFE, ControlLoop
+from flowpolicy.control.loop import ControlLoop
 from flowpolicy.control.robot import RobotError
 from flowpolicy.control.robots.choosing import RobotConfig, build_robot
 from flowpolicy.control.run import run_control
 from flowpolicy.control.run_config import RunConfig
 from flowpolicy.control.safety import SafetyConfig
+from flowpolicy.control.telemetry import CHUNK, SAFE
 from flowpolicy.errors import ConfigError
 from flowpolicy.models.config import TransformerConfig
 from flowpolicy.policy import FlowPolicy

@@ -21,10 +21,11 @@ from control_toys import ToyPolicy, ToyWorker
 from flowpolicy.control.checklist import CheckList
 from flowpolicy.control.config import ControlConfig
 from flowpolicy.control.events import Event
-from flowpolicy.control.loop import CHUNK, SAFE, ControlLoop
+from flowpolicy.control.loop import ControlLoop
 from flowpolicy.control.robot import RobotError
 from flowpolicy.control.robots.lerobot import LeRobotRobot
 from flowpolicy.control.safety import SafetyConfig
+from flowpolicy.control.telemetry import CHUNK, SAFE
 from flowpolicy.errors import ConfigError, TaskError
 
 

@@ -10,8 +10,9 @@ from control_toys import A, ToyClock, ToyPolicy, ToyRobot, ToyWorker, died
 
 from flowpolicy.control.config import ControlConfig
 from flowpolicy.control.events import Event
-from flowpolicy.control.loop import CHUNK, FAST, PREVIOUS, SAFE, ControlLoop
+from flowpolicy.control.loop import ControlLoop
 from flowpolicy.control.safety import SafetyConfig
+from flowpolicy.control.telemetry import CHUNK, FAST, PREVIOUS, SAFE
 from flowpolicy.errors import ConfigError, TaskError
 from flowpolicy.features import Task, Vector
 

@@ -14,7 +14,7 @@ from control_toys import A, ToyClock, ToyPolicy, ToyRobot, ToyWorker
 
 from flowpolicy.control.config import ControlConfig
 from flowpolicy.control.events import Event, EventLog
-from flowpolicy.control.loop import OPERATOR, SAFE, ControlLoop
+from flowpolicy.control.loop import ControlLoop
 from flowpolicy.control.operator import Intervention, Moment
 from flowpolicy.control.operators.choosing import build_operator
 from flowpolicy.control.operators.function import FunctionOperator
@@ -25,6 +25,7 @@ from flowpolicy.control.run import run_control
 from flowpolicy.control.run_config import RunConfig
 from flowpolicy.control.safety import SafetyConfig
 from flowpolicy.control.system import MonotonicClock
+from flowpolicy.control.telemetry import OPERATOR, SAFE
 from flowpolicy.data import command_source
 from flowpolicy.data.store import read_demonstrations
 from flowpolicy.errors import ConfigError

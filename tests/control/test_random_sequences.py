@@ -38,8 +38,17 @@ def count_ticks_as_steps(monkeypatch):
 
 
 def keep_chunks_at_a_take_over(monkeypatch):
-    drop = ControlLoop._drop_chunks
-    monkeypatch.setattr(ControlLoop, "_drop_chunks", lambda self: self._is_operated or drop(self))
+    intervened = ControlLoop._intervened
+
+    def keeping(self, *arguments):
+        drop = self.chunks.drop
+        self.chunks.drop = lambda: self._is_operated or drop()
+        try:
+            return intervened(self, *arguments)
+        finally:
+            self.chunks.drop = drop
+
+    monkeypatch.setattr(ControlLoop, "_intervened", keeping)
 
 
 @pytest.mark.parametrize("mutate", [forget_what_was_sent, count_ticks_as_steps, keep_chunks_at_a_take_over])
