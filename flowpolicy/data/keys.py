@@ -14,9 +14,9 @@ TASKS = "tasks"
 """The attribute of a store that lists what its tasks are called, in words."""
 SOURCE = "source"
 """Key of who was in command at each step of a recorded run (:mod:`flowpolicy.data.command_source`)."""
-EPISODE_KEYS = ("reward", "terminated", "truncated", TASK_INDEX)
+EPISODE_KEYS = ("reward", "terminated", "truncated", TASK_INDEX, SOURCE)
 """Keys that are kept beside those that are chosen, where there are any."""
-PER_STEP_KEYS = (*EPISODE_KEYS, "done", SOURCE)
+PER_STEP_KEYS = (*EPISODE_KEYS, "done")
 """Keys of a store with one number a step that no policy observes as it is, any more than the action."""
 NOT_OBSERVED = ("action", *PER_STEP_KEYS)
 _LONGEST_KEY = 200
@@ -31,7 +31,7 @@ def chosen_keys(keys: Iterable[str], names: Iterable[str], where: Path | str) ->
     names = list(names)
     has_words = TASK_INDEX in names and "task" not in names
     keys = [TASK_INDEX if key == "task" and has_words else key for key in keys]
-    wanted = dict.fromkeys([*keys, "action", *(key for key in (*EPISODE_KEYS, SOURCE) if key in names)])
+    wanted = dict.fromkeys([*keys, "action", *(key for key in EPISODE_KEYS if key in names)])
     for key in wanted:
         if key not in names:
             raise DataError(f"{where} has no key '{key}'; it has {listed(names)}.")

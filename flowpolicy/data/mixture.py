@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,17 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from flowpolicy.data.command_source import source_or_operator
-from flowpolicy.data.keys import SOURCE
+from flowpolicy.data.keys import PER_STEP_KEYS, SOURCE, TASK_INDEX, TASKS
 from flowpolicy.data.memory import free_memory_bytes
 from flowpolicy.data.store import Demonstrations, read_demonstrations
+from flowpolicy.data.task_texts import TASK_TEXT, TaskTexts, is_task_text
 from flowpolicy.data.zarr_reading import open_store
 from flowpolicy.errors import DataError
 from flowpolicy.features import Feature, Presence
 from flowpolicy.features.presence import presence_key
 from flowpolicy.features.stored import KINDS
 
-DATASETS = "datasets"
-"""The attribute of demonstrations from stores: name -> ``{"path": ..., "episodes": [first, end]}``."""
 _BLOCK_BYTES = 1 << 26
-TASK, TASK_INDEX, TASKS = "task", "task_index", "tasks"
 _COMMON = ("fps", "env_id", "env_version", "robot_type", TASKS)
 """Attributes that say nothing of the whole where the stores do not agree."""
 
@@ -59,13 +57,14 @@ def read_stores(
     kinds, held = kinds or {}, []
     for path in paths:
         with open_store(path) as store:
-            held.append([key for key in keys if key in store.arrays or _is_text(key, store.arrays)])
+            held.append([key for key in keys if key in store.arrays or is_task_text(key, store.arrays)])
     nowhere = [key for key in keys if not any(key in some for some in held)]
     if nowhere:
         raise DataError(f"No store of {', '.join(paths)} has '{nowhere[0]}'; choose other observation keys.")
     limit = free_memory_bytes() // 2 if image_memory_bytes is None else image_memory_bytes
+    each = limit // len(paths)
     parts = [
-        read_demonstrations(path, some, limit, {key: kinds[key] for key in some if key in kinds})
+        read_demonstrations(path, some, each, {key: kinds[key] for key in some if key in kinds})
         for path, some in zip(paths, held, strict=True)
     ]
     return combined(parts, keys, image_size, limit)
@@ -83,7 +82,7 @@ def combined(
         DataError: actions of different sizes, or a key of different kinds or shapes.
     """
     lengths = [part.num_steps for part in parts]
-    has_text = {key: [_is_text(key, part.arrays) for part in parts] for key in keys}
+    has_text = {key: [is_task_text(key, part.arrays) for part in parts] for key in keys}
     tasks = _share_tasks(parts, any(any(has) for has in has_text.values()))
     features = {key: _common(key, parts, image_size) for key in keys if not any(has_text[key])}
     sizes = {part.arrays["action"].shape[1]: part.source for part in reversed(parts)}
@@ -100,10 +99,16 @@ def combined(
     for key, feature in features.items():
         arrays[key] = _joined(key, feature, parts, image_memory_bytes)
     for key in sorted(others):
-        arrays[key] = np.concatenate([part.arrays[key] for part in parts])
+        rows = [part.arrays[key] for part in parts]
+        if key in PER_STEP_KEYS:
+            rows = [values.reshape(len(values)) for values in rows]
+        arrays[key] = np.concatenate(rows)
     if any(SOURCE in part.arrays for part in parts):
         arrays[SOURCE] = np.concatenate([source_or_operator(part.arrays) for part in parts])
-    kinds = dict(parts[0].attributes.get(KINDS) or {})
+    kinds: dict[str, Any] = {}
+    for key, has in has_text.items():
+        if any(has) and (kind := _text_kind(parts, has)) is not None:
+            kinds[key] = kind
     kinds |= {key: feature.declaration() for key, feature in features.items()}
     for key, flag in flags.items():
         if presence_key(key) in arrays:
@@ -114,13 +119,13 @@ def combined(
         [part.episode_ends + before for part, before in zip(parts, _before(lengths), strict=True)]
     )
     source = ", ".join(Path(part.source).name for part in parts)
-    return Demonstrations(arrays, ends, {**_attributes(parts), **tasks, KINDS: kinds}, source)
+    attributes = {**_attributes(parts), **tasks, KINDS: kinds}
+    return Demonstrations(arrays, ends, attributes, source, _parts(parts))
 
 
 def datasets(demos: Demonstrations) -> dict[str, range]:
     """The episodes of each store that ``demos`` come from, by its name; empty where they come from one."""
-    found = demos.attributes.get(DATASETS, {}) if len(demos.attributes.get(DATASETS, {})) > 1 else {}
-    return {name: range(*about["episodes"]) for name, about in found.items()}
+    return {name: episodes for name, (_, episodes) in demos.parts.items()} if len(demos.parts) > 1 else {}
 
 
 def present(demos: Demonstrations, key: str) -> slice | NDArray[np.bool_]:
@@ -130,25 +135,41 @@ def present(demos: Demonstrations, key: str) -> slice | NDArray[np.bool_]:
     return flag > 0 if is_flag and flag is not None else slice(None)
 
 
-def _is_text(key: str, names: Container[str]) -> bool:
-    """Whether a key stands for words of the task, of which a store has a table and a number a step."""
-    return key == TASK and key not in names and TASK_INDEX in names
-
-
 def _share_tasks(parts: Sequence[Demonstrations], are_asked_for: bool) -> dict[str, Any]:
     """Make the stores' numbers those of one table of tasks, which is returned as an attribute; a store
     without any has no words where others' are asked for.
     """
-    has = [TASK_INDEX in part.arrays and isinstance(part.attributes.get(TASKS), list) for part in parts]
+    has = [TASK_INDEX in part.arrays and TASKS in part.attributes for part in parts]
     if not (all(has) or are_asked_for):
         return {}
     shared: list[Any] = []
     for part, known in zip(parts, has, strict=True):
-        tasks = part.attributes[TASKS] if known else [""]
-        shared += [task for task in tasks if task not in shared]
+        attributes = part.attributes if known else {TASKS: [""]}
         index = part.arrays[TASK_INDEX] if known else np.zeros(part.num_steps, np.int64)
-        part.arrays[TASK_INDEX] = np.array([shared.index(task) for task in tasks])[index]
+        texts = TaskTexts(attributes, index, part.source)
+        shared += [task for task in texts.tasks if task not in shared]
+        part.arrays[TASK_INDEX] = np.array([shared.index(task) for task in texts.tasks])[texts.index]
     return {TASKS: shared}
+
+
+def _text_kind(parts: Sequence[Demonstrations], has: Sequence[bool]) -> Any:
+    """How the words are read, as the stores that have them declare it; None where they do not.
+
+    Raises:
+        DataError: they do not agree.
+    """
+    told = [
+        ((part.attributes.get(KINDS) or {}).get(TASK_TEXT), part.source)
+        for part, known in zip(parts, has, strict=True)
+        if known
+    ]
+    for kind, source in told[1:]:
+        if kind != told[0][0]:
+            raise DataError(
+                f"The words of the task are declared as {told[0][0]} in {told[0][1]} and as {kind} in "
+                f"{source}; say which with data.kinds."
+            )
+    return told[0][0] if told else None
 
 
 def _common(key: str, parts: Sequence[Demonstrations], image_size: tuple[int, int] | None) -> Feature:
@@ -207,7 +228,7 @@ def _resized(block: NDArray[Any], feature: Feature) -> NDArray[Any]:
 
 
 def _attributes(parts: Sequence[Demonstrations]) -> dict[str, Any]:
-    """Those of the first store, without those of one alone, and the data sets."""
+    """Those of the first store, without those of one alone."""
     attributes = dict(parts[0].attributes)
     for name in _COMMON:
         if any(part.attributes.get(name) != attributes.get(name) for part in parts):
@@ -219,12 +240,17 @@ def _attributes(parts: Sequence[Demonstrations]) -> dict[str, Any]:
             masks.setdefault(name, []).extend(first + number for number in numbers)
     if masks:
         attributes["masks"] = masks
+    return attributes
+
+
+def _parts(parts: Sequence[Demonstrations]) -> dict[str, tuple[str, range]]:
+    """See :attr:`Demonstrations.parts`."""
     names = _names([Path(part.source).name.partition(".")[0] for part in parts])
-    attributes[DATASETS] = {
-        name: {"path": part.source, "episodes": [first, first + part.num_episodes]}
+    before = _before([part.num_episodes for part in parts])
+    return {
+        name: (part.source, range(first, first + part.num_episodes))
         for name, part, first in zip(names, parts, before, strict=True)
     }
-    return attributes
 
 
 def _names(stems: Sequence[str]) -> list[str]:

@@ -37,12 +37,14 @@ class Demonstrations:
         episode_ends: ``(episodes,)`` int64, strictly increasing, the last equal to ``steps``.
         attributes: where the data come from (env_id, fps, source, licence, recipe, ...).
         source: the file they were read from, for messages.
+        parts: name -> path and episodes of each store, where they come from several.
     """
 
     arrays: dict[str, NDArray[Any]]
     episode_ends: NDArray[Any]
     attributes: dict[str, Any] = field(default_factory=dict)
     source: str = "demonstrations"
+    parts: dict[str, tuple[str, range]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.episode_ends = np.asarray(self.episode_ends)

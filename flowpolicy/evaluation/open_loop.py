@@ -172,6 +172,7 @@ def evaluate_open_loop(
     held_out: Sequence[int],
     training: Sequence[int],
     *,
+    learnt: NDArray[np.bool_] | None = None,
     seed: int = 0,
 ) -> OpenLoopResult:
     """Predict chunks along the held-out episodes, by the policy and by both baselines.
@@ -186,6 +187,8 @@ def evaluate_open_loop(
         demos: with the policy's observations.
         held_out: episodes to predict, which the policy was not trained on.
         training: episodes that it was trained on.
+        learnt: the steps ``(steps,)`` that show what a policy should do; None: all. The others are neither
+            predicted nor neighbours.
         seed: of the noise x_0.
 
     Raises:
@@ -196,9 +199,13 @@ def evaluate_open_loop(
         as_tensors(demos, spec.features, "cpu"), as_tensors(demos, ["action"], "cpu")["action"],
         demos.episode_ends, spec.obs_horizon, spec.action_horizon,
     )  # fmt: skip
-    starts, ends, usable = demos.episode_starts, demos.episode_ends, usable_episodes(demos, held_out)
-    steps = _thinned(np.concatenate([np.arange(starts[e] + 1, ends[e]) for e in usable]), WINDOWS)
-    neighbours = _Neighbours(policy, windows, [np.arange(starts[e], ends[e]) for e in training])
+    starts, ends, usable = demos.episode_starts, demos.episode_ends, usable_episodes(demos, held_out, learnt)
+    shown = np.ones(demos.num_steps, bool) if learnt is None else learnt
+    steps = np.concatenate([np.arange(starts[e] + 1, ends[e]) for e in usable])
+    steps = _thinned(steps[shown[steps]], WINDOWS)
+    trained = np.concatenate([np.arange(starts[e], ends[e]) for e in training])
+    neighbours = _Neighbours(policy, windows, trained[shown[trained]])
+    ahead = np.arange(spec.action_horizon)
     owner = np.searchsorted(np.asarray([ends[e] for e in usable]), steps, side="right")
     shape = len(usable), *spec.chunk_shape
     squares, counts = {method: np.zeros(shape) for method in METHODS}, np.zeros(shape[:2], np.int64)
@@ -212,7 +219,8 @@ def evaluate_open_loop(
             HOLD: last[:, None].expand_as(batch.action),
             NEAREST: neighbours.chunks(batch.observation),
         }
-        mask = batch.mask.numpy()
+        future = np.minimum(steps[part][:, None] + ahead, demos.num_steps - 1)
+        mask = batch.mask.numpy() & shown[future]
         np.add.at(counts, owner[part], mask)
         for method, chunk in predictions.items():
             squared = (chunk.double() - batch.action.double()).numpy() ** 2
@@ -235,13 +243,18 @@ def evaluate_open_loop(
     )
 
 
-def usable_episodes(demos: Demonstrations, held_out: Sequence[int]) -> list[int]:
-    """The held-out episodes that can be predicted: those of two steps or more.
+def usable_episodes(
+    demos: Demonstrations, held_out: Sequence[int], learnt: NDArray[np.bool_] | None = None
+) -> list[int]:
+    """The held-out episodes that can be predicted: those of two steps or more, one of them, but for the
+    first, ``learnt``.
 
     Raises:
         DataError: there is none.
     """
-    usable = [episode for episode in sorted(held_out) if demos.episode_lengths[episode] > 1]
+    shown = np.ones(demos.num_steps, bool) if learnt is None else learnt
+    starts, ends = demos.episode_starts, demos.episode_ends
+    usable = [episode for episode in sorted(held_out) if shown[starts[episode] + 1 : ends[episode]].any()]
     if not usable:
         raise DataError(
             f"{demos.source} has no held-out episode of two steps or more to be evaluated on; raise "
@@ -253,12 +266,12 @@ def usable_episodes(demos: Demonstrations, held_out: Sequence[int]) -> list[int]
 class _Neighbours:
     """Training steps by what a policy observes at them."""
 
-    def __init__(self, policy: FlowPolicy, windows: ChunkSampler, steps: list[NDArray[np.int64]]) -> None:
+    def __init__(self, policy: FlowPolicy, windows: ChunkSampler, steps: NDArray[np.int64]) -> None:
         self.policy, self.windows = policy, windows
         observation = windows.batch(torch.zeros(1, dtype=torch.int64)).observation
         bytes_of_one = sum(values.nbytes for values in observation.values())
         most = int(min(NEIGHBOURS, max(1_000, _NEIGHBOUR_BYTES / bytes_of_one)))
-        self.steps = torch.from_numpy(_thinned(np.concatenate(steps), most))
+        self.steps = torch.from_numpy(_thinned(steps, most))
         parts = progress(torch.split(self.steps, _BATCH), "read training observations")
         self.points = torch.cat([self._points(windows.batch(part).observation) for part in parts])
 

@@ -103,7 +103,7 @@ def _text(path: Path, inspection: Inspection, store: Path) -> str:
     steps, batch_size = training(count, has_images=has_images)
     low, high = _bounds(inspection.arrays["action"])
     lines = [
-        f"# The task of {store.name}, as its recording declares it; change what you know better.",
+        f"# The task of {_comment(store.name)}, as its recording declares it; change what you know better.",
         f"# flowpolicy pretrain env={path.name}",
         f"name: {_scalar(_task_name(path.stem))}",
         "env_id: null  # no simulator; a Gymnasium id adds rollouts and fine-tuning",
@@ -204,8 +204,13 @@ def _dimension_names(inspection: Inspection) -> dict[str, list[str]]:
         key = "observation" if name == "observation.state" else name.removeprefix("observation.")
         array = inspection.arrays.get(key)
         if isinstance(names, list) and array is not None and array.shape[1:] == (len(names),):
-            found[key] = [re.sub(r"\s+", " ", str(each))[:40] for each in names]
+            found[key] = [_comment(str(each))[:40] for each in names]
     return found
+
+
+def _comment(text: str) -> str:
+    """A text on one line of a YAML file, which takes no control characters."""
+    return re.sub(r"\s+", " ", "".join(each if each.isprintable() else " " for each in text))
 
 
 def _bounds(action: NDArray[Any]) -> tuple[list[str], list[str]]:

@@ -42,17 +42,20 @@ class CapturedBackward:
     def _capture(self, backward: Backward) -> None:
         drawn, drawn_there = torch.get_rng_state(), torch.cuda.get_rng_state()
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UP):
-                backward(self.batch, self.draws)
-        torch.cuda.current_stream().wait_stream(stream)
-        if not torch.equal(torch.get_rng_state(), drawn):
-            raise RuntimeError("the loss draws random numbers on the CPU, which a graph would repeat")
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.metrics = backward(self.batch, self.draws)
-        torch.cuda.set_rng_state(drawn_there)
+        try:
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(WARM_UP):
+                    backward(self.batch, self.draws)
+            torch.cuda.current_stream().wait_stream(stream)
+            if not torch.equal(torch.get_rng_state(), drawn):
+                raise RuntimeError("the loss draws random numbers on the CPU, which a graph would repeat")
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.metrics = backward(self.batch, self.draws)
+        finally:  # the first step draws as all others do, captured or not
+            torch.set_rng_state(drawn)
+            torch.cuda.set_rng_state(drawn_there)
 
     def __call__(self, batch: Batch, draws: Draws) -> Metrics:
         """The metrics of another batch; its gradients are in the parameters."""

@@ -42,7 +42,11 @@ def _described(config: PolicyConfig) -> dict[str, Any]:
     return {
         "the objective": config.objective["name"],
         "the network": config.model.network,
-        "the observations": {key: feature.content() for key, feature in config.observations.items()},
+        "the observations": {
+            # Texts that a policy knows are for its warnings alone: it reads any.
+            key: {name: value for name, value in feature.content().items() if name != "known"}
+            for key, feature in config.observations.items()
+        },
         "actions of size": config.action_dim,
         "learnt actions": dataclasses.asdict(config.actions),
         "an observation horizon of": config.obs_horizon,

@@ -7,6 +7,9 @@ import logging
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from flowpolicy.data.store import Demonstrations
 from flowpolicy.evaluation.open_loop import (
     HOLD,
@@ -85,6 +88,7 @@ class OpenLoop:
         demos: the recording.
         training: episodes that are trained on.
         held_out: the others.
+        learnt: the steps that are learnt; None: all.
         seed: of the noise.
 
     Raises:
@@ -92,10 +96,17 @@ class OpenLoop:
     """
 
     def __init__(
-        self, task: Task, demos: Demonstrations, training: list[int], held_out: list[int], seed: int
+        self,
+        task: Task,
+        demos: Demonstrations,
+        training: list[int],
+        held_out: list[int],
+        learnt: NDArray[np.bool_] | None,
+        seed: int,
     ) -> None:
-        self._task, self._demos, self._seed = task, demos, seed
-        self._training, self._held_out = training, usable_episodes(demos, held_out) if held_out else []
+        self._task, self._demos, self._learnt, self._seed = task, demos, learnt, seed
+        self._training = training
+        self._held_out = usable_episodes(demos, held_out, learnt) if held_out else []
 
     def announce(self) -> None:
         """In one line, that it is open loop."""
@@ -137,4 +148,6 @@ class OpenLoop:
         return result.metrics(), result.scalars()
 
     def _evaluated(self, policy: FlowPolicy) -> OpenLoopResult:
-        return evaluate_open_loop(policy, self._demos, self._held_out, self._training, seed=self._seed)
+        return evaluate_open_loop(
+            policy, self._demos, self._held_out, self._training, learnt=self._learnt, seed=self._seed
+        )

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from flowpolicy.data.command_source import learnt_steps
 from flowpolicy.data.mixture import datasets, read_stores
 from flowpolicy.data.store import Demonstrations, read_demonstrations
 from flowpolicy.data.zarr_reading import resolve_path
@@ -173,7 +174,14 @@ def _run(config: PretrainConfig, run_dir: Path, command: str, group: Processes) 
 def _judge(config: PretrainConfig, task: Task, policy: FlowPolicy, demos: Demonstrations) -> Judge:
     if task.env_id is not None:
         return Rollouts(policy, task, config.train, int(config.video))
-    return OpenLoop(task, demos, *split_episodes(demos, config.data, config.seed), config.seed)
+    training, held_out = split_episodes(demos, config.data, config.seed)
+    learnt = learnt_steps(demos.arrays, config.data.only_source, demos.source)
+    parts = datasets(demos)
+    if config.data.normalizers == "each" and parts:  # the policy that is judged has those of the first store
+        name, first = next(iter(parts.items()))
+        logger.info("With normalisers of each store, the policy is judged on episodes of %s.", name)
+        training, held_out = ([e for e in episodes if e in first] for episodes in (training, held_out))
+    return OpenLoop(task, demos, training, held_out, learnt, config.seed)
 
 
 def find_demonstrations(config: PretrainConfig, task: Task) -> Demonstrations:
@@ -247,7 +255,8 @@ def make_policy(config: PretrainConfig, task: Task, demos: Demonstrations) -> Fl
             task=dataclasses.asdict(task),
         )
     )
-    load_pretrained(policy.network)
+    if start is None:
+        load_pretrained(policy.network)
     first = next(iter(datasets(demos).values()), None) if config.data.normalizers == "each" else None
     arrays, action = fit(policy, demos, first)
     if start is not None:

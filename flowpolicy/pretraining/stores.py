@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from flowpolicy.data.command_source import learnt_steps
-from flowpolicy.data.mixture import DATASETS, datasets, present
+from flowpolicy.data.mixture import datasets, present
 from flowpolicy.data.sampling import ChunkSampler, as_tensors
 from flowpolicy.data.store import Demonstrations
 from flowpolicy.data.weighting import MixtureSampler
@@ -222,7 +222,7 @@ def describe(demos: Demonstrations, training: ChunkSampler) -> dict[str, Any]:
     lengths = demos.episode_lengths
     return {
         name: {
-            "path": demos.attributes[DATASETS][name]["path"],
+            "path": demos.parts[name][0],
             "episodes": len(episodes),
             "steps": int(lengths[episodes.start : episodes.stop].sum()),
             "share": training.shares[name],

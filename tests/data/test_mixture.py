@@ -119,3 +119,41 @@ def test_the_tasks_of_stores_become_one_table():
         each.arrays["state"] = np.zeros((each.num_steps, 1), np.float32)
     second.arrays["task_index"] = np.array([0, 1] * 3)
     assert "tasks" not in combined([second, silent], ["state"]).attributes
+
+
+def told(part, tasks, kind=None):
+    """The same store, its steps told in words."""
+    index = np.arange(part.num_steps) % len(tasks)
+    attributes = {"tasks": tasks} | ({"kinds": {"task": kind}} if kind else {})
+    return Demonstrations({**part.arrays, "task_index": index}, part.episode_ends, attributes, part.source)
+
+
+@pytest.mark.parametrize("words_first", [True, False])
+def test_the_words_keep_their_kind_whichever_store_has_them(words_first):
+    stores = [told(part("told", 6), ["lift"], "frozen_text"), part("silent", 6)]
+    demos = combined(stores if words_first else stores[::-1], ["state", "task"])
+    assert demos.attributes["kinds"]["task"] == "frozen_text"
+    with pytest.raises(DataError, match=r"declared as frozen_text in told.* and as text in other"):
+        combined(
+            [told(part("told", 6), ["lift"], "frozen_text"), told(part("other", 6), ["lift"], "text")],
+            ["task"],
+        )
+
+
+def test_numbers_of_steps_may_be_columns_and_must_be_tasks():
+    column = told(part("column", 6), ["a", "b"])
+    column.arrays |= {key: column.arrays[key][:, None] for key in ("task_index", "reward")}
+    demos = combined([column, told(part("row", 6), ["b"])], ["task"])
+    assert demos.attributes["tasks"] == ["a", "b"]
+    assert demos.arrays["task_index"].tolist() == [0, 1] * 3 + [1] * 6
+    assert demos.arrays["reward"].shape == (12,)
+    wrong = told(part("wrong", 6), ["a"])
+    wrong.arrays["task_index"] = np.full(6, 3)
+    with pytest.raises(DataError, match="counts tasks from 3 to 3"):
+        combined([column, wrong], ["task"])
+
+
+def test_an_attribute_makes_no_mixture():
+    one = part("one", 6)
+    one.attributes["datasets"] = {"a": {"episodes": [0, 9]}, "b": []}
+    assert datasets(one) == {}

@@ -7,9 +7,11 @@ import pytest
 
 from flowpolicy.data import store_writing
 from flowpolicy.data.command_source import OPERATOR, POLICY, SAFE, commanded_shares, learnt_steps
+from flowpolicy.data.importers import import_demonstrations
 from flowpolicy.data.inspection import inspect_demonstrations, table
 from flowpolicy.data.mixture import combined
 from flowpolicy.data.recording import RecordedStore, recover
+from flowpolicy.data.robomimic_writing import write_robomimic
 from flowpolicy.data.sampling import ChunkSampler
 from flowpolicy.data.store import Demonstrations, read_demonstrations
 from flowpolicy.data.weighting import MixtureSampler
@@ -35,6 +37,13 @@ def record(path, lengths):
         first += length
         store.end_episode(("success",) if number % 2 else ())
     return store
+
+
+def test_who_was_in_command_comes_along_where_keys_are_chosen(tmp_path):
+    path = record(tmp_path / "run", [3, 7]).close()
+    demos = import_demonstrations(path, keys=["observation"])
+    assert set(demos.arrays) == {"observation", "action", "source"}
+    assert "source" in import_demonstrations(write_robomimic(tmp_path / "out.hdf5", demos)).arrays
 
 
 @pytest.mark.parametrize("chunk", [1, 1000, 1 << 20])

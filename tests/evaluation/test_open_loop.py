@@ -157,3 +157,19 @@ def test_both_plots_are_drawn(tmp_path):
     for plot in (plot_trajectories, plot_errors):
         path = plot(result, tmp_path / f"{plot.__name__}.png", control_hz=10.0, title="toy")
         assert path.stat().st_size > 10_000
+
+
+def test_steps_that_are_not_learnt_are_neither_predicted_nor_neighbours():
+    demos = recording()
+    policy = policy_of(demos)
+    oracle = Oracle(policy.config)
+    oracle.load_state_dict(policy.state_dict())
+    learnt = np.ones(demos.num_steps, bool)
+    starts = demos.episode_starts
+    learnt[starts[0] + 4 : starts[1]] = False
+    demos.arrays["action"][~learnt] = 100  # what nobody should do
+    result = evaluate_open_loop(oracle, demos, [0, 2], [1], learnt=learnt)
+    assert result.error() == 0
+    np.testing.assert_array_equal(result.counts[0], [3, 2, 1, 0])  # steps 1 to 3, up to step 3
+    with pytest.raises(DataError, match="no held-out episode"):
+        evaluate_open_loop(oracle, demos, [0], [1], learnt=np.zeros(demos.num_steps, bool))

@@ -38,7 +38,7 @@ def test_it_is_a_task_without_a_simulator_with_the_rate_the_keys_and_the_bounds_
         still=np.ones((40, 4), np.float32),
         **{"next.success": np.arange(40) % 20 == 19, "reward": np.zeros(40, np.float32)},
     )
-    names = {"action": ["pan", "grip: yes"], "observation.state": ["x", "y", "z"]}
+    names = {"action": ["pan", "grip:\x07yes"], "observation.state": ["x", "y", "z"]}
     settings, text = written(tmp_path, arrays, {"fps": 20, "dimension_names": names})
     check_keys(settings)
     task = task_from(settings)

@@ -17,7 +17,7 @@ from flowpolicy.data.importers.hdf5 import (
 )
 from flowpolicy.data.importers.registry import importer
 from flowpolicy.data.importers.source import Feature, Source, natural_order
-from flowpolicy.data.keys import TASK_INDEX, TASKS
+from flowpolicy.data.keys import SOURCE, TASK_INDEX, TASKS
 from flowpolicy.errors import DataError
 
 _KEYS = {
@@ -26,6 +26,7 @@ _KEYS = {
     "dones": "done",
     "obs": "observation",
     TASK_INDEX: TASK_INDEX,
+    SOURCE: SOURCE,
 }
 _ROBOSUITE_TYPE = 1  # robomimic's number for robosuite's environments
 
