@@ -379,7 +379,12 @@ def main() -> None:
             "git_commit": git_state()[0],
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        content["command"] = "python benchmarks/gpu.py --checkout PATH"
+        missing = [name for name in PARTS if name not in content["parts"]]
+        content |= {
+            "command": "python benchmarks/gpu.py --checkout PATH",
+            "missing": missing,
+            "complete": not missing,
+        }
         write_json(path, content)
         print(f"{part}: {time.perf_counter() - started:.0f} s", flush=True)
 

@@ -77,6 +77,9 @@ class CheckList:
         worker: samples chunks; the loop's.
         complete: False leaves out what is not safety (2, the cameras' pictures, 4).
         rehearsal: nothing moves: what fails is told and not refused.
+
+    Attributes:
+        first: the policy's first command ``(A,)``, before any limit; None before :meth:`go`.
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class CheckList:
         self.loop, self.policy = loop, policy
         self.complete, self.rehearsal = complete, rehearsal
         self.checks: list[Check] = []
+        self.first: Action | None = None
         self._events = EventLog()
         self._history = ObservationHistory(policy.spec.features, policy.spec.obs_horizon, self._events)
         self._pipeline = Pipeline(
@@ -248,6 +252,7 @@ class CheckList:
         return None if found is None else found[0]
 
     def _first_command(self, chunk: Action) -> None:
+        self.first = chunk[0]
         spec, period = self.loop.robot.spec, self.loop.period
         if self._pose is None:
             told = f"the robot does not say its present pose ('{PRESENT_POSE}' of an observation): it is free"
@@ -285,8 +290,17 @@ class CheckList:
             told = f"{jump}: too far for a slow move; bring the robot nearer by hand."
             self._add("first command", False, told, is_safety=True)
             return
+        if self.rehearsal:
+            told = f"it would be moved there in {needed:.1f} s: {jump}"
+            self._add("first command", True, told, is_safety=True)
+            return
         log.info("      moving to the first command in %.1f s: %s", needed, jump)
-        why = self._approach(inside, target, needed) or self._left_behind(inside, target, speed)
+        why = "interrupted"
+        try:
+            why = self._approach(inside, target, needed) or self._left_behind(inside, target, speed)
+        finally:
+            if why:
+                self.loop.gate.send_safe(0)
         told = f"{why}: {jump}" if why else f"moved there in {needed:.1f} s: {jump}"
         self._add("first command", not why, told, is_safety=True)
 
@@ -296,30 +310,23 @@ class CheckList:
         ticks = int(np.ceil(seconds / loop.period))
         patience = ticks + round(2 / loop.period)  # a jerk limit trails behind the line
         limit = loop.config.safety.max_observation_age_s
-        begun, step, misses, arrived = clock.now(), 0, 0, False
-        try:
-            for tick in range(1, patience + 1):
-                clock.sleep_until(begun + tick * loop.period)
-                self._observe()
-                is_fresh = self._history.age(clock.now()) <= limit
-                share = min((step + 1) / ticks, 1.0)
-                wanted = (start + share * (target - start)).astype(np.float32)
-                sent, valid = gate.send(wanted if is_fresh else None, 0)
-                step, misses = step + valid, 0 if valid else misses + 1
-                if misses >= MOST_MISSES:
-                    return "given up, as no command was taken or the observations are too old"
-                arrived = share == 1.0 and valid and sent is not None and np.array_equal(sent, wanted)
-                if arrived:
-                    break
-        finally:
-            if not arrived:
-                gate.send_safe(0)
-        return "" if arrived else "given up, as it did not arrive"
+        begun, step, misses = clock.now(), 0, 0
+        for tick in range(1, patience + 1):
+            clock.sleep_until(begun + tick * loop.period)
+            self._observe()
+            is_fresh = self._history.age(clock.now()) <= limit
+            share = min((step + 1) / ticks, 1.0)
+            wanted = (start + share * (target - start)).astype(np.float32)
+            sent, valid = gate.send(wanted if is_fresh else None, 0)
+            step, misses = step + valid, 0 if valid else misses + 1
+            if misses >= MOST_MISSES:
+                return "given up, as no command was taken or the observations are too old"
+            if share == 1.0 and valid and sent is not None and np.array_equal(sent, wanted):
+                return ""
+        return "given up, as it did not arrive"
 
     def _left_behind(self, start: NDArray[Any], target: NDArray[Any], speed: NDArray[Any]) -> str:
         """Which dimension did not follow the move; empty where all did."""
-        if self.rehearsal:
-            return ""
         loop, clock = self.loop, self.loop.clock
         begun = clock.now()
         for tick in range(1, max(round(SETTLE_S / loop.period), 1) + 1):

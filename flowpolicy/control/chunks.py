@@ -113,7 +113,7 @@ class Chunks:
         if may_ask and (self.is_due or used >= self._execute_horizon) and self.main.idle:
             self.main.submit(step, history.newest(), None if operated else self.fusion.prefix(step))
             self._asked_step, self._asked_tick, self.is_due = step, tick, False
-            if self._recent and statistics.median(self._recent) < self._budget_s:
+            if self._recent and not operated and statistics.median(self._recent) < self._budget_s:
                 found = self._take(tick, self._budget_s, operated) or found
         return found if found is not None else (-1, float("nan"))
 
@@ -129,6 +129,7 @@ class Chunks:
         chunk = Chunk(actions, start, step, waited=tick - self._asked_tick - (step - start))
         if operated:
             self.fusion.reset()
+            self._fast_chunk = None
         self.fusion.add(chunk)
         self._newest = chunk
         self._recent.append(seconds)

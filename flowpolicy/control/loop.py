@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import signal
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,8 @@ from flowpolicy.execution.fusion import build_fusion
 from flowpolicy.execution.receding_horizon import ChunkPolicy
 from flowpolicy.execution.rotations import Rotation
 from flowpolicy.settings import require
+
+log = logging.getLogger(__name__)
 
 IN_COMMAND = {SAFE: command_source.SAFE, OPERATOR: command_source.OPERATOR}
 """Who was in command where a recording would not say the policy."""
@@ -112,8 +115,10 @@ class ControlLoop:
         asked = None if dead_man is None else self._ask_dead_man
         self.gate = SafetyGate(robot, config.safety, self.events, self.period, asked)
         self._operator, self._recorder = operator, recorder
+        self._is_operable = False  # the operator's device is open
         self._console = None if operator is None else Console(operator, self.events, spec.action_dim)
         self._awaits_reset = False  # the operator ended the episode, and the robot's world is to be reset
+        self._reset_asked = 0  # at which tick
         self._driver = DriverWatch(
             config.driver_timeout_s, self._driver_hangs, lambda: bool(self.status.stopped)
         )
@@ -149,12 +154,13 @@ class ControlLoop:
         self.chunks.wait_until_ready(self.config.start_timeout_s)
         with (
             exclusive(self.robot),
-            self._operating(),
+            self.operating(),
             without_collection(),
             real_time_priority(self.config.priority),
             self._driver.watching(),
             ending_signals(self._on_signal),
         ):
+            self._driver.enter("")  # of what went through the gate before
             try:
                 self._run(ticks)
             except KeyboardInterrupt:
@@ -167,13 +173,26 @@ class ControlLoop:
         return self.status
 
     @contextmanager
-    def _operating(self) -> Iterator[None]:
-        if self._operator is None:
+    def operating(self) -> Iterator[None]:
+        """Open the operator's device for the block, if it is not open; :meth:`run` does so by itself.
+
+        Raises:
+            ConfigError: it cannot be opened, or does not fit the robot.
+        """
+        operator = self._operator
+        if operator is None or self._is_operable:
             yield
             return
-        with closing(self._operator):
-            self._operator.start(self.robot.spec, self.period)
+        try:
+            operator.start(self.robot.spec, self.period)
+            self._is_operable = True
             yield
+        finally:
+            self._is_operable = False
+            try:
+                operator.close()
+            except Exception as error:  # a device that is gone; what the run leaves must not be lost by it
+                log.error("The operator's device could not be closed (%s).", error)
 
     def _on_signal(self, number: int) -> None:
         status = self.status
@@ -278,7 +297,7 @@ class ControlLoop:
         self._sent = self._sent if sent is None else sent
         if self._recorder is not None:
             self._recorder.step(tick, row, sent, IN_COMMAND.get(source, command_source.POLICY))
-        self._watch((command is None or sent is None) and not self._is_paused, tick)
+        self._watch((command is None or sent is None) and not self._may_rest(tick), tick)
         if not self._is_paused:
             self.chunks.ask_fast(tick, self.history, fresh=fresh)
         action: Any = sent if sent is not None else np.nan
@@ -322,7 +341,7 @@ class ControlLoop:
             self._driver.enter("end_episode")
             try:
                 end()
-                self._awaits_reset = True
+                self._awaits_reset, self._reset_asked = True, tick
             except Exception as error:  # a driver may raise anything
                 line = f"end_episode: {type(error).__name__}: {error}"[:200]
                 self.events.add(Event.ROBOT_ERROR, tick, line)
@@ -348,6 +367,11 @@ class ControlLoop:
         # So that a chunk from where this leads is at hand when command is given back.
         self.chunks.is_due = True
         return found.action if fresh else None, OPERATOR, -1, -1
+
+    def _may_rest(self, tick: int) -> bool:
+        """Whether nothing is missed where nothing is sent: in a pause, and until the world is reset."""
+        waited = (tick - self._reset_asked) * self.period
+        return self._is_paused or (self._awaits_reset and waited < self.config.start_timeout_s)
 
     @property
     def _is_paused(self) -> bool:

@@ -137,3 +137,10 @@ class Robot(Protocol):
 
     def close(self) -> None:
         """Let go of it; a second call does nothing."""
+
+
+def innermost(robot: Robot) -> Robot:
+    """The robot inside of those that only pass on what another does."""
+    while (inner := getattr(robot, "robot", None)) is not None and hasattr(inner, "spec"):
+        robot = inner
+    return robot

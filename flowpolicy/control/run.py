@@ -20,10 +20,9 @@ from flowpolicy.control.operator import Operator
 from flowpolicy.control.operators.choosing import build_operator
 from flowpolicy.control.recorder import Recorder
 from flowpolicy.control.report import write_report
-from flowpolicy.control.robot import Robot
+from flowpolicy.control.robot import Robot, innermost
 from flowpolicy.control.robots.choosing import build_robot
 from flowpolicy.control.robots.instructed import instructed
-from flowpolicy.control.robots.passing import innermost
 from flowpolicy.control.robots.rehearsal import Rehearsal, RehearsalFindings
 from flowpolicy.control.robots.simulated import SimulatedRobot, WorldReport, record_video
 from flowpolicy.control.run_config import RunConfig
@@ -186,16 +185,24 @@ def run_control(
                 "which a smaller control.execute_horizon would not.",
                 policy.spec.action_horizon, loop.max_delay,
             )  # fmt: skip
+        opened.callback(commanded.close)  # before recorder and workers, which may take their time
+        opened.enter_context(loop.operating())
         checks: list[dict[str, Any]] = []
         if robot.spec.is_hardware:
             log.info("Check list:")
             listed = CheckList(loop, policy, worker, complete=config.checklist, rehearsal=config.dry_run)
             listed.go()
             checks = listed.content()
+            if isinstance(robot, Rehearsal):
+                robot.first = listed.first
         ticks = round(config.duration_s / loop.period)
         with _live(loop, ticks):
             loop.run(ticks)
-        opened.close()
+        unclosed: Exception | None = None
+        try:
+            opened.close()
+        except Exception as error:  # a device that is gone: what the run found out is written first
+            unclosed = error
         recorded = None if recorder is None else recorder.path
         about = {
             "task": task, "robot": kind, **source.about(), "policy": policy.spec.name,
@@ -214,6 +221,8 @@ def run_control(
             wall_seconds=time.time() - started, metrics=run.metrics(), checkpoint=config.checkpoint,
             command=command, about=about, files=[str(file) for file in run.files],
         )  # fmt: skip
+        if unclosed is not None:
+            raise unclosed
         return run
 
 

@@ -73,6 +73,8 @@ class RunConfig(DeployConfig):
             )
         if self.policy_server is not None:
             self._check_served()
+        if self.dry_run and self.record is not None:
+            raise ConfigError("Nothing happens in a dry_run that could be recorded; leave out record=.")
         if self.plan and self.fast_steps is not None:
             raise ConfigError("plan= decides fast_steps too; leave out one of them.")
         if self.inpainting:

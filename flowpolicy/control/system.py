@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from flowpolicy.control.robot import Robot
+from flowpolicy.control.robot import Robot, innermost
 from flowpolicy.errors import TaskError
 
 log = logging.getLogger(__name__)
@@ -136,18 +136,18 @@ def exclusive(robot: Robot) -> Iterator[None]:
     Raises:
         TaskError: another loop controls it.
     """
-    name, device = robot.spec.name, robot.spec.device
+    name, device, held = robot.spec.name, robot.spec.device, id(innermost(robot))
     with _guard:
-        if id(robot) in _driven:
+        if held in _driven:
             raise TaskError(f"{name} is controlled by another control loop already; end that one first.")
-        _driven.add(id(robot))
+        _driven.add(held)
     descriptor = None
     try:
         if device:
             descriptor = _locked(name, device)
         yield
     finally:
-        _driven.discard(id(robot))
+        _driven.discard(held)
         if descriptor is not None:
             os.close(descriptor)
 

@@ -82,7 +82,7 @@ def completed(features: Mapping[str, Feature], observation: Mapping[str, Any]) -
     Those that it holds already are left as they are.
     """
     flags = optional_keys(features)
-    if all(flag in observation for flag in flags.values()):
+    if all(key in observation and flag in observation for key, flag in flags.items()):
         return observation
     given = ((np.shape(observation[key]), features[key].shape) for key in features if key in observation)
     leading = max((shape[: max(0, len(shape) - len(own))] for shape, own in given), key=len, default=())

@@ -10,9 +10,6 @@ from flowpolicy.models.network import NetworkConfig
 from flowpolicy.ranges import BelowOne, between
 from flowpolicy.settings import require
 
-LARGEST = {"width": 8192, "depth": 128, "num_heads": 128, "feedforward_ratio": 16, "tokens_per_step": 64}
-"""Sizes beyond which no policy of this kind is built."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig(NetworkConfig):

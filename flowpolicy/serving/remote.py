@@ -16,13 +16,16 @@ from flowpolicy.control.inference_hosts import Build, Request
 from flowpolicy.control.robot import Robot, RobotError, RobotSpec
 from flowpolicy.control.served import PolicyServer
 from flowpolicy.errors import ConfigError, TaskError
-from flowpolicy.features import Feature, features_of
+from flowpolicy.features import Feature, TextFeature, features_of
 from flowpolicy.serving.client import PolicyClient
 from flowpolicy.serving.config import token_of
 from flowpolicy.spec import PolicySpec
 
 FIRST_OBSERVATION_S = 10.0
 """For the robot to give an observation, from which the server samples a first chunk."""
+NEXT_CONNECTION_S = 0.3
+"""For a server that went away to take a new connection, until the request fails: less than a loop takes for a
+hanging process."""
 _UNKNOWN = PolicySpec({}, 1, 1, 1, 1)
 
 
@@ -101,7 +104,9 @@ class RemoteBuilder:
 
     def __call__(self) -> RemoteInference:
         """The function from request to chunk."""
-        return RemoteInference(_connected(self.config, self.adopted or _UNKNOWN), self.config)
+        client = _connected(self.config, self.adopted or _UNKNOWN)
+        client.connect_timeout = NEXT_CONNECTION_S
+        return RemoteInference(client, self.config)
 
 
 class RemoteInference:
@@ -123,7 +128,10 @@ class RemoteInference:
         """
         if self._client.is_described:
             observation: dict[str, Any] = dict(request.observation)
-            if self._config.prompt is not None:
+            if self._config.prompt is not None:  # in place of the robot's own words
+                features = self._client.spec.features
+                texts = [key for key, feature in features.items() if isinstance(feature, TextFeature)]
+                observation = {key: each for key, each in observation.items() if key not in texts}
                 observation["prompt"] = self._config.prompt
         else:
             observation = _as_server(request.observation, self._config)

@@ -15,6 +15,7 @@ from flowpolicy.control.config import ControlConfig
 from flowpolicy.control.events import Event
 from flowpolicy.control.loop import ControlLoop
 from flowpolicy.control.robots.choosing import RobotConfig
+from flowpolicy.control.robots.passing import PassingRobot
 from flowpolicy.control.run import run_control
 from flowpolicy.control.run_config import RunConfig
 from flowpolicy.control.system import ENDING, exclusive
@@ -174,4 +175,11 @@ def test_a_device_is_driven_by_one_program(monkeypatch, tmp_path):
     ):
         pass
     with exclusive(other):
+        pass
+    wrapped = PassingRobot(PassingRobot(another))
+    with (
+        exclusive(wrapped),
+        pytest.raises(TaskError, match="another control loop"),
+        exclusive(PassingRobot(another)),
+    ):
         pass

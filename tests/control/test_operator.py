@@ -151,8 +151,10 @@ def test_a_verdict_resets_a_world_that_can_be_reset():
         return {**observation, EPISODE: world["episode"]}
 
     robot.end_episode, robot.on_observe = end_episode, observe
-    _, loop, _ = build(lambda m: Intervention(success=True) if m.tick == 20 else None, robot=robot)
+    verdict = lambda m: Intervention(success=True) if m.tick == 20 else None  # noqa: E731
+    _, loop, _ = build(verdict, robot=robot, miss_limit=8)  # a reset takes longer, and nobody waits in vain
     loop.run(60)
+    assert loop.status.stopped == "finished"
     source = loop.telemetry.rows()["source"]
     assert (source[20:30] == SAFE).all()
     assert (source[35:] != SAFE).all()
@@ -370,3 +372,22 @@ def test_a_leader_arm_moves_the_robot_from_where_it_stands():
 def test_operators_that_cannot_be_are_refused(choice, sentence):
     with pytest.raises(ConfigError, match=sentence):
         build_operator(choice).start(ToyRobot(ToyClock()).spec, 0.1)
+
+
+def test_a_device_that_cannot_be_closed_ends_nothing_early(caplog):
+    class Gone(FunctionOperator):
+        def close(self):
+            raise OSError("the cable is out")
+
+    robot = ToyRobot(ToyClock(), safe_action="hold")
+    config = ControlConfig(priority=False, wait_share=0.0)
+    loop = ControlLoop(
+        robot, ToyPolicy(), ToyWorker(1), config, operator=Gone(lambda moment: None), clock=robot.clock
+    )
+    assert loop.run(20).stopped == "finished"
+    assert "the cable is out" in caplog.text
+
+
+def test_a_rehearsal_is_not_recorded():
+    with pytest.raises(ConfigError, match=r"dry_run.*leave out record="):
+        RunConfig(checkpoint="x", dry_run=True, record="runs/x")

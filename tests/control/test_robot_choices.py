@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 from control_toys import ToyPolicy
 
-from flowpolicy.control.robot import RobotSpec
+from flowpolicy.control.robot import RobotSpec, innermost
 from flowpolicy.control.robots.choosing import GymnasiumConfig, LeRobotConfig, RobotConfig, build_robot
 from flowpolicy.control.robots.gymnasium import gymnasium_task
 from flowpolicy.control.robots.lerobot_config import lerobot_robot
-from flowpolicy.control.robots.passing import innermost
 from flowpolicy.control.robots.renaming import RenamedRobot
 from flowpolicy.errors import ConfigError, FlowPolicyError, TaskError
 from flowpolicy.features import Image, Vector

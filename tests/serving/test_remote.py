@@ -25,8 +25,11 @@ from flowpolicy.control.run import run_control
 from flowpolicy.control.run_config import RunConfig
 from flowpolicy.control.served import PolicyServer
 from flowpolicy.errors import ConfigError, FlowPolicyError, TaskError
+from flowpolicy.features import Vector
+from flowpolicy.features.text import text_kind
 from flowpolicy.serving.messages import decode, encode
-from flowpolicy.serving.remote import RemotePolicy
+from flowpolicy.serving.remote import RemoteInference, RemotePolicy
+from flowpolicy.spec import PolicySpec
 
 
 class Arm:
@@ -174,3 +177,20 @@ def test_a_token_is_shown(tmp_path, monkeypatch):
 def test_settings_of_a_checkpoint_do_not_go_with_a_server(settings, words):
     with pytest.raises(ConfigError, match=words):
         RunConfig(**settings)
+
+
+def test_a_prompt_takes_the_place_of_the_robots_words():
+    class Client:
+        spec = PolicySpec({"state": Vector((3,)), "task": text_kind("text", ["lift"], "task")}, 1, 4, 2, 2)
+        is_described = True
+
+        def infer(self, observation):
+            self.asked = observation
+            return {"actions": np.zeros((4, 2))}
+
+    client = Client()
+    request = Request(0, {"state": np.zeros((1, 3)), "task": np.zeros((1, 64), np.int32)})
+    RemoteInference(client, PolicyServer("ws://x:1", prompt="lift the cup"))(request)
+    assert sorted(client.asked) == ["prompt", "state"]
+    RemoteInference(client, PolicyServer("ws://x:1"))(request)
+    assert sorted(client.asked) == ["state", "task"]

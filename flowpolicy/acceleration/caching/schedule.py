@@ -197,13 +197,11 @@ def fingerprint(policy: FlowPolicy) -> str:
     )
     if tuned:
         config["tuned"] = tuned
-    config["model"].get("vision", {}).pop("jitter", None)  # acts in training alone
     if config["model"]["network"] == "transformer":
         del config["model"]["network"]
     vision = config["model"].get("vision", {})
-    vision.pop("weights", None)  # where training began is no matter
-    if not vision.get("frozen"):
-        vision.pop("frozen", None)
+    for name in ("jitter", "weights", "frozen"):  # of training alone
+        vision.pop(name, None)
     return weights_hash(policy, json.dumps(config, sort_keys=True))
 
 

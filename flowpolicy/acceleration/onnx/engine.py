@@ -17,6 +17,8 @@ from flowpolicy.errors import BackendError, ConfigError, FlowPolicyError
 
 WHOLE_LOOP = 16
 """Most network evaluations that are unrolled into one graph."""
+ROUNDINGS = 16
+"""Of a command in float32, between what is learnt of it and back."""
 TOLERANCE = {"float32": 1e-4, "int8": 0.5}
 """Largest difference to the eager engine, in normalised actions, that an export may show."""
 
@@ -70,17 +72,21 @@ class OnnxEngine:
         """Largest difference to the eager engine on three random inputs."""
         policy, rows = self.policy, self.batch_size
         generator = torch.Generator().manual_seed(0)
-        worst = 0.0
+        worst, allowed = 0.0, TOLERANCE[self._dtype]
         for _ in range(3):
             observation = random_observations(policy, rows, generator)
             noise = torch.randn(rows, *policy.spec.noise_shape, generator=generator)
-            ours, wanted = (policy.encode(each(observation, noise), observation) for each in (self, eager))
-            difference = ours - wanted
-            worst = max(worst, float(difference.abs().max()))
-        if not worst <= TOLERANCE[self._dtype]:
+            chunks = self(observation, noise), eager(observation, noise)
+            ours, wanted = (policy.encode(chunk, observation) for chunk in chunks)
+            worst = max(worst, float((ours - wanted).abs().max()))
+            if policy.action_space.has_state:  # small moves of large commands are rounded as those are
+                scale = float(policy.action_normalizer.inverse_scale.abs().max())
+                rounding = ROUNDINGS * 2.0**-24 * float(chunks[1].abs().max()) * scale
+                allowed = max(allowed, TOLERANCE[self._dtype] + rounding)
+        if not worst <= allowed:
             raise FlowPolicyError(
                 f"The ONNX export differs from the policy by {worst:.2g} in normalised actions (allowed: "
-                f"{TOLERANCE[self._dtype]:g}); it is not used."
+                f"{allowed:.2g}); it is not used."
             )
         return worst
 

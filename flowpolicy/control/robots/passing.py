@@ -31,10 +31,3 @@ class PassingRobot:
     def close(self) -> None:
         """See :class:`~flowpolicy.control.robot.Robot`."""
         self.robot.close()
-
-
-def innermost(robot: Robot) -> Robot:
-    """The robot inside of those that only pass on what another does."""
-    while (inner := getattr(robot, "robot", None)) is not None and hasattr(inner, "spec"):
-        robot = inner
-    return robot

@@ -18,6 +18,9 @@ class Rehearsal:
     Args:
         robot: is observed, and closed; never commanded.
         capacity: commands that are kept, the newest.
+
+    Attributes:
+        first: what the policy asked for first, before limits; None takes the first command.
     """
 
     def __init__(self, robot: Robot, capacity: int = 200_000) -> None:
@@ -26,6 +29,7 @@ class Rehearsal:
         self._commands = np.zeros((capacity, robot.spec.action_dim), np.float32)
         self._count = 0
         self._pose: NDArray[Any] | None = None  # at the first command
+        self.first: Action | None = None
 
     def observe(self) -> Observation:
         """See :class:`~flowpolicy.control.robot.Robot`."""
@@ -54,7 +58,7 @@ class Rehearsal:
             self._commands[:count] if count <= capacity else np.roll(self._commands, -(count % capacity), 0)
         )
         pose = None if self._pose is None else np.asarray(self._pose, np.float32)
-        return RehearsalFindings(kept.copy(), pose, self.robot.spec.action_names, rate_hz)
+        return RehearsalFindings(kept.copy(), pose, self.robot.spec.action_names, rate_hz, self.first)
 
 
 @dataclass(frozen=True)
@@ -66,18 +70,21 @@ class RehearsalFindings:
         pose: present pose ``(A,)`` before the first; None where the robot does not say it.
         names: of the dimensions.
         rate_hz: of the commands.
+        first: what the policy asked for first, before limits ``(A,)``; None: the first of the commands.
     """
 
     commands: NDArray[np.float32]
     pose: NDArray[np.float32] | None
     names: tuple[str, ...]
     rate_hz: float
+    first: NDArray[np.float32] | None = None
 
     def rows(self) -> list[dict[str, Any]]:
         """For each dimension: name, least and greatest command, the largest step from one tick to the next
         and per second, the first command, and the present pose before it."""
         if not len(self.commands):
             return []
+        first = self.commands[0] if self.first is None else self.first
         steps = np.abs(np.diff(self.commands, axis=0, prepend=self.commands[:1])).max(0)
         return [
             {
@@ -86,7 +93,7 @@ class RehearsalFindings:
                 "max": float(self.commands[:, i].max()),
                 "largest_step": float(steps[i]),
                 "largest_speed": float(steps[i] * self.rate_hz),
-                "first": float(self.commands[0, i]),
+                "first": float(first[i]),
                 "present": None if self.pose is None else float(self.pose[i]),
             }
             for i, name in enumerate(self.names)
