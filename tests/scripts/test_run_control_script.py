@@ -22,7 +22,7 @@ def checkpoint(repo_root):
 @pytest.mark.slow
 def test_a_simulated_robot_is_driven_in_real_time(repo_root, tmp_path, checkpoint):
     done = run_script(
-        tmp_path, repo_root, SCRIPT, checkpoint, "env=hopper", "duration_s=1", "num_steps=1", "fast_steps=1",
+        tmp_path, repo_root, SCRIPT, checkpoint, "env=hopper", "duration_s=2", "num_steps=1", "fast_steps=1",
         "video=0.2", "run_dir=run",
     )  # fmt: skip
     folder = tmp_path / "run"
@@ -30,8 +30,8 @@ def test_a_simulated_robot_is_driven_in_real_time(repo_root, tmp_path, checkpoin
     summary = json.loads((folder / "summary.json").read_text())
     metrics = summary["metrics"]
     assert metrics["stopped"] == "finished"
-    assert metrics["ticks"] + metrics["events"].get("deadline missed", 0) == 125
-    assert sum(metrics["world"]["lengths"]) == metrics["world"]["steps"] > 75
+    assert metrics["ticks"] + metrics["events"].get("deadline missed", 0) == 250
+    assert sum(metrics["world"]["lengths"]) == metrics["world"]["steps"] > 150
     assert metrics["sources"]["chunk"] > 0.5
     assert (folder / "report.html").stat().st_size > 10_000
     assert json.loads((folder / "events.json").read_text())["counts"] == metrics["events"]
