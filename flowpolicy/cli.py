@@ -19,11 +19,12 @@ from flowpolicy.optional import optional
 from flowpolicy.overrides import (
     CONFIG_PACKAGE,
     adopted_task,
+    compose_or_refuse,
     defaults,
     explained,
+    is_left_to_hydra,
     own_robot,
     quote_paths,
-    refuse_bad_overrides,
     typed,
 )
 from flowpolicy.runs.run_folder import claim, refuse_other_kind
@@ -31,9 +32,13 @@ from flowpolicy.runs.run_folder import claim, refuse_other_kind
 with optional("The scripts need {name}", "train", SystemExit):
     import hydra
     from filelock import FileLock, Timeout
+    from hydra._internal.callbacks import Callbacks
     from hydra.core.config_store import ConfigStore
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
+    from hydra.core.utils import run_job
     from hydra.errors import HydraException
+    from hydra.types import HydraContext
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -77,8 +82,12 @@ def script(config_name: str) -> Callable[[Main], Callable[[], None]]:
                 _adopt_plugins()
                 sys.argv[1:] = [adopted_task(word) for word in sys.argv[1:]]
                 sys.argv[1:] = [part for word in sys.argv[1:] for part in own_robot(word)]
-                quote_paths(config_name)
-                refuse_bad_overrides(config_name)
+                with hydra.initialize_config_module(CONFIG_PACKAGE, config_name, version_base="1.3"):
+                    quote_paths(config_name)
+                    config = compose_or_refuse(config_name)
+                    if config is not None and not is_left_to_hydra():
+                        _run(job, config)
+                        return
             except FlowPolicyError as error:
                 _fail(str(error))
             hydra.main(version_base="1.3", config_path=f"pkg://{CONFIG_PACKAGE}", config_name=config_name)(
@@ -88,6 +97,12 @@ def script(config_name: str) -> Callable[[Main], Callable[[], None]]:
         return program
 
     return decorate
+
+
+def _run(job: Callable[[DictConfig], None], config: DictConfig) -> None:
+    """As ``hydra.main`` runs a job, which would compose the config twice more before it."""
+    context = HydraContext(GlobalHydra.instance().config_loader(), Callbacks(config))
+    _ = run_job(job, config, "hydra.run.dir", None, context).return_value  # it raises what the job raised
 
 
 def _adopt_plugins() -> None:

@@ -97,13 +97,15 @@ def defaults(cls: Any) -> dict[str, Any]:
 
 
 def quote_paths(config_name: str) -> None:
-    """Quote the values of the command line that Hydra would not read as the paths that they are."""
+    """Quote the values of the command line that Hydra would not read as the paths that they are.
+
+    Hydra must be initialised.
+    """
     words = sys.argv[1:]
     is_sweep = any(word in ("--multirun", "-m") for word in words)
     if [quoted_path(word, is_sweep=is_sweep) for word in words] == words:
         return
-    with hydra.initialize_config_module(CONFIG_PACKAGE, version_base="1.3"):
-        base = hydra.compose(config_name)
+    base = hydra.compose(config_name)
     sys.argv[1:] = [quoted_path(word, base, is_sweep=is_sweep) for word in words]
 
 
@@ -155,22 +157,29 @@ def _quoted(value: str) -> str:
     return f"'{inside}'"
 
 
-def refuse_bad_overrides(config_name: str) -> None:
-    """Compose once beforehand, so that a misspelt override is one sentence and not Hydra's page."""
+def is_left_to_hydra() -> bool:
+    """Whether the command line sweeps, or talks to Hydra itself: ``--help``, ``hydra.verbose=true``."""
+    return any(word.startswith(("-", "hydra")) for word in sys.argv[1:])
+
+
+def compose_or_refuse(config_name: str) -> DictConfig | None:
+    """The config that the command line asks for, of a sweep the first; a misspelt override is one sentence.
+
+    None where Hydra's own flags say what is wanted. Hydra must be initialised.
+    """
     words = [word for word in sys.argv[1:] if word not in ("--multirun", "-m")]
-    if any(word.startswith("-") for word in words):  # Hydra's other flags (--help, ...): leave them to Hydra
-        return
+    if any(word.startswith("-") for word in words):
+        return None
     is_sweep = len(words) < len(sys.argv) - 1
-    with hydra.initialize_config_module(CONFIG_PACKAGE, version_base="1.3"):
-        try:
-            overrides = _first_of_sweeps(words) if is_sweep else words
-            hydra.compose(config_name, overrides=overrides, return_hydra_config=True)
-        except (HydraException, OmegaConfBaseException) as error:
-            unread = next((word for word in words if not _is_override(word)), None)
-            if unread is not None:
-                raise ConfigError(_how_to_write(unread)) from error
-            base = OmegaConf.to_container(hydra.compose(config_name), resolve=False)
-            raise ConfigError(explained(str(error), base)) from error
+    try:
+        overrides = _first_of_sweeps(words) if is_sweep else words
+        return hydra.compose(config_name, overrides=overrides, return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        unread = next((word for word in words if not _is_override(word)), None)
+        if unread is not None:
+            raise ConfigError(_how_to_write(unread)) from error
+        base = OmegaConf.to_container(hydra.compose(config_name), resolve=False)
+        raise ConfigError(explained(str(error), base)) from error
 
 
 def _is_override(word: str) -> bool:

@@ -63,7 +63,7 @@ def kill_and_resume(folder: Path, seed: int) -> dict[str, object]:
         while (number and not metrics.exists()) or (
             metrics.exists() and len(metrics.read_text().splitlines()) < before + goal
         ):
-            time.sleep(0.001)
+            time.sleep(0.004)
             if os.waitpid(child, os.WNOHANG)[0]:
                 raise SystemExit("the run was over before it was killed")
         time.sleep(rng.uniform(0.0, 0.03 if number else 0.5))

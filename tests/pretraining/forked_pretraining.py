@@ -47,7 +47,7 @@ def kill_and_resume(folder: Path, seed: int) -> dict[str, object]:
         else:  # a little further than last time, at no particular point of a step or a save
             goal, patience = steps[-1] + rng.randint(1, 10), time.monotonic() + 60
             while saved_step() < goal and time.monotonic() < patience:
-                time.sleep(0.001)
+                time.sleep(0.004)
             time.sleep(rng.uniform(0.0, 0.03))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)

@@ -159,6 +159,7 @@ def calibrate_checkpoint(
     if config.threads:
         torch.set_num_threads(config.threads)
     policy = FlowPolicy.load(config.checkpoint, resolve_device(config.device))
+    _sampling(policy, config)  # a setting that cannot be is refused before any rollout
     task = task_of(policy.spec.task, env, config.checkpoint)
     # Neighbours in time are similar, so schedules are compared on other episodes.
     making, judging = (
@@ -190,14 +191,8 @@ def calibrate(
         DataError: too few observations.
         FlowPolicyError: observations with NaN.
     """
-    sampling = policy.checked(SamplerSpec(num_steps=config.num_steps, solver=config.solver))
+    sampling = _sampling(policy, config)
     key = ScheduleKey.of(policy, sampling)
-    size = key.num_evaluations
-    if size < 2:
-        raise ConfigError(
-            f"num_steps is {sampling.num_steps}; there is nothing to reuse in a single evaluation."
-        )
-    require(config.updates <= size, "updates", config.updates, f"at most the {size} evaluations")
     similarity = measure_similarity(
         policy, making, sampling, noise_seeds=config.noise_seeds, seed=config.seed
     )
@@ -234,6 +229,18 @@ def calibrate(
         _fewer_steps(policy, judge, replace(sampling, num_steps=count)),
         _chosen(schedules, config.method),
     )
+
+
+def _sampling(policy: FlowPolicy, config: CalibrationConfig) -> SamplerSpec:
+    """How the policy is to be sampled, with as many evaluations as updates and more than one."""
+    sampling = policy.checked(SamplerSpec(num_steps=config.num_steps, solver=config.solver))
+    size = ScheduleKey.of(policy, sampling).num_evaluations
+    if size < 2:
+        raise ConfigError(
+            f"num_steps is {sampling.num_steps}; there is nothing to reuse in a single evaluation."
+        )
+    require(config.updates <= size, "updates", config.updates, f"at most the {size} evaluations")
+    return sampling
 
 
 def caching_schedules(
