@@ -90,6 +90,9 @@ class _Writer:
             _name(key) for key in demos.arrays
             if key not in NOT_OBSERVED and demos.feature(key).name == Kind.IMAGE
         }  # fmt: skip
+        for key in demos.arrays:
+            if _name(key) in self._cameras:
+                demos.feature(key).check_declaration(key)
         if self._codec is not None:
             for name in sorted(self._cameras):
                 height, width, channels = self._arrays[name].shape[1:]
@@ -100,6 +103,7 @@ class _Writer:
                     )
         words = task or demos.attributes.get("task") or demos.attributes.get("env_id") or "unknown"
         self._tasks = list(demos.attributes.get(TASKS) or [str(words)])
+        self._added = [TASK_INDEX] if TASK_INDEX not in self._arrays and task is None else []
         if TASK_INDEX not in self._arrays:
             self._arrays[TASK_INDEX] = np.zeros(demos.num_steps, np.int64)
         highest = int(self._arrays[TASK_INDEX].max())
@@ -218,6 +222,7 @@ class _Writer:
             "video_path": _VIDEO if self._codec and self._cameras else None,
             "features": features,
             "attributes": json.loads(json.dumps(demos.attributes, default=str)),
+            "added": self._added,
         }
 
     def _feature(self, name: str, array: NDArray[Any], names: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from flowpolicy.data.importers.request import Request
 from flowpolicy.data.importers.source import Feature, Source
 from flowpolicy.data.keys import EPISODE_KEYS, NOT_OBSERVED, check_key, listed
 from flowpolicy.errors import DataError
-from flowpolicy.features import FEATURE_KINDS
+from flowpolicy.features import FEATURE_KINDS, Vector
 from flowpolicy.features.image import channels_first
+from flowpolicy.features.stored import KINDS, stored_feature
 from flowpolicy.features.undeclared import Kind
 from flowpolicy.settings import choose, require
 
@@ -94,7 +95,7 @@ class _Table:
     def __init__(self, source: Source) -> None:
         self.where = source.where
         self._source = source
-        self._features = dict(source.features)
+        self._features = {name: _as_declared(feature, source) for name, feature in source.features.items()}
         self._keys = {name: feature.key for name, feature in source.features.items()}
         self._wanted = {name for name, feature in source.features.items() if feature.default}
 
@@ -211,6 +212,19 @@ class _Table:
 
     def _known(self) -> list[str]:
         return sorted({*(self._keys[name] for name in self._wanted)} or set(self._features))[:20]
+
+
+def _as_declared(feature: Feature, source: Source) -> Feature:
+    """A column of numbers as the store that it comes from declares it, in the attribute ``kinds``."""
+    kinds = source.attributes.get(KINDS)
+    is_declared = isinstance(kinds, Mapping) and feature.key in kinds and feature.shape is not None
+    if not is_declared or feature.note or feature.kind not in (Kind.VECTOR, Kind.IMAGE, Kind.DEPTH):
+        return feature
+    shape = feature.shape or ()
+    kind = stored_feature(feature.key, None, shape, source.attributes, source.where)
+    first = kind.is_frame and len(shape) == 3 and channels_first(shape)
+    declaration = None if isinstance(kind, Vector) else kind.declaration()
+    return replace(feature, kind=kind.name, declared=declaration, channels_first=first)
 
 
 def _check(source: Source, chosen: Mapping[str, _Makers], groups: Mapping[str, Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +15,6 @@ from flowpolicy.data.store import episode_ends_problem
 from flowpolicy.data.zarr_checks import MISSING_CHUNKS
 from flowpolicy.data.zarr_reading import OpenStore, open_store
 from flowpolicy.errors import DataError
-from flowpolicy.features import Vector
-from flowpolicy.features.image import channels_first
-from flowpolicy.features.stored import KINDS
 from flowpolicy.features.undeclared import Kind
 from flowpolicy.settings import require
 
@@ -72,12 +68,6 @@ def open_diffusion_policy(
 def _feature(name: str, store: OpenStore) -> Feature:
     key, array = name.replace("/", "."), store.arrays[name]
     try:
-        feature = Feature.of_array(name, key, np.dtype(array.dtype), array.shape[1:])
+        return Feature.of_array(name, key, np.dtype(array.dtype), array.shape[1:])
     except TypeError:  # a type that numpy does not know
         return Feature(name, key, Kind.OTHER)
-    if name not in (store.attributes.get(KINDS) or {}):
-        return feature
-    declared = store.feature(name)
-    first = declared.is_frame and len(declared.shape) == 3 and channels_first(declared.shape)
-    declaration = None if isinstance(declared, Vector) else declared.declaration()
-    return replace(feature, kind=declared.name, declared=declaration, channels_first=first)
