@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.data.importers.robomimic import EXPORTED
-from flowpolicy.data.keys import NOT_OBSERVED, PER_STEP_KEYS, TASKS
+from flowpolicy.data.keys import NOT_OBSERVED, PER_STEP_KEYS, TASKS, check_key
 from flowpolicy.data.store import Demonstrations
 from flowpolicy.data.store_writing import check_new
+from flowpolicy.data.task_texts import written_tasks
 from flowpolicy.errors import DataError
 from flowpolicy.files.storage import atomic_file
 from flowpolicy.optional import optional
@@ -59,7 +60,7 @@ def write_robomimic(
     observed = [key for key in demos.arrays if key not in (*NOT_OBSERVED, "states")]
     if not observed:
         raise DataError(f"{demos.source} has no observations; robomimic's files need at least one key.")
-    masks = _masks(demos, validation_fraction, seed)
+    masks, tasks = _masks(demos, validation_fraction, seed), written_tasks(demos.attributes, demos.source)
     with atomic_file(path) as temporary, h5py.File(temporary, "w") as file:
         data = file.create_group("data")
         data.attrs["total"] = demos.num_steps
@@ -72,8 +73,8 @@ def write_robomimic(
             for name, array in _episode(demos, rows, observed).items():
                 compressed = "gzip" if array.ndim > _COMPRESSED_DIMENSIONS else None
                 group.create_dataset(name, data=array, compression=compressed)
-        if demos.attributes.get(TASKS):
-            file[TASKS] = np.array([str(task).encode() for task in demos.attributes[TASKS]], dtype="S")
+        if tasks:
+            file[TASKS] = np.array([task.encode() for task in tasks], dtype="S")
         for name, episodes in masks.items():
             file[f"mask/{name}"] = np.array([f"demo_{number}".encode() for number in episodes], dtype="S")
     return path
@@ -117,7 +118,9 @@ def _env_args(demos: Demonstrations, given: Mapping[str, Any] | None) -> dict[st
 
 def _masks(demos: Demonstrations, fraction: float, seed: int) -> dict[str, list[int]]:
     if demos.masks:
-        return {name: list(episodes) for name, episodes in demos.masks.items()}
+        for name in demos.masks:
+            check_key(name, f"{demos.source}: attribute 'masks'")
+        return demos.masks
     order = np.random.default_rng(seed).permutation(demos.num_episodes).tolist()
     held_out = round(fraction * len(order))
     if held_out == 0:

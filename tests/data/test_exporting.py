@@ -54,3 +54,13 @@ def test_what_the_format_alone_needs_does_not(
     back = import_demonstrations(write(tmp_path / "out.hdf5", demos))
     assert_same(back, demos)
     assert not {"tasks", "masks", "env_id"} & set(back.attributes)
+
+
+@pytest.mark.parametrize("write", FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize("task", ["\ud800", "a\0b"])
+def test_words_that_no_file_can_hold_are_refused(
+    write: Callable[..., Path], task: str, recorded: Demonstrations, tmp_path: Path
+):
+    recorded.attributes["tasks"] = ["push", task]
+    with pytest.raises(DataError, match="attribute 'tasks' has .* which no file can hold"):
+        write(tmp_path / "out.hdf5", recorded)
