@@ -62,5 +62,5 @@ def test_words_that_no_file_can_hold_are_refused(
     write: Callable[..., Path], task: str, recorded: Demonstrations, tmp_path: Path
 ):
     recorded.attributes["tasks"] = ["push", task]
-    with pytest.raises(DataError, match="attribute 'tasks' has .* which no file can hold"):
+    with pytest.raises(DataError, match=r"attribute 'tasks' has .* which no file can hold"):
         write(tmp_path / "out.hdf5", recorded)

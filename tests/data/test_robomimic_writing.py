@@ -46,7 +46,7 @@ def test_masks_are_kept_and_decide_what_is_held_out(demos: Demonstrations, tmp_p
     assert stored.select_episodes([3, 2]).masks == {"train": [0], "valid": [1]}
     with pytest.raises(DataError, match=r"no mask 'test' \(it has train, valid\)"):
         split_episodes(stored, DataConfig(validation_mask="test"), seed=0)
-    with pytest.raises(DataError, match="a/b.* has a slash"):
+    with pytest.raises(DataError, match=r"a/b.* has a slash"):
         write_robomimic(tmp_path / "b.hdf5", dataclasses.replace(demos, attributes={"masks": {"a/b": [0]}}))
     stored.attributes["masks"] = {"valid": [9]}
     with pytest.raises(DataError, match="from 0 to 3"):
