@@ -69,7 +69,8 @@ def _overview() -> str:
             "",
             *lines,
             "",
-            "flowpolicy COMMAND --help shows a command's settings. A word that one name alone has stands for it.",
+            "flowpolicy COMMAND --help shows a command's settings. A word that one name alone has stands for",
+            "it: flowpolicy control.",
         ]
     )
 
