@@ -221,7 +221,10 @@ def _as_declared(feature: Feature, source: Source) -> Feature:
     if not is_declared or feature.note or feature.kind not in (Kind.VECTOR, Kind.IMAGE, Kind.DEPTH):
         return feature
     shape = feature.shape or ()
-    kind = stored_feature(feature.key, None, shape, source.attributes, source.where)
+    try:
+        kind = stored_feature(feature.key, None, shape, source.attributes, source.where)
+    except DataError as error:
+        return replace(feature, note=f"is declared to be of no kind known here ({error})")
     first = kind.is_frame and len(shape) == 3 and channels_first(shape)
     declaration = None if isinstance(kind, Vector) else kind.declaration()
     return replace(feature, kind=kind.name, declared=declaration, channels_first=first)

@@ -14,7 +14,7 @@ from flowpolicy.data.keys import listed
 from flowpolicy.data.store import episode_ends_problem
 from flowpolicy.data.zarr_checks import MISSING_CHUNKS
 from flowpolicy.data.zarr_reading import OpenStore, open_store
-from flowpolicy.errors import DataError
+from flowpolicy.errors import DataError, FlowPolicyError
 from flowpolicy.features.undeclared import Kind
 from flowpolicy.settings import require
 
@@ -69,5 +69,7 @@ def _feature(name: str, store: OpenStore) -> Feature:
     key, array = name.replace("/", "."), store.arrays[name]
     try:
         return Feature.of_array(name, key, np.dtype(array.dtype), array.shape[1:])
+    except FlowPolicyError:  # it cannot be opened, which is said where it is read
+        return Feature(name, key)
     except TypeError:  # a type that numpy does not know
         return Feature(name, key, Kind.OTHER)
