@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +69,8 @@ def open_diffusion_policy(
 def _feature(name: str, store: OpenStore) -> Feature:
     key, array = name.replace("/", "."), store.arrays[name]
     try:
-        return Feature.of_array(name, key, np.dtype(array.dtype), array.shape[1:])
+        feature = Feature.of_array(name, key, np.dtype(array.dtype), array.shape[1:])
+        return replace(feature, note="holds text") if feature.kind is Kind.TEXT else feature
     except FlowPolicyError:  # it cannot be opened, which is said where it is read
         return Feature(name, key)
     except TypeError:  # a type that numpy does not know

@@ -25,7 +25,7 @@ from flowpolicy.data.importers.request import (
 )
 from flowpolicy.data.importers.source import Source
 from flowpolicy.data.importers.subsampling import Subsampling
-from flowpolicy.data.keys import NOT_OBSERVED, TASK_INDEX, chosen_keys
+from flowpolicy.data.keys import NOT_OBSERVED, TASK_INDEX, TASKS, chosen_keys
 from flowpolicy.data.memory import free_memory_bytes
 from flowpolicy.data.rounding import collapses_in_float32
 from flowpolicy.data.store import Demonstrations, episode_ends_problem, write_demonstrations
@@ -198,6 +198,8 @@ class Import:
             raise WideNumbersError(collapsed)
         for reader in readers:
             reader.report()
+            if reader.words:
+                self.attributes[TASKS] = list(reader.words)
         if self._bounds is not None:
             self._bounds.finish()
             if self._bounds.outside or self._source.clip:

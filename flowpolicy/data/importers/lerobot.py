@@ -188,7 +188,7 @@ def _feature(name: str, key: str, stored: Any, spec: dict[str, Any], default: bo
     shape = spec.get("shape")
     is_shape = isinstance(shape, (list, tuple)) and all(type(n) is int and n > 0 for n in shape)
     if dtype is None or not is_shape:  # an undeclared shape: the rows themselves say it when they are read
-        return Feature(name, key, kind, default=default)
+        return Feature(name, key, kind, default=default, note="holds text" if kind is Kind.TEXT else "")
     feature = Feature.of_array(name, key, dtype, tuple(shape or ()), default)
     axes = spec.get("names")
     if feature.kind == Kind.IMAGE and isinstance(axes, (list, tuple)) and len(axes) == 3:
