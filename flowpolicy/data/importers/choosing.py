@@ -21,7 +21,7 @@ from flowpolicy.features.undeclared import Kind
 from flowpolicy.settings import choose, require
 
 logger = logging.getLogger(__name__)
-_LEFT_OUT = {
+_LEFT_OUT: dict[str, str] = {
     Kind.ENCODED: "images and videos are not decoded",
     Kind.TEXT: f"not read (text), unless it is the task in words (rename={{NAME: {TASK_TEXT}}})",
 }
