@@ -63,11 +63,13 @@ def hdf5_explained(path: Path) -> Iterator[None]:
 
 def feature_of(name: str, key: str, node: Any, *, default: bool) -> Feature:
     """How a dataset is listed; ``node`` is None where it cannot be opened."""
+    import h5py
+
     if node is None:
         return Feature(name, key, Kind.OTHER, default=default, note="cannot be opened")
     feature = Feature.of_array(name, key, node.dtype, (node.shape or ())[1:], default)
-    # Objects have a variable length: text, or one encoded image a row.
-    return dataclasses.replace(feature, kind=Kind.TEXT) if node.dtype.kind == "O" else feature
+    is_text = node.dtype.kind == "O" and h5py.check_string_dtype(node.dtype) is not None
+    return dataclasses.replace(feature, kind=Kind.TEXT) if is_text else feature
 
 
 def open_column(group: Any, feature: Feature, path: Path) -> Any:

@@ -317,8 +317,8 @@ def _kinds(columns: Sequence[Column], attributes: Mapping[str, Any]) -> dict[str
     """What the columns are declared to be; of undeclared vectors a store tells that they are."""
     whole = {column.key: column.features[0] for column in columns if not column.flatten}
     declared = attributes.get(KINDS)
-    has_words = TASK_INDEX in whole and isinstance(declared, Mapping)
-    words = {key: kind for key, kind in (declared or {}).items() if has_words and key == TASK_TEXT}
+    declared = declared if isinstance(declared, Mapping) and TASK_INDEX in whole else {}
+    words = {key: kind for key, kind in declared.items() if key == TASK_TEXT}
     return words | {
         key: feature.declared or str(feature.kind)
         for key, feature in whole.items()
