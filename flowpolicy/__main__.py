@@ -16,7 +16,8 @@ _HELP = ("-h", "--help")
 def main() -> None:
     """Run the sub-command that the command line names; the rest of the line is that script's.
 
-    A name is written with hyphens or underscores. ``--help`` alone lists the sub-commands, and imports none.
+    A name is written with hyphens or underscores, or as a word of it that stands in no other: ``control``.
+    ``--help`` alone lists the sub-commands, and imports none.
     """
     if len(sys.argv) == 1 or sys.argv[1] in _HELP:
         print(_overview())  # noqa: T201 - a command speaks to its user
@@ -27,14 +28,23 @@ def main() -> None:
         print(f"flowpolicy {__version__}")  # noqa: T201
         raise SystemExit(0)
     typed, *rest = sys.argv[1:]
-    known = [_as_typed(name) for name in _scripts()]
-    if _as_typed(typed) not in known:
-        near = difflib.get_close_matches(_as_typed(typed), known, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(known)}."
-        raise SystemExit(f"There is no sub-command '{typed}'; {hint}")
+    typed = _command(typed)
     program = "python -m flowpolicy" if Path(sys.argv[0]).name == "__main__.py" else "flowpolicy"
     sys.argv = [f"{program} {typed}", *rest]  # from here on, the program is the sub-command
     importlib.import_module(f"{SCRIPTS}.{typed.replace('-', '_')}").main()
+
+
+def _command(typed: str) -> str:
+    """The sub-command that is meant: as typed, or in full where a word stands for it."""
+    known, name = [_as_typed(script) for script in _scripts()], _as_typed(typed)
+    holding = [other for other in known if name in other]
+    if name in known:
+        return typed
+    if len(holding) == 1 and name in holding[0].split("-"):
+        return holding[0]
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(known)}."
+    raise SystemExit(f"There is no sub-command '{typed}'; {hint}")
 
 
 def _scripts() -> list[str]:
@@ -59,7 +69,8 @@ def _overview() -> str:
             "",
             *lines,
             "",
-            "flowpolicy COMMAND --help shows a command's settings.",
+            "flowpolicy COMMAND --help shows a command's settings. A word that one name alone has stands for",
+            "it: flowpolicy control.",
         ]
     )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import flowpolicy
-from flowpolicy.__main__ import main
+from flowpolicy.__main__ import _command, main
 
 FOLDERS = {
     "flowpolicy": "flowpolicy",
@@ -81,6 +81,15 @@ def test_an_unknown_command_names_the_nearest(typed) -> None:
     assert (
         typed("pretrian", "env=hopper")[0] == "There is no sub-command 'pretrian'; did you mean 'pretrain'?"
     )
+    assert typed("train")[0] == "There is no sub-command 'train'; did you mean 'pretrain'?"
+
+
+@pytest.mark.parametrize(
+    ("word", "name"),
+    [("control", "run-control"), ("import", "import-demos"), ("finetune", "finetune-reinflow")],
+)
+def test_a_word_stands_for_the_one_command_that_has_it(word: str, name: str) -> None:
+    assert _command(word) == name
 
 
 @pytest.mark.parametrize(

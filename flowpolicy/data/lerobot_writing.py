@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.data.importers.lerobot import KEYS
-from flowpolicy.data.keys import NOT_OBSERVED, TASK_INDEX, TASKS
+from flowpolicy.data.keys import NOT_OBSERVED, TASK_INDEX
 from flowpolicy.data.lerobot_statistics import pixel_counts, pixel_statistics, vector_statistics
 from flowpolicy.data.lerobot_tables import (
     DATA_PATH,
@@ -25,6 +25,7 @@ from flowpolicy.data.lerobot_tables import (
 )
 from flowpolicy.data.store import Demonstrations
 from flowpolicy.data.store_writing import check_new
+from flowpolicy.data.task_texts import written_tasks
 from flowpolicy.data.video_writing import ENCODERS, write_video
 from flowpolicy.errors import DataError
 from flowpolicy.features.undeclared import Kind
@@ -90,6 +91,9 @@ class _Writer:
             _name(key) for key in demos.arrays
             if key not in NOT_OBSERVED and demos.feature(key).name == Kind.IMAGE
         }  # fmt: skip
+        for key in demos.arrays:
+            if _name(key) in self._cameras:
+                demos.feature(key).check_declaration(key)
         if self._codec is not None:
             for name in sorted(self._cameras):
                 height, width, channels = self._arrays[name].shape[1:]
@@ -99,7 +103,8 @@ class _Writer:
                         "channels; a video needs even sides and 3 channels, so choose images=png."
                     )
         words = task or demos.attributes.get("task") or demos.attributes.get("env_id") or "unknown"
-        self._tasks = list(demos.attributes.get(TASKS) or [str(words)])
+        self._tasks = written_tasks(demos.attributes, demos.source) or [str(words)]
+        self._added = [TASK_INDEX] if TASK_INDEX not in self._arrays and task is None else []
         if TASK_INDEX not in self._arrays:
             self._arrays[TASK_INDEX] = np.zeros(demos.num_steps, np.int64)
         highest = int(self._arrays[TASK_INDEX].max())
@@ -148,7 +153,7 @@ class _Writer:
         }
         whole |= {name: pixel_statistics(found, looked_at) for name, found in counts.items()}
         (meta / "stats.json").write_text(json.dumps(whole, indent=2))
-        (meta / "info.json").write_text(json.dumps(self._info(), indent=2, ensure_ascii=False))
+        (meta / "info.json").write_text(json.dumps(self._info(), indent=2))
 
     def _bookkeeping(self) -> dict[str, NDArray[Any]]:
         lengths = self._demos.episode_lengths
@@ -218,6 +223,7 @@ class _Writer:
             "video_path": _VIDEO if self._codec and self._cameras else None,
             "features": features,
             "attributes": json.loads(json.dumps(demos.attributes, default=str)),
+            "added": self._added,
         }
 
     def _feature(self, name: str, array: NDArray[Any], names: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,16 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowpolicy.data.keys import PER_STEP_KEYS, SOURCE, TASK_INDEX, TASKS
+from flowpolicy.data.importers.robomimic import EXPORTED
+from flowpolicy.data.keys import NOT_OBSERVED, PER_STEP_KEYS, TASKS, check_key
 from flowpolicy.data.store import Demonstrations
 from flowpolicy.data.store_writing import check_new
+from flowpolicy.data.task_texts import written_tasks
 from flowpolicy.errors import DataError
 from flowpolicy.files.storage import atomic_file
 from flowpolicy.optional import optional
 from flowpolicy.runs.progress import progress
 from flowpolicy.settings import require
 
-_NOT_OBSERVED = {"action", "states", *PER_STEP_KEYS}
 _GYM_TYPE = 2  # robomimic's number for Gym environments; robosuite's is 1
 _COMPRESSED_DIMENSIONS = 3  # rows of images; vectors are stored as they are
 
@@ -36,8 +37,9 @@ def write_robomimic(
 
     ``rewards`` are zero where the demonstrations have none. ``dones`` are 1 at a terminal state and at the
     end of an episode. Every other key becomes an observation; ``next_obs`` is left out, since the observation
-    after the last action was not recorded (``load_next_obs=False`` in robomimic). Tasks in words stand in
-    ``tasks`` and ``demo_i/task_index``, which robomimic does not read.
+    after the last action was not recorded (``load_next_obs=False`` in robomimic). What robomimic does not
+    read stands beside it, so that an import gives the demonstrations back: the flags of ends, sources and
+    tasks under their own names, the tasks in words in ``tasks``, all other attributes in one of ``data``.
 
     Args:
         path: the new file.
@@ -55,14 +57,15 @@ def write_robomimic(
         import h5py
     require(0 <= validation_fraction < 1, "validation_fraction", validation_fraction, "in [0, 1)")
     path = check_new(path)
-    observed = [key for key in demos.arrays if key not in _NOT_OBSERVED]
+    observed = [key for key in demos.arrays if key not in (*NOT_OBSERVED, "states")]
     if not observed:
         raise DataError(f"{demos.source} has no observations; robomimic's files need at least one key.")
-    masks = _masks(demos, validation_fraction, seed)
+    masks, tasks = _masks(demos, validation_fraction, seed), written_tasks(demos.attributes, demos.source)
     with atomic_file(path) as temporary, h5py.File(temporary, "w") as file:
         data = file.create_group("data")
         data.attrs["total"] = demos.num_steps
         data.attrs["env_args"] = json.dumps(_env_args(demos, env_args))
+        data.attrs[EXPORTED] = json.dumps(_exported(demos, env_args), default=str)
         for number in progress(range(demos.num_episodes), "write demonstrations"):
             rows = slice(int(demos.episode_starts[number]), int(demos.episode_ends[number]))
             group = data.create_group(f"demo_{number}")
@@ -70,8 +73,8 @@ def write_robomimic(
             for name, array in _episode(demos, rows, observed).items():
                 compressed = "gzip" if array.ndim > _COMPRESSED_DIMENSIONS else None
                 group.create_dataset(name, data=array, compression=compressed)
-        if demos.attributes.get(TASKS):
-            file[TASKS] = np.array([str(task).encode() for task in demos.attributes[TASKS]], dtype="S")
+        if tasks:
+            file[TASKS] = np.array([task.encode() for task in tasks], dtype="S")
         for name, episodes in masks.items():
             file[f"mask/{name}"] = np.array([f"demo_{number}".encode() for number in episodes], dtype="S")
     return path
@@ -89,8 +92,17 @@ def _episode(demos: Demonstrations, rows: slice, observed: list[str]) -> dict[st
         "rewards": arrays.get("reward", np.zeros(steps, np.float32)).reshape(steps),
         "dones": ended.astype(np.int64),
     }
-    written |= {key: arrays[key] for key in ("states", TASK_INDEX, SOURCE) if key in arrays}
+    beside = {"states", *PER_STEP_KEYS} - {"reward"}
+    written |= {key: array for key, array in arrays.items() if key in beside}
     return written | {f"obs/{key}": arrays[key] for key in observed}
+
+
+def _exported(demos: Demonstrations, env_args: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What an import takes from the file besides its columns, and which of these it leaves out."""
+    attributes = {key: value for key, value in demos.attributes.items() if key not in (TASKS, "masks")}
+    if env_args is not None:
+        attributes["env_args"] = dict(env_args)
+    return {"attributes": attributes, "added": ["dones", *["rewards"] * ("reward" not in demos.arrays)]}
 
 
 def _env_args(demos: Demonstrations, given: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -106,7 +118,9 @@ def _env_args(demos: Demonstrations, given: Mapping[str, Any] | None) -> dict[st
 
 def _masks(demos: Demonstrations, fraction: float, seed: int) -> dict[str, list[int]]:
     if demos.masks:
-        return {name: list(episodes) for name, episodes in demos.masks.items()}
+        for name in demos.masks:
+            check_key(name, f"{demos.source}: attribute 'masks'")
+        return demos.masks
     order = np.random.default_rng(seed).permutation(demos.num_episodes).tolist()
     held_out = round(fraction * len(order))
     if held_out == 0:

@@ -47,6 +47,19 @@ def with_task_table(
     return {**rest, TASK_INDEX: index}, {**attributes, TASKS: list(number)}
 
 
+def written_tasks(attributes: Mapping[str, Any], where: str) -> list[str]:
+    """The tasks in words, to be written into another project's file; empty where there are none.
+
+    Raises:
+        DataError: a text that is no valid Unicode, or has a zero in it.
+    """
+    tasks = [str(task) for task in attributes.get(TASKS) or []]
+    for task in tasks:
+        if "\0" in task or task.encode("utf-8", "replace").decode() != task:
+            raise DataError(f"{where}: attribute '{TASKS}' has {task!r}, which no file can hold; repair it.")
+    return tasks
+
+
 class TaskTexts:
     """The words of each step.
 

@@ -112,6 +112,19 @@ def _chunks(path: Path, key: str) -> Iterator[tuple[str, int, bytes]]:
                     yield name, member.file_size, content.read(16)
 
 
+def names_below(path: Path, group: str) -> list[str]:
+    """What lies in a group of a store, by name; hidden files are left out."""
+    if path.is_dir():
+        names = {file.name for file in (path / group).iterdir()}
+    else:
+        with zipfile.ZipFile(path) as archive:
+            inside = [
+                name.removeprefix(f"{group}/") for name in archive.namelist() if name.startswith(f"{group}/")
+            ]
+        names = {name.partition("/")[0] for name in inside}
+    return sorted(name for name in names if name and not _is_metadata(name))
+
+
 def _is_metadata(name: str) -> bool:
     return name.startswith(".") or name == "zarr.json"
 

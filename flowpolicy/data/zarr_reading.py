@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from flowpolicy.data.causes import reading_error
 from flowpolicy.data.image_codecs import is_whole_uint8, register_codecs
 from flowpolicy.data.memory import free_memory_bytes
-from flowpolicy.data.zarr_checks import check_array, group_in_zip
-from flowpolicy.errors import DataError
+from flowpolicy.data.zarr_checks import check_array, group_in_zip, names_below
+from flowpolicy.errors import DataError, FlowPolicyError
 from flowpolicy.features import Feature
 from flowpolicy.features.stored import KINDS, stored_feature
 from flowpolicy.files.storage import atomic_file
@@ -36,7 +36,8 @@ class OpenStore:
 
     Attributes:
         path: of its folder or zip.
-        arrays: zarr arrays by the path below ``data``, in the order of their names; none has been read.
+        arrays: zarr arrays by the path below ``data``, in the order of their names; none has been read. One
+            that zarr cannot open is an :class:`UnopenedArray`.
         episode_ends: as stored.
         attributes: of the store.
     """
@@ -120,7 +121,8 @@ def open_store(path: Path | str) -> Iterator[OpenStore]:
         else:
             group = zarr.open_group(str(path), mode="r")
         ends = group["meta/episode_ends"]
-        yield OpenStore(path, dict(sorted(_arrays(group["data"]))), ends, dict(group.attrs))
+        arrays = dict(sorted(_arrays(group["data"], path, has_codecs)))
+        yield OpenStore(path, arrays, ends, dict(group.attrs))
     except DataError:
         raise
     except KeyError as error:
@@ -128,21 +130,49 @@ def open_store(path: Path | str) -> Iterator[OpenStore]:
             f"{path} lacks {error}; a store has data/<key> arrays and meta/episode_ends (see docs/data.md)."
         ) from error
     except Exception as error:  # zarr and its codecs raise whatever their lower layers raise
-        if "imagecodecs" in str(error) and not has_codecs:
-            raise DataError(missing(f"{path} holds images that need imagecodecs", "images")) from error
-        raise reading_error(error, path, "is damaged or not a zarr store") from error
+        raise _explained(error, str(path), "is damaged or not a zarr store", has_codecs) from error
     finally:
         if store is not None:
             store.close()
 
 
-def _arrays(group: Any, prefix: str = "", depth: int = 8) -> Iterator[tuple[str, Any]]:
-    """Every array below a group by its path, those of nested groups too."""
-    for name, member in group.members():
+class UnopenedArray:
+    """An array that zarr cannot open: whoever looks at it is told, and nobody else.
+
+    Args:
+        error: what zarr said, as one sentence.
+    """
+
+    def __init__(self, error: FlowPolicyError) -> None:
+        self._error = error
+
+    def __getattr__(self, name: str) -> Any:
+        raise self._error
+
+
+def _arrays(
+    group: Any, path: Path, has_codecs: bool, prefix: str = "", depth: int = 8
+) -> Iterator[tuple[str, Any]]:
+    """Every array below a group by its path, those of nested groups too; zarr's own list needs all sound."""
+    for name in names_below(path, group.path):
+        try:
+            member = group[name]
+        except KeyError:  # a file of somebody else's
+            continue
+        except Exception as error:
+            where = f"{path}: 'data/{prefix}{name}'"
+            yield prefix + name, UnopenedArray(_explained(error, where, "cannot be opened", has_codecs))
+            continue
         if hasattr(member, "shape"):
             yield prefix + name, member
         elif depth:
-            yield from _arrays(member, f"{prefix}{name}/", depth - 1)
+            yield from _arrays(member, path, has_codecs, f"{prefix}{name}/", depth - 1)
+
+
+def _explained(error: Exception, where: str, what: str, has_codecs: bool) -> FlowPolicyError:
+    if "imagecodecs" in str(error) and not has_codecs:
+        return DataError(missing(f"{where} holds images that need imagecodecs", "images"))
+    return reading_error(error, where, what)
 
 
 class StoredImages:

@@ -214,6 +214,17 @@ def test_only_the_chosen_arrays_of_a_store_are_read(tmp_path: Path, demos: Demon
     assert "goal" not in import_demonstrations(path, keys=["observation"]).arrays
     with pytest.raises(DataError, match="goal"):
         import_demonstrations(path)
+    zarr.open_group(str(path)).attrs["kinds"] = ["none by key"]
+    assert "goal" not in import_demonstrations(path, keys=["observation"]).arrays
+    zarr.open_group(str(path)).attrs["kinds"] = {"goal": "of a plugin that is not here"}
+    assert "goal" not in import_demonstrations(path, keys=["observation"]).arrays
+    description = path / "data" / "goal" / ".zarray"  # of a codec that is not installed
+    told = json.loads(description.read_text())
+    description.write_text(json.dumps({**told, "compressor": {"id": "another"}}))
+    assert "goal" not in import_demonstrations(path, keys=["observation"]).arrays
+    assert "goal" not in read_demonstrations(path, keys=["observation"]).arrays
+    with pytest.raises(DataError, match=r"'data/goal' cannot be opened .*another"):
+        read_demonstrations(path)
 
 
 # --- kinds ------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -20,23 +21,6 @@ from flowpolicy.pretraining.run import split_episodes
 h5py = pytest.importorskip("h5py")
 
 
-def test_a_round_trip_gives_the_episodes_back(demos: Demonstrations, tmp_path: Path) -> None:
-    demos.arrays["states"] = np.arange(2.0 * demos.num_steps, dtype=np.float32).reshape(-1, 2)
-    demos.arrays["task_index"], demos.attributes["tasks"] = (
-        np.arange(demos.num_steps) % 2,
-        ["lift it — gently", "b"],
-    )
-    path = write_robomimic(tmp_path / "out.hdf5", demos)
-    back = import_demonstrations(path)
-    assert back.attributes["tasks"] == demos.attributes["tasks"]
-    np.testing.assert_array_equal(back.episode_ends, demos.episode_ends)
-    for key in ("observation", "goal", "action", "reward", "states", "task_index"):
-        np.testing.assert_array_equal(back.arrays[key], demos.arrays[key])
-    assert np.flatnonzero(back.arrays["done"]).tolist() == (demos.episode_ends - 1).tolist()
-    with pytest.raises(DataError, match="exists already"):
-        write_robomimic(path, demos)
-
-
 def test_the_layout_is_robomimics(demos: Demonstrations, tmp_path: Path) -> None:
     env_args = {"env_name": "Lift", "type": 1, "env_kwargs": {"robots": "Panda"}}
     path = write_robomimic(tmp_path / "out.hdf5", demos, env_args=env_args, validation_fraction=0.25)
@@ -44,6 +28,8 @@ def test_the_layout_is_robomimics(demos: Demonstrations, tmp_path: Path) -> None
         assert file["data"].attrs["total"] == demos.num_steps
         assert json.loads(file["data"].attrs["env_args"]) == env_args
         assert [file[f"data/demo_{i}"].attrs["num_samples"] for i in range(4)] == list(demos.episode_lengths)
+        for i, length in enumerate(demos.episode_lengths):
+            assert np.flatnonzero(file[f"data/demo_{i}/dones"]).tolist() == [length - 1]
         masks = {name: {entry.decode() for entry in file[f"mask/{name}"]} for name in ("train", "valid")}
     assert len(masks["valid"]) == 1
     assert masks["train"] | masks["valid"] == {f"demo_{i}" for i in range(4)}
@@ -60,6 +46,8 @@ def test_masks_are_kept_and_decide_what_is_held_out(demos: Demonstrations, tmp_p
     assert stored.select_episodes([3, 2]).masks == {"train": [0], "valid": [1]}
     with pytest.raises(DataError, match=r"no mask 'test' \(it has train, valid\)"):
         split_episodes(stored, DataConfig(validation_mask="test"), seed=0)
+    with pytest.raises(DataError, match=r"a/b.* has a slash"):
+        write_robomimic(tmp_path / "b.hdf5", dataclasses.replace(demos, attributes={"masks": {"a/b": [0]}}))
     stored.attributes["masks"] = {"valid": [9]}
     with pytest.raises(DataError, match="from 0 to 3"):
         split_episodes(stored, DataConfig(validation_mask="valid"), seed=0)
@@ -83,14 +71,19 @@ def test_chunks_equal_robomimics_own_sequences(
     from robomimic.utils import obs_utils
     from robomimic.utils.dataset import SequenceDataset
 
-    demos.arrays["goal"] = demos.arrays["goal"].reshape(demos.num_steps, -1)
-    path = write_robomimic(tmp_path / "out.hdf5", demos)
-    keys = ["goal", "observation"]
-    obs_utils.initialize_obs_utils_with_obs_specs({"obs": {"low_dim": keys, "rgb": []}})
+    whole, steps = demos, demos.num_steps
+    whole.arrays["goal"] = whole.arrays["goal"].reshape(steps, -1)
+    whole.arrays["camera"] = np.random.default_rng(0).integers(0, 256, (steps, 8, 10, 3), np.uint8)
+    whole.arrays["task_index"] = np.arange(steps) % 2
+    whole.attributes |= {"tasks": ["lift it — gently", "push"], "masks": {"train": [0, 1, 3], "valid": [2]}}
+    path, demos = write_robomimic(tmp_path / "out.hdf5", whole), whole.select_episodes([0, 1, 3])
+    keys = ["goal", "observation", "camera"]
+    obs_utils.initialize_obs_utils_with_obs_specs({"obs": {"low_dim": keys[:2], "rgb": keys[2:]}})
     theirs = SequenceDataset(
         hdf5_path=str(path),
         obs_keys=keys,
-        dataset_keys=["actions"],
+        dataset_keys=["actions", "rewards", "task_index"],
+        filter_by_attribute="train",
         frame_stack=obs_horizon,
         seq_length=action_horizon,
         pad_frame_stack=True,
@@ -117,4 +110,8 @@ def test_chunks_equal_robomimics_own_sequences(
         )  # theirs begin with the first frame
         np.testing.assert_array_equal(batch.action[number], window["actions"][actions])
         np.testing.assert_array_equal(batch.mask[number], window["pad_mask"][actions, 0])
+        np.testing.assert_array_equal(demos.arrays["reward"][number], window["rewards"][obs_horizon - 1])
+        np.testing.assert_array_equal(
+            demos.arrays["task_index"][number], window["task_index"][obs_horizon - 1]
+        )
     theirs.close_and_delete_hdf5_handle()

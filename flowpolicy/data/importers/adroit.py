@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.data.importers.registry import Contents, importer
-from flowpolicy.data.importers.restricted_pickle import load_arrays
+from flowpolicy.data.importers.restricted_pickle import NotNumbers, load_arrays
 from flowpolicy.data.importers.source import ArraySource, Bounds, Feature, Source
 from flowpolicy.errors import DataError
 
@@ -55,11 +55,14 @@ def open_adroit(path: Path, clip: bool = True) -> Iterator[Source]:
                 features.setdefault(name, feature)
             elif name in _KEYS:
                 features.setdefault(name, Feature(name, _KEYS[name]))
+            elif isinstance(value, NotNumbers):
+                features.setdefault(name, Feature(name, name, default=False, note=f"holds {value}"))
 
     def rows(number: int, name: str) -> NDArray[Any]:
         value = episodes[number].get(name)
         if not isinstance(value, np.ndarray):
-            found = f"no key '{name}'" if value is None else f"a {type(value).__name__} as '{name}'"
+            kind = f"an array of {value}" if isinstance(value, NotNumbers) else f"a {type(value).__name__}"
+            found = f"no key '{name}'" if value is None else f"{kind} as '{name}'"
             raise DataError(f"{path}: episode {number} has {found}; it must be an array, one row per step.")
         return value
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flowpolicy.data.importers.hdf5 import feature_of, hdf5_explained, list_features, open_hdf5, open_rows
+from flowpolicy.data.importers.hdf5 import feature_of, hdf5_explained, list_features, open_column, open_hdf5
 from flowpolicy.data.importers.registry import Contents, importer
 from flowpolicy.data.importers.source import ArraySource, Feature, Source, natural_order
 from flowpolicy.errors import DataError
@@ -62,7 +62,7 @@ def open_aloha(path: Path) -> Iterator[Source]:
             [Path(name).stem for name in names],
             {} if simulated is None else {"simulated": bool(simulated)},
             action="action",
-            rows=lambda number, name: open_rows(episode(number), name, files[number]),
+            rows=lambda number, name: open_column(episode(number), features[name], files[number]),
         )
 
 

@@ -11,14 +11,20 @@ from typing import Any
 
 from flowpolicy.data.importers.request import Request
 from flowpolicy.data.importers.source import Feature, Source
-from flowpolicy.data.keys import EPISODE_KEYS, NOT_OBSERVED, check_key, listed
+from flowpolicy.data.keys import EPISODE_KEYS, NOT_OBSERVED, TASK_INDEX, check_key, listed
+from flowpolicy.data.task_texts import TASK_TEXT
 from flowpolicy.errors import DataError
-from flowpolicy.features import FEATURE_KINDS
+from flowpolicy.features import FEATURE_KINDS, Vector
 from flowpolicy.features.image import channels_first
+from flowpolicy.features.stored import KINDS, stored_feature
 from flowpolicy.features.undeclared import Kind
 from flowpolicy.settings import choose, require
 
 logger = logging.getLogger(__name__)
+_LEFT_OUT: dict[str, str] = {
+    Kind.ENCODED: "images and videos are not decoded",
+    Kind.TEXT: f"not read (text), unless it is the task in words (rename={{NAME: {TASK_TEXT}}})",
+}
 _OBSERVED = re.compile(r"(obs|observations?)[/.]")
 
 
@@ -64,7 +70,9 @@ def choose_columns(source: Source, request: Request) -> list[Column]:
         groups["action"] = tuple(table.find(str(part), full_name_first=True) for part in parts)
         table.drop_default_action(groups["action"])
     columns, keys = table.columns(groups), request.get("keys")
-    asked = None if keys is None else [*map(str, keys)]
+    has_words = TASK_INDEX in columns and TASK_TEXT not in columns
+    named = {TASK_TEXT: TASK_INDEX} if has_words else {}
+    asked = None if keys is None else [named.get(key, key) for key in map(str, keys)]
     chosen = table.readable(columns, groups) if asked is None else table.selected(columns, asked)
     if "action" not in chosen:
         raise DataError(
@@ -94,9 +102,12 @@ class _Table:
     def __init__(self, source: Source) -> None:
         self.where = source.where
         self._source = source
-        self._features = dict(source.features)
+        self._features = {name: _as_declared(feature, source) for name, feature in source.features.items()}
         self._keys = {name: feature.key for name, feature in source.features.items()}
         self._wanted = {name for name, feature in source.features.items() if feature.default}
+        if not any(self._keys[name] == TASK_INDEX for name in self._wanted):
+            words = [name for name, feature in self._features.items() if feature.is_text]
+            self._keys |= {name: TASK_INDEX for name in words if self._keys[name] == TASK_TEXT}
 
     def find(self, name: str, *, full_name_first: bool = False) -> Feature:
         """The column that is meant: by its full name, its key, or the end of its name."""
@@ -136,6 +147,10 @@ class _Table:
         """Give a column another key."""
         feature = self.find(name, full_name_first=True)
         check_key(key, self.where, "rename it to a name without")
+        if key == TASK_TEXT and feature.is_text:
+            key = TASK_INDEX
+            self._wanted -= {other for other in self._wanted if self._keys[other] == TASK_INDEX}
+            self._wanted.add(feature.name)
         self._keys[feature.name] = key
 
     def group(self, key: str, parts: Any) -> tuple[Feature, ...]:
@@ -170,14 +185,14 @@ class _Table:
         left_out: dict[str, list[str]] = {}
         for key, makers in columns.items():
             for features in makers:
-                problem = features[0].problem
+                problem = _problem(key, features[0])
                 if problem and key not in groups and key != "action":
                     reason = "" if features[0].note else str(features[0].kind)
                     left_out.setdefault(reason or problem, []).append(features[0].name)
                 else:
                     chosen.setdefault(key, []).append(features)
         for reason, names in left_out.items():
-            what = "images and videos are not decoded" if reason == Kind.ENCODED else f"not read ({reason})"
+            what = _LEFT_OUT.get(reason, f"not read ({reason})")
             logger.warning("%s: %s; left out: %s.", self.where, what, ", ".join(names))
         return chosen
 
@@ -198,7 +213,7 @@ class _Table:
             usable = [
                 makers
                 for makers in columns.get(key, [])
-                if key == "action" or not (makers[0].problem or _poses_as(key, makers))
+                if key == "action" or not (_problem(key, makers[0]) or _poses_as(key, makers))
             ]
             if key not in chosen and usable:
                 chosen[key] = usable[:1] if key != "action" else self._own_action(usable)
@@ -211,6 +226,22 @@ class _Table:
 
     def _known(self) -> list[str]:
         return sorted({*(self._keys[name] for name in self._wanted)} or set(self._features))[:20]
+
+
+def _as_declared(feature: Feature, source: Source) -> Feature:
+    """A column of numbers as the store that it comes from declares it, in the attribute ``kinds``."""
+    kinds = source.attributes.get(KINDS)
+    is_declared = isinstance(kinds, Mapping) and feature.key in kinds and feature.shape is not None
+    if not is_declared or feature.note or feature.kind not in (Kind.VECTOR, Kind.IMAGE, Kind.DEPTH):
+        return feature
+    shape = feature.shape or ()
+    try:
+        kind = stored_feature(feature.key, None, shape, source.attributes, source.where)
+    except DataError as error:
+        return replace(feature, note=f"is declared to be of no kind known here ({error})")
+    first = kind.is_frame and len(shape) == 3 and channels_first(shape)
+    declaration = None if isinstance(kind, Vector) else kind.declaration()
+    return replace(feature, kind=kind.name, declared=declaration, channels_first=first)
 
 
 def _check(source: Source, chosen: Mapping[str, _Makers], groups: Mapping[str, Any]) -> None:
@@ -232,14 +263,19 @@ def _check(source: Source, chosen: Mapping[str, _Makers], groups: Mapping[str, A
             key, source.where, f"rename it with rename={{'{makers[0][0].name}': NEW}} to a name without"
         )
         for feature in makers[0]:
-            if feature.problem:
+            if problem := _problem(key, feature):
                 advice = _advice(key, feature)
-                raise DataError(f"{source.where}: '{feature.name}' {feature.problem}; {advice}.")
+                raise DataError(f"{source.where}: '{feature.name}' {problem}; {advice}.")
             if feature.kind == Kind.IMAGE and key in groups:
                 raise DataError(
                     f"{source.where}: '{feature.name}' holds images; they cannot be concatenated into "
                     f"'{key}'."
                 )
+
+
+def _problem(key: str, feature: Feature) -> str:
+    """Why a column cannot be this key, in words that follow its name; texts are the tasks, or nothing."""
+    return "" if key == TASK_INDEX and feature.is_text else feature.problem
 
 
 def _poses_as(key: str, features: Sequence[Feature]) -> bool:
@@ -258,4 +294,6 @@ def _advice(key: str, feature: Feature) -> str:
             f"leave it out, or take it as distances with kinds={{{name}: depth}} or as plain numbers with "
             f"kinds={{{name}: vector}}"
         )
+    if feature.is_text:
+        return f"leave it out, or take it as the task in words with rename={{{feature.name}: {TASK_TEXT}}}"
     return "leave it out"

@@ -18,6 +18,7 @@ from flowpolicy.errors import DataError
 from flowpolicy.features import Image, declared, undeclared
 from flowpolicy.features.image import CHANNELS
 from flowpolicy.features.resizing import resize_images
+from flowpolicy.features.text import MOST_KNOWN
 from flowpolicy.features.undeclared import Kind, is_quaternion
 
 
@@ -34,7 +35,11 @@ class WideNumbersError(Exception):
 
 
 class ColumnReader:
-    """One key of the store, block by block; where ``is_wide``, wide floats do not become float32."""
+    """One key of the store, block by block; where ``is_wide``, wide floats do not become float32.
+
+    Attributes:
+        words: the texts so far, where it is made of texts, by their number.
+    """
 
     def __init__(
         self,
@@ -50,6 +55,7 @@ class ColumnReader:
         self._image_size = image_size
         self._rounding: dict[str, RoundingCheck] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self.words: dict[str, int] = {}
         self._quaternions = {
             feature.name: Quaternions(feature.name, where, episodes, continuous)
             for feature in column.features
@@ -62,6 +68,8 @@ class ColumnReader:
         Raises:
             DataError: rows of several shapes, no numbers, not finite, beyond float32, or impossible images.
         """
+        if self.column.features[0].is_text:
+            return self._numbered(block.arrays[self.column.names[0]])
         parts = [self._part(feature, block) for feature in self.column.features]
         if self.column.flatten:
             dtype = np.float64 if self._is_wide else np.float32
@@ -80,6 +88,14 @@ class ColumnReader:
         """Say what was found on the way."""
         for quaternions in self._quaternions.values():
             quaternions.finish()
+
+    def _numbered(self, texts: NDArray[Any]) -> NDArray[np.int64]:
+        """Which of the texts so far each one is."""
+        numbers = [self.words.setdefault(text, len(self.words)) for text in texts]
+        if len(self.words) > MOST_KNOWN:
+            name = self.column.names[0]
+            raise DataError(f"{self._where}: '{name}' has more than {MOST_KNOWN} texts; leave it out.")
+        return np.array(numbers, np.int64)
 
     def _part(self, feature: Feature, block: Block) -> NDArray[Any]:
         values = block.arrays[feature.name]

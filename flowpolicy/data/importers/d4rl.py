@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowpolicy.data.importers.hdf5 import dataset, feature_of, list_features, open_hdf5, open_rows
+from flowpolicy.data.importers.hdf5 import (
+    dataset,
+    feature_of,
+    list_features,
+    open_column,
+    open_hdf5,
+    open_rows,
+)
 from flowpolicy.data.importers.registry import importer
 from flowpolicy.data.importers.source import ArraySource, Feature, Source
 from flowpolicy.errors import DataError
@@ -46,7 +53,7 @@ def open_d4rl(path: Path, episode_length: int | None = None) -> Iterator[Source]
             return np.diff(np.flatnonzero(flags[_TERMINALS] | flags[_TIMEOUTS]) + 1, prepend=0)
 
         def rows(_: int, name: str) -> Any:
-            return flags[name] if name in flags else open_rows(file, name, path)
+            return flags[name] if name in flags else open_column(file, features[name], path)
 
         made = {name: Feature(name, _KEYS[name], shape=()) for name in (_TERMINALS, _TIMEOUTS)}
         features = list_features([file], path, _feature) | made  # flags are made where the file has none

@@ -15,10 +15,7 @@ from flowpolicy.data.keys import listed
 from flowpolicy.data.store import episode_ends_problem
 from flowpolicy.data.zarr_checks import MISSING_CHUNKS
 from flowpolicy.data.zarr_reading import OpenStore, open_store
-from flowpolicy.errors import DataError
-from flowpolicy.features import Vector
-from flowpolicy.features.image import channels_first
-from flowpolicy.features.stored import KINDS
+from flowpolicy.errors import DataError, FlowPolicyError
 from flowpolicy.features.undeclared import Kind
 from flowpolicy.settings import require
 
@@ -73,11 +70,8 @@ def _feature(name: str, store: OpenStore) -> Feature:
     key, array = name.replace("/", "."), store.arrays[name]
     try:
         feature = Feature.of_array(name, key, np.dtype(array.dtype), array.shape[1:])
+        return replace(feature, note="holds text") if feature.kind is Kind.TEXT else feature
+    except FlowPolicyError:  # it cannot be opened, which is said where it is read
+        return Feature(name, key)
     except TypeError:  # a type that numpy does not know
         return Feature(name, key, Kind.OTHER)
-    if name not in (store.attributes.get(KINDS) or {}):
-        return feature
-    declared = store.feature(name)
-    first = declared.is_frame and len(declared.shape) == 3 and channels_first(declared.shape)
-    declaration = None if isinstance(declared, Vector) else declared.declaration()
-    return replace(feature, kind=declared.name, declared=declaration, channels_first=first)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,13 @@ from flowpolicy.data.importers.source import ArraySource, Feature
 from flowpolicy.errors import DataError
 from flowpolicy.features.undeclared import Kind
 from flowpolicy.optional import optional
+from flowpolicy.texts import LONGEST_TEXT
 
 _MAX_DEPTH = 12
 _MAX_LEAVES = 2000
 _MAX_CHUNK = 1 << 28  # bytes of one chunk, unpacked: no recording has larger ones
 _MAX_ATTRIBUTE = 1 << 24
+_TEXTS = 64  # read at a time
 
 Describe = Callable[[str, Any], Feature]
 """From a column's path inside its episode, and its dataset (None: broken), to how it is listed."""
@@ -60,26 +63,68 @@ def hdf5_explained(path: Path) -> Iterator[None]:
 
 def feature_of(name: str, key: str, node: Any, *, default: bool) -> Feature:
     """How a dataset is listed; ``node`` is None where it cannot be opened."""
+    import h5py
+
     if node is None:
         return Feature(name, key, Kind.OTHER, default=default, note="cannot be opened")
     feature = Feature.of_array(name, key, node.dtype, (node.shape or ())[1:], default)
-    # Objects have a variable length: text, or one encoded image a row.
-    return dataclasses.replace(feature, kind=Kind.TEXT) if node.dtype.kind == "O" else feature
+    is_text = node.dtype.kind == "O" and h5py.check_string_dtype(node.dtype) is not None
+    return dataclasses.replace(feature, kind=Kind.TEXT) if is_text else feature
 
 
-def open_rows(group: Any, key: str, path: Path) -> Any:
+def open_column(group: Any, feature: Feature, path: Path) -> Any:
+    """The dataset of a column, to be sliced: numbers by :func:`open_rows`, or the strings of a text."""
+    if feature.kind != Kind.TEXT:
+        return open_rows(group, feature.name, path)
+    return _Texts(open_rows(group, feature.name, path, "OS"), path)
+
+
+class _Texts:
+    """Strings ``(rows,)``, read a few at a time, since each may be as long as the file."""
+
+    def __init__(self, node: Any, path: Path) -> None:
+        import h5py
+
+        rows = node.shape[:1]
+        is_text = h5py.check_string_dtype(node.dtype) is not None and node.dtype.itemsize <= LONGEST_TEXT
+        if not is_text or node.size != math.prod(rows):
+            raise DataError(f"{path}: '{node.name.strip('/')}' must hold one text a row; leave it out.")
+        self._node, self._path = node, path
+        self.shape, self.dtype = rows, np.dtype(("S", LONGEST_TEXT))
+
+    def __getitem__(self, rows: slice) -> NDArray[Any]:
+        texts: list[str] = []
+        for first in range(rows.start, rows.stop, _TEXTS):
+            content = self._node[first : min(rows.stop, first + _TEXTS)].reshape(-1)
+            if max(map(len, content)) > LONGEST_TEXT:
+                name = self._node.name.strip("/")
+                raise DataError(
+                    f"{self._path}: '{name}' has a text beyond {LONGEST_TEXT} bytes; leave it out."
+                )
+            texts += [text.decode("utf-8", "replace") for text in content]
+        return np.array(texts, object)
+
+
+def open_rows(group: Any, key: str, path: Path, kinds: str = "fiub") -> Any:
     """The dataset ``group[key]``, to be sliced; nothing of it is read yet.
 
+    Args:
+        group: open.
+        key: below the group.
+        path: the file, for messages.
+        kinds: of the elements, as numpy's types call them.
+
     Raises:
-        DataError: a missing key, a group instead of a dataset, text or objects instead of numbers, data kept
-            outside the file, or chunks that were never written.
+        DataError: a missing key, a group instead of a dataset, elements of another kind (text or objects
+            instead of numbers), data kept outside the file, or chunks that were never written.
     """
     node = child(group, key, path)
     full = (node.name or key).lstrip("/")
     if is_group(node):
         raise DataError(f"{path}: '{full}' is a group where an array is expected.")
-    if node.dtype.kind not in "fiub":
-        raise DataError(f"{path}: '{full}' holds {node.dtype}, not numbers; convert or leave it out.")
+    if node.dtype.kind not in kinds:
+        wanted = "numbers" if "f" in kinds else "text"
+        raise DataError(f"{path}: '{full}' holds {node.dtype}, not {wanted}; convert or leave it out.")
     if node.external is not None or node.is_virtual:
         raise DataError(
             f"{path}: '{full}' keeps its data in another file; copy them into this one (h5repack)."
@@ -169,11 +214,12 @@ def group_source(path: Path, groups: Mapping[str, Any], describe: Describe, **ab
         about: the other fields of :class:`ArraySource`.
     """
     opened = list(groups.values())
+    features = list_features(opened, path, describe)
 
     def rows(number: int, name: str) -> Any:
-        return open_rows(opened[number], name, path)
+        return open_column(opened[number], features[name], path)
 
-    return ArraySource(str(path), list_features(opened, path, describe), list(groups), rows=rows, **about)
+    return ArraySource(str(path), features, list(groups), rows=rows, **about)
 
 
 def list_features(groups: Sequence[Any], path: Path, describe: Describe) -> dict[str, Feature]:

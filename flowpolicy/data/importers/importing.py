@@ -25,11 +25,12 @@ from flowpolicy.data.importers.request import (
 )
 from flowpolicy.data.importers.source import Source
 from flowpolicy.data.importers.subsampling import Subsampling
-from flowpolicy.data.keys import NOT_OBSERVED, chosen_keys
+from flowpolicy.data.keys import NOT_OBSERVED, TASK_INDEX, TASKS, chosen_keys
 from flowpolicy.data.memory import free_memory_bytes
 from flowpolicy.data.rounding import collapses_in_float32
 from flowpolicy.data.store import Demonstrations, episode_ends_problem, write_demonstrations
 from flowpolicy.data.store_writing import check_new, store_writer
+from flowpolicy.data.task_texts import TASK_TEXT
 from flowpolicy.data.versions import version_warning
 from flowpolicy.errors import ConfigError, DataError
 from flowpolicy.features.stored import KINDS
@@ -163,7 +164,7 @@ class Import:
         if self._subsampling is not None:
             self.episode_ends = np.cumsum(self._subsampling.lengths)
         self._columns = [column for column in columns if not column.optional or self._is_sound(column)]
-        self.attributes = {**source.attributes, KINDS: _kinds(self._columns)}
+        self.attributes = {**source.attributes, KINDS: _kinds(self._columns, source.attributes)}
         if every > 1:
             self.attributes["every"] = every
             if _is_rate(source.attributes.get("fps")):
@@ -197,6 +198,8 @@ class Import:
             raise WideNumbersError(collapsed)
         for reader in readers:
             reader.report()
+            if reader.words:
+                self.attributes[TASKS] = list(reader.words)
         if self._bounds is not None:
             self._bounds.finish()
             if self._bounds.outside or self._source.clip:
@@ -310,10 +313,13 @@ def _transformed(demos: Demonstrations, dotted: str, keys: Any) -> Demonstration
     return Demonstrations(converted, demos.episode_ends, attributes, demos.source)
 
 
-def _kinds(columns: Sequence[Column]) -> dict[str, Any]:
+def _kinds(columns: Sequence[Column], attributes: Mapping[str, Any]) -> dict[str, Any]:
     """What the columns are declared to be; of undeclared vectors a store tells that they are."""
     whole = {column.key: column.features[0] for column in columns if not column.flatten}
-    return {
+    declared = attributes.get(KINDS)
+    declared = declared if isinstance(declared, Mapping) and TASK_INDEX in whole else {}
+    words = {key: kind for key, kind in declared.items() if key == TASK_TEXT}
+    return words | {
         key: feature.declared or str(feature.kind)
         for key, feature in whole.items()
         if key not in NOT_OBSERVED and (feature.declared or feature.kind != Kind.VECTOR)

@@ -22,9 +22,7 @@ from flowpolicy.data.importers.registry import importer
 from flowpolicy.data.importers.source import BLOCK_BYTES, Block, Feature, Source, json_object
 from flowpolicy.data.keys import TASK_INDEX, TASKS
 from flowpolicy.data.prefetch import read_ahead
-from flowpolicy.errors import ConfigError, DataError
-from flowpolicy.features import declared
-from flowpolicy.features.stored import KINDS
+from flowpolicy.errors import DataError
 from flowpolicy.features.undeclared import Kind
 from flowpolicy.files.hub import download_dataset
 from flowpolicy.optional import optional
@@ -76,7 +74,8 @@ def open_lerobot(path: Path, episodes: Iterable[int] | None = None) -> Iterator[
     if not files:
         raise DataError(f"{folder} has no data/**/*.parquet; copy the dataset again.")
     tables = [parquet.Table(file) for file in files]
-    tasks = _tasks(folder)
+    added = info.get("added")  # the words that a store had not, which was exported
+    tasks = None if isinstance(added, list) and TASK_INDEX in added else _tasks(folder)
     features = _features(tables, specs, tasks is not None)
     for key in (EPISODE, FRAME):
         if key not in features:
@@ -90,8 +89,6 @@ def open_lerobot(path: Path, episodes: Iterable[int] | None = None) -> Iterator[
         features[name] = replace(features[name], kind=Kind.ENCODED, note="has no videos beside the tables")
     order = Order(tables, info, str(folder), episodes)
     attributes = _attributes(path, folder, info, specs, tasks)
-    kinds = attributes.pop(KINDS, None) or {}
-    features = {name: _as_declared(feature, kinds, folder) for name, feature in features.items()}
     if episodes is not None:
         attributes.pop("masks", None)  # they number all episodes
     times = features.get(_TIME)
@@ -176,20 +173,6 @@ def _camera(name: str, key: str, stored: Any, spec: dict[str, Any]) -> Feature:
     return Feature(name, key, Kind.ENCODED if note else Kind.IMAGE, shape, note=note)
 
 
-def _as_declared(feature: Feature, kinds: Any, folder: Path) -> Feature:
-    """A column of a store that was exported, as what that store declared it to be."""
-    declaration = kinds.get(feature.key) if isinstance(kinds, dict) else None
-    if declaration in (None, Kind.VECTOR, Kind.IMAGE) or feature.kind == Kind.ENCODED or not feature.shape:
-        return feature
-    if not isinstance(declaration, (str, Mapping)):
-        raise DataError(f"{folder}: attribute '{KINDS}' must give kinds by key; repair or remove it.")
-    try:
-        kind = declared(declaration, feature.shape, f"kinds.{feature.key}")
-    except ConfigError as error:
-        raise DataError(f"{folder}: {error}") from error
-    return replace(feature, kind=kind.name, declared=declaration)
-
-
 def _is_video(spec: Any) -> bool:
     return isinstance(spec, dict) and spec.get("dtype") == "video"
 
@@ -205,7 +188,7 @@ def _feature(name: str, key: str, stored: Any, spec: dict[str, Any], default: bo
     shape = spec.get("shape")
     is_shape = isinstance(shape, (list, tuple)) and all(type(n) is int and n > 0 for n in shape)
     if dtype is None or not is_shape:  # an undeclared shape: the rows themselves say it when they are read
-        return Feature(name, key, kind, default=default)
+        return Feature(name, key, kind, default=default, note="holds text" if kind is Kind.TEXT else "")
     feature = Feature.of_array(name, key, dtype, tuple(shape or ()), default)
     axes = spec.get("names")
     if feature.kind == Kind.IMAGE and isinstance(axes, (list, tuple)) and len(axes) == 3:

@@ -30,6 +30,8 @@ _COPIES = 3  # the file, what it unpickles to, and the arrays built from that
 def load_arrays(path: Path) -> Any:
     """The content of a pickle file: numbers, text, lists, tuples, dictionaries and numeric arrays.
 
+    Arrays of anything else are not built; a :class:`NotNumbers` stands for each.
+
     Raises:
         DataError: a missing, cut-off or damaged file, or one that asks for anything else.
     """
@@ -59,8 +61,18 @@ def _check_memo(content: bytes) -> None:
             raise _RefusedError(f"place {argument} of a memo")
 
 
+class NotNumbers(str):
+    """What an array holds instead of numbers, as ``objects``."""
+
+    __slots__ = ()
+
+
 class _RefusedError(Exception):
     """Names what a pickle asked for."""
+
+
+class _NotNumbersError(_RefusedError):
+    """Names what an array holds instead of numbers."""
 
 
 class _Call:
@@ -152,7 +164,10 @@ class _Builder:
             kind, data = value.arguments
             return np.frombuffer(_raw(data), _dtype(kind), count=1)[0]
         if isinstance(value, _Call) and value.name in ("_reconstruct", "_frombuffer"):
-            return _array(value)
+            try:
+                return _array(value)
+            except _NotNumbersError as error:
+                return NotNumbers(error)
         raise _RefusedError(f"a value of type {type(value).__name__.lstrip('_')}")
 
 
@@ -171,7 +186,7 @@ def _array(call: _Call) -> NDArray[Any]:
     if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
         raise _RefusedError("an array of impossible shape")
     if isinstance(data, list):
-        raise _RefusedError("an array of objects")
+        raise _NotNumbersError("objects")
     flat = np.frombuffer(_raw(data), _dtype(kind))
     return flat.reshape(shape, order="F" if is_fortran else "C").copy()
 
@@ -187,10 +202,10 @@ def _dtype(call: Any) -> np.dtype[Any]:
     order = "="
     if call.state is not None:
         if not isinstance(call.state, tuple) or len(call.state) < 3 or call.state[2] is not None:
-            raise _RefusedError("a structured array")
+            raise _NotNumbersError("structures")
         order = call.state[1]
     code = call.arguments[0].decode("ascii") if isinstance(call.arguments[0], bytes) else call.arguments[0]
     if not isinstance(code, str) or code.lstrip("<>=|")[:1] not in tuple("fiub"):
-        raise _RefusedError(f"an array of type {str(code)[:20]!r}")
+        raise _NotNumbersError(f"type {str(code)[:20]!r}")
     dtype = np.dtype(code)
     return dtype.newbyteorder(">") if order == ">" else dtype

@@ -4,6 +4,7 @@ Isaac Lab's recorder, whose groups are nested."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from flowpolicy.data.importers.hdf5 import (
 )
 from flowpolicy.data.importers.registry import importer
 from flowpolicy.data.importers.source import Feature, Source, natural_order
-from flowpolicy.data.keys import SOURCE, TASK_INDEX, TASKS
+from flowpolicy.data.keys import PER_STEP_KEYS, TASKS
 from flowpolicy.errors import DataError
 
 _KEYS = {
@@ -25,9 +26,10 @@ _KEYS = {
     "rewards": "reward",
     "dones": "done",
     "obs": "observation",
-    TASK_INDEX: TASK_INDEX,
-    SOURCE: SOURCE,
+    **{key: key for key in PER_STEP_KEYS if key != "reward"},
 }
+EXPORTED = "flowpolicy"
+"""An exported store's ``attributes``, and the columns ``added`` for the format."""
 _ROBOSUITE_TYPE = 1  # robomimic's number for robosuite's environments
 
 
@@ -41,7 +43,8 @@ def open_robomimic(path: Path, filter_key: str | None = None) -> Iterator[Source
     end of a recording that did not terminate. Everything else (``actions_abs``, ``next_obs/*``, nested
     ``states/*``) is read where it is named.
 
-    The subsets listed under ``mask/`` are kept in the attribute ``masks``, as numbers of episodes.
+    The subsets listed under ``mask/`` are kept in the attribute ``masks``, as numbers of episodes. What
+    :func:`~flowpolicy.data.robomimic_writing.write_robomimic` wrote comes back as it was.
 
     Args:
         path: the HDF5 file.
@@ -57,13 +60,22 @@ def open_robomimic(path: Path, filter_key: str | None = None) -> Iterator[Source
         names = natural_order(_chosen(file, data, filter_key, path))
         groups = {name: child(data, name, path) for name in names}
         has_observations = any(is_group(group) and "obs" in group for group in groups.values())
+        exported = json_attribute(data, EXPORTED, path)
+        exported = exported if isinstance(exported, dict) else {}
+        added = exported.get("added")
+        added = added if isinstance(added, list) else []
 
-        yield group_source(
-            path,
-            groups,
-            lambda name, node: _feature(name, node, has_observations),
-            attributes=_attributes(file, data, names if filter_key is None else None, path),
-        )
+        def feature(name: str, node: Any) -> Feature:
+            found = _feature(name, node, has_observations)
+            return replace(found, default=False) if name in added else found
+
+        attributes = exported.get("attributes")
+        attributes = dict(attributes) if isinstance(attributes, dict) else _described(data, path)
+        if TASKS in file:  # of a store that was exported
+            attributes[TASKS] = _listed_names(file, TASKS, path)
+        if filter_key is None and "mask" in file:
+            attributes["masks"] = _masks(child(file, "mask", path), names, path)
+        yield group_source(path, groups, feature, attributes=attributes)
 
 
 def _feature(name: str, node: Any, has_observations: bool) -> Feature:
@@ -74,16 +86,13 @@ def _feature(name: str, node: Any, has_observations: bool) -> Feature:
     return feature_of(name, key, node, default=name in keys or is_observed)
 
 
-def _attributes(file: Any, data: Any, names: list[str] | None, path: Path) -> dict[str, Any]:
+def _described(data: Any, path: Path) -> dict[str, Any]:
+    """What robomimic, robosuite and Isaac Lab say of the environment."""
     attributes: dict[str, Any] = {}
     for name in ("env_args", "env_info"):
         content = json_attribute(data, name, path)
         if content is not None:
             attributes[name] = content
-    if TASKS in file:  # of a store that was exported
-        attributes[TASKS] = _listed_names(file, TASKS, path)
-    if names is not None and "mask" in file:
-        attributes["masks"] = _masks(child(file, "mask", path), names, path)
     env = attributes.get("env_args", attributes.get("env_info"))
     if isinstance(env, dict) and "env_name" in env:
         attributes["env_id"] = env["env_name"]

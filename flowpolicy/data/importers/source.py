@@ -65,6 +65,11 @@ class Feature:
         is_array = self.kind in FEATURE_KINDS and self.kind != Kind.TEXT
         return self.note or ("" if is_array else f"holds {self.kind}")
 
+    @property
+    def is_text(self) -> bool:
+        """Whether its rows are strings that can be read, and be a store's tasks."""
+        return self.kind == Kind.TEXT and not self.note
+
 
 class Bounds(NamedTuple):
     """What an environment declares its actions to lie in, both ``(A,)`` or a number for all dimensions."""
