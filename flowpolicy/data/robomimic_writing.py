@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowpolicy.data.keys import PER_STEP_KEYS, SOURCE, TASK_INDEX, TASKS
+from flowpolicy.data.keys import PER_STEP_KEYS, SOURCE, TASK_INDEX, TASKS, TICK
 from flowpolicy.data.store import Demonstrations
 from flowpolicy.data.store_writing import check_new
 from flowpolicy.errors import DataError
@@ -89,7 +89,7 @@ def _episode(demos: Demonstrations, rows: slice, observed: list[str]) -> dict[st
         "rewards": arrays.get("reward", np.zeros(steps, np.float32)).reshape(steps),
         "dones": ended.astype(np.int64),
     }
-    written |= {key: arrays[key] for key in ("states", TASK_INDEX, SOURCE) if key in arrays}
+    written |= {key: arrays[key] for key in ("states", TASK_INDEX, SOURCE, TICK) if key in arrays}
     return written | {f"obs/{key}": arrays[key] for key in observed}
 
 

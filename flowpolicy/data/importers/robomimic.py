@@ -17,7 +17,7 @@ from flowpolicy.data.importers.hdf5 import (
 )
 from flowpolicy.data.importers.registry import importer
 from flowpolicy.data.importers.source import Feature, Source, natural_order
-from flowpolicy.data.keys import SOURCE, TASK_INDEX, TASKS
+from flowpolicy.data.keys import SOURCE, TASK_INDEX, TASKS, TICK
 from flowpolicy.errors import DataError
 
 _KEYS = {
@@ -27,6 +27,7 @@ _KEYS = {
     "obs": "observation",
     TASK_INDEX: TASK_INDEX,
     SOURCE: SOURCE,
+    TICK: TICK,
 }
 _ROBOSUITE_TYPE = 1  # robomimic's number for robosuite's environments
 
