@@ -15,7 +15,7 @@ TASKS = "tasks"
 SOURCE = "source"
 """Key of who was in command at each step of a recorded run (:mod:`flowpolicy.data.command_source`)."""
 TICK = "tick"
-"""Key of each step's tick of the control loop in a recorded run, as in its telemetry: ``tick / fps`` seconds."""
+"""Key of the loop's tick of each step of a recorded run, as in its telemetry; ``tick / fps`` seconds."""
 EPISODE_KEYS = ("reward", "terminated", "truncated", TASK_INDEX, SOURCE)
 """Keys that are kept beside those that are chosen, where there are any."""
 PER_STEP_KEYS = (*EPISODE_KEYS, TICK, "done")
