@@ -139,6 +139,18 @@ def test_observing_never_waits_for_a_slow_robot_and_says_how_old_it_is():
     assert len(steps) >= 3
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setscheduler"), reason="this system has no such scheduling")
+def test_a_poll_that_holds_the_bus_is_scheduled_as_the_loop_that_waits_for_it(arm, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        os,
+        "sched_setscheduler",
+        lambda _, policy, __: asked.append((threading.current_thread().name, policy)),
+    )
+    adapted(arm).close()
+    assert asked[0] == ("poll fake_arm", os.SCHED_FIFO | os.SCHED_RESET_ON_FORK)
+
+
 def test_commands_and_polls_take_turns_on_the_bus():
     arm = FakeArm(seconds=0.005)
     robot = adapted(arm, rate_hz=1000.0, act_timeout_s=1.0)  # polls follow each other without a pause

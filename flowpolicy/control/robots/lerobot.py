@@ -20,6 +20,7 @@ from flowpolicy.control.robot import (
     RobotError,
     RobotSpec,
 )
+from flowpolicy.control.system import real_time_priority
 from flowpolicy.errors import TaskError
 from flowpolicy.settings import choose, require
 
@@ -186,6 +187,8 @@ class LeRobotRobot:
             self._polled.clear()
         self._errors.clear()  # of polls before it: cameras need a moment
 
+    # The loop waits for the bus, and for the interpreter, while a poll holds them.
+    @real_time_priority(whose="The robot's polls")
     def _poll(self) -> None:
         period = 1.0 / self.spec.rate_hz
         due = time.monotonic()
