@@ -129,10 +129,11 @@ class LeRobotRobot:
             RobotError: the bus was not free in time, the robot refused the command, or it is closed.
         """
         if self._ended.is_set():
-            raise RobotError(f"{self.spec.name} is closed.")
+            raise RobotError(f"{self.spec.name} is closed.", unsent=True)
         command = dict(zip(self._actions, action.tolist(), strict=True))
         if not self._bus.acquire(timeout=self._timeouts["act"]):
-            raise RobotError(f"send_action: a poll holds the bus for over {self._timeouts['act']:g} s")
+            busy = f"send_action: a poll holds the bus for over {self._timeouts['act']:g} s"
+            raise RobotError(busy, unsent=True)
         try:
             self._robot.send_action(command)
         except Exception as error:  # a driver may raise anything
