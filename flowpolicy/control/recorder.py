@@ -136,6 +136,9 @@ class Recorder:
         self, tick: int, observation: Mapping[str, NDArray[Any]], sent: Action, source: int, size: int
     ) -> None:
         rows = {key: value[None] for key, value in observation.items()}
-        told = {SOURCE: np.array([source], np.int8), TICK: np.array([tick], np.int64)}
+        told: dict[str, NDArray[Any]] = {
+            SOURCE: np.array([source], np.int8),
+            TICK: np.array([tick], np.int64),
+        }
         self._store.append({**rows, "action": sent[None], **told})
         self._written += size
