@@ -56,6 +56,8 @@ CAMERAS = {"front": 40, "top": 200}
 STEP = np.array([DEGREES] * 5 + [100 / (2 * REACH)])
 """Of a servo: the resolution of what can be seen; lerobot rounds down to it."""
 MOCK_S = 30.0
+CONNECTIONS = 6
+"""Most tries: lerobot pings each servo once, and a busy machine is late for some answer."""
 ON_TIME = 0.95
 """Share of the recorded pictures: the cameras freeze for 0.8 s in 70, half a second of which lerobot lets pass."""
 
@@ -111,8 +113,11 @@ def control(folder: Path, name: str, seconds: float, *more: str, paths: Sequence
     ]  # fmt: skip
     found = [*map(str, paths), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")]
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(found))
-    done = subprocess.run(command, env=environment, cwd=ROOT, text=True, capture_output=True, check=False)
-    print(done.stderr[-3000:], done.stdout, sep="\n")
+    for _ in range(CONNECTIONS):
+        done = subprocess.run(command, env=environment, cwd=ROOT, text=True, capture_output=True, check=False)
+        print(done.stderr[-3000:], done.stdout, sep="\n", flush=True)
+        if "cannot be connected" not in done.stderr:
+            break
     if done.returncode:
         raise SystemExit(f"{name} ended with {done.returncode}")
 
