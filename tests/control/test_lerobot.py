@@ -148,7 +148,7 @@ def test_a_poll_that_holds_the_bus_is_scheduled_as_the_loop_that_waits_for_it(ar
         lambda _, policy, __: asked.append((threading.current_thread().name, policy)),
     )
     adapted(arm).close()
-    assert ("poll fake_arm", os.SCHED_FIFO | os.SCHED_RESET_ON_FORK) in asked
+    assert asked[0] == ("poll fake_arm", os.SCHED_FIFO | os.SCHED_RESET_ON_FORK)
 
 
 def test_commands_and_polls_take_turns_on_the_bus():

@@ -157,8 +157,6 @@ class LeRobotRobot:
             except Exception as error:  # a driver may raise anything
                 raise RobotError(f"disconnect: {type(error).__name__}: {error}") from error
 
-    # lerobot waits some 60 ms for an answer, and asks once.
-    @real_time_priority(whose="Connecting the robot")
     def _connect(self) -> bool:
         """Connect, unless somebody has; whether it was done here."""
         robot, name = self._robot, self.spec.name
