@@ -263,6 +263,13 @@ def uncalibrated(arm):
     arm.is_calibrated = False
 
 
+def answers_no_more(arm):
+    def is_calibrated(self):
+        raise ConnectionError("no status packet")
+
+    arm.__class__ = type("SilentArm", (FakeArm,), {"is_calibrated": property(is_calibrated)})
+
+
 def unplugged(arm):
     def connect(calibrate):
         raise OSError("no port")
@@ -275,6 +282,7 @@ def unplugged(arm):
     [
         (never_answers, {}, TaskError, r"no observation within 0\.1 s \(TimeoutError: camera\)"),
         (uncalibrated, {}, TaskError, "lerobot-calibrate"),
+        (answers_no_more, {}, TaskError, "cannot be connected .*no status packet"),
         (unplugged, {}, TaskError, "no port"),
         (None, {"action_low": [-1], "action_high": [1]}, TaskError, r"takes 2 numbers \(b\.pos, a\.pos\)"),
         (None, {"observation": ["a.poss"]}, ConfigError, r"did you mean 'a\.pos'"),

@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -164,11 +165,15 @@ class LeRobotRobot:
             return False
         try:
             robot.connect(calibrate=False)
+            is_calibrated = robot.is_calibrated  # asks the motors
         except Exception as error:  # a driver may raise anything
+            if robot.is_connected:
+                with suppress(Exception):
+                    robot.disconnect()
             raise TaskError(
                 f"{name} cannot be connected ({type(error).__name__}: {error}); check its port and its power."
             ) from error
-        if not robot.is_calibrated:
+        if not is_calibrated:
             robot.disconnect()
             raise TaskError(f"{name} is not calibrated; run lerobot-calibrate for it first.")
         return True
