@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from flowpolicy.control.system import real_time_priority
+
 try:
     from lerobot.cameras import Camera, CameraConfig
 except ImportError:  # the servos need no lerobot
@@ -194,7 +196,8 @@ class Bus:
 
 def _serve(descriptor: int, faults: Faults, ended: Any, kept: Path) -> None:
     bus = Bus(descriptor, faults)
-    bus.serve(ended)
+    with real_time_priority():  # servos do not wait for this machine's other work
+        bus.serve(ended)
     np.save(kept, np.array(bus.received).reshape(-1, 7))
     kept.with_suffix(".json").write_text(json.dumps({"polls": bus.polls, "injected": bus.injected}))
 

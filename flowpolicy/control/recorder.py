@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from flowpolicy.control.events import Event, EventLog
 from flowpolicy.control.robot import Action
 from flowpolicy.data.command_source import SAFE
-from flowpolicy.data.keys import SOURCE
+from flowpolicy.data.keys import SOURCE, TICK
 from flowpolicy.data.recording import RecordedStore
 from flowpolicy.features import Feature
 from flowpolicy.features.stored import KINDS
@@ -89,7 +89,7 @@ class Recorder:
             self._events.add(Event.RECORDING_LOST, tick, self._problem or "the disk is too slow")
             return
         self._taken += size
-        self._queue.put(partial(self._append, observation, sent, source, size))
+        self._queue.put(partial(self._append, tick, observation, sent, source, size))
 
     def end_episode(self, success: bool | None = None, *, finished: bool = True) -> None:
         """The episode is over; nothing happens where none has begun.
@@ -132,7 +132,13 @@ class Recorder:
                 self._problem = f"{type(error).__name__}: {error}"[:200]
                 log.error("Recording ended: %s", self._problem)
 
-    def _append(self, observation: Mapping[str, NDArray[Any]], sent: Action, source: int, size: int) -> None:
+    def _append(
+        self, tick: int, observation: Mapping[str, NDArray[Any]], sent: Action, source: int, size: int
+    ) -> None:
         rows = {key: value[None] for key, value in observation.items()}
-        self._store.append({**rows, "action": sent[None], SOURCE: np.array([source], np.int8)})
+        told: dict[str, NDArray[Any]] = {
+            SOURCE: np.array([source], np.int8),
+            TICK: np.array([tick], np.int64),
+        }
+        self._store.append({**rows, "action": sent[None], **told})
         self._written += size

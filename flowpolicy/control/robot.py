@@ -36,11 +36,12 @@ class RobotError(RuntimeError):
     Args:
         message: what went wrong.
         count: how often since the last time, where a driver tries by itself.
+        unsent: the command certainly did not reach the robot, which keeps the one before it.
     """
 
-    def __init__(self, message: str = "", count: int = 1) -> None:
+    def __init__(self, message: str = "", count: int = 1, *, unsent: bool = False) -> None:
         super().__init__(message)
-        self.count = count
+        self.count, self.unsent = count, unsent
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from flowpolicy.control.events import Event, EventLog
 from flowpolicy.control.limits import JerkLimiter
-from flowpolicy.control.robot import Action, Robot
+from flowpolicy.control.robot import Action, Robot, RobotError
 from flowpolicy.ranges import Allowed, PositiveFinite, PositiveInt
 from flowpolicy.settings import Settings, require
 
@@ -52,8 +52,9 @@ class SafetyGate:
     where it put it, and whatever follows obeys the limits from there. The first command of all is free,
     unless it is said where the robot stands (:meth:`stand_at`).
 
-    A command during which the robot raised an exception may have reached it or not. Where there are limits to
-    count, the safe action is then sent until one is taken without an exception, and counted from.
+    A command during which the robot raised an exception may have reached it or not, unless the exception says
+    that it did not. Where there are limits to count, the safe action is then sent until one is taken without
+    an exception, and counted from.
 
     Args:
         robot: whose commands pass.
@@ -127,8 +128,7 @@ class SafetyGate:
         first command obeys the limits from there."""
         with self._lock:
             self._sent = [pose]
-            if self._jerk is not None:
-                self._jerk.reset()
+            self._stand_still()
 
     def forget_hold(self) -> None:
         """In a new episode there is nothing to hold before its first command; limits go on counting."""
@@ -148,11 +148,14 @@ class SafetyGate:
             if not self._act(safe, tick):
                 return None
             self._sent = [safe]
-        else:  # hold, and there is nothing to hold: the robot stays as it is
-            self._sent = self._sent[:1]
+        self._stand_still()  # there, or, where there is nothing to hold, as it is
+        return safe
+
+    def _stand_still(self) -> None:
+        """What comes next is counted from a robot at rest where it was last sent to."""
+        self._sent = self._sent[:1]
         if self._jerk is not None:
             self._jerk.reset()
-        return safe
 
     @property
     def _counts(self) -> bool:
@@ -206,8 +209,11 @@ class SafetyGate:
             self._robot.act(action)
         except Exception as error:  # a driver may raise anything; the loop must not end of it
             self._events.add(Event.ROBOT_ERROR, tick, f"act: {type(error).__name__}: {error}"[:200])
-            self._in_doubt = True
-            self._sent = self._sent or [action]
+            if isinstance(error, RobotError) and error.unsent:
+                self._stand_still()
+            else:
+                self._in_doubt = True
+                self._sent = self._sent or [action]
             return False
         self._in_doubt = False
         return True

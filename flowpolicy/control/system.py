@@ -62,7 +62,7 @@ class MonotonicClock:
 
 
 @contextmanager
-def real_time_priority(wanted: bool = True) -> Iterator[None]:
+def real_time_priority(wanted: bool = True, whose: str = "The loop") -> Iterator[None]:
     """Schedule this thread first-in first-out (SCHED_FIFO) inside the block.
 
     Linux allows it to root, or to users with an ``rtprio`` limit (``/etc/security/limits.conf``). Elsewhere
@@ -75,9 +75,7 @@ def real_time_priority(wanted: bool = True) -> Iterator[None]:
             os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(LEVEL))
             given = True
         except OSError as error:
-            log.info(
-                "The loop runs without real-time priority (%s); an rtprio limit allows it.", error.strerror
-            )
+            log.info("%s: no real-time priority (%s); an rtprio limit allows it.", whose, error.strerror)
     try:
         yield
     finally:

@@ -14,9 +14,11 @@ TASKS = "tasks"
 """The attribute of a store that lists what its tasks are called, in words."""
 SOURCE = "source"
 """Key of who was in command at each step of a recorded run (:mod:`flowpolicy.data.command_source`)."""
+TICK = "tick"
+"""Key of the loop's tick of each step of a recorded run, as in its telemetry; ``tick / fps`` seconds."""
 EPISODE_KEYS = ("reward", "terminated", "truncated", TASK_INDEX, SOURCE)
 """Keys that are kept beside those that are chosen, where there are any."""
-PER_STEP_KEYS = (*EPISODE_KEYS, "done")
+PER_STEP_KEYS = (*EPISODE_KEYS, TICK, "done")
 """Keys of a store with one number a step that no policy observes as it is, any more than the action."""
 NOT_OBSERVED = ("action", *PER_STEP_KEYS)
 _LONGEST_KEY = 200

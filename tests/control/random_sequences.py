@@ -23,6 +23,7 @@ from flowpolicy.control.config import ControlConfig
 from flowpolicy.control.events import Event, EventLog
 from flowpolicy.control.loop import ControlLoop
 from flowpolicy.control.operator import Intervention
+from flowpolicy.control.robot import RobotError
 from flowpolicy.control.safety import SafetyConfig, SafetyGate
 from flowpolicy.control.system import DriverWatch
 from flowpolicy.control.telemetry import OPERATOR, SAFE
@@ -67,7 +68,11 @@ class Recorder(ToyRobot):
     def act(self, action):
         self.before()
         self.raised = True
-        if self.random.random() < self.fail:
+        luck = self.random.random()
+        if luck < self.fail / 2:
+            self.segments.append(self.segments[-1][-1:])
+            raise RobotError("busy", unsent=True)
+        if luck < self.fail:
             raise OSError("cable")
         if self.is_safe:
             self.segments.append([])

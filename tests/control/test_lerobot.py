@@ -139,6 +139,18 @@ def test_observing_never_waits_for_a_slow_robot_and_says_how_old_it_is():
     assert len(steps) >= 3
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setscheduler"), reason="this system has no such scheduling")
+def test_a_poll_that_holds_the_bus_is_scheduled_as_the_loop_that_waits_for_it(arm, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        os,
+        "sched_setscheduler",
+        lambda _, policy, __: asked.append((threading.current_thread().name, policy)),
+    )
+    adapted(arm).close()
+    assert asked[0] == ("poll fake_arm", os.SCHED_FIFO | os.SCHED_RESET_ON_FORK)
+
+
 def test_commands_and_polls_take_turns_on_the_bus():
     arm = FakeArm(seconds=0.005)
     robot = adapted(arm, rate_hz=1000.0, act_timeout_s=1.0)  # polls follow each other without a pause
@@ -251,6 +263,13 @@ def uncalibrated(arm):
     arm.is_calibrated = False
 
 
+def answers_no_more(arm):
+    def is_calibrated(self):
+        raise ConnectionError("no status packet")
+
+    arm.__class__ = type("SilentArm", (FakeArm,), {"is_calibrated": property(is_calibrated)})
+
+
 def unplugged(arm):
     def connect(calibrate):
         raise OSError("no port")
@@ -263,6 +282,7 @@ def unplugged(arm):
     [
         (never_answers, {}, TaskError, r"no observation within 0\.1 s \(TimeoutError: camera\)"),
         (uncalibrated, {}, TaskError, "lerobot-calibrate"),
+        (answers_no_more, {}, TaskError, "cannot be connected .*no status packet"),
         (unplugged, {}, TaskError, "no port"),
         (None, {"action_low": [-1], "action_high": [1]}, TaskError, r"takes 2 numbers \(b\.pos, a\.pos\)"),
         (None, {"observation": ["a.poss"]}, ConfigError, r"did you mean 'a\.pos'"),

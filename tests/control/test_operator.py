@@ -106,10 +106,9 @@ def test_a_run_is_recorded_as_sent_with_who_was_in_command(tmp_path):
     rows = loop.telemetry.rows()
     first = int(np.flatnonzero(rows["source"] != SAFE)[0])
     # An episode's first command is its first valid one; the tick of a verdict belongs to no episode.
-    ticks = [*range(first, 30), *range(31 + 1, 60), *range(70 + 1, 80)]
-    kept = [tick for tick in ticks if rows["tick"][tick] == tick]
-    assert abs(demos.num_steps - len(kept)) <= 2
-    np.testing.assert_array_equal(demos.arrays["action"][: 30 - first], rows["action"][first:30])
+    ticks = [*range(first, 30), *range(31 + 1, 60), *range(71 + 1, 80)]
+    assert demos.arrays["tick"].tolist() == ticks
+    np.testing.assert_array_equal(demos.arrays["action"], rows["action"][ticks])
     source = demos.arrays["source"]
     assert source[10 - first : 15 - first].tolist() == [command_source.OPERATOR] * 5
     assert (source == command_source.OPERATOR).sum() == 5

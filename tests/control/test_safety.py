@@ -7,6 +7,7 @@ import pytest
 from control_toys import A, ToyClock, ToyRobot
 
 from flowpolicy.control.events import EventLog
+from flowpolicy.control.robot import RobotError
 from flowpolicy.control.safety import SafetyConfig, SafetyGate
 from flowpolicy.errors import ConfigError
 
@@ -24,17 +25,19 @@ def full(value):
 
 @pytest.mark.parametrize("safe_action", ["zero", "hold", (0.2, 0.2)])
 @pytest.mark.parametrize("limits", [{"velocity_limit": 1.0}, {"jerk_limit": 1e4}])
-@pytest.mark.parametrize("pause", ["none", "dead man", "episode", "raises"])
+@pytest.mark.parametrize("pause", ["none", "dead man", "episode", "raises", "unsent"])
 def test_what_follows_a_pause_is_counted_from_what_was_sent(safe_action, limits, pause):
     held = {"now": True}
     robot, gate = build(safe_action, lambda: held["now"], **limits)
     gate.send(full(0.5), 0)
     if pause == "episode":
         gate.forget_hold()
-    elif pause == "raises":
-        robot.on_act = lambda action: (_ for _ in ()).throw(OSError("cable"))
+    elif pause in ("raises", "unsent"):
+        error = OSError("cable") if pause == "raises" else RobotError("busy", unsent=True)
+        robot.on_act = lambda action: (_ for _ in ()).throw(error)
         assert gate.send(full(0.51), 1) == (None, False)
         robot.on_act = lambda action: None
+        assert gate.send(full(0.51), 1)[1] == (pause == "unsent")  # else the safe action makes sure first
     else:
         held["now"] = pause != "dead man"
         gate.send(None if pause == "none" else full(0.6), 1)
@@ -43,7 +46,7 @@ def test_what_follows_a_pause_is_counted_from_what_was_sent(safe_action, limits,
         gate.send(full(1.0), tick)
     path = np.array(robot.commands)
     # The safe action itself may be immediate: what is judged begins with it.
-    after = path if pause == "episode" or safe_action == "hold" else path[1:]
+    after = path if pause in ("episode", "unsent") or safe_action == "hold" else path[1:]
     if "velocity_limit" in limits:
         assert np.abs(np.diff(after, axis=0)).max() <= 0.01 + 1e-6
     padded = np.concatenate([after[:1], after[:1], after]).astype(np.float64)

@@ -25,7 +25,7 @@ def rows(first, count, source=POLICY):
     return {
         "observation": numbers[:, None].astype(np.float32), "image": image.copy(),
         "action": np.stack([numbers, -numbers], axis=1).astype(np.float32),
-        "source": np.full(count, source, np.int8),
+        "source": np.full(count, source, np.int8), "tick": 2 * numbers,
     }  # fmt: skip
 
 
@@ -43,7 +43,8 @@ def test_who_was_in_command_comes_along_where_keys_are_chosen(tmp_path):
     path = record(tmp_path / "run", [3, 7]).close()
     demos = import_demonstrations(path, keys=["observation"])
     assert set(demos.arrays) == {"observation", "action", "source"}
-    assert "source" in import_demonstrations(write_robomimic(tmp_path / "out.hdf5", demos)).arrays
+    whole = import_demonstrations(write_robomimic(tmp_path / "out.hdf5", read_demonstrations(path))).arrays
+    assert {"source", "tick"} < set(whole)
 
 
 @pytest.mark.parametrize("chunk", [1, 1000, 1 << 20])

@@ -17,6 +17,7 @@ from flowpolicy.control.operators.keyboard import SWITCHES
 from flowpolicy.control.operators.switches import FAILURE, SUCCESS, Switches
 from flowpolicy.control.operators.terminal import Terminal
 from flowpolicy.control.robot import Action, RobotSpec
+from flowpolicy.control.system import real_time_priority
 from flowpolicy.errors import ConfigError
 from flowpolicy.plugins import register
 from flowpolicy.ranges import PositiveFinite
@@ -133,6 +134,7 @@ class LeRobotTeleoperator(Settings, prefix="operator"):
         require(len(chosen) == spec.action_dim, "operator.names", names, f"{spec.action_dim} names")
         return chosen
 
+    @real_time_priority(whose="The teleoperator's polls")
     def _poll(self) -> None:
         due = time.monotonic()
         while not self._ended.wait(max(due - time.monotonic(), _PAUSE_S)):

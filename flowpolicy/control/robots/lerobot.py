@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from flowpolicy.control.robot import (
     RobotError,
     RobotSpec,
 )
+from flowpolicy.control.system import real_time_priority
 from flowpolicy.errors import TaskError
 from flowpolicy.settings import choose, require
 
@@ -128,10 +130,11 @@ class LeRobotRobot:
             RobotError: the bus was not free in time, the robot refused the command, or it is closed.
         """
         if self._ended.is_set():
-            raise RobotError(f"{self.spec.name} is closed.")
+            raise RobotError(f"{self.spec.name} is closed.", unsent=True)
         command = dict(zip(self._actions, action.tolist(), strict=True))
         if not self._bus.acquire(timeout=self._timeouts["act"]):
-            raise RobotError(f"send_action: a poll holds the bus for over {self._timeouts['act']:g} s")
+            busy = f"send_action: a poll holds the bus for over {self._timeouts['act']:g} s"
+            raise RobotError(busy, unsent=True)
         try:
             self._robot.send_action(command)
         except Exception as error:  # a driver may raise anything
@@ -162,11 +165,15 @@ class LeRobotRobot:
             return False
         try:
             robot.connect(calibrate=False)
+            is_calibrated = robot.is_calibrated  # asks the motors
         except Exception as error:  # a driver may raise anything
+            if robot.is_connected:
+                with suppress(Exception):
+                    robot.disconnect()
             raise TaskError(
                 f"{name} cannot be connected ({type(error).__name__}: {error}); check its port and its power."
             ) from error
-        if not robot.is_calibrated:
+        if not is_calibrated:
             robot.disconnect()
             raise TaskError(f"{name} is not calibrated; run lerobot-calibrate for it first.")
         return True
@@ -186,6 +193,8 @@ class LeRobotRobot:
             self._polled.clear()
         self._errors.clear()  # of polls before it: cameras need a moment
 
+    # The loop waits for the bus, and for the interpreter, while a poll holds them.
+    @real_time_priority(whose="The robot's polls")
     def _poll(self) -> None:
         period = 1.0 / self.spec.rate_hz
         due = time.monotonic()
