@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar, Unpack, cast
 
@@ -23,7 +24,8 @@ from flowpolicy.data.importers.request import (
     requested_size,
     wants_clipping,
 )
-from flowpolicy.data.importers.source import Source
+from flowpolicy.data.importers.resuming import description
+from flowpolicy.data.importers.source import Block, Source
 from flowpolicy.data.importers.subsampling import Subsampling
 from flowpolicy.data.keys import NOT_OBSERVED, chosen_keys
 from flowpolicy.data.memory import free_memory_bytes
@@ -84,7 +86,9 @@ def import_to_store(
 ) -> Path:
     """Like :func:`import_demonstrations`, into a store, a block of rows at a time; returns its path.
 
-    A ``demo_transform`` is given whole arrays, so that with one everything is held in memory.
+    An import that was killed, or ended with Ctrl-C, goes on after the last whole episode on disk when it is
+    started again with the same arguments. A ``demo_transform`` is given whole arrays, so that with one
+    everything is held in memory, and begins anew.
 
     Args:
         source: file, folder, or (Minari, LeRobot) dataset id.
@@ -105,9 +109,14 @@ def import_to_store(
         return write_demonstrations(path, demos, attributes=attributes, **writing)
 
     def write(chosen: Import) -> None:
-        with store_writer(path, chosen.num_steps, **writing) as writer:
+        work = description(source, opened.where, path, {**writing, **chosen.settings, "format": format})
+        with store_writer(path, chosen.num_steps, work=work, **writing) as writer:
+            after = chosen.episodes_within(writer.rows)
+            writer.rows = int(chosen.episode_ends[after - 1]) if after else 0
+            if after:
+                logger.info("%s goes on after episode %d of %d.", path, after, len(chosen.episode_ends))
             writer.attributes.update(chosen.attributes)
-            for rows in chosen.blocks():
+            for rows in chosen.blocks(after):
                 writer.append(rows)
             writer.attributes.update({**chosen.attributes, **(attributes or {})})
             writer.finish(chosen.episode_ends)
@@ -182,16 +191,28 @@ class Import:
         """Steps over all episodes."""
         return int(self.episode_ends[-1])
 
-    def blocks(self) -> Iterator[dict[str, NDArray[Any]]]:
-        """The next rows of every key, ``(rows, ...)``.
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides about the blocks besides the source, by name."""
+        return {**self._request, "float64": sorted(self._wide)}
+
+    def episodes_within(self, rows: int) -> int:
+        """Episodes that end within so many rows of a store, without the last one of all."""
+        return min(int(np.searchsorted(self.episode_ends, rows, side="right")), len(self.episode_ends) - 1)
+
+    def blocks(self, after: int = 0) -> Iterator[dict[str, NDArray[Any]]]:
+        """The next rows of every key, ``(rows, ...)``, without those of the first ``after`` episodes.
+
+        Checks look at the numbers of all episodes; of images, which each is judged by itself, and take the
+        time, those that are left out are not read.
 
         Raises:
             DataError: whatever is wrong with the values, in one sentence.
             WideNumbersError: after all rows, columns that lost what they said by becoming float32.
         """
         readers = [self._reader(column) for column in self._columns]
-        rows = self._checked_blocks(readers)
-        yield from rows if self._subsampling is None else self._subsampling.blocks(rows)
+        rows = self._checked_blocks(readers, after)
+        yield from rows if self._subsampling is None else self._subsampling.blocks(rows, after)
         collapsed = [reader.column.key for reader in readers if reader.collapses]
         if collapsed:
             raise WideNumbersError(collapsed)
@@ -202,21 +223,51 @@ class Import:
             if self._bounds.outside or self._source.clip:
                 self.attributes["actions_clipped"] = self._bounds.outside
 
-    def _checked_blocks(self, readers: Sequence[ColumnReader]) -> Iterator[dict[str, NDArray[Any]]]:
-        names = dict.fromkeys(name for column in self._columns for name in column.names)
-        times, fps = self._source.timestamps, self._source.attributes.get("fps")
-        clock = None
-        if times is not None and _is_rate(fps):
+    def _checked_blocks(
+        self, readers: Sequence[ColumnReader], after: int
+    ) -> Iterator[dict[str, NDArray[Any]]]:
+        fps, clock = self._source.attributes.get("fps"), None
+        if self._source.timestamps is not None and _is_rate(fps):
             allow_gaps = self._request.get("allow_gaps", False)
             clock = TimeCheck(float(fps), self._source.where, self._episodes, allow_gaps)
-            names[times] = None
-        for block in self._source.read(list(names), self._lengths):
-            if clock is not None and times is not None:
-                clock.rows(block.arrays[times], block.start)
-            rows = {reader.column.key: reader.rows(block) for reader in readers}
-            if self._bounds is not None:
-                rows["action"] = self._bounds.rows(rows["action"], block.start)
-            yield rows
+        if after:
+            self._catch_up(readers, clock, after)
+        for block in self._read(readers, clock, after):
+            yield self._checked(block, readers, clock)
+
+    def _catch_up(self, readers: Sequence[ColumnReader], clock: TimeCheck | None, after: int) -> None:
+        """Show the checks what the first ``after`` episodes hold: numbers, and how large images are."""
+        images = [reader for reader in readers if reader.is_image]
+        numbers = [reader for reader in readers if not reader.is_image]
+        if images:
+            with contextlib.closing(self._read(images, None)) as blocks:
+                self._checked(next(blocks), images, None)
+        start = int(self._episodes.starts[after])
+        with contextlib.closing(self._read(numbers, clock)) as blocks:
+            for block in blocks:
+                if block.start >= start:
+                    break
+                rows = {name: values[: start - block.start] for name, values in block.arrays.items()}
+                self._checked(Block(block.start, rows), numbers, clock)
+
+    def _read(
+        self, readers: Sequence[ColumnReader], clock: TimeCheck | None, after: int = 0
+    ) -> Generator[Block]:
+        names = dict.fromkeys(name for reader in readers for name in reader.column.names)
+        if clock is not None and self._source.timestamps is not None:
+            names[self._source.timestamps] = None
+        yield from self._source.read(list(names), self._lengths, after)
+
+    def _checked(
+        self, block: Block, readers: Sequence[ColumnReader], clock: TimeCheck | None
+    ) -> dict[str, NDArray[Any]]:
+        """The block's rows of the readers' keys."""
+        if clock is not None and self._source.timestamps is not None:
+            clock.rows(block.arrays[self._source.timestamps], block.start)
+        rows = {reader.column.key: reader.rows(block) for reader in readers}
+        if self._bounds is not None and "action" in rows:
+            rows["action"] = self._bounds.rows(rows["action"], block.start)
+        return rows
 
     def in_memory(self) -> Demonstrations:
         """Everything at once.
