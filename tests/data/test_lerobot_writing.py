@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from flowpolicy.data.importers import import_demonstrations
-from flowpolicy.data.lerobot_statistics import pixel_counts, pixel_statistics
+from flowpolicy.data.lerobot_statistics import depth_sample, pixel_counts, pixel_statistics
 from flowpolicy.data.lerobot_writing import write_lerobot
 from flowpolicy.data.store import Demonstrations
 from flowpolicy.errors import ConfigError, DataError
@@ -56,6 +57,8 @@ def test_a_round_trip_gives_everything_back(recorded: Demonstrations, tmp_path: 
     np.testing.assert_array_equal(back.episode_ends, recorded.episode_ends)
     kept = {k: v for k, v in recorded.attributes.items() if k != "kinds"}
     assert {key: back.attributes[key] for key in kept} == kept
+    of_depth = json.loads((tmp_path / "out" / "meta" / "stats.json").read_text())["observation.front"]
+    np.testing.assert_allclose(of_depth["mean"], [[recorded.arrays["front"].mean()]], rtol=1e-6)
     with pytest.raises(DataError, match="exists already"):
         write_lerobot(tmp_path / "out", recorded)
 
@@ -89,6 +92,14 @@ def test_statistics_are_those_of_the_pixels():
     }.items():
         np.testing.assert_allclose(np.ravel(found[name]), value, atol=1e-9)
     np.testing.assert_allclose(np.ravel(found["q50"]), np.median(flat, axis=0), atol=1 / 255)
+
+
+def test_statistics_of_depth_look_at_some_pixels_of_many_frames():
+    maps = np.broadcast_to(np.arange(50.0)[:, None, None, None], (50, 480, 640, 1))
+    found = depth_sample(maps, np.arange(0, 50, 2))
+    assert found.shape[1:] == (1, 1, 1)
+    assert 2000 < len(found) < 8000
+    assert {*found.ravel()} == {*range(0, 50, 2)}
 
 
 def test_what_cannot_be_written_is_said(recorded: Demonstrations, tmp_path: Path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import logging
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,10 +11,9 @@ from typing import Any, TypeGuard, TypeVar, Unpack, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from flowpolicy.data.causes import first_line
 from flowpolicy.data.importers.checks import BoundsCheck, Episodes, TimeCheck
 from flowpolicy.data.importers.choosing import Column, choose_columns
-from flowpolicy.data.importers.columns import ColumnReader, WideNumbersError, numeric
+from flowpolicy.data.importers.columns import ColumnReader, WideNumbersError
 from flowpolicy.data.importers.registry import open_source
 from flowpolicy.data.importers.request import (
     Request,
@@ -27,13 +25,13 @@ from flowpolicy.data.importers.request import (
 from flowpolicy.data.importers.resuming import description
 from flowpolicy.data.importers.source import Block, Source
 from flowpolicy.data.importers.subsampling import Subsampling
-from flowpolicy.data.keys import NOT_OBSERVED, chosen_keys
+from flowpolicy.data.importers.transforming import transformed
+from flowpolicy.data.keys import NOT_OBSERVED
 from flowpolicy.data.memory import free_memory_bytes
-from flowpolicy.data.rounding import collapses_in_float32
 from flowpolicy.data.store import Demonstrations, episode_ends_problem, write_demonstrations
 from flowpolicy.data.store_writing import check_new, store_writer
 from flowpolicy.data.versions import version_warning
-from flowpolicy.errors import ConfigError, DataError
+from flowpolicy.errors import DataError
 from flowpolicy.features.stored import KINDS
 from flowpolicy.features.undeclared import Kind
 
@@ -64,7 +62,7 @@ def import_demonstrations(
         unjudged: dict[str, Any] = {"keys": None, "action_bounds": None, "out_of_bounds": "refuse"}
         bounds, clip = requested_bounds(request), wants_clipping(request)
         demos = _import(opened, cast("Request", {**request, **unjudged}), Import.in_memory)
-    demos = _transformed(demos, transform, request.get("keys"))
+    demos = transformed(demos, transform, request.get("keys"))
     if bounds is not None:
         check = BoundsCheck(bounds, clip, demos.source)
         demos.arrays["action"] = check.rows(demos.arrays["action"], 0)
@@ -319,46 +317,6 @@ class Import:
                 f"{free / 1e9:.1f} GB are free; choose fewer with keys=[...], or import into a store, which "
                 "needs little."
             )
-
-
-def _transformed(demos: Demonstrations, dotted: str, keys: Any) -> Demonstrations:
-    """Demonstrations whose arrays went through ``module:function``, a dict of arrays to a dict of arrays.
-
-    Raises:
-        ConfigError: a function that cannot be found.
-        DataError: a function that fails on these data or does not return arrays, or a missing key.
-    """
-    module, _, name = dotted.partition(":")
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"demo_transform '{dotted}' cannot be found ({first_line(error)}); write it module:function."
-        ) from error
-    try:
-        arrays = function(dict(demos.arrays))
-    except KeyError as error:
-        raise DataError(
-            f"{demos.source} lacks {error}, which demo_transform '{dotted}' needs; is it for this data?"
-        ) from error
-    except Exception as error:  # whatever a user's function raises
-        raise DataError(
-            f"demo_transform '{dotted}' fails on {demos.source} ({first_line(error)})."
-        ) from error
-    if not isinstance(arrays, Mapping) or not all(isinstance(array, np.ndarray) for array in arrays.values()):
-        raise DataError(f"demo_transform '{dotted}' must return a dict of numpy arrays.")
-    kept = list(arrays) if keys is None else chosen_keys(keys, arrays, demos.source)
-    converted = {
-        key: numeric(arrays[key], key, demos.source, is_wide=collapses_in_float32(arrays[key]))
-        for key in kept
-    }
-    kinds = {  # of what the function left in the shape that was declared
-        key: kind
-        for key, kind in demos.attributes[KINDS].items()
-        if key in converted and converted[key].shape == demos.arrays[key].shape
-    }
-    attributes = {**demos.attributes, KINDS: kinds}
-    return Demonstrations(converted, demos.episode_ends, attributes, demos.source)
 
 
 def _kinds(columns: Sequence[Column]) -> dict[str, Any]:
