@@ -3,14 +3,17 @@
 Datasets are made by lerobot in an environment of its own (``--lerobot`` for 0.4, which writes layout 3.0; ``--older``
 for 0.3, which writes 2.1), with two cameras and three tasks, and imported here. Compared with what lerobot's own
 loader gives: every pixel of every frame, actions, states and the words of the tasks. Then the way back: what is
-exported here is loaded there. Last, frames a second beside lerobot's loader, and the peak memory of an import of a
-large dataset, each import in a process of its own.
+exported here is loaded there. Then frames a second beside lerobot's loader, and the peak memory of an import of a
+large dataset, each import in a process of its own. Last, an import that is killed again and again, and the store of
+one that is not.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -23,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from flowpolicy.data.importers import import_demonstrations
+from flowpolicy.data.importers import import_demonstrations, import_to_store
 from flowpolicy.data.lerobot_writing import write_lerobot
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,6 +42,13 @@ import_to_store(sys.argv[1], sys.argv[2], **json.loads(sys.argv[3]))
 seconds = time.perf_counter() - start
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(json.dumps({"seconds": seconds, "peak_mb": round(peak / 1024), "libraries_mb": round(loaded / 1024)}))
+"""
+NOTED_OFTEN = """
+import json, sys
+from flowpolicy.data import store_writing
+from flowpolicy.data.importers import import_to_store
+store_writing.NOTED_EVERY_S = store_writing._SHARE = 1
+import_to_store(sys.argv[1], sys.argv[2], **json.loads(sys.argv[3]))
 """
 
 
@@ -201,6 +211,36 @@ def memory(folder: Path, gigabytes: float) -> dict[str, Any]:
     return row
 
 
+def killed(folder: Path, gigabytes: float) -> dict[str, Any]:
+    """An import that is killed as soon as it has come further than the one before, until one comes to its end."""
+    root, request = folder / "killed", {"image_size": [96, 96]}
+    frames = write_large(root, gigabytes)
+    whole, out = import_to_store(root, folder / "whole.zarr", **request), folder / "out.zarr"
+    note, rows = folder / ".out.zarr.parts" / "unfinished.json", [0]
+    while not out.exists():
+        command = [sys.executable, "-c", NOTED_OFTEN, str(root), str(out), json.dumps(request)]
+        process = subprocess.Popen(command, cwd=ROOT)
+        while process.poll() is None:
+            time.sleep(0.01)
+            found = 0
+            with contextlib.suppress(FileNotFoundError):
+                found = json.loads(note.read_text())["rows"]
+            if found > rows[-1]:
+                rows.append(found)
+                process.kill()
+                process.wait()
+        if process.returncode > 0:
+            raise SystemExit("An import failed.")
+    names = [
+        {str(Path(at, n).relative_to(path)) for at, _, ns in os.walk(path) for n in ns}
+        for path in (whole, out)
+    ]
+    equal = names[0] == names[1] and all((whole / n).read_bytes() == (out / n).read_bytes() for n in names[0])
+    row = {"frames": frames, "killed_after_rows": rows[1:], "equal": equal}
+    print(json.dumps(row), flush=True)
+    return row
+
+
 def main() -> None:
     """Make, compare, measure, delete."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -209,7 +249,7 @@ def main() -> None:
     parser.add_argument(
         "--backend", default=None, help="lerobot's decoder: torchcodec or pyav; its own choice"
     )
-    parser.add_argument("--parts", nargs="+", default=["check", "speed", "memory"])
+    parser.add_argument("--parts", nargs="+", default=["check", "speed", "memory", "killed"])
     parser.add_argument("--gigabytes", type=float, default=2.0)
     parser.add_argument(
         "--steps", type=int, default=100, help="of each of the three episodes of the speed part"
@@ -226,6 +266,7 @@ def main() -> None:
                 "check": lambda folder=folder: check(folder, arguments),
                 "speed": lambda folder=folder: speed(folder, arguments),
                 "memory": lambda folder=folder: memory(folder, arguments.gigabytes),
+                "killed": lambda folder=folder: killed(folder, arguments.gigabytes / 5),
             }[part]()
             result[part] = {
                 "command": "python benchmarks/lerobot_datasets.py --lerobot VENV/bin/python --parts " + part,

@@ -51,7 +51,7 @@ class StoreWriter:
         steps: rows that every key will have; None lets the arrays grow with what they are given.
         zarr_format: 2 or 3.
         codec: of images; None compresses them as everything else.
-        check: called between blocks; may raise what is to end the writing.
+        check: called between blocks; raises what is to end the writing, as Ctrl-C does.
         rows: of every key that the folder holds already; they stay, and new ones follow.
         work: noted in the folder with the rows that are complete; None notes nothing.
 
@@ -71,7 +71,7 @@ class StoreWriter:
         work: Mapping[str, Any] | None = None,
     ) -> None:
         self._zarr, self._folder, self._format = import_zarr(), folder, zarr_format
-        self._steps, self._codec, self._check, self._work = steps, codec, check, work
+        self._steps, self._codec, self._work, self.check = steps, codec, work, check
         self._columns: dict[str, _Pending] = {}
         self._features: dict[str, Feature] = {}
         self._synced, self._next_note = 0, time.monotonic() + NOTED_EVERY_S
@@ -84,7 +84,7 @@ class StoreWriter:
 
         Ctrl-C takes effect here.
         """
-        self._check()
+        self.check()
         for key, values in rows.items():
             if key not in self._columns:
                 feature = stored_feature(key, values.dtype, values.shape[1:], self.attributes, self._folder)
@@ -122,7 +122,7 @@ class StoreWriter:
         ends.flush(whole=False)
         group = self._zarr.open_group(str(self._folder), mode="a", zarr_format=self._format)
         group.attrs.update(self.attributes)
-        self._check()
+        self.check()
 
     def _create(self, name: str, like: NDArray[Any], steps: int | None, is_frame: bool = False) -> _Pending:
         if (self._folder / name).exists():

@@ -83,6 +83,7 @@ def test_every_format_goes_on(tmp_path: Path, written_sample, monkeypatch, forma
     path = written_sample(format)
     monkeypatch.setattr(source, "BLOCK_BYTES", 300)
     request = {"action_bounds": [-0.5, 0.5], "out_of_bounds": "clip", "format": format, "every": every}
+    request["zarr_format"] = 2 if format == "d4rl" else 3
     whole = read_demonstrations(import_to_store(path, tmp_path / "whole.zarr", **request))
     for rows in (7, len(whole.arrays["action"])):
         out = tmp_path / f"{rows}.zarr"

@@ -114,7 +114,7 @@ def import_to_store(
             if after:
                 logger.info("%s goes on after episode %d of %d.", path, after, len(chosen.episode_ends))
             writer.attributes.update(chosen.attributes)
-            for rows in chosen.blocks(after):
+            for rows in chosen.blocks(after, writer.check):
                 writer.append(rows)
             writer.attributes.update({**chosen.attributes, **(attributes or {})})
             writer.finish(chosen.episode_ends)
@@ -198,18 +198,22 @@ class Import:
         """Episodes that end within so many rows of a store, without the last one of all."""
         return min(int(np.searchsorted(self.episode_ends, rows, side="right")), len(self.episode_ends) - 1)
 
-    def blocks(self, after: int = 0) -> Iterator[dict[str, NDArray[Any]]]:
-        """The next rows of every key, ``(rows, ...)``, without those of the first ``after`` episodes.
+    def blocks(
+        self, after: int = 0, check: Callable[[], None] = lambda: None
+    ) -> Iterator[dict[str, NDArray[Any]]]:
+        """The next rows of every key, ``(rows, ...)``.
 
-        Checks look at the numbers of all episodes; of images, which each is judged by itself, and take the
-        time, those that are left out are not read.
+        Args:
+            after: so many episodes at the beginning are left out. Their numbers are read and checked all the
+                same, as some checks are of all steps; images, which take the time, are not.
+            check: called between blocks of what is left out; may raise what is to end the reading.
 
         Raises:
             DataError: whatever is wrong with the values, in one sentence.
             WideNumbersError: after all rows, columns that lost what they said by becoming float32.
         """
         readers = [self._reader(column) for column in self._columns]
-        rows = self._checked_blocks(readers, after)
+        rows = self._checked_blocks(readers, after, check)
         yield from rows if self._subsampling is None else self._subsampling.blocks(rows, after)
         collapsed = [reader.column.key for reader in readers if reader.collapses]
         if collapsed:
@@ -222,18 +226,24 @@ class Import:
                 self.attributes["actions_clipped"] = self._bounds.outside
 
     def _checked_blocks(
-        self, readers: Sequence[ColumnReader], after: int
+        self, readers: Sequence[ColumnReader], after: int, check: Callable[[], None]
     ) -> Iterator[dict[str, NDArray[Any]]]:
         fps, clock = self._source.attributes.get("fps"), None
         if self._source.timestamps is not None and _is_rate(fps):
             allow_gaps = self._request.get("allow_gaps", False)
             clock = TimeCheck(float(fps), self._source.where, self._episodes, allow_gaps)
         if after:
-            self._catch_up(readers, clock, after)
+            self._catch_up(readers, clock, after, check)
         for block in self._read(readers, clock, after):
             yield self._checked(block, readers, clock)
 
-    def _catch_up(self, readers: Sequence[ColumnReader], clock: TimeCheck | None, after: int) -> None:
+    def _catch_up(
+        self,
+        readers: Sequence[ColumnReader],
+        clock: TimeCheck | None,
+        after: int,
+        check: Callable[[], None],
+    ) -> None:
         """Show the checks what the first ``after`` episodes hold: numbers, and how large images are."""
         images = [reader for reader in readers if reader.is_image]
         numbers = [reader for reader in readers if not reader.is_image]
@@ -243,6 +253,7 @@ class Import:
         start = int(self._episodes.starts[after])
         with contextlib.closing(self._read(numbers, clock)) as blocks:
             for block in blocks:
+                check()
                 if block.start >= start:
                     break
                 rows = {name: values[: start - block.start] for name, values in block.arrays.items()}
