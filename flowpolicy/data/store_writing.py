@@ -77,6 +77,9 @@ class StoreWriter:
         self._synced, self._next_note = 0, time.monotonic() + NOTED_EVERY_S
         self.rows = rows
         self.attributes: dict[str, Any] = {}
+        for file in folder.rglob("*"):  # what zarr, or a note, was writing when it was killed
+            if (file.suffix == ".partial" or ".tmp-" in file.name) and file.is_file():
+                file.unlink()
 
     def append(self, rows: Mapping[str, NDArray[Any]]) -> None:
         """Take the next rows of each key, ``(rows, ...)``; the first decide each key's shape and type, and

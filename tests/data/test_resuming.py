@@ -66,6 +66,8 @@ def test_killed_and_started_again(tmp_path: Path, monkeypatch, caplog, name: str
                 os._exit(1)
         assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     assert not (tmp_path / name).exists()
+    for half in (".unfinished.tmp-7.json", "data/action/0.0.abc.partial"):
+        (tmp_path / f".{name}.parts" / half).write_text("was being written")
     decoded = []
     frames = lerobot.Camera.blocks
     monkeypatch.setattr(lerobot.Camera, "blocks", lambda *a: decoded.append(a[2]) or frames(*a))
