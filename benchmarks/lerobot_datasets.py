@@ -5,7 +5,7 @@ for 0.3, which writes 2.1), with two cameras and three tasks, and imported here.
 loader gives: every pixel of every frame, actions, states and the words of the tasks. Then the way back: what is
 exported here is loaded there. Then frames a second beside lerobot's loader, and the peak memory of an import of a
 large dataset, each import in a process of its own. Last, an import that is killed again and again, and the store of
-one that is not.
+one that is not. What was made in ``--folder`` by an earlier run, and read by lerobot, is used again.
 """
 
 from __future__ import annotations
@@ -64,10 +64,23 @@ def lerobot(python: str, **settings: Any) -> Any:
     return json.loads(done.stdout.splitlines()[-1])["answer"]
 
 
+def make(python: str, root: Path, **settings: Any) -> None:
+    """A dataset of lerobot's, unless an earlier run made it."""
+    if root.exists():
+        return
+    making = root.parent / "making"
+    shutil.rmtree(making, ignore_errors=True)
+    making.mkdir()
+    lerobot(python, do="make", root=str(making / root.name), **settings)
+    for path in sorted(making.iterdir(), reverse=True):  # the one without an episode first
+        path.rename(root.parent / path.name)
+
+
 def compare(root: Path, python: str, backend: str | None) -> dict[str, Any]:
     """The dataset as lerobot reads it and as it is imported."""
-    out = root.with_suffix(".npz")
-    lerobot(python, do="read", root=str(root), out=str(out), backend=backend)
+    out = Path(f"{root}.npz")
+    if not out.exists():
+        lerobot(python, do="read", root=str(root), out=str(out), backend=backend)
     demos, theirs = import_demonstrations(root), np.load(out)
     differences = [
         np.abs(demos.arrays[key].astype(np.int16) - theirs[f"observation.{key}"]) for key in CAMERAS
@@ -92,7 +105,7 @@ def check(folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     for python, layout, codec in made:
         root = folder / f"{layout}_{codec}"
         delete = [1] if (layout, codec) in {("3.0", "h264"), ("3.0", "libsvtav1")} else []
-        lerobot(python, do="make", root=str(root), codec=codec, delete=delete, **SMALL)
+        make(python, root, codec=codec, delete=delete, **SMALL)
         sets = [("as recorded", root), *([("an episode deleted", Path(f"{root}_deleted"))] if delete else [])]
         for name, path in sets:
             rows.append(
@@ -101,6 +114,8 @@ def check(folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
             print(json.dumps(rows[-1]), flush=True)
     demos = import_demonstrations(folder / "3.0_png")
     for images in ("png", "h264", "hevc", "av1"):
+        shutil.rmtree(folder / f"exported_{images}", ignore_errors=True)
+        (folder / f"exported_{images}.npz").unlink(missing_ok=True)
         out = write_lerobot(folder / f"exported_{images}", demos, images=images)
         back = import_demonstrations(out)
         exact = {
@@ -143,7 +158,7 @@ def speed(folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
             "fps": 30,
             "noise": 3,
         }
-        lerobot(arguments.lerobot, do="make", root=str(root), codec=codec, **settings)
+        make(arguments.lerobot, root, codec=codec, **settings)
         frames = 2 * (3 * arguments.steps + 3)
         row: dict[str, Any] = {"codec": codec, "frames": frames, "size": [480, 640]}
         for _ in range(arguments.repeats):
@@ -167,6 +182,7 @@ def write_large(root: Path, gigabytes: float) -> int:
 
     size, steps, key = (720, 1280), 20, "observation.images.top"
     rng = np.random.default_rng(0)
+    shutil.rmtree(root, ignore_errors=True)
     first = root / "videos" / "chunk-000" / key / "episode_000000.mp4"
     first.parent.mkdir(parents=True)
     with av.open(str(first), "w") as container:
@@ -215,6 +231,8 @@ def killed(folder: Path, gigabytes: float) -> dict[str, Any]:
     """An import that is killed as soon as it has come further than the one before, until one comes to its end."""
     root, request = folder / "killed", {"image_size": [96, 96]}
     frames = write_large(root, gigabytes)
+    for store in folder.glob("*.zarr"):
+        shutil.rmtree(store)
     whole, out = import_to_store(root, folder / "whole.zarr", **request), folder / "out.zarr"
     note, rows = folder / ".out.zarr.parts" / "unfinished.json", [0]
     while not out.exists():
@@ -255,18 +273,19 @@ def main() -> None:
         "--steps", type=int, default=100, help="of each of the three episodes of the speed part"
     )
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--folder", type=Path, default=None, help="where there is room for the datasets")
+    parser.add_argument("--folder", type=Path, default=None, help="for the datasets, which stay there")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "lerobot-datasets.json")
     arguments = parser.parse_args()
     result: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {}
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+    with tempfile.TemporaryDirectory() as name:
+        folder = arguments.folder or Path(name)
+        folder.mkdir(parents=True, exist_ok=True)
         for part in arguments.parts:
-            folder = Path(name)
             made: Any = {
-                "check": lambda folder=folder: check(folder, arguments),
-                "speed": lambda folder=folder: speed(folder, arguments),
-                "memory": lambda folder=folder: memory(folder, arguments.gigabytes),
-                "killed": lambda folder=folder: killed(folder, arguments.gigabytes / 5),
+                "check": lambda: check(folder, arguments),
+                "speed": lambda: speed(folder, arguments),
+                "memory": lambda: memory(folder, arguments.gigabytes),
+                "killed": lambda: killed(folder, arguments.gigabytes / 5),
             }[part]()
             result[part] = {
                 "command": "python benchmarks/lerobot_datasets.py --lerobot VENV/bin/python --parts " + part,
