@@ -38,7 +38,7 @@ def depth_sample(maps: NDArray[Any], steps: NDArray[Any]) -> NDArray[Any]:
     height, width = maps.shape[1:3]
     stride = max(1, round((len(steps) * height * width / _DEPTHS) ** 0.5))
     sampled = [maps[step][::stride, ::stride] for step in steps]
-    return np.stack(sampled).reshape(-1, *[1] * (maps.ndim - 1))
+    return np.asarray(np.stack(sampled).reshape(-1, *[1] * (maps.ndim - 1)))
 
 
 def pixel_counts(images: Iterable[NDArray[np.uint8]], channels: int) -> NDArray[np.int64]:
