@@ -3,14 +3,17 @@
 Datasets are made by lerobot in an environment of its own (``--lerobot`` for 0.4, which writes layout 3.0; ``--older``
 for 0.3, which writes 2.1), with two cameras and three tasks, and imported here. Compared with what lerobot's own
 loader gives: every pixel of every frame, actions, states and the words of the tasks. Then the way back: what is
-exported here is loaded there. Last, frames a second beside lerobot's loader, and the peak memory of an import of a
-large dataset, each import in a process of its own.
+exported here is loaded there. Then frames a second beside lerobot's loader, and the peak memory of an import of a
+large dataset, each import in a process of its own. Last, an import that is killed again and again, and the store of
+one that is not. What was made in ``--folder`` by an earlier run, and read by lerobot, is used again.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -23,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from flowpolicy.data.importers import import_demonstrations
+from flowpolicy.data.importers import import_demonstrations, import_to_store
 from flowpolicy.data.lerobot_writing import write_lerobot
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,6 +43,13 @@ seconds = time.perf_counter() - start
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(json.dumps({"seconds": seconds, "peak_mb": round(peak / 1024), "libraries_mb": round(loaded / 1024)}))
 """
+NOTED_OFTEN = """
+import json, sys
+from flowpolicy.data import store_writing
+from flowpolicy.data.importers import import_to_store
+store_writing.NOTED_EVERY_S = store_writing._SHARE = 1
+import_to_store(sys.argv[1], sys.argv[2], **json.loads(sys.argv[3]))
+"""
 
 
 def lerobot(python: str, **settings: Any) -> Any:
@@ -54,10 +64,23 @@ def lerobot(python: str, **settings: Any) -> Any:
     return json.loads(done.stdout.splitlines()[-1])["answer"]
 
 
+def make(python: str, root: Path, **settings: Any) -> None:
+    """A dataset of lerobot's, unless an earlier run made it."""
+    if root.exists():
+        return
+    making = root.parent / "making"
+    shutil.rmtree(making, ignore_errors=True)
+    making.mkdir()
+    lerobot(python, do="make", root=str(making / root.name), **settings)
+    for path in sorted(making.iterdir(), reverse=True):  # the one without an episode first
+        path.rename(root.parent / path.name)
+
+
 def compare(root: Path, python: str, backend: str | None) -> dict[str, Any]:
     """The dataset as lerobot reads it and as it is imported."""
-    out = root.with_suffix(".npz")
-    lerobot(python, do="read", root=str(root), out=str(out), backend=backend)
+    out = Path(f"{root}.npz")
+    if not out.exists():
+        lerobot(python, do="read", root=str(root), out=str(out), backend=backend)
     demos, theirs = import_demonstrations(root), np.load(out)
     differences = [
         np.abs(demos.arrays[key].astype(np.int16) - theirs[f"observation.{key}"]) for key in CAMERAS
@@ -82,7 +105,7 @@ def check(folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     for python, layout, codec in made:
         root = folder / f"{layout}_{codec}"
         delete = [1] if (layout, codec) in {("3.0", "h264"), ("3.0", "libsvtav1")} else []
-        lerobot(python, do="make", root=str(root), codec=codec, delete=delete, **SMALL)
+        make(python, root, codec=codec, delete=delete, **SMALL)
         sets = [("as recorded", root), *([("an episode deleted", Path(f"{root}_deleted"))] if delete else [])]
         for name, path in sets:
             rows.append(
@@ -91,6 +114,8 @@ def check(folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
             print(json.dumps(rows[-1]), flush=True)
     demos = import_demonstrations(folder / "3.0_png")
     for images in ("png", "h264", "hevc", "av1"):
+        shutil.rmtree(folder / f"exported_{images}", ignore_errors=True)
+        (folder / f"exported_{images}.npz").unlink(missing_ok=True)
         out = write_lerobot(folder / f"exported_{images}", demos, images=images)
         back = import_demonstrations(out)
         exact = {
@@ -133,7 +158,7 @@ def speed(folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
             "fps": 30,
             "noise": 3,
         }
-        lerobot(arguments.lerobot, do="make", root=str(root), codec=codec, **settings)
+        make(arguments.lerobot, root, codec=codec, **settings)
         frames = 2 * (3 * arguments.steps + 3)
         row: dict[str, Any] = {"codec": codec, "frames": frames, "size": [480, 640]}
         for _ in range(arguments.repeats):
@@ -157,6 +182,7 @@ def write_large(root: Path, gigabytes: float) -> int:
 
     size, steps, key = (720, 1280), 20, "observation.images.top"
     rng = np.random.default_rng(0)
+    shutil.rmtree(root, ignore_errors=True)
     first = root / "videos" / "chunk-000" / key / "episode_000000.mp4"
     first.parent.mkdir(parents=True)
     with av.open(str(first), "w") as container:
@@ -201,6 +227,38 @@ def memory(folder: Path, gigabytes: float) -> dict[str, Any]:
     return row
 
 
+def killed(folder: Path, gigabytes: float) -> dict[str, Any]:
+    """An import that is killed as soon as it has come further than the one before, until one comes to its end."""
+    root, request = folder / "killed", {"image_size": [96, 96]}
+    frames = write_large(root, gigabytes)
+    for left in (*folder.glob("*.zarr"), folder / ".out.zarr.parts"):
+        shutil.rmtree(left, ignore_errors=True)
+    whole, out = import_to_store(root, folder / "whole.zarr", **request), folder / "out.zarr"
+    note, rows = folder / ".out.zarr.parts" / "unfinished.json", [0]
+    while not out.exists():
+        command = [sys.executable, "-c", NOTED_OFTEN, str(root), str(out), json.dumps(request)]
+        process = subprocess.Popen(command, cwd=ROOT)
+        while process.poll() is None:
+            time.sleep(0.01)
+            found = 0
+            with contextlib.suppress(FileNotFoundError):
+                found = json.loads(note.read_text())["rows"]
+            if found > rows[-1]:
+                rows.append(found)
+                process.kill()
+                process.wait()
+        if process.returncode > 0:
+            raise SystemExit("An import failed.")
+    names = [
+        {str(Path(at, n).relative_to(path)) for at, _, ns in os.walk(path) for n in ns}
+        for path in (whole, out)
+    ]
+    equal = names[0] == names[1] and all((whole / n).read_bytes() == (out / n).read_bytes() for n in names[0])
+    row = {"frames": frames, "killed_after_rows": rows[1:], "equal": equal}
+    print(json.dumps(row), flush=True)
+    return row
+
+
 def main() -> None:
     """Make, compare, measure, delete."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -209,23 +267,25 @@ def main() -> None:
     parser.add_argument(
         "--backend", default=None, help="lerobot's decoder: torchcodec or pyav; its own choice"
     )
-    parser.add_argument("--parts", nargs="+", default=["check", "speed", "memory"])
+    parser.add_argument("--parts", nargs="+", default=["check", "speed", "memory", "killed"])
     parser.add_argument("--gigabytes", type=float, default=2.0)
     parser.add_argument(
         "--steps", type=int, default=100, help="of each of the three episodes of the speed part"
     )
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--folder", type=Path, default=None, help="where there is room for the datasets")
+    parser.add_argument("--folder", type=Path, default=None, help="for the datasets, which stay there")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "lerobot-datasets.json")
     arguments = parser.parse_args()
     result: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {}
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+    with tempfile.TemporaryDirectory() as name:
+        folder = arguments.folder or Path(name)
+        folder.mkdir(parents=True, exist_ok=True)
         for part in arguments.parts:
-            folder = Path(name)
             made: Any = {
-                "check": lambda folder=folder: check(folder, arguments),
-                "speed": lambda folder=folder: speed(folder, arguments),
-                "memory": lambda folder=folder: memory(folder, arguments.gigabytes),
+                "check": lambda: check(folder, arguments),
+                "speed": lambda: speed(folder, arguments),
+                "memory": lambda: memory(folder, arguments.gigabytes),
+                "killed": lambda: killed(folder, arguments.gigabytes / 5),
             }[part]()
             result[part] = {
                 "command": "python benchmarks/lerobot_datasets.py --lerobot VENV/bin/python --parts " + part,

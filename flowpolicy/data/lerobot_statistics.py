@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Statistics = dict[str, Any]
+_DEPTHS = 1 << 12  # of an episode that its statistics look at
 _QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
 
 
@@ -25,6 +26,19 @@ def vector_statistics(values: NDArray[Any]) -> Statistics:
     }
     found |= dict(zip(_QUANTILES, quantiles, strict=True))
     return {**{name: value.tolist() for name, value in found.items()}, "count": [len(values)]}
+
+
+def depth_sample(maps: NDArray[Any], steps: NDArray[Any]) -> NDArray[Any]:
+    """Some depths of the maps ``(steps, height, width, ...)``, which stand for all, ``(n, 1, 1, ...)``.
+
+    Args:
+        maps: of an episode, or more.
+        steps: those that are looked at, in each at about as many pixels.
+    """
+    height, width = maps.shape[1:3]
+    stride = max(1, round((len(steps) * height * width / _DEPTHS) ** 0.5))
+    sampled = [maps[step][::stride, ::stride] for step in steps]
+    return np.asarray(np.stack(sampled).reshape(-1, *[1] * (maps.ndim - 1)))
 
 
 def pixel_counts(images: Iterable[NDArray[np.uint8]], channels: int) -> NDArray[np.int64]:

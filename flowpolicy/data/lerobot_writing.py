@@ -13,7 +13,12 @@ from numpy.typing import NDArray
 
 from flowpolicy.data.importers.lerobot import KEYS
 from flowpolicy.data.keys import NOT_OBSERVED, TASK_INDEX
-from flowpolicy.data.lerobot_statistics import pixel_counts, pixel_statistics, vector_statistics
+from flowpolicy.data.lerobot_statistics import (
+    depth_sample,
+    pixel_counts,
+    pixel_statistics,
+    vector_statistics,
+)
 from flowpolicy.data.lerobot_tables import (
     DATA_PATH,
     FILE_BYTES,
@@ -28,6 +33,7 @@ from flowpolicy.data.store_writing import check_new
 from flowpolicy.data.task_texts import written_tasks
 from flowpolicy.data.video_writing import ENCODERS, write_video
 from flowpolicy.errors import DataError
+from flowpolicy.features import Depth
 from flowpolicy.features.undeclared import Kind
 from flowpolicy.files.storage import atomic_folder
 from flowpolicy.optional import optional
@@ -87,10 +93,9 @@ class _Writer:
         for name in [name for name in self._arrays if name in _OWN]:
             logger.warning("%s: '%s' is left out, as LeRobot counts its own.", demos.source, name)
             del self._arrays[name]
-        self._cameras = {
-            _name(key) for key in demos.arrays
-            if key not in NOT_OBSERVED and demos.feature(key).name == Kind.IMAGE
-        }  # fmt: skip
+        kinds = {_name(key): demos.feature(key).name for key in demos.arrays if key not in NOT_OBSERVED}
+        self._cameras = {name for name, kind in kinds.items() if kind == Kind.IMAGE}
+        self._maps = {name for name, kind in kinds.items() if kind == Depth.name}
         for key in demos.arrays:
             if _name(key) in self._cameras:
                 demos.feature(key).check_declaration(key)
@@ -121,6 +126,7 @@ class _Writer:
 
         starts, ends = self._demos.episode_starts.tolist(), self._demos.episode_ends.tolist()
         counts = {name: np.zeros((self._arrays[name].shape[-1], 256), np.int64) for name in self._cameras}
+        depths: dict[str, list[NDArray[Any]]] = {name: [] for name in self._maps}
         looked_at, rows = 0, []
         with Tables(self._folder) as tables:
             for episode in progress(range(len(ends)), "write demonstrations"):
@@ -128,10 +134,13 @@ class _Writer:
                 columns = self._columns(episode, start, end)
                 number = tables.append(pa.table({name: column(values) for name, values in columns.items()}))
                 row = self._row(episode, start, end, number)
-                numbers = {name: v for name, v in columns.items() if name not in self._cameras}
-                statistics = {name: vector_statistics(values) for name, values in numbers.items()}
                 sampled = np.unique(np.linspace(start, end - 1, min(_SAMPLED, end - start)).astype(int))
                 looked_at += len(sampled)
+                numbers = {name: v for name, v in columns.items() if name not in self._cameras}
+                for name in self._maps:
+                    numbers[name] = depth_sample(self._arrays[name], sampled)
+                    depths[name].append(numbers[name])
+                statistics = {name: vector_statistics(values) for name, values in numbers.items()}
                 for name in sorted(self._cameras):
                     array = self._arrays[name]
                     found = pixel_counts((array[step] for step in sampled), array.shape[-1])
@@ -148,7 +157,11 @@ class _Writer:
         pq.write_table(task_table(self._tasks), meta / "tasks.parquet")
         whole = {
             name: vector_statistics(values)
-            for name, values in {**self._arrays, **self._bookkeeping()}.items()
+            for name, values in {
+                **self._arrays,
+                **self._bookkeeping(),
+                **{name: np.concatenate(found) for name, found in depths.items()},
+            }.items()
             if name not in self._cameras
         }
         whole |= {name: pixel_statistics(found, looked_at) for name, found in counts.items()}

@@ -20,7 +20,6 @@ from flowpolicy.data.store_writing import StoreWriter, check_new, sole_writer
 from flowpolicy.data.zarr_reading import import_zarr
 from flowpolicy.errors import DataError
 from flowpolicy.files.reading import read_json
-from flowpolicy.files.storage import sync_since, write_json
 
 _PROGRESS = "recording.json"
 _FORMAT = 2  # of zarr
@@ -61,7 +60,6 @@ class RecordedStore:
             raise
         self._writer = StoreWriter(self._folder, None, _FORMAT, None, lambda: None)
         self._writer.attributes.update(attributes)
-        self._rows = self._synced = 0
         self._ends: list[int] = []
         self._masks: dict[str, list[int]] = {}
 
@@ -73,19 +71,17 @@ class RecordedStore:
     def append(self, rows: Mapping[str, NDArray[Any]]) -> None:
         """Take the next rows of the episode, key -> ``(n, ...)``."""
         self._writer.append(rows)
-        self._rows += len(next(iter(rows.values())))
 
     def end_episode(self, marks: tuple[str, ...] = ()) -> None:
         """The episode is over: put it on disk, under these marks; nothing happens to one without a row."""
-        if self._rows == (self._ends[-1] if self._ends else 0):
+        if self._writer.rows == (self._ends[-1] if self._ends else 0):
             return
         for mark in marks:
             self._masks.setdefault(mark, []).append(len(self._ends))
-        self._ends.append(self._rows)
-        self._writer.flush()
-        self._synced = sync_since(self._folder, self._synced)  # before it is noted as ended
+        self._ends.append(self._writer.rows)
+        self._writer.flush()  # which completes the attributes
         attributes = {**self._writer.attributes, "masks": self._masks}
-        write_json(self._folder / _PROGRESS, {"episode_ends": self._ends, "attributes": attributes})
+        self._writer.note(_PROGRESS, {"episode_ends": self._ends, "attributes": attributes})
 
     def close(self) -> Path | None:
         """Give the store its name; its path, or None where no episode has ended."""
@@ -111,7 +107,6 @@ def _complete(folder: Path, path: Path) -> int:
     data = import_zarr().open_group(str(folder), mode="a", zarr_format=_FORMAT)["data"]
     for _, array in data.arrays():
         array.resize((int(ends[-1]), *array.shape[1:]))
-    shutil.rmtree(folder / "meta", ignore_errors=True)  # of a run that was killed right here
     writer = StoreWriter(folder, len(ends), _FORMAT, None, lambda: None)
     writer.attributes.update(content["attributes"])
     writer.finish(ends)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import glob
+import logging
 import shutil
+import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,17 +17,22 @@ from numpy.typing import NDArray
 
 from flowpolicy.data.image_codecs import image_codec as codec_for_images
 from flowpolicy.data.keys import NOT_OBSERVED
+from flowpolicy.data.unfinished import NOTE, complete_rows, folder_of, json_form
 from flowpolicy.data.zarr_checks import COMPLETE
 from flowpolicy.data.zarr_reading import import_zarr
 from flowpolicy.errors import DataError, FlowPolicyError
 from flowpolicy.features import Feature
 from flowpolicy.features.stored import KINDS, stored_feature
-from flowpolicy.files.storage import atomic_file
+from flowpolicy.files.storage import atomic_file, sync_since, write_json
 from flowpolicy.runs.interrupts import held_interrupts
 from flowpolicy.settings import require
 
+logger = logging.getLogger(__name__)
 _CHUNK_BYTES = 1 << 20
-_LEVEL, _GROWING_LEVEL = 7, 1  # of compression; what grows is written as it comes from cameras
+_LEVEL, _GROWING_LEVEL = 6, 1  # of compression: 7 takes twice as long for 1% less; cameras want it at once
+NOTED_EVERY_S = 30.0
+"""Between two notes of how far the writing has come; more where a note itself takes long."""
+_SHARE = 20  # a note may take a twentieth of the time between two
 
 
 def check_new(path: Path | str) -> Path:
@@ -45,17 +51,35 @@ class StoreWriter:
         steps: rows that every key will have; None lets the arrays grow with what they are given.
         zarr_format: 2 or 3.
         codec: of images; None compresses them as everything else.
-        check: called between blocks; may raise what is to end the writing.
+        check: called between blocks; raises what is to end the writing, as Ctrl-C does.
+        rows: of every key that the folder holds already; they stay, and new ones follow.
+        work: noted in the folder with the rows that are complete; None notes nothing.
+
+    Attributes:
+        rows: of every key so far; lowered before the first block, later ones are written anew.
+        attributes: of the store.
     """
 
     def __init__(
-        self, folder: Path, steps: int | None, zarr_format: int, codec: Any, check: Callable[[], None]
+        self,
+        folder: Path,
+        steps: int | None,
+        zarr_format: int,
+        codec: Any,
+        check: Callable[[], None],
+        rows: int = 0,
+        work: Mapping[str, Any] | None = None,
     ) -> None:
         self._zarr, self._folder, self._format = import_zarr(), folder, zarr_format
-        self._steps, self._codec, self._check = steps, codec, check
+        self._steps, self._codec, self._work, self.check = steps, codec, work, check
         self._columns: dict[str, _Pending] = {}
         self._features: dict[str, Feature] = {}
+        self._synced, self._next_note = 0, time.monotonic() + NOTED_EVERY_S
+        self.rows = rows
         self.attributes: dict[str, Any] = {}
+        for file in folder.rglob("*"):  # what zarr, or a note, was writing when it was killed
+            if (file.suffix == ".partial" or ".tmp-" in file.name) and file.is_file():
+                file.unlink()
 
     def append(self, rows: Mapping[str, NDArray[Any]]) -> None:
         """Take the next rows of each key, ``(rows, ...)``; the first decide each key's shape and type, and
@@ -63,13 +87,25 @@ class StoreWriter:
 
         Ctrl-C takes effect here.
         """
-        self._check()
+        self.check()
         for key, values in rows.items():
             if key not in self._columns:
                 feature = stored_feature(key, values.dtype, values.shape[1:], self.attributes, self._folder)
                 self._features[key] = feature
                 self._columns[key] = self._create(f"data/{key}", values, self._steps, feature.is_frame)
             self._columns[key].append(values)
+        self.rows += len(next(iter(rows.values())))
+        if self._work is not None and time.monotonic() >= self._next_note:
+            began = time.monotonic()
+            self.note(NOTE, {"work": json_form(self._work), "rows": self.rows})
+            took = time.monotonic() - began
+            self._next_note = time.monotonic() + max(NOTED_EVERY_S, _SHARE * took)
+
+    def note(self, name: str, content: dict[str, Any]) -> None:
+        """Put all rows so far on disk, and when they are there, ``content`` into a JSON file beside them."""
+        self.flush()
+        self._synced = sync_since(self._folder, self._synced)
+        write_json(self._folder / name, content)
 
     def flush(self) -> None:
         """Write what is pending, and note the kinds of what was written."""
@@ -83,14 +119,19 @@ class StoreWriter:
     def finish(self, episode_ends: NDArray[Any]) -> None:
         """Write what is pending, the ends of the episodes and the attributes."""
         self.flush()
+        shutil.rmtree(self._folder / "meta", ignore_errors=True)  # of a writer that was killed right here
         ends = self._create("meta/episode_ends", episode_ends, len(episode_ends))
         ends.append(episode_ends)
         ends.flush(whole=False)
         group = self._zarr.open_group(str(self._folder), mode="a", zarr_format=self._format)
         group.attrs.update(self.attributes)
-        self._check()
+        self.check()
 
     def _create(self, name: str, like: NDArray[Any], steps: int | None, is_frame: bool = False) -> _Pending:
+        if (self._folder / name).exists():
+            with self._zarr.config.set({"array.write_empty_chunks": True}):  # is no part of what is stored
+                array = self._zarr.open_array(str(self._folder), path=name, mode="r+")
+            return _Pending(array, array.chunks[0], self.rows)
         row = max(1, int(np.prod(like.shape[1:], dtype=np.int64)) * like.dtype.itemsize)
         rows = max(1, _CHUNK_BYTES // row)
         rows = rows if steps is None else max(1, min(steps, rows))
@@ -158,18 +199,25 @@ class _Pending:
 
 @contextlib.contextmanager
 def store_writer(
-    path: Path | str, steps: int, *, zarr_format: int = 2, image_codec: str = "zstd"
+    path: Path | str,
+    steps: int,
+    *,
+    zarr_format: int = 2,
+    image_codec: str = "zstd",
+    work: Mapping[str, Any] | None = None,
 ) -> Iterator[StoreWriter]:
     """Yield a writer; what it was given stands at ``path`` when the block ends without error.
 
     On an error, or Ctrl-C, nothing stays behind, not even a folder that was made for the store. A second
-    writer of the same path is refused.
+    writer of the same path is refused. Where ``work`` is given, what it had written until it was killed, or
+    until Ctrl-C, stays in a hidden folder, and a writer of the same work goes on after ``writer.rows``.
 
     Args:
         path: the new store; a zip where it ends in ``.zip``.
         steps: rows that every key will have.
         zarr_format: 2 or 3.
         image_codec: ``zstd`` or ``jpeg2000``; see :mod:`flowpolicy.data.image_codecs`.
+        work: what is written, by name; values as JSON has them, or told apart by their text.
 
     Raises:
         DataError: ``path`` exists, is being written, or zarr is missing.
@@ -187,16 +235,25 @@ def store_writer(
         sole_writer(path),
         atomic_file(path) as temporary,
     ):
-        folder = temporary.with_name(f"{temporary.name}.parts") if path.suffix == ".zip" else temporary
-        # Of a writer that was killed.
-        for stale in path.parent.glob(f".{glob.escape(path.stem)}.tmp-*{glob.escape(path.suffix)}.parts"):
-            shutil.rmtree(stale, ignore_errors=True)
+        folder = folder_of(path)
+        note = folder / NOTE
+        rows = complete_rows(path, work)
         try:
-            yield StoreWriter(folder, steps, zarr_format, codec, check)
-            if folder != temporary:
+            yield StoreWriter(folder, steps, zarr_format, codec, check, rows, work)
+            note.unlink(missing_ok=True)
+            if path.suffix == ".zip":
                 _pack(folder, temporary, check)
+            else:
+                folder.rename(temporary)
+        except KeyboardInterrupt:
+            if note.exists():
+                logger.warning("The same command goes on with %s; without it, remove %s.", path, folder)
+            raise
+        except BaseException:
+            note.unlink(missing_ok=True)
+            raise
         finally:
-            if folder != temporary:
+            if not note.exists():
                 shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -133,7 +133,7 @@ def test_ctrl_c_leaves_a_whole_store_or_nothing(tmp_path: Path, name: str):
 
 
 def test_what_a_killed_writer_left_is_cleared(tmp_path: Path, demos: Demonstrations):
-    for name in (".a.zarr.tmp-1.zip.parts", ".a.zarr.tmp-1.zip"):
+    for name in (".a.zarr.zip.parts", ".a.zarr.tmp-1.zip"):
         (tmp_path / name / "data").mkdir(parents=True)
     (tmp_path / ".a.zarr.zip.lock").touch()
     write_demonstrations(tmp_path / "a.zarr.zip", demos)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from flowpolicy.data.importers import import_demonstrations
-from flowpolicy.data.lerobot_statistics import pixel_counts, pixel_statistics
+from flowpolicy.data.lerobot_statistics import depth_sample, pixel_counts, pixel_statistics
 from flowpolicy.data.lerobot_writing import write_lerobot
 from flowpolicy.data.store import Demonstrations
 from flowpolicy.errors import ConfigError, DataError
@@ -32,6 +33,8 @@ def test_videos_come_back_nearly_as_they_were(recorded: Demonstrations, tmp_path
     assert error.reshape(12, -1).mean(axis=1).max() < 3
     assert back.attributes["tasks"] == ["push it"]
     assert len(list(out.rglob("*.mp4"))) == 3
+    of_depth = json.loads((out / "meta" / "stats.json").read_text())["observation.front"]
+    np.testing.assert_allclose(of_depth["mean"], [[recorded.arrays["front"].mean()]], rtol=1e-6)
 
 
 def test_statistics_are_those_of_the_pixels():
@@ -46,6 +49,14 @@ def test_statistics_are_those_of_the_pixels():
     }.items():
         np.testing.assert_allclose(np.ravel(found[name]), value, atol=1e-9)
     np.testing.assert_allclose(np.ravel(found["q50"]), np.median(flat, axis=0), atol=1 / 255)
+
+
+def test_statistics_of_depth_look_at_some_pixels_of_many_frames():
+    maps = np.broadcast_to(np.arange(50.0)[:, None, None, None], (50, 480, 640, 1))
+    found = depth_sample(maps, np.arange(0, 50, 2))
+    assert found.shape[1:] == (1, 1, 1)
+    assert 2000 < len(found) < 8000
+    assert {*found.ravel()} == {*range(0, 50, 2)}
 
 
 def test_what_cannot_be_written_is_said(recorded: Demonstrations, tmp_path: Path):

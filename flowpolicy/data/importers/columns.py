@@ -80,6 +80,11 @@ class ColumnReader:
         return rows
 
     @property
+    def is_image(self) -> bool:
+        """Whether it has nothing but images, which are checked one by one."""
+        return all(feature.kind == Kind.IMAGE for feature in self.column.features)
+
+    @property
     def collapses(self) -> bool:
         """Whether the rows so far were wide floats, became float32, and float32 cannot tell them apart."""
         return not self._is_wide and any(check.collapses for check in self._rounding.values())

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
+import contextlib
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar, Unpack, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flowpolicy.data.causes import first_line
 from flowpolicy.data.importers.checks import BoundsCheck, Episodes, TimeCheck
 from flowpolicy.data.importers.choosing import Column, choose_columns
-from flowpolicy.data.importers.columns import ColumnReader, WideNumbersError, numeric
+from flowpolicy.data.importers.columns import ColumnReader, WideNumbersError
 from flowpolicy.data.importers.registry import open_source
 from flowpolicy.data.importers.request import (
     Request,
@@ -23,16 +22,17 @@ from flowpolicy.data.importers.request import (
     requested_size,
     wants_clipping,
 )
-from flowpolicy.data.importers.source import Source
+from flowpolicy.data.importers.resuming import description
+from flowpolicy.data.importers.source import Block, Source
 from flowpolicy.data.importers.subsampling import Subsampling
-from flowpolicy.data.keys import NOT_OBSERVED, TASK_INDEX, TASKS, chosen_keys
+from flowpolicy.data.importers.transforming import transformed
+from flowpolicy.data.keys import NOT_OBSERVED, TASK_INDEX, TASKS
 from flowpolicy.data.memory import free_memory_bytes
-from flowpolicy.data.rounding import collapses_in_float32
 from flowpolicy.data.store import Demonstrations, episode_ends_problem, write_demonstrations
 from flowpolicy.data.store_writing import check_new, store_writer
 from flowpolicy.data.task_texts import TASK_TEXT
 from flowpolicy.data.versions import version_warning
-from flowpolicy.errors import ConfigError, DataError
+from flowpolicy.errors import DataError
 from flowpolicy.features.stored import KINDS
 from flowpolicy.features.undeclared import Kind
 
@@ -63,7 +63,7 @@ def import_demonstrations(
         unjudged: dict[str, Any] = {"keys": None, "action_bounds": None, "out_of_bounds": "refuse"}
         bounds, clip = requested_bounds(request), wants_clipping(request)
         demos = _import(opened, cast("Request", {**request, **unjudged}), Import.in_memory)
-    demos = _transformed(demos, transform, request.get("keys"))
+    demos = transformed(demos, transform, request.get("keys"))
     if bounds is not None:
         check = BoundsCheck(bounds, clip, demos.source)
         demos.arrays["action"] = check.rows(demos.arrays["action"], 0)
@@ -85,7 +85,9 @@ def import_to_store(
 ) -> Path:
     """Like :func:`import_demonstrations`, into a store, a block of rows at a time; returns its path.
 
-    A ``demo_transform`` is given whole arrays, so that with one everything is held in memory.
+    An import that was killed, or ended with Ctrl-C, goes on after the last whole episode on disk when it is
+    started again with the same arguments. A ``demo_transform`` is given whole arrays, so that with one
+    everything is held in memory, and begins anew.
 
     Args:
         source: file, folder, or (Minari, LeRobot) dataset id.
@@ -106,9 +108,14 @@ def import_to_store(
         return write_demonstrations(path, demos, attributes=attributes, **writing)
 
     def write(chosen: Import) -> None:
-        with store_writer(path, chosen.num_steps, **writing) as writer:
+        work = description(source, opened.where, path, {**writing, **chosen.settings, "format": format})
+        with store_writer(path, chosen.num_steps, work=work, **writing) as writer:
+            after = chosen.episodes_within(writer.rows)
+            writer.rows = int(chosen.episode_ends[after - 1]) if after else 0
+            if after:
+                logger.info("%s goes on after episode %d of %d.", path, after, len(chosen.episode_ends))
             writer.attributes.update(chosen.attributes)
-            for rows in chosen.blocks():
+            for rows in chosen.blocks(after, writer.check):
                 writer.append(rows)
             writer.attributes.update({**chosen.attributes, **(attributes or {})})
             writer.finish(chosen.episode_ends)
@@ -183,16 +190,32 @@ class Import:
         """Steps over all episodes."""
         return int(self.episode_ends[-1])
 
-    def blocks(self) -> Iterator[dict[str, NDArray[Any]]]:
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides about the blocks besides the source, by name."""
+        return {**self._request, "float64": sorted(self._wide)}
+
+    def episodes_within(self, rows: int) -> int:
+        """Episodes that end within so many rows of a store, without the last one of all."""
+        return min(int(np.searchsorted(self.episode_ends, rows, side="right")), len(self.episode_ends) - 1)
+
+    def blocks(
+        self, after: int = 0, check: Callable[[], None] = lambda: None
+    ) -> Iterator[dict[str, NDArray[Any]]]:
         """The next rows of every key, ``(rows, ...)``.
+
+        Args:
+            after: so many episodes at the beginning are left out. Their numbers are read and checked all the
+                same, as some checks are of all steps; images, which take the time, are not.
+            check: called between blocks of what is left out; may raise what is to end the reading.
 
         Raises:
             DataError: whatever is wrong with the values, in one sentence.
             WideNumbersError: after all rows, columns that lost what they said by becoming float32.
         """
         readers = [self._reader(column) for column in self._columns]
-        rows = self._checked_blocks(readers)
-        yield from rows if self._subsampling is None else self._subsampling.blocks(rows)
+        rows = self._checked_blocks(readers, after, check)
+        yield from rows if self._subsampling is None else self._subsampling.blocks(rows, after)
         collapsed = [reader.column.key for reader in readers if reader.collapses]
         if collapsed:
             raise WideNumbersError(collapsed)
@@ -205,21 +228,58 @@ class Import:
             if self._bounds.outside or self._source.clip:
                 self.attributes["actions_clipped"] = self._bounds.outside
 
-    def _checked_blocks(self, readers: Sequence[ColumnReader]) -> Iterator[dict[str, NDArray[Any]]]:
-        names = dict.fromkeys(name for column in self._columns for name in column.names)
-        times, fps = self._source.timestamps, self._source.attributes.get("fps")
-        clock = None
-        if times is not None and _is_rate(fps):
+    def _checked_blocks(
+        self, readers: Sequence[ColumnReader], after: int, check: Callable[[], None]
+    ) -> Iterator[dict[str, NDArray[Any]]]:
+        fps, clock = self._source.attributes.get("fps"), None
+        if self._source.timestamps is not None and _is_rate(fps):
             allow_gaps = self._request.get("allow_gaps", False)
             clock = TimeCheck(float(fps), self._source.where, self._episodes, allow_gaps)
-            names[times] = None
-        for block in self._source.read(list(names), self._lengths):
-            if clock is not None and times is not None:
-                clock.rows(block.arrays[times], block.start)
-            rows = {reader.column.key: reader.rows(block) for reader in readers}
-            if self._bounds is not None:
-                rows["action"] = self._bounds.rows(rows["action"], block.start)
-            yield rows
+        if after:
+            self._catch_up(readers, clock, after, check)
+        for block in self._read(readers, clock, after):
+            yield self._checked(block, readers, clock)
+
+    def _catch_up(
+        self,
+        readers: Sequence[ColumnReader],
+        clock: TimeCheck | None,
+        after: int,
+        check: Callable[[], None],
+    ) -> None:
+        """Show the checks what the first ``after`` episodes hold: numbers, and how large images are."""
+        images = [reader for reader in readers if reader.is_image]
+        numbers = [reader for reader in readers if not reader.is_image]
+        if images:
+            with contextlib.closing(self._read(images, None)) as blocks:
+                self._checked(next(blocks), images, None)
+        start = int(self._episodes.starts[after])
+        with contextlib.closing(self._read(numbers, clock)) as blocks:
+            for block in blocks:
+                check()
+                if block.start >= start:
+                    break
+                rows = {name: values[: start - block.start] for name, values in block.arrays.items()}
+                self._checked(Block(block.start, rows), numbers, clock)
+
+    def _read(
+        self, readers: Sequence[ColumnReader], clock: TimeCheck | None, after: int = 0
+    ) -> Generator[Block]:
+        names = dict.fromkeys(name for reader in readers for name in reader.column.names)
+        if clock is not None and self._source.timestamps is not None:
+            names[self._source.timestamps] = None
+        yield from self._source.read(list(names), self._lengths, after)
+
+    def _checked(
+        self, block: Block, readers: Sequence[ColumnReader], clock: TimeCheck | None
+    ) -> dict[str, NDArray[Any]]:
+        """The block's rows of the readers' keys."""
+        if clock is not None and self._source.timestamps is not None:
+            clock.rows(block.arrays[self._source.timestamps], block.start)
+        rows = {reader.column.key: reader.rows(block) for reader in readers}
+        if self._bounds is not None and "action" in rows:
+            rows["action"] = self._bounds.rows(rows["action"], block.start)
+        return rows
 
     def in_memory(self) -> Demonstrations:
         """Everything at once.
@@ -271,46 +331,6 @@ class Import:
                 f"{free / 1e9:.1f} GB are free; choose fewer with keys=[...], or import into a store, which "
                 "needs little."
             )
-
-
-def _transformed(demos: Demonstrations, dotted: str, keys: Any) -> Demonstrations:
-    """Demonstrations whose arrays went through ``module:function``, a dict of arrays to a dict of arrays.
-
-    Raises:
-        ConfigError: a function that cannot be found.
-        DataError: a function that fails on these data or does not return arrays, or a missing key.
-    """
-    module, _, name = dotted.partition(":")
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"demo_transform '{dotted}' cannot be found ({first_line(error)}); write it module:function."
-        ) from error
-    try:
-        arrays = function(dict(demos.arrays))
-    except KeyError as error:
-        raise DataError(
-            f"{demos.source} lacks {error}, which demo_transform '{dotted}' needs; is it for this data?"
-        ) from error
-    except Exception as error:  # whatever a user's function raises
-        raise DataError(
-            f"demo_transform '{dotted}' fails on {demos.source} ({first_line(error)})."
-        ) from error
-    if not isinstance(arrays, Mapping) or not all(isinstance(array, np.ndarray) for array in arrays.values()):
-        raise DataError(f"demo_transform '{dotted}' must return a dict of numpy arrays.")
-    kept = list(arrays) if keys is None else chosen_keys(keys, arrays, demos.source)
-    converted = {
-        key: numeric(arrays[key], key, demos.source, is_wide=collapses_in_float32(arrays[key]))
-        for key in kept
-    }
-    kinds = {  # of what the function left in the shape that was declared
-        key: kind
-        for key, kind in demos.attributes[KINDS].items()
-        if key in converted and converted[key].shape == demos.arrays[key].shape
-    }
-    attributes = {**demos.attributes, KINDS: kinds}
-    return Demonstrations(converted, demos.episode_ends, attributes, demos.source)
 
 
 def _kinds(columns: Sequence[Column], attributes: Mapping[str, Any]) -> dict[str, Any]:

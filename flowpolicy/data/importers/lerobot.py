@@ -207,20 +207,24 @@ class _Dataset(Source):
     def lengths(self, action: str) -> NDArray[np.int64]:
         return self.order.lengths
 
-    def read(self, names: Sequence[str], lengths: NDArray[np.int64]) -> Iterator[Block]:
+    def read(self, names: Sequence[str], lengths: NDArray[np.int64], after: int = 0) -> Iterator[Block]:
         """The columns in blocks; each video is decoded by a thread of its own, a few blocks ahead."""
         cameras = self._cameras([name for name in names if name in self.videos])
         columns = [name for name in names if name not in cameras] or [FRAME]
         shapes = [feature.shape or () for name, feature in self.features.items() if name in names]
         sizes = [int(np.prod(shape)) for shape in shapes if len(shape) == 3]
         rows = max(1, min(_MOST_FRAMES, BLOCK_BYTES // sum(sizes))) if sizes else None
-        start = 0
-        with contextlib.ExitStack() as stack, progress_bar(int(lengths.sum()), "read demonstrations") as bar:
+        start = int(lengths[:after].sum())
+        bar = progress_bar(int(lengths.sum()), "read demonstrations", done=start)
+        with contextlib.ExitStack() as stack, bar:
             frames = {
-                name: stack.enter_context(contextlib.closing(read_ahead(camera.blocks(rows or 1), ahead=2)))
+                name: stack.enter_context(
+                    contextlib.closing(read_ahead(camera.blocks(rows or 1, after), ahead=2))
+                )
                 for name, camera in cameras.items()
             }
-            for stored in self._rows(columns) if rows is None else _cut(self._rows(columns), rows):
+            found = self._rows(columns, start)
+            for stored in found if rows is None else _cut(found, rows):
                 block = {name: self._declared(name, values) for name, values in stored.items()}
                 block |= {name: next(images) for name, images in frames.items()}
                 yield Block(start, block)
@@ -228,8 +232,8 @@ class _Dataset(Source):
                 start += count
                 bar.update(count)
 
-    def _rows(self, names: Sequence[str]) -> Iterator[dict[str, NDArray[Any]]]:
-        for number, first, count in self.order.runs():
+    def _rows(self, names: Sequence[str], start: int) -> Iterator[dict[str, NDArray[Any]]]:
+        for number, first, count in self.order.runs(start):
             yield from self.tables[number].read(names, first, count, BLOCK_BYTES)
 
     def _cameras(self, names: Sequence[str]) -> dict[str, Camera]:

@@ -50,15 +50,18 @@ class Order:
         columns = [table.numbers([name])[name] for table in self._tables]
         return np.asarray(np.concatenate(columns)[self._order], np.float64)
 
-    def runs(self) -> Iterator[tuple[int, int, int]]:
-        """File, first row in it, and rows, of each stretch that lies in a file as it is to be read."""
-        file = np.searchsorted(self._firsts, self._order, side="right") - 1
-        breaks = (np.diff(self._order) != 1) | (np.diff(file) != 0)
+    def runs(self, first: int = 0) -> Iterator[tuple[int, int, int]]:
+        """File, first row in it, and rows, of each stretch that lies in a file as it is to be read, from
+        step ``first`` on.
+        """
+        order = self._order[first:]
+        file = np.searchsorted(self._firsts, order, side="right") - 1
+        breaks = (np.diff(order) != 1) | (np.diff(file) != 0)
         starts = np.flatnonzero(np.concatenate([[True], breaks]))
-        counts = np.diff(np.append(starts, len(self._order)))
+        counts = np.diff(np.append(starts, len(order)))
         for start, count in zip(starts, counts, strict=True):
             number = int(file[start])
-            yield number, int(self._order[start] - self._firsts[number]), int(count)
+            yield number, int(order[start] - self._firsts[number]), int(count)
 
 
 def _chosen(episodes: Iterable[int], present: NDArray[np.int64], where: str) -> list[int]:

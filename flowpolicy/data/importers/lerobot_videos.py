@@ -134,8 +134,9 @@ class Camera:
                     "again, or leave the key out with keys=[...]."
                 )
 
-    def blocks(self, rows: int) -> Generator[NDArray[np.uint8]]:
-        """The frames of ``rows`` steps at a time, ``(rows, height, width, channels)``.
+    def blocks(self, rows: int, after: int = 0) -> Generator[NDArray[np.uint8]]:
+        """The frames of ``rows`` steps at a time, ``(rows, height, width, channels)``, without those of the
+        first ``after`` episodes.
 
         Raises:
             DataError: a damaged video, or one without a frame for a step.
@@ -143,8 +144,9 @@ class Camera:
         with contextlib.ExitStack() as stack:
             video: Video | None = None
             pending: list[NDArray[np.uint8]] = []
-            starts = [0, *self.ends.tolist()]
-            for place, start, end in zip(self.places, starts, starts[1:], strict=False):
+            bounds = [0, *self.ends.tolist()]
+            for episode in range(after, len(self.places)):
+                place, (start, end) = self.places[episode], bounds[episode : episode + 2]
                 if video is None or video.path != place.path:
                     stack.close()
                     video = stack.enter_context(contextlib.closing(Video(place.path, self.shape)))

@@ -118,8 +118,13 @@ class Source(abc.ABC):
         """
 
     @abc.abstractmethod
-    def read(self, names: Sequence[str], lengths: NDArray[np.int64]) -> Iterator[Block]:
+    def read(self, names: Sequence[str], lengths: NDArray[np.int64], after: int = 0) -> Iterator[Block]:
         """The chosen columns in blocks, all episodes one after another, every row once and in order.
+
+        Args:
+            names: of the columns.
+            lengths: see :meth:`lengths`.
+            after: so many episodes at the beginning are left out, and at least one is not.
 
         Raises:
             DataError: a column that is missing somewhere, damaged, or has another number of rows.
@@ -159,17 +164,20 @@ class ArraySource(Source):
         counts = [self._rows(number, action).shape[0] - extra for number in range(len(self.episodes))]
         return np.array([max(0, count) for count in counts], np.int64)
 
-    def read(self, names: Sequence[str], lengths: NDArray[np.int64]) -> Iterator[Block]:
+    def read(self, names: Sequence[str], lengths: NDArray[np.int64], after: int = 0) -> Iterator[Block]:
         """The chosen columns in blocks of about :data:`BLOCK_BYTES`."""
         parts = lengths if self.flat_lengths is None else [lengths.sum()]
-        start = 0
-        with progress_bar(int(lengths.sum()), "read demonstrations") as bar:
+        start, done = 0, int(lengths[:after].sum())
+        with progress_bar(int(lengths.sum()), "read demonstrations", done=done) as bar:
             for part in range(len(parts)):
                 count = int(parts[part])
+                if start + count <= done:
+                    start += count
+                    continue
                 arrays = {name: self._checked_rows(part, name, count) for name in names}
                 width = sum(_row_bytes(array) for array in arrays.values())
                 size = max(1, BLOCK_BYTES // max(1, width))
-                for first in range(0, count, size):
+                for first in range(max(0, done - start), count, size):
                     until = min(first + size, count)
                     rows = {name: self._slice(array, first, until, name) for name, array in arrays.items()}
                     yield Block(start + first, rows)

@@ -36,10 +36,11 @@ class Subsampling:
         self._kept = firsts + every * within
         self._ends = np.append(self._kept[1:], lengths.sum())
 
-    def blocks(self, blocks: Iterable[Rows]) -> Iterator[Rows]:
-        """The rows that are kept, of blocks of all rows in order."""
+    def blocks(self, blocks: Iterable[Rows], after: int = 0) -> Iterator[Rows]:
+        """The rows that are kept, of blocks of all rows in order, the first ``after`` episodes left out."""
         rest: Rows = {}
-        start, done = 0, 0
+        done = int(self.lengths[:after].sum())
+        start = int(self._ends[done - 1]) if done else 0
         for block in blocks:
             rows = {key: np.concatenate([rest[key], new]) if rest else new for key, new in block.items()}
             end = start + len(next(iter(rows.values())))
