@@ -25,8 +25,9 @@ def main() -> None:
     observation = as_tensors(demos, ["observation"], "cpu")
     action = as_tensors(demos, ["action"], "cpu")["action"]
     model = TransformerConfig(
-        settings["width"], settings["depth"], settings["num_heads"], dropout=settings["dropout"]
-    )
+        width=settings["width"], depth=settings["depth"], num_heads=settings["num_heads"],
+        dropout=settings["dropout"], actions_per_token=settings["actions_per_token"],
+    )  # fmt: skip
     horizon = settings["action_horizon"]
     policy = FlowPolicy(
         PolicyConfig({"name": "flow_matching"}, model, {"observation": (20,)}, 2, 2, horizon, 8)
