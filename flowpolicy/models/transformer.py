@@ -58,8 +58,8 @@ class VelocityTransformer(AddressableBlocks, VelocityNetwork):
         self.action_horizon = spec.action_horizon
         self.per_token = min(config.actions_per_token, spec.action_horizon)
         self.embed_action = nn.Linear(self.per_token * spec.action_dim, width)
-        num_tokens = math.ceil(spec.action_horizon / self.per_token)
-        self.position = nn.Parameter(torch.randn(num_tokens, width).mul_(0.02))
+        self.num_tokens = math.ceil(spec.action_horizon / self.per_token)
+        self.position = nn.Parameter(torch.randn(self.num_tokens, width).mul_(0.02))
         self.embed_time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.embed_level = StepSizeEmbedding(levels, width)
         self.modulate = nn.Linear(width, 9 * width)
