@@ -28,7 +28,7 @@ from flowpolicy.policy.config import PolicyConfig
 OBSERVATION, ACTION = 11, 3  # Hopper's
 DEFAULTS: dict[str, Any] = {
     "num_envs": 40, "chunks": 25, "width": 104, "depth": 2, "num_heads": 4, "objective": "flow_matching",
-    "actions_per_token": 4, "num_steps": 4, "minibatch": 512, "epochs": 4, "threads": 1,
+    "actions_per_token": 1, "num_steps": 4, "minibatch": 512, "epochs": 4, "threads": 1,
 }  # fmt: skip
 
 
