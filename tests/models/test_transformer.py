@@ -241,9 +241,11 @@ def test_initial_weights_repeat_with_the_seed():
 
 
 def test_the_small_size_has_at_most_half_a_million_parameters(repo_root):
-    yaml = pytest.importorskip("yaml")
+    omegaconf = pytest.importorskip("omegaconf").OmegaConf
     sizes = {
-        name: TransformerConfig(**yaml.safe_load((repo_root / f"configs/model/{name}.yaml").read_text()))
+        name: TransformerConfig(
+            **omegaconf.to_container(omegaconf.load(repo_root / f"configs/model/{name}.yaml"), resolve=True)
+        )
         for name in ("small", "medium", "large")
     }
     counts = {
