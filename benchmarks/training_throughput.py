@@ -2,7 +2,7 @@
 
     python benchmarks/training_throughput.py --peer-checkout PATH --peer-python PATH --zarr PATH [--sizes 256x8]
 
-Both train a velocity network on the 206 Push-T episodes (20-number state, T_o = 2, chunk 16) with the same
+Both train a velocity network on the 206 Push-T episodes (20-number state, T_o = 2, chunk 16) in float32 with the same
 objective, width, depth, heads, dropout and batch size: ours with its own trainer, theirs with its own dataset,
 loader (one worker process), normaliser, optimiser and EMA. Ours runs once for each number of actions that share a
 token. The processes take turns, step for step; the ratio is the median over the rounds. A run that ends early
@@ -84,7 +84,8 @@ def compare(settings: dict[str, Any], arguments: argparse.Namespace) -> list[dic
             **{
                 key: settings[key]
                 for key in (
-                    "width", "depth", "num_heads", "dropout", "batch_size", "action_horizon", "threads"
+                    "width", "depth", "num_heads", "dropout", "batch_size", "action_horizon", "threads",
+                    "precision",
                 )
             },
             "actions_per_token": per_token,
@@ -120,6 +121,7 @@ def main() -> None:
     parser.add_argument("--sizes", default="256x8", help="width x depth, comma-separated")
     parser.add_argument("--batches", default="64,256")
     parser.add_argument("--actions-per-token", default="1,2,4,8", help="ours, comma-separated")
+    parser.add_argument("--precision", default="float32", help="ours: float32 | bfloat16 | auto")
     parser.add_argument("--steps", type=int, default=2, help="optimiser steps of a turn")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -127,7 +129,7 @@ def main() -> None:
     command = (
         "python benchmarks/training_throughput.py --peer-checkout PATH --peer-python PATH --zarr PATH "
         f"--sizes {arguments.sizes} --batches {arguments.batches} --actions-per-token "
-        f"{arguments.actions_per_token} --steps {arguments.steps} --rounds {arguments.rounds}"
+        f"{arguments.actions_per_token} --precision {arguments.precision} --steps {arguments.steps} --rounds {arguments.rounds}"
     )
     before = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     rows = before["rows"] if before.get("command") == command else []
@@ -137,6 +139,7 @@ def main() -> None:
             settings = {
                 "zarr": arguments.zarr, "store": arguments.store, "width": width, "depth": depth, "num_heads": 4,
                 "dropout": 0.01, "batch_size": batch, "action_horizon": 16, "threads": arguments.threads,
+                "precision": arguments.precision,
             }  # fmt: skip
             if any((row["width"], row["depth"], row["batch_size"]) == (width, depth, batch) for row in rows):
                 continue

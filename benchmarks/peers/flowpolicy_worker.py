@@ -39,7 +39,10 @@ def main() -> None:
     chunks = ChunkSampler(
         normalized, policy.action_normalizer.normalize(action), demos.episode_ends, 2, horizon
     )
-    config = TrainConfig(batch_size=settings["batch_size"], steps=1_000_000, learning_rate=1e-4)
+    config = TrainConfig(
+        batch_size=settings["batch_size"], steps=1_000_000, learning_rate=1e-4,
+        precision=settings["precision"],
+    )  # fmt: skip
     trainer = Trainer(policy, chunks, None, config)
     print(json.dumps({"parameters": policy.num_parameters()}), flush=True)
     for line in sys.stdin:
