@@ -3,7 +3,8 @@
     python benchmarks/finetuning_cost.py --checkout PATH [--peer-python PATH]
 
 PATH is a checkout of ReinFlow/ReinFlow; see peers/reinflow_worker.py for what is patched. Both run Hopper's sizes, K = 4,
-chunks of 4, as many parameters in the flow, on random observations. Ratios are medians over interleaved rounds:
+chunks of 4, as many parameters in the flow, on random observations; ours with each action as a token, and with the
+chunk as one (--actions-per-token). Ratios are medians over interleaved rounds:
 
     rollout        seconds of inference per environment step, at 1, 16 and 40 environments
     update         seconds per unique transition (a chunk's denoising step): the whole update of an iteration, and
@@ -61,9 +62,10 @@ class Worker:
         return line
 
 
-def rollout(arguments: argparse.Namespace, num_envs: int) -> dict[str, Any]:
+def rollout(arguments: argparse.Namespace, per_token: int, num_envs: int) -> dict[str, Any]:
     """Milliseconds of inference per environment step."""
-    ours = Worker(sys.executable, "flowpolicy_finetuning_worker.py", _settings(arguments, num_envs, 2))
+    settings = _settings(arguments, per_token, num_envs, 2)
+    ours = Worker(sys.executable, "flowpolicy_finetuning_worker.py", settings)
     theirs = Worker(arguments.peer_python, "reinflow_worker.py", _peer(arguments, num_envs, 2))
     for worker in (ours, theirs):
         worker.seconds("rollout", 10)
@@ -74,14 +76,16 @@ def rollout(arguments: argparse.Namespace, num_envs: int) -> dict[str, Any]:
     ours.close()
     theirs.close()
     steps = calls * num_envs * 4
-    return {"num_envs": num_envs, **_compared(pairs, 1000 / steps, 1000 / steps, "ms_per_environment_step")}
+    compared = _compared(pairs, 1000 / steps, 1000 / steps, "ms_per_environment_step")
+    return {"actions_per_token": per_token, "num_envs": num_envs, **compared}
 
 
-def update(arguments: argparse.Namespace, repeat: bool) -> list[dict[str, Any]]:
+def update(arguments: argparse.Namespace, per_token: int, repeat: bool) -> list[dict[str, Any]]:
     """Milliseconds per unique transition, of a whole update and of one pass."""
     ours = Worker(
-        sys.executable, "flowpolicy_finetuning_worker.py", _settings(arguments, 40, arguments.chunks)
-    )
+        sys.executable, "flowpolicy_finetuning_worker.py",
+        _settings(arguments, per_token, 40, arguments.chunks),
+    )  # fmt: skip
     settings = _peer(arguments, 40, arguments.chunks)
     if not repeat:
         settings |= {"repeat_samples": False, "minibatch": 512}
@@ -111,8 +115,9 @@ def _compared(pairs: list[tuple[float, float]], scale: float, peer_scale: float,
     }
 
 
-def _settings(arguments: argparse.Namespace, num_envs: int, chunks: int) -> dict[str, Any]:
+def _settings(arguments: argparse.Namespace, per_token: int, num_envs: int, chunks: int) -> dict[str, Any]:
     return {
+        "actions_per_token": per_token,
         "num_envs": num_envs,
         "chunks": chunks,
         "width": arguments.width,
@@ -137,26 +142,30 @@ def main() -> None:
     )
     parser.add_argument("--chunks", type=int, default=25, help="chunks of each of the 40 environments")
     parser.add_argument("--width", type=int, default=104, help="ours, for as many parameters as theirs")
+    parser.add_argument("--actions-per-token", type=int, nargs="+", default=[1, 4], help="ours")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
+    tokens = arguments.actions_per_token
     content: dict[str, Any] = {
         "command": f"python benchmarks/finetuning_cost.py --checkout PATH --threads {arguments.threads}",
-        "rollout": [rollout(arguments, count) for count in (1, 16, 40)],
-        "update": [*update(arguments, repeat=True), *update(arguments, repeat=False)],
+        "rollout": [rollout(arguments, each, count) for each in tokens for count in (1, 16, 40)],
+        "update": [
+            row for each in tokens for repeat in (True, False) for row in update(arguments, each, repeat)
+        ],
         "versions": versions(),
         "machine": machine(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     for row in content["rollout"]:
         print(
-            f"rollout, {row['num_envs']:2d} environments: {row['ms_per_environment_step']:.4f} against "
+            f"{row['actions_per_token']} a token, rollout, {row['num_envs']:2d} environments: {row['ms_per_environment_step']:.4f} against "
             f"{row['peer_ms_per_environment_step']:.4f} ms a step, ratio {row['ratio_median']:.2f} "
             f"[{row['ratio_min']:.2f}, {row['ratio_max']:.2f}]"
         )
     for row in content["update"]:
         print(
-            f"{row['what']}, their rows {'repeated' if row['repeated_rows'] else 'once'}: "
+            f"{row['about']['actions_per_token']} a token, {row['what']}, their rows {'repeated' if row['repeated_rows'] else 'once'}: "
             f"{row['ms_per_unique_transition']:.3f} against {row['peer_ms_per_unique_transition']:.3f} ms per "
             f"unique transition, ratio {row['ratio_median']:.2f} [{row['ratio_min']:.2f}, {row['ratio_max']:.2f}]; "
             f"{row['about']['parameters']:,} and {row['peer_about']['parameters']:,} parameters"

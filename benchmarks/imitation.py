@@ -72,6 +72,17 @@ def _push_t(policy: str, episodes: int = 200, **settings: Any) -> Run:
     return Run("pusht", policy, 0, steps, episodes, options, **settings)
 
 
+def _tokens(env: str, counts: tuple[int, ...], *options: str, **settings: Any) -> list[Run]:
+    """Runs with so many actions a token, three seeds each."""
+    return [
+        Run(
+            env, "flow_matching", seed, (1, 4), options=(*options, f"model.actions_per_token={count}"),
+            label=f"flow_matching-{count}-a-token", **settings,
+        )
+        for seed in range(3) for count in counts
+    ]  # fmt: skip
+
+
 SUITES: dict[str, list[Run]] = {
     "hopper": _policies("hopper", range(3)),
     "walker2d": [
@@ -86,6 +97,10 @@ SUITES: dict[str, list[Run]] = {
     # Deep enough that caching blocks could pay.
     "pusht-deep": [
         _push_t(policy, options=DEEP, label=f"{policy}-deep") for policy in ("flow_matching", "shortcut")
+    ],
+    "tokens": [
+        *_tokens("pusht", (1, 2, 4, 8), "model.depth=3", episodes=200),
+        *_tokens("hopper", (1, 2, 4)),
     ],
     # 25 episodes that start elsewhere than the simulator does; a longer average evens out the last steps.
     "adroit_door": [Run("adroit_door", "flow_matching", seed, (4, 16), options=DOOR) for seed in range(5)],

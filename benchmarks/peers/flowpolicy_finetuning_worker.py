@@ -28,7 +28,7 @@ from flowpolicy.policy.config import PolicyConfig
 OBSERVATION, ACTION = 11, 3  # Hopper's
 DEFAULTS: dict[str, Any] = {
     "num_envs": 40, "chunks": 25, "width": 104, "depth": 2, "num_heads": 4, "objective": "flow_matching",
-    "num_steps": 4, "minibatch": 512, "epochs": 4, "threads": 1,
+    "actions_per_token": 1, "num_steps": 4, "minibatch": 512, "epochs": 4, "threads": 1,
 }  # fmt: skip
 
 
@@ -51,8 +51,9 @@ class Noise(gym.Env[Any, Any]):
 
 def build(settings: dict[str, Any]) -> ReinFlow:
     model = TransformerConfig(
-        width=settings["width"], depth=settings["depth"], num_heads=settings["num_heads"]
-    )
+        width=settings["width"], depth=settings["depth"], num_heads=settings["num_heads"],
+        actions_per_token=settings["actions_per_token"],
+    )  # fmt: skip
     config = PolicyConfig(
         {"name": settings["objective"]}, model, {"observation": (OBSERVATION,)}, ACTION, 1, 4, 4
     )
@@ -100,6 +101,7 @@ class Work:
             "parameters": networks.flow_policy.num_parameters(),
             "noise_parameters": count(networks.flow.noise),
             "critic_parameters": count(networks.critic),
+            "actions_per_token": settings["actions_per_token"],
             "num_steps": settings["num_steps"],
             "num_envs": settings["num_envs"],
             "action_horizon": 4,

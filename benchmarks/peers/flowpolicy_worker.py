@@ -25,8 +25,9 @@ def main() -> None:
     observation = as_tensors(demos, ["observation"], "cpu")
     action = as_tensors(demos, ["action"], "cpu")["action"]
     model = TransformerConfig(
-        settings["width"], settings["depth"], settings["num_heads"], dropout=settings["dropout"]
-    )
+        width=settings["width"], depth=settings["depth"], num_heads=settings["num_heads"],
+        dropout=settings["dropout"], actions_per_token=settings["actions_per_token"],
+    )  # fmt: skip
     horizon = settings["action_horizon"]
     policy = FlowPolicy(
         PolicyConfig({"name": "flow_matching"}, model, {"observation": (20,)}, 2, 2, horizon, 8)
@@ -38,7 +39,10 @@ def main() -> None:
     chunks = ChunkSampler(
         normalized, policy.action_normalizer.normalize(action), demos.episode_ends, 2, horizon
     )
-    config = TrainConfig(batch_size=settings["batch_size"], steps=1_000_000, learning_rate=1e-4)
+    config = TrainConfig(
+        batch_size=settings["batch_size"], steps=1_000_000, learning_rate=1e-4,
+        precision=settings["precision"],
+    )  # fmt: skip
     trainer = Trainer(policy, chunks, None, config)
     print(json.dumps({"parameters": policy.num_parameters()}), flush=True)
     for line in sys.stdin:

@@ -163,6 +163,7 @@ BESIDE_THE_TASK: dict[str, tuple[str, ...]] = {
     "demo_transform": (),
     "pretrain": (
         "steps", "batch_size", "ema_decay", "num_envs", "validation_fraction", "normalization", "action_clip",
+        "actions_per_token",
     ),
     "finetune": (
         "total_steps", "num_envs", "stagger", "n_steps", "learning_rate", "final_learning_rate", "gamma",

@@ -150,7 +150,7 @@ class FlowActorCritic(BasePolicy):
         config = dataclasses.replace(
             self.flow_policy.config,
             tuned=self.flow.sampling,
-            execute_horizon=self.execute_horizon,  # tokens beyond it were never trained
+            execute_horizon=self.execute_horizon,  # actions beyond it were never trained
         )
         result = FlowPolicy(config).to(self.flow_policy.device)
         result.load_state_dict(self.flow_policy.state_dict())

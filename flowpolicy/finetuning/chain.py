@@ -146,17 +146,16 @@ class NoisyFlow(nn.Module):
 def transition_mask(executed: Tensor, num_steps: int, action_horizon: int) -> Tensor:
     """Which elements of a chain's density count, ``(B, K, T, 1)`` of 0 and 1.
 
-    Of the last transition only the tokens that the environment executed, which is exact: given x_{K-1} the
-    tokens are independent, and those that were not executed had no effect. Earlier transitions reach every
-    token of the last and count in full. Where nothing was executed nothing counts.
+    Of the last transition only the actions that the environment executed, which is exact: given x_{K-1} the
+    actions are independent, and those that were not executed had no effect. Earlier transitions reach every
+    action of the last and count in full. Where nothing was executed nothing counts.
 
     Args:
         executed: ``(B,)`` primitive steps that were executed of each chunk.
         num_steps: K.
         action_horizon: T.
     """
-    token = torch.arange(action_horizon, device=executed.device)
-    last = token < executed[:, None]
+    last = torch.arange(action_horizon, device=executed.device) < executed[:, None]
     early = (executed > 0)[:, None, None].expand(-1, num_steps - 1, action_horizon)
     return torch.cat([early, last[:, None]], 1)[..., None]
 

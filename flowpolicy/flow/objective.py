@@ -120,10 +120,10 @@ class Flow(Objective):
 
 
 def masked_mean(squared_error: Tensor, mask: Tensor) -> Tensor:
-    """Sum over the executed tokens divided by the number of all tokens and dimensions.
+    """Sum over the executed actions divided by the number of all actions and dimensions.
 
     ``squared_error`` is ``(B, T, A)``, ``mask`` ``(B, T)``. Dividing by a constant (and not by the number of
-    True entries) gives each token the same weight in every batch and makes the mean over the parts of a
+    True entries) gives each action the same weight in every batch and makes the mean over the parts of a
     batch the mean over the batch.
     """
     return (squared_error * mask[..., None]).mean()

@@ -162,7 +162,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 class SelfAttention(Branch):
-    """Bidirectional attention over the T action tokens, queries and keys normalised."""
+    """Bidirectional attention over the action tokens, queries and keys normalised."""
 
     kind = "SA"
 
@@ -266,7 +266,8 @@ class AddressableBlocks(ABC):
 
     @abstractmethod
     def embed(self, x: Tensor) -> Tensor:
-        """The residual stream ``(B, T, d)`` at the first block for a normalised noisy chunk ``(B, T, A)``."""
+        """The residual stream ``(B, n, d)`` of n tokens at the first block, for a normalised noisy chunk
+        ``(B, T, A)``."""
 
     @abstractmethod
     def readout(self, h: Tensor, modulation: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from flowpolicy.features.vision.config import VisionConfig
 from flowpolicy.models.network import NetworkConfig
-from flowpolicy.ranges import BelowOne, between
+from flowpolicy.ranges import BelowOne, PositiveInt, between
 from flowpolicy.settings import require
 
 
@@ -35,6 +35,7 @@ class TransformerConfig(EncoderConfig):
         num_heads: attention heads; ``width`` is a multiple of twice their number.
         feedforward_ratio: hidden channels of the feed-forward block over ``width``.
         dropout: probability, on each block's output and the feed-forward block's hidden layer.
+        actions_per_token: consecutive actions that make one token; the whole chunk, where it is shorter.
     """
 
     network: str = "transformer"
@@ -42,6 +43,7 @@ class TransformerConfig(EncoderConfig):
     num_heads: Annotated[int, between(1, 128)] = 4
     feedforward_ratio: Annotated[int, between(1, 16)] = 4
     dropout: BelowOne = 0.0
+    actions_per_token: PositiveInt = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -37,7 +37,8 @@ class VelocityTransformer(AddressableBlocks, VelocityNetwork):
 
     Conditioning is adaLN-zero (Peebles and Xie 2023) with one shared projection of the (t, d) embedding and a
     learned offset per layer (adaLN-single: Chen et al. 2023, PixArt-alpha). Its residual branches are
-    addressable blocks, whose modulations a sampler tabulates: see :class:`AddressableBlocks`.
+    addressable blocks, whose modulations a sampler tabulates: see :class:`AddressableBlocks`. Consecutive
+    actions may share a token, as the pixels of a patch do in a DiT.
 
     Args:
         config: sizes.
@@ -54,8 +55,11 @@ class VelocityTransformer(AddressableBlocks, VelocityNetwork):
         width = config.width
         self.config = config
         self.encoder = build_encoder(spec.features, spec.obs_horizon, config)
-        self.embed_action = nn.Linear(spec.action_dim, width)
-        self.position = nn.Parameter(torch.randn(spec.action_horizon, width).mul_(0.02))
+        self.action_horizon = spec.action_horizon
+        self.per_token = min(config.actions_per_token, spec.action_horizon)
+        self.embed_action = nn.Linear(self.per_token * spec.action_dim, width)
+        self.num_tokens = math.ceil(spec.action_horizon / self.per_token)
+        self.position = nn.Parameter(torch.randn(self.num_tokens, width).mul_(0.02))
         self.embed_time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.embed_level = StepSizeEmbedding(levels, width)
         self.modulate = nn.Linear(width, 9 * width)
@@ -64,7 +68,7 @@ class VelocityTransformer(AddressableBlocks, VelocityNetwork):
         self.self_attention = nn.ModuleList(SelfAttention(config) for _ in range(config.depth))
         self.cross_attention = nn.ModuleList(CrossAttention(config) for _ in range(config.depth))
         self.feed_forward = nn.ModuleList(FeedForward(config) for _ in range(config.depth))
-        self.output = nn.Linear(width, spec.action_dim)
+        self.output = nn.Linear(width, self.per_token * spec.action_dim)
         half = width // 2
         frequencies = torch.linspace(math.log(1.0), math.log(100.0), half).exp_()
         self.register_buffer("frequencies", frequencies, persistent=False)
@@ -112,11 +116,30 @@ class VelocityTransformer(AddressableBlocks, VelocityNetwork):
 
     def embed(self, x: Tensor) -> Tensor:
         """See :class:`AddressableBlocks`."""
-        h: Tensor = self.embed_action(x) + self.position
+        h: Tensor = self.embed_action(_grouped(x, self.per_token)) + self.position
         return h
 
     def readout(self, h: Tensor, modulation: Tensor) -> Tensor:
         """See :class:`AddressableBlocks`."""
         shift, scale = spread(modulation, h.ndim)
-        result: Tensor = self.output(modulate(h, shift, 1 + scale))
-        return result
+        tokens = self.output(modulate(h, shift, 1 + scale))
+        return _separated(tokens, self.per_token, self.action_horizon)
+
+
+def _grouped(actions: Tensor, size: int) -> Tensor:
+    """Every ``size`` actions of ``(..., T, A)`` as a row of ``(size A,)``, the last filled up with zeros."""
+    if size == 1:
+        return actions
+    *batch, length, width = actions.shape
+    padding = -length % size
+    if padding:
+        actions = F.pad(actions, (0, 0, 0, padding))
+    return actions.reshape(*batch, (length + padding) // size, size * width)
+
+
+def _separated(rows: Tensor, size: int, length: int) -> Tensor:
+    """The first ``length`` actions ``(..., T, A)`` of rows of ``size``; what stands for zeros is dropped."""
+    if size == 1:
+        return rows
+    *batch, count, width = rows.shape
+    return rows.reshape(*batch, count * size, width // size)[..., :length, :]

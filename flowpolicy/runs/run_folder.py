@@ -101,8 +101,11 @@ def comparable_settings(config: Any, reporting: Iterable[str]) -> dict[str, Any]
 
 def refuse_other_settings(run_dir: Path, saved: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """Raise a CheckpointError that names the first of the ``settings`` in which a resumed run differs."""
-    if isinstance(saved.get("model"), Mapping):  # a run from before there were other networks
-        saved = {**saved, "model": {"network": "transformer", **saved["model"]}}
+    if isinstance(saved.get("model"), Mapping):  # a run from before there were other networks and tokens
+        model = {"network": "transformer", **saved["model"]}
+        if model["network"] == "transformer":
+            model.setdefault("actions_per_token", 1)
+        saved = {**saved, "model": model}
     difference = next(_differences("", saved, json.loads(json.dumps(settings))), None)
     if difference is not None:
         raise CheckpointError(

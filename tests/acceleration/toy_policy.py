@@ -1,4 +1,4 @@
-"""A small random policy whose blocks all do something."""
+"""A small random policy whose blocks all do something, and whose second token is a single action of three."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flowpolicy.policy.config import PolicyConfig
 def random_policy(objective="flow_matching", seed=0, depth=2, model=None, **settings):
     """Random weights (a fresh network is the zero velocity), and normalisers that do something."""
     torch.manual_seed(seed)
-    model = model or TransformerConfig(width=16, depth=depth, num_heads=2)
+    model = model or TransformerConfig(width=16, depth=depth, num_heads=2, actions_per_token=3)
     config = PolicyConfig(
         {"name": objective}, model, {"observation": (3,), "goal": (2,)},
         action_dim=2, obs_horizon=2, action_horizon=4, execute_horizon=2, **settings,

@@ -51,7 +51,12 @@ def minibatch(observation, chain, executed=None, advantage=None):
 @pytest.mark.parametrize("objective", ["shortcut", "flow_matching"])
 @pytest.mark.parametrize("num_steps", [1, 2, 4])
 @pytest.mark.parametrize(
-    ("model", "sees_chunk"), [(None, False), (None, True), (MLPConfig(width=16, depth=2, hidden=24), False)]
+    ("model", "sees_chunk"),
+    [
+        (None, False),
+        (TransformerConfig(width=16, depth=2, num_heads=2, actions_per_token=3), True),
+        (MLPConfig(width=16, depth=2, hidden=24), False),
+    ],
 )
 def test_scoring_repeats_what_was_sampled(objective, num_steps, model, sees_chunk):
     for dtype, bound in ((torch.float64, 1e-9), (torch.float32, 1e-5 * math.sqrt(num_steps * T * A))):
@@ -119,7 +124,7 @@ def test_the_density_of_a_two_step_chain_integrates_to_one_and_matches_samples()
     assert abs(last.var() / variance - 1) < 5 * (3 / count) ** 0.5
 
 
-def test_masked_tokens_change_nothing_and_others_do():
+def test_masked_actions_change_nothing_and_others_do():
     executed = torch.tensor([0, 1, 2, 3, 4, 4])
     mask = transition_mask(executed, 4, T)
     assert mask[:, -1, :, 0].sum(1).tolist() == executed.tolist()

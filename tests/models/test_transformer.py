@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -15,6 +17,9 @@ TINY = TransformerConfig(width=16, depth=2, num_heads=2, tokens_per_step=2)
 
 def spec_of(shapes, obs_horizon=T_O, action_horizon=T, action_dim=A):
     return PolicySpec(features_of(shapes), obs_horizon, action_horizon, 1, action_dim)
+
+
+GROUPED = dataclasses.replace(TINY, actions_per_token=3)  # the second token has one action, and two of zeros
 
 
 def make(config=TINY, *, trained=True, num_levels=6):
@@ -101,8 +106,9 @@ def test_modulations_of_one_time_serve_the_whole_batch():
     assert torch.allclose(one, each, atol=1e-6)
 
 
-def test_many_times_of_one_batch_are_computed_with_one_context():
-    network = make()
+@pytest.mark.parametrize("config", [TINY, GROUPED])
+def test_many_times_of_one_batch_are_computed_with_one_context(config):
+    network = make(config)
     x, _, _, observation = inputs()
     context = network.encode(observation)
     times, sizes = torch.tensor([0.0, 0.25, 0.75]), torch.tensor([0.0, 0.25, 1.0])
@@ -122,6 +128,22 @@ def test_rows_do_not_see_each_other():
         alone = {key: value[cut] for key, value in observation.items()}
         single = network.velocity(x[cut], t[cut], d[cut], network.encode(alone))
         assert torch.allclose(single, whole[cut], atol=1e-5)
+
+
+@pytest.mark.parametrize("per_token", [3, 4, 99])
+def test_consecutive_actions_share_a_token(per_token):
+    """And those that fill the last token up are neither seen nor learnt."""
+    network = make(dataclasses.replace(TINY, actions_per_token=per_token))
+    size, count = (3, 2) if per_token == 3 else (T, 1)
+    x, t, d, observation = inputs()
+    filled = torch.zeros(B, size * count, A)
+    filled[:, :T] = x
+    tokens = [filled[:, size * n : size * (n + 1)].flatten(1) for n in range(count)]
+    wanted = torch.stack([network.embed_action(token) for token in tokens], 1) + network.position
+    assert torch.equal(network.embed(x), wanted)
+    network.velocity(x, t, d, network.encode(observation))[:, 3:].sum().backward()  # the last action
+    learnt = network.output.bias.grad.view(size, A).any(-1)
+    assert learnt.tolist() == [n == 3 % size for n in range(size)]
 
 
 @pytest.mark.parametrize("what", ["x", "t", "d", "pose", "goal", "oldest"])
@@ -151,9 +173,10 @@ def test_tokens_and_observation_steps_have_positions():
     assert (network.velocity(x, t, d, network.encode(swapped)) - velocity).abs().max() > 1e-4
 
 
-def test_gradients_reach_every_parameter_once_the_gates_have_opened():
+@pytest.mark.parametrize("config", [TINY, GROUPED])
+def test_gradients_reach_every_parameter_once_the_gates_have_opened(config):
     """adaLN-zero opens from the output backwards: output layer, then gates, then what is behind them."""
-    network = make(trained=False, num_levels=2).train()
+    network = make(config, trained=False, num_levels=2).train()
     x, t, _, observation = inputs(32)
     d, target = torch.arange(32) % 2, torch.randn(32, T, A)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
@@ -218,9 +241,11 @@ def test_initial_weights_repeat_with_the_seed():
 
 
 def test_the_small_size_has_at_most_half_a_million_parameters(repo_root):
-    yaml = pytest.importorskip("yaml")
+    omegaconf = pytest.importorskip("omegaconf").OmegaConf
     sizes = {
-        name: TransformerConfig(**yaml.safe_load((repo_root / f"configs/model/{name}.yaml").read_text()))
+        name: TransformerConfig(
+            **omegaconf.to_container(omegaconf.load(repo_root / f"configs/model/{name}.yaml"), resolve=True)
+        )
         for name in ("small", "medium", "large")
     }
     counts = {
@@ -241,6 +266,7 @@ def test_the_small_size_has_at_most_half_a_million_parameters(repo_root):
         ({"depth": 0}, "model.depth"),
         ({"dropout": 1.0}, "model.dropout"),
         ({"num_heads": 0}, "model.num_heads"),
+        ({"actions_per_token": 0}, "model.actions_per_token"),
     ],
 )
 def test_impossible_sizes_are_refused(settings, word):

@@ -49,7 +49,11 @@ NOISE = torch.randn(B, T, A, generator=torch.Generator().manual_seed(4))
 
 @pytest.mark.parametrize("objective", ["flow_matching", "shortcut", "regression", "mip"])
 @pytest.mark.parametrize(
-    "model", [TransformerConfig(width=16, depth=1, num_heads=2), MLPConfig(width=16, hidden=24)]
+    "model",
+    [
+        TransformerConfig(width=16, depth=1, num_heads=2, actions_per_token=2),
+        MLPConfig(width=16, hidden=24),
+    ],
 )
 def test_saved_and_loaded_policies_act_alike_bit_for_bit(tmp_path, objective, model):
     policy = make(objective, model=model)

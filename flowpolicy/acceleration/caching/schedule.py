@@ -199,6 +199,8 @@ def fingerprint(policy: FlowPolicy) -> str:
         config["tuned"] = tuned
     if config["model"]["network"] == "transformer":
         del config["model"]["network"]
+        if config["model"]["actions_per_token"] == 1:
+            del config["model"]["actions_per_token"]
     vision = config["model"].get("vision", {})
     for name in ("jitter", "weights", "frozen"):  # of training alone
         vision.pop(name, None)

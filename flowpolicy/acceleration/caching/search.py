@@ -43,7 +43,7 @@ class ActionError:
         self.full = self._chunk()
 
     def __call__(self, updates: Updates) -> float:
-        """Root mean square over samples, tokens and dimensions, in normalised units."""
+        """Root mean square over samples, actions and dimensions, in normalised units."""
         return self.both(updates)[0]
 
     def both(self, updates: Updates) -> tuple[float, float]:

@@ -24,7 +24,7 @@ class PPO(UpdateRule):
         clip_range: the ratio's allowed distance from 1, in units of the reduction.
         reduction: how the log-ratios of a chain's transitions become ratios. ``joint`` sums them, which is
             the likelihood ratio of the chain; ``per_step`` clips the ratio of each transition by itself;
-            ``mean`` averages over transitions, tokens and dimensions, a geometric mean and no likelihood
+            ``mean`` averages over transitions, actions and dimensions, a geometric mean and no likelihood
             ratio, as Zhang et al. published.
         entropy_coefficient: weight of the mean entropy of a transition's element, in nats; elements that do
             not count have none.
