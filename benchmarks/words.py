@@ -33,7 +33,7 @@ HUMAN = ROOT / "demonstrations" / "pusht.zarr.zip"
 WORDS = {0: "push the T onto the outline that leans left", 90: "push the T onto the outline that leans right"}
 UNKNOWN = "please shove the tee over to the outline leaning left"
 OBSERVED = {"one": "[observation]", "words": "[observation,task]"}
-STEPS = {"words": 1200, "one0": 600, "one90": 600}
+STEPS = {"words": 3000, "one0": 1500, "one90": 1500}
 """The one policy for both tasks sees as many samples of each as the policy of that task."""
 EPISODES = 100
 
