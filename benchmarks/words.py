@@ -33,9 +33,9 @@ HUMAN = ROOT / "demonstrations" / "pusht.zarr.zip"
 WORDS = {0: "push the T onto the outline that leans left", 90: "push the T onto the outline that leans right"}
 UNKNOWN = "please shove the tee over to the outline leaning left"
 OBSERVED = {"one": "[observation]", "words": "[observation,task]"}
-STEPS = {"words": 3000, "one0": 1500, "one90": 1500}
+STEPS = {"words": 8000, "one0": 4000, "one90": 4000}
 """The one policy for both tasks sees as many samples of each as the policy of that task."""
-EPISODES = 100
+EPISODES = 200
 
 
 def turned(demos: Demonstrations) -> Demonstrations:
