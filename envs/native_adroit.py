@@ -1,4 +1,4 @@
-"""The Adroit hand's tasks (gymnasium-robotics) from their states: what follows there in ``step``, for many at once."""
+"""Tasks of the Adroit hand (gymnasium-robotics) from states: what ``step`` says, for many steps at once."""
 
 from __future__ import annotations
 
@@ -25,24 +25,12 @@ class _Adroit(NativeTask):
 
     wrappers = (AdroitTask,)
     quantities = ("qpos", "qvel", "site_xpos")
-    places: Sequence[tuple[str, str]] = ()
-    """Fields of the model of which a reset draws a row, and the environment's name for the row's number."""
 
     def controls(self, actions: np.ndarray) -> np.ndarray:
         """See :meth:`NativeTask.controls`."""
         env = self.envs[0]
         controls: np.ndarray = env.act_mean + actions.astype(np.float64) * env.act_rng
         return controls
-
-    def drawn(self, env: Any) -> np.ndarray:
-        """See :meth:`NativeTask.drawn`."""
-        return np.concatenate([getattr(env.model, name)[getattr(env, row)] for name, row in self.places])
-
-    def put(self, env: Any, drawn: np.ndarray) -> None:
-        """See :meth:`NativeTask.put`."""
-        for name, row in self.places:
-            place = getattr(env.model, name)[getattr(env, row)]
-            place[:], drawn = drawn[: len(place)], drawn[len(place) :]
 
     def judged(self, observation: Sequence[np.ndarray], reward: np.ndarray, success: np.ndarray) -> Outcomes:
         """The outcomes, with the sparse reward where it was asked for."""

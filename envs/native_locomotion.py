@@ -1,4 +1,4 @@
-"""Gymnasium's locomotion tasks (MuJoCo, v5) from their states: what follows there in ``step``, for many steps at once.
+"""Gymnasium's locomotion tasks (MuJoCo, v5) from their states: what ``step`` says, for many steps at once.
 
 Operations come in the order of Gymnasium's, so that the results are its own to the last bits.
 """

@@ -1,7 +1,7 @@
 """Whole action chunks in MuJoCo without Gymnasium's step: simulated on threads, judged for all at once.
 
-``env.native: module:Class`` in a task's file names the :class:`NativeTask` of it. Reset, random numbers and models
-are the environments' own; only their ``step`` is replaced.
+``env.native: module:Class`` in a task's file names the :class:`NativeTask` of it. Resets, random numbers and
+models are the environments' own; only their ``step`` is replaced.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ from flowpolicy.runs.worker_process import described
 from flowpolicy.settings import require
 
 Quantities = Mapping[str, NDArray[np.float64]]
-"""Name of an array of ``mujoco.MjData`` -> ``(N, T_e + 1, *shape)``: before a chunk, and after each of its steps."""
+"""Array of ``mujoco.MjData`` -> ``(N, T_e + 1, *shape)``: before a chunk, and after each of its steps."""
 
 KEY = "observation"
 NEVER = np.iinfo(np.int64).max // 2
 _WRAPPERS = (
-    StandardEnvironment, CutFirstEpisode, wrappers.TimeLimit, wrappers.OrderEnforcing, wrappers.PassiveEnvChecker,
+    StandardEnvironment, CutFirstEpisode,
+    wrappers.TimeLimit, wrappers.OrderEnforcing, wrappers.PassiveEnvChecker,
 )  # fmt: skip
 """What may be around an environment: it changes nothing, or is done here too."""
 
@@ -65,12 +66,15 @@ class NativeTask(ABC):
         wrappers: that may be around them, besides Gymnasium's own and the package's.
         quantities: arrays of ``mujoco.MjData`` that the outcomes need, as they are after each ``step``.
         post_constraint: whether one of them is a result of ``mj_rnePostConstraint``, as contact forces are.
+        places: what a reset draws besides the state: arrays of the model, and the environment's names for the
+            rows that it sets.
     """
 
     environment: ClassVar[type]
     wrappers: ClassVar[tuple[type, ...]] = ()
     quantities: ClassVar[tuple[str, ...]] = ("qpos", "qvel")
     post_constraint: ClassVar[bool] = False
+    places: ClassVar[Sequence[tuple[str, str]]] = ()
 
     def __init__(self, envs: Sequence[Any]) -> None:
         self.envs = envs
@@ -84,11 +88,15 @@ class NativeTask(ABC):
         """What ``step`` answers to the actions ``(N, T_e, A)``."""
 
     def drawn(self, env: Any) -> NDArray[np.float64]:
-        """What a reset draws besides the state, ``(n,)``: places of fixed bodies, for example."""
-        return np.zeros(0)
+        """What the last reset of ``env`` drew besides the state, ``(n,)``."""
+        rows = [getattr(env.model, name)[getattr(env, row)] for name, row in self.places]
+        return np.concatenate([np.zeros(0), *rows])
 
     def put(self, env: Any, drawn: NDArray[np.float64]) -> None:
         """Set what :meth:`drawn` gave, in another environment."""
+        for name, row in self.places:
+            place = getattr(env.model, name)[getattr(env, row)]
+            place[:], drawn = drawn[: len(place)], drawn[len(place) :]
 
 
 @dataclass(frozen=True)
@@ -121,12 +129,13 @@ class SimulatorStates:
 
 
 class NativeChunks(LocalChunks):
-    """Environments whose chunks are simulated on threads; a :class:`flowpolicy.finetuning.environments.ChunkEnv`.
+    """MuJoCo environments whose chunks are simulated on threads; a ``ChunkEnv``.
 
-    It answers what ``LocalChunks`` does, number for number: each environment's ``MjData`` is stepped action by action
-    with ``mj_step``, which leaves Python's lock to other threads. (``mujoco.rollout`` would keep neither the solver's
-    warm start between chunks nor positions of sites nor contact forces, and stop at any warning.) The rest of a chunk
-    after an episode's end is simulated as well, and dropped.
+    It answers what :class:`~flowpolicy.finetuning.environments.LocalChunks` does, number for number. Each
+    environment's ``MjData`` is stepped action by action with ``mj_step``, during which other threads run:
+    ``mujoco.rollout`` hands out neither the solver's warm start, without which the next chunk is another one,
+    nor positions of sites and contact forces, and stops at any warning. What is left of a chunk at an
+    episode's end is simulated as well, and dropped.
 
     Args:
         envs: Gymnasium environments of one task.
@@ -283,7 +292,7 @@ def native_task(name: str) -> type[NativeTask]:
     Raises:
         ConfigError: there is none.
     """
-    module, _, attribute = name.partition(":")
+    module, _, attribute = str(name).partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # whatever a user's module raises
