@@ -51,6 +51,8 @@ TASKS = (
     *POLICIES, "ant", "humanoid", "adroit_hammer", "adroit_pen", "adroit_relocate",
 )  # fmt: skip
 KEYS, STEPS, ENVS = ("observation",), 4, 16
+OTHER_PROCESSES = ("WorkerChunks, 2 processes", "AsyncVectorEnv")
+"""Whose CPU time is not this process's."""
 Sampler = Callable[[np.ndarray], np.ndarray]
 """Observations ``(N, D)`` -> chunks ``(N, STEPS, A)``."""
 
@@ -203,16 +205,19 @@ def speed(name: str, rounds: int, calls: int) -> dict[str, Any]:
     space = ways["LocalChunks"].env.action_space
     rows = {way: env.reset(0) for way, env in ways.items()}
     rates: dict[str, list[float]] = {way: [] for way in ways}
+    cpu: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(rounds):
         for way, env in ways.items():
-            seconds, steps = 0.0, 0
+            seconds, computed, steps = 0.0, 0.0, 0
             for _ in range(calls):
                 chunks = np.clip(sample(rows[way]), space.low, space.high).astype(np.float32)
-                started = time.perf_counter()
+                started, computed_before = time.perf_counter(), time.process_time()
                 rows[way], executed = env.step(chunks)
                 seconds += time.perf_counter() - started
+                computed += time.process_time() - computed_before
                 steps += executed
             rates[way].append(steps / seconds)
+            cpu[way].append(1e6 * computed / steps)
     for env in ways.values():
         env.close()
     ratio = [a / b for a, b in zip(rates["native, 2 threads"], rates["SyncVectorEnv"], strict=True)]
@@ -220,6 +225,9 @@ def speed(name: str, rounds: int, calls: int) -> dict[str, Any]:
         "task": name, "environments": ENVS, "rounds": rounds, "chunks_a_round": calls,
         "steps_per_second": {
             way: {"median": statistics.median(r), "lowest": min(r), "highest": max(r)} for way, r in rates.items()
+        },
+        "cpu_microseconds_a_step": {
+            way: statistics.median(r) for way, r in cpu.items() if way not in OTHER_PROCESSES
         },
         "native_to_sync_median_ratio": statistics.median(ratio),
         "envpool": "measured" if "envpool, 2 threads" in ways else "not installed",
@@ -233,7 +241,6 @@ def finetuning(rounds: int) -> dict[str, Any]:
     ways = {
         "native, 2 threads": NativeChunks([make() for make in makers], KEYS, 1, native, threads=2),
         "WorkerChunks, 2 processes": WorkerChunks(makers, 2, KEYS, 1),
-        "LocalChunks": LocalChunks([make() for make in makers], KEYS, 1),
     }
     models = {
         way: ReinFlow(
@@ -281,9 +288,7 @@ def main() -> None:
                 print(table[name], flush=True)
             content[part] = [table[name] for name in TASKS if name in table]
         elif part == "speed":
-            names = [
-                name for name in ("hopper", "halfcheetah", "adroit_door", "ant") if name in arguments.tasks
-            ]
+            names = [name for name in ("hopper", "halfcheetah", "adroit_door") if name in arguments.tasks]
             content[part] = [speed(name, arguments.rounds, 10) for name in names]
             print(content[part], flush=True)
         else:

@@ -190,6 +190,8 @@ class NativeChunks(LocalChunks):
     def reset_to(self, states: SimulatorStates) -> Histories:
         """Go on from ``states``, one row for each environment; returns and lengths count from there.
 
+        The episodes after those are drawn by each environment's own generator, as :meth:`reset` seeded it.
+
         Raises:
             FlowPolicyError: there are more or fewer of them.
         """
