@@ -279,28 +279,31 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    content = read_json(RESULT) if RESULT.exists() else {}
     for part in arguments.part or ("equality", "speed", "finetuning"):
         if part == "equality":
-            table = {row["task"]: row for row in content.get(part, [])}
             for name in arguments.tasks:
-                table[name] = equality(name, arguments.episodes)
-                print(table[name], flush=True)
-            content[part] = [table[name] for name in TASKS if name in table]
+                row = equality(name, arguments.episodes)
+                rows = {old["task"]: old for old in _content().get(part, [])} | {name: row}
+                _save(part, [rows[task] for task in TASKS if task in rows])
         elif part == "speed":
             names = [name for name in ("hopper", "halfcheetah", "adroit_door") if name in arguments.tasks]
-            content[part] = [speed(name, arguments.rounds, 10) for name in names]
-            print(content[part], flush=True)
+            _save(part, [speed(name, arguments.rounds, 10) for name in names])
         else:
-            content[part] = finetuning(3)
-            print(content[part], flush=True)
-        about = {
-            "command": "python benchmarks/native_chunks.py", "seeds": [0], "versions": versions(),
-            "machine": machine(), "commit": git_state()[0],
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        }  # fmt: skip
-        content |= about
-        write_json(RESULT, content)
+            _save(part, finetuning(3))
+
+
+def _content() -> dict[str, Any]:
+    return read_json(RESULT) if RESULT.exists() else {}
+
+
+def _save(part: str, found: Any) -> None:
+    print(part, found, flush=True)
+    about = {
+        "command": "python benchmarks/native_chunks.py", "seeds": [0], "versions": versions(),
+        "machine": machine(), "commit": git_state()[0],
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }  # fmt: skip
+    write_json(RESULT, {**_content(), part: found, **about})
 
 
 if __name__ == "__main__":
