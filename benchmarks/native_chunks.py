@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -289,7 +290,7 @@ def main() -> None:
             names = [name for name in ("hopper", "halfcheetah", "adroit_door") if name in arguments.tasks]
             _save(part, [speed(name, arguments.rounds, 10) for name in names])
         else:
-            _save(part, finetuning(3))
+            _save(part, finetuning(2))
 
 
 def _content() -> dict[str, Any]:
@@ -301,6 +302,7 @@ def _save(part: str, found: Any) -> None:
     about = {
         "command": "python benchmarks/native_chunks.py", "seeds": [0], "versions": versions(),
         "machine": machine(), "commit": git_state()[0],
+        "load_average": {**_content().get("load_average", {}), part: os.getloadavg()[1]},
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
     write_json(RESULT, {**_content(), part: found, **about})
