@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -142,7 +142,7 @@ class NativeChunks(LocalChunks):
         keys: ``("observation",)``.
         obs_horizon: observations in a history, T_o.
         task: what follows from their states.
-        threads: that simulate, at most one per environment.
+        threads: that simulate, the caller's among them, at most one per environment.
 
     Raises:
         TaskError: the environments are not those of the task, or a step of theirs has another outcome.
@@ -171,10 +171,8 @@ class NativeChunks(LocalChunks):
         self._task = task(self._raw)
         self._arrays = [{name: getattr(raw.data, name) for name in task.quantities} for raw in self._raw]
         self._now = {name: np.stack([a[name] for a in self._arrays]) for name in task.quantities}
-        threads = min(threads, self.num_envs)
-        self._pool = ThreadPoolExecutor(threads, "simulation") if threads > 1 else None
-        parts = min(4 * threads, self.num_envs)  # more than threads, since some take longer
-        self._parts = [range(part, self.num_envs, parts) for part in range(parts)]
+        self._helpers = min(threads, self.num_envs) - 1  # the caller's thread simulates too
+        self._pool = ThreadPoolExecutor(max(self._helpers, 1), "simulation")  # starts none before it is used
 
     def states(self) -> SimulatorStates:
         """Where all environments stand now, N rows."""
@@ -213,8 +211,7 @@ class NativeChunks(LocalChunks):
 
     def close(self) -> None:
         """See :meth:`ChunkEnv.close`."""
-        if self._pool is not None:
-            self._pool.shutdown()
+        self._pool.shutdown()
         super().close()
 
     def _execute(self, actions: NDArray[Any], tape: Histories, rewards: NDArray[np.float64]) -> Played:
@@ -247,18 +244,20 @@ class NativeChunks(LocalChunks):
         for name, now in self._now.items():
             quantities[name] = np.empty((count, steps + 1, *now.shape[1:]))
             quantities[name][:, 0] = now
-        if self._pool is None:
-            self._simulate_rows(range(count), controls, quantities)
-            return quantities
-        running = [self._pool.submit(self._simulate_rows, rows, controls, quantities) for rows in self._parts]
+        rows = iter(range(count))  # shared: each thread takes the next environment
+        helpers = [
+            self._pool.submit(self._simulate_rows, rows, controls, quantities) for _ in range(self._helpers)
+        ]
         try:
-            for part in running:
-                part.result()
+            self._simulate_rows(rows, controls, quantities)
         finally:
-            wait(running)  # all, also after an error or Ctrl-C: a reset may follow
+            started = [helper for helper in helpers if not helper.cancel()]  # a busy machine may start none
+            wait(started)  # also after an error or Ctrl-C: a reset may follow
+        for helper in started:
+            helper.result()
         return quantities
 
-    def _simulate_rows(self, rows: range, controls: NDArray[Any], quantities: Quantities) -> None:
+    def _simulate_rows(self, rows: Iterator[int], controls: NDArray[Any], quantities: Quantities) -> None:
         step, post_constraint = self._mujoco.mj_step, self._mujoco.mj_rnePostConstraint
         for row in rows:
             raw, arrays = self._raw[row], self._arrays[row]
