@@ -161,6 +161,7 @@ BESIDE_THE_TASK: dict[str, tuple[str, ...]] = {
     "observation_keys": (),
     "demonstrations": (),
     "demo_transform": (),
+    "native": (),
     "pretrain": (
         "steps", "batch_size", "ema_decay", "num_envs", "validation_fraction", "normalization", "action_clip",
         "actions_per_token",

@@ -111,7 +111,8 @@ class FinetuneConfig(Settings):
         num_envs: environments, over all processes.
         stagger: cut the first episode of each environment short, each at another length, so that they do
             not run in step where episodes end by their time limit alone.
-        workers: processes that simulate; 0 simulates in the learner's own, None takes one per core.
+        workers: processes that simulate, or threads where the task has native chunks; 0 simulates in the
+            learner's own, None takes one per core.
         reinflow: of the algorithm.
         noise: of the injected noise.
         update: the update rule's ``name`` and its settings.

@@ -84,6 +84,10 @@ class ChunkEnv(Protocol):
         """Close every environment; may be called again."""
 
 
+Played = tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]
+"""Of each environment: steps executed, whether it was terminated, whether truncated, whether it succeeded."""
+
+
 class LocalChunks:
     """Environments in this process, one after the other; a :class:`ChunkEnv`.
 
@@ -134,11 +138,8 @@ class LocalChunks:
         self._ready = False  # until this call has gone through
         tape = self._history.tape(actions.shape[1])
         rewards = np.zeros(actions.shape[:2])
-        played = [self._play(row, actions[row], tape, rewards[row]) for row in range(self.num_envs)]
-        steps, terminal, over, succeeded = zip(*played, strict=True)
-        executed = np.array(steps, dtype=np.int64)
-        terminated = np.array(terminal, dtype=bool)
-        truncated = np.array(over, dtype=bool) & ~terminated
+        executed, terminated, over, success = self._execute(actions, tape, rewards)
+        truncated = over & ~terminated
         ended = terminated | truncated
         rewards32 = rewards.astype(np.float32)
         check_finite(rewards32, "a reward", self._first_number)
@@ -146,7 +147,7 @@ class LocalChunks:
             check_finite(rows, f"an observation '{key}'", self._first_number)
         for row, total in enumerate(rewards.sum(axis=1).tolist()):
             self._tally.running[row].ret += total
-            self._tally.running[row].length += steps[row]
+            self._tally.running[row].length += int(executed[row])
         self._history.wind(tape, executed)
         final = self._history.copy()
         for row in np.flatnonzero(ended).tolist():
@@ -160,7 +161,7 @@ class LocalChunks:
             executed=executed,
             terminated=terminated,
             truncated=truncated,
-            success=np.array(succeeded, dtype=bool),
+            success=success,
             restarted=np.zeros(self.num_envs, dtype=bool),
         )
 
@@ -173,6 +174,13 @@ class LocalChunks:
         self._ready = False
         while self.envs:
             self.envs.pop().close()
+
+    def _execute(self, actions: NDArray[Any], tape: Histories, rewards: NDArray[np.float64]) -> Played:
+        """Execute chunks ``(N, T_e, A)``; observations are written behind the histories of the tape."""
+        played = [self._play(row, actions[row], tape, rewards[row]) for row in range(self.num_envs)]
+        executed, *said = zip(*played, strict=True)
+        terminated, truncated, success = np.array(said, dtype=bool)
+        return np.array(executed, dtype=np.int64), terminated, truncated, success
 
     def _play(
         self, row: int, actions: NDArray[Any], tape: Histories, rewards: NDArray[np.float64]

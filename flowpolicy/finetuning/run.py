@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from flowpolicy.files.reading import read_json
 from flowpolicy.finetuning.chain import NoisyFlow
 from flowpolicy.finetuning.config import FinetuneConfig
 from flowpolicy.finetuning.distillation import distill
+from flowpolicy.finetuning.native_environments import NativeChunks, native_task
 from flowpolicy.finetuning.recorder import STATE_FILE, Recorder
 from flowpolicy.finetuning.regularization import BehaviourCloning, Regularizer, Wasserstein
 from flowpolicy.finetuning.reinflow import ReinFlow
@@ -53,7 +54,7 @@ logger = logging.getLogger(__name__)
 BASE, CHECKPOINT = "base", "checkpoint"
 _REPORTING = (
     "resume", "device", "video", "evaluate_every", "evaluate_episodes", "final_episodes", "loggers",
-    "evaluation_envs", "save_every", "wandb", "threads", "workers",
+    "evaluation_envs", "save_every", "wandb", "threads", "workers", "env.native",
 )  # fmt: skip
 """Settings that a resumed run may change: where it computes, and where and how often it reports."""
 
@@ -191,10 +192,29 @@ def _environments(config: FinetuneConfig, task: Task, base: FlowPolicy, group: P
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         each = cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         workers = each if each > 1 else 0
+    keys = tuple(base.spec.observation_shapes)
+    if config.env.get("native"):
+        native = _native_environments(config.env["native"], makers, keys, base.spec.obs_horizon, workers)
+        if native is not None:
+            return native
     if workers == 0:
         return DummyVecEnv(makers)
-    keys = tuple(base.spec.observation_shapes)
     return ChunkedVecEnv.in_processes(makers, workers, keys, base.spec.obs_horizon)
+
+
+def _native_environments(
+    name: str, makers: Sequence[Callable[[], Any]], keys: Sequence[str], obs_horizon: int, threads: int
+) -> VecEnv | None:
+    """None, and a warning, where the environments are not as the native task knows them."""
+    kind = native_task(name)
+    envs = [make() for make in makers]
+    try:
+        return ChunkedVecEnv(NativeChunks(envs, keys, obs_horizon, kind, threads=max(threads, 1)))
+    except TaskError as error:
+        logger.warning("%s The environments' own step is used (env.native=null says so).", error)
+        for env in envs:
+            env.close()
+        return None
 
 
 def _model(

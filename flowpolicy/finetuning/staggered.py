@@ -15,20 +15,23 @@ class CutFirstEpisode(gym.Wrapper[Any, Any, Any, Any]):  # type: ignore[misc]
 
     Where no episode ends before its time limit, all environments would otherwise be at the same moment of it
     for ever, and an iteration would see only that part of the task.
+
+    Attributes:
+        left: steps until the cut; None after the first episode.
     """
 
     def __init__(self, env: Any, length: int) -> None:
         super().__init__(env)
-        self._left: int | None = length
+        self.left: int | None = length
 
     def step(self, action: Any) -> Any:
         """See Gymnasium; a cut is a truncation, not an end."""
         observation, reward, terminated, truncated, info = self.env.step(action)
-        if self._left is not None:
-            self._left -= 1
-            if self._left <= 0 or terminated or truncated:
+        if self.left is not None:
+            self.left -= 1
+            if self.left <= 0 or terminated or truncated:
                 truncated = truncated or not terminated
-                self._left = None
+                self.left = None
         return observation, reward, terminated, truncated, info
 
 

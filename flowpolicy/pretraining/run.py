@@ -50,7 +50,7 @@ MANY_LOST = 0.001  # share of steps from which on it is a warning
 _REPORTING = (
     "resume", "device", "video", "data.image_memory_gb", "train.log_every", "train.evaluate_every",
     "train.evaluate_episodes", "train.final_episodes", "train.num_envs", "train.save_every", "train.loggers",
-    "train.wandb", "train.threads", "train.validate_every",
+    "train.wandb", "train.threads", "train.validate_every", "env.native",
 )  # fmt: skip
 """Settings that a resumed run may change: where images lie, and where and how often it reports."""
 

@@ -95,7 +95,7 @@ def comparable_settings(config: Any, reporting: Iterable[str]) -> dict[str, Any]
     settings = dataclasses.asdict(config)
     for name in reporting:
         group, _, key = name.rpartition(".")
-        del (settings[group] if group else settings)[key]
+        (settings[group] if group else settings).pop(key, None)
     return settings
 
 
