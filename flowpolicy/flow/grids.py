@@ -19,7 +19,7 @@ class Grid(Protocol):
     name: ClassVar[str]
 
     def steps(self, num_steps: int) -> list[tuple[float, float]]:
-        """Left end-point t_k and length h_k = t_{k+1} - t_k of each step; a ConfigError where it has not K."""
+        """Left end-point t_k and length h_k = t_{k+1} - t_k of each step; a ConfigError without K steps."""
         ...
 
 
@@ -59,8 +59,8 @@ class Shifted(Settings, prefix="grid"):
 @register(GRIDS)
 @dataclass(frozen=True)
 class Sigmoid(Settings, prefix="grid"):
-    """t' = 1/2 + tanh(a (t - 1/2)) / (2 tanh(a / 2)) of the uniform grid: short steps at both ends (a schedule of
-    the kind that Zhuo et al. 2024, Lumina-Next, take).
+    """t' = 1/2 + tanh(a (t - 1/2)) / (2 tanh(a / 2)) of the uniform grid: short steps at both ends, as a
+    sigmoid schedule has them (Zhuo et al. 2024, Lumina-Next).
 
     Attributes:
         steepness: a.
@@ -115,3 +115,9 @@ def build_grid(given: Mapping[str, Any] | None) -> Grid:
     values = dict(given)
     cls = choose(GRIDS, str(values.pop("name", Uniform.name)), "grid.name")
     return build(cls, values, "grid")
+
+
+def described(grid: Grid) -> dict[str, Any]:
+    """The mapping with every setting that :func:`build_grid` makes the grid from, as a JSON file has it."""
+    settings = asdict(grid)  # type: ignore[call-overload]  # grids are dataclasses, as build() needs them
+    return {"name": grid.name, **{k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}}

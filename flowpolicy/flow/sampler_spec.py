@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Annotated, Any, Self
 
-from flowpolicy.flow.grids import Grid, build_grid
+from flowpolicy.flow.grids import Grid, build_grid, described
 from flowpolicy.flow.solvers import Solver, build_solver
 from flowpolicy.ranges import PositiveInt, at_most, one_of
 from flowpolicy.settings import Settings
@@ -44,7 +44,8 @@ class SamplerSpec(Settings):
         super().__post_init__()
         if self.solver is not None and self.solver_file is None:
             build_solver(self.solver)
-        build_grid(self.grid)
+        if self.grid is not None:  # spelt out: what a default is may change
+            object.__setattr__(self, "grid", described(build_grid(self.grid)))
 
     @property
     def solver_file(self) -> str | None:
@@ -83,7 +84,7 @@ class SamplerSpec(Settings):
 
     def integrates_like(self, other: SamplerSpec) -> bool:
         """Whether K, solver and grid are the same: what trained weights are valid for."""
-        mine, theirs = ((spec.num_steps, spec.solver, spec.grid_object) for spec in (self, other))
+        mine, theirs = ((spec.num_steps, spec.solver_object, spec.grid_object) for spec in (self, other))
         return mine == theirs
 
     def __str__(self) -> str:

@@ -114,8 +114,8 @@ class Taylor(_OneStep):
 class AdamsBashforth:
     """The polynomial through the last p velocities, integrated over the step; one evaluation.
 
-    It takes p velocities where there are so many: the first step is Euler's, whose error, once, is of the order
-    h^2. So p = 2 is a method of second order, and p = 3 one of third order on grids whose first steps are short.
+    It takes p velocities where there are so many: the first step is Euler's, with an error of the order h^2,
+    once. So p = 2 is a method of second order, and p = 3 one of third order where the first steps are short.
 
     Attributes:
         orders: p of each step, 1 to 3; the last one is that of all further steps. ``ab3`` has (3,) and

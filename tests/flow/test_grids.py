@@ -36,7 +36,9 @@ def test_given_times_are_the_grid():
     steps = Given((0.0, 0.5, 0.75, 1.0)).steps(3)
     assert steps == [(0.0, 0.5), (0.5, 0.25), (0.75, 0.25)]
     with pytest.raises(ConfigError, match=r"grid.times .*of 4 steps"):
-        FlowMatching().check(SamplerSpec(num_steps=4, solver="euler", grid={"name": "given", "times": [0, 1]}))
+        FlowMatching().check(
+            SamplerSpec(num_steps=4, solver="euler", grid={"name": "given", "times": [0, 1]})
+        )
 
 
 def test_settings_name_a_grid():

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flowpolicy.acceleration.caching.schedule import Schedule, fingerprint
+from flowpolicy.acceleration.caching.schedule import Schedule
 from flowpolicy.acceleration.choosing.candidates import (
     Candidate,
     candidates_of,
@@ -30,6 +30,7 @@ from flowpolicy.evaluation.delayed import DelayedResult, run_delayed
 from flowpolicy.evaluation.statistics import mean_interval, paired_difference_interval, percentiles
 from flowpolicy.evaluation.task import Task, task_of
 from flowpolicy.policy import FlowPolicy
+from flowpolicy.policy.fingerprint import fingerprint
 from flowpolicy.runs.device import resolve_device
 from flowpolicy.runs.progress import progress
 

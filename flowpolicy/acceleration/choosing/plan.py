@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from flowpolicy.acceleration.caching.schedule import fingerprint
 from flowpolicy.acceleration.deployed import MOST_THREADS, DeployedSampler, only
 from flowpolicy.acceleration.sampler import BACKENDS
 from flowpolicy.errors import CheckpointError, ConfigError
@@ -18,6 +17,7 @@ from flowpolicy.files.storage import write_json
 from flowpolicy.flow.sampler_spec import MOST_STEPS, SamplerSpec
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.policy.config import LONGEST
+from flowpolicy.policy.fingerprint import fingerprint
 from flowpolicy.ranges import NonNegativeFloat, between, positive_to, within
 from flowpolicy.settings import Settings, build, require
 

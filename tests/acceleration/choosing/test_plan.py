@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from flowpolicy import FlowPolicy
-from flowpolicy.acceleration.caching.schedule import fingerprint
 from flowpolicy.acceleration.choosing.candidates import (
     Candidate,
     candidates_of,
@@ -37,6 +36,7 @@ from flowpolicy.acceleration.deployed import only
 from flowpolicy.errors import CheckpointError, ConfigError
 from flowpolicy.evaluation.task import Task
 from flowpolicy.flow.sampler_spec import SamplerSpec
+from flowpolicy.policy.fingerprint import fingerprint
 
 
 @pytest.fixture(scope="module")

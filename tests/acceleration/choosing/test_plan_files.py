@@ -12,11 +12,12 @@ import torch
 
 from flowpolicy import FlowPolicy, PolicyConfig
 from flowpolicy.acceleration.caching.schedule import Schedule, ScheduleKey, full_schedule
-from flowpolicy.acceleration.choosing.plan import DeploymentPlan, MeasuredSampler, fingerprint, hardware
+from flowpolicy.acceleration.choosing.plan import DeploymentPlan, MeasuredSampler, hardware
 from flowpolicy.acceleration.deployed import DeployedSampler
 from flowpolicy.errors import CheckpointError, ConfigError
 from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.models.config import TransformerConfig
+from flowpolicy.policy.fingerprint import fingerprint
 from flowpolicy.runs.device import resolve_device
 
 
