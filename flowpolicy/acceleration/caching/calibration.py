@@ -47,7 +47,8 @@ class CalibrationConfig(Settings):
     Attributes:
         checkpoint: folder of the policy.
         num_steps: K; None takes the policy's own.
-        solver: ODE solver; None takes the policy's own.
+        solver: ODE solver, or the file of a searched one; None takes the policy's own.
+        grid: ``name`` and settings of the grid of flow times; None takes the policy's own.
         updates: S, evaluations at which each block is recomputed.
         bubbles: n, blocks that BUA gives a union.
         method: which schedule becomes ``schedule.json``: one of the methods, or ``best``, the one with
@@ -66,6 +67,7 @@ class CalibrationConfig(Settings):
     checkpoint: str
     num_steps: int | None = None
     solver: str | None = None
+    grid: dict[str, Any] | None = None
     updates: PositiveInt = 10
     bubbles: NonNegativeInt = 5
     method: Annotated[str, one_of(("best", *METHODS))] = "best"
@@ -190,7 +192,7 @@ def calibrate(
         DataError: too few observations.
         FlowPolicyError: observations with NaN.
     """
-    sampling = policy.checked(SamplerSpec(num_steps=config.num_steps, solver=config.solver))
+    sampling = policy.checked(SamplerSpec(num_steps=config.num_steps, solver=config.solver, grid=config.grid))
     key = ScheduleKey.of(policy, sampling)
     size = key.num_evaluations
     if size < 2:
