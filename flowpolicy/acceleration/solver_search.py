@@ -61,8 +61,8 @@ class SearchConfig(Settings):
     checkpoint: str
     nfe: Annotated[int, between(2, MOST_NFE)]
     demonstrations: str | None = None
-    observations: PositiveInt = 128
-    test_observations: PositiveInt = 64
+    observations: PositiveInt = 256
+    test_observations: PositiveInt = 256
     episodes: PositiveInt = 16
     iterations: NonNegativeInt = 200
     seed: NonNegativeInt = CALIBRATION_SEED
@@ -81,7 +81,6 @@ class SamplingError:
 
     @torch.no_grad()
     def __init__(self, policy: FlowPolicy, observations: Mapping[str, Tensor], seed: int) -> None:
-        policy.objective.require_flow()
         normalized = policy.normalize_observations(observations)
         rows = len(next(iter(normalized.values())))
         self._policy, context = policy, policy.network.encode(normalized)
@@ -218,6 +217,7 @@ def search_sampling(
     Raises:
         ConfigError: a policy without a flow, one that is tuned, or one that takes steps of one size alone.
     """
+    policy.objective.require_flow()
     plain = SamplerSpec(num_steps=config.nfe, solver="euler", grid={"name": "uniform"})
     policy.checked(_with_times(plain, [k / config.nfe for k in range(config.nfe)]))
     error, judge = SamplingError(policy, making, config.seed), SamplingError(policy, judging, config.seed + 1)

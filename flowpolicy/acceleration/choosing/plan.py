@@ -51,7 +51,8 @@ class MeasuredSampler(Settings, prefix="plan.sampler"):
         super().__post_init__()
         steps, solver, backend = self.sampling.num_steps, self.sampling.solver, self.sampling.backend
         require(steps is not None, "plan.sampler.num_steps", steps, f"between 1 and {MOST_STEPS}")
-        require(solver is not None, "plan.sampler.solver", solver, "named")
+        is_named = solver is not None and self.sampling.solver_file is None
+        require(is_named, "plan.sampler.solver", solver, "the name of a solver")
         require(backend in BACKENDS, "plan.sampler.backend", backend, f"one of {', '.join(BACKENDS)}")
         file = self.sampling.schedule
         is_beside = file is None or (Path(file).name == file and file not in ("", ".", ".."))

@@ -86,7 +86,8 @@ def test_only_valid_samplings_are_candidates(policies):
         c.sampling.num_steps >= 32 for c in shortcut if c.sampling.solver != "euler"
     )
     flow = candidates_of(policies["flow_matching"])
-    assert {c.sampling.solver for c in flow} == {"euler", "midpoint", "heun"}
+    assert {c.sampling.solver for c in flow} == {"euler", "midpoint", "heun", "taylor", "ab2", "ab3"}
+    assert {c.sampling.grid_object.name for c in flow} == {"uniform", "shifted"}
     assert any(c.schedule is not None for c in flow)
     assert all(a.work <= b.work for a, b in itertools.pairwise(flow))
     (tuned,) = candidates_of(policies["reinflow"])
