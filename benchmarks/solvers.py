@@ -2,7 +2,7 @@
 
     python benchmarks/solvers.py pusht                    # cell by cell what is missing, then the JSON
     python benchmarks/solvers.py pusht --nfe 3 4          # these first
-    python benchmarks/solvers.py pusht --report           # only collects what is there
+    python benchmarks/solvers.py pusht --report           # times what is there and writes the JSON
 
 Every cell is one way of sampling over paired episodes: the same environment seeds and the same x_0 at the same
 chunk of an episode, so that differences to Euler on the uniform grid at the same NFE are paired. Searched solvers
@@ -172,7 +172,7 @@ class Bench:
             if errors.exists():
                 name = SEARCHED if cell["method"] == SEARCHED else str(SamplerSpec(**cell["sampling"]))
                 row["rms_error_where_searched"], row["rms_error_on_others"] = read_json(errors)[name]
-            for metric in ("score", "success", "return"):
+            for metric in ("score", "success") if "score" in cell else ("success", "return"):
                 if metric in cell:
                     row |= _figures(metric, cell, euler.get(cell["nfe"]))
             rows.append(row)
@@ -245,6 +245,12 @@ def main() -> None:
         if not bench.cell(nfe, method).exists():
             print(f"{nfe} NFE, {method}", flush=True)
             bench.run(nfe, method, arguments.episodes or bench.study.episodes)
+    missing = [
+        cell for cell in bench.cells(list(NFE), [*METHODS, SEARCHED]) if not bench.cell(*cell).exists()
+    ]
+    if missing and not arguments.report:
+        print(f"{len(missing)} cells are missing; --report shows those that are there.")
+        return
     content = bench.collect()
     write_json(bench.results, content)
     print(table(content))
