@@ -67,6 +67,8 @@ def refused(load: Any, path: Path, content: Any, dotted: str, value: Any) -> Non
         ("execute_horizon", 0),
         ("sampler.sampling.num_steps", 10**9),
         ("sampler.sampling.solver", "rk45"),
+        ("sampler.sampling.solver", "elsewhere.json"),
+        ("sampler.sampling.grid", {"name": "given", "times": [0, 0.9]}),
         ("sampler.sampling.backend", "cloud"),
         ("sampler.sampling.dtype", "float8"),
         ("sampler.sampling.schedule", "../../etc/passwd"),
