@@ -40,7 +40,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "runs" / "benchmarks"
 NFE = (3, 4, 2, 5, 6, 8, 1, 7)
 """In the order in which they are measured."""
-OBSERVATIONS, ITERATIONS, SOURCES = 256, 100, 32  # of a search: rows, moves, and episodes they come from
+OBSERVATIONS, ITERATIONS, SOURCES = 256, 60, 32  # of a search: rows, moves, and episodes they come from
 CALLS, ROUND = 300, 20
 
 

@@ -38,7 +38,7 @@ from flowpolicy.settings import Settings
 
 REFERENCE = SamplerSpec(num_steps=128, solver="ab3", grid={"name": "uniform"})
 MOST_NFE = 64
-_DIGITS = 6  # of a time
+_SHORTEST, _DIGITS = 1e-3, 6  # of a step, of a time
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def search(error: SamplingError, start: SamplerSpec, iterations: int, seed: int)
     rng, reach = np.random.default_rng(seed), 0.3
     best = _with_times(start, [t for t, _ in start.grid_object.steps(start.steps)])
     least = error(best)
-    for _ in progress(iterations, "searching"):
+    for _ in progress(iterations if start.steps > 1 else 0, "searching"):
         moved = _moved(best, reach, rng)
         found = error(moved)
         if found < least:
@@ -143,6 +143,7 @@ def _moved(sampling: SamplerSpec, reach: float, rng: np.random.Generator) -> Sam
         return replace(sampling, solver=AdamsBashforth(tuple(orders)).name)
     lengths = np.array([h for _, h in sampling.grid_object.steps(steps)])
     lengths *= np.exp(reach * rng.standard_normal(steps))
+    lengths = np.maximum(lengths / lengths.sum(), _SHORTEST)
     return _with_times(sampling, [0.0, *np.cumsum(lengths / lengths.sum())[:-1]])
 
 
