@@ -13,6 +13,7 @@ are found on demonstrations, or in episodes from seed 5,000,000 where there are 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -252,6 +253,8 @@ def main() -> None:
         print(f"{len(missing)} cells are missing; --report shows those that are there.")
         return
     content = bench.collect()
+    if not content["rows"]:
+        sys.exit(f"No cell has been run; {bench.results.name} stays as it is.")
     write_json(bench.results, content)
     print(table(content))
     if content["missing"]:
