@@ -185,7 +185,7 @@ class ReinFlow(ChunkAlgorithm):
         reference = None
         if self.update.needs_reference:
             pretrained = self.reference or self.actor_critic.flow_policy
-            flow = NoisyFlow(pretrained, self.settings["num_steps"], self.noise, self.settings.get("grid"))
+            flow = NoisyFlow(pretrained, self.settings["num_steps"], self.noise, self.settings["grid"])
             reference = flow.frozen_copy().to(self.device)  # the user's policy stays where it is
         self.learner = Learner(
             self.actor_critic, self.update, self.regularizers, advantages=self.advantages,

@@ -140,7 +140,7 @@ class AdamsBashforth:
         past: list[tuple[float, Tensor]] = []  # times and velocities, newest first
 
         def step(velocity: Callable[[Tensor, float], Tensor], x: Tensor, t: float, h: float) -> Tensor:
-            past.insert(0, (t, velocity(x, t)))
+            past[:] = [(t, velocity(x, t)), *past[:2]]
             used = past[: next(orders)]
             for weight, (_, v) in zip(_integrals([(s - t) / h for s, _ in used]), used, strict=True):
                 x = x + h * weight * v
