@@ -103,10 +103,10 @@ def hand_made(policy: FlowPolicy, nfe: int) -> Iterator[SamplerSpec]:
     grids = [name for name in GRIDS if name != Given.name]
     for (name, solver), grid in itertools.product(SOLVERS.items(), grids):
         steps = nfe // solver.nfe(1)
-        sampling = SamplerSpec(num_steps=steps, solver=name, grid={"name": grid})
+        if steps < 1 or solver.nfe(steps) != nfe:
+            continue
         try:
-            if solver.nfe(steps) == nfe:
-                yield policy.checked(sampling)
+            yield policy.checked(SamplerSpec(num_steps=steps, solver=name, grid={"name": grid}))
         except ConfigError:
             continue
 
