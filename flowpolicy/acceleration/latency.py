@@ -43,7 +43,8 @@ class LatencyConfig(Settings):
     Attributes:
         checkpoint: folder of the policy.
         num_steps: the K to time; empty takes the policy's own.
-        solver: ODE solver; None takes the policy's own.
+        solver: ODE solver, or the file of a searched one; None takes the policy's own.
+        grid: ``name`` and settings of the grid of flow times; None takes the policy's own.
         backends: any of ``eager``, ``compile``, ``onnx``, ``cuda_graph``; a GPU's is left out on a CPU.
         dtypes: any of ``float32``, ``bfloat16``, ``int8``; combinations that a backend lacks are left out.
         schedules: files of cache schedules; each is timed at its own K.
@@ -60,6 +61,7 @@ class LatencyConfig(Settings):
     checkpoint: str
     num_steps: tuple[int, ...] = ()
     solver: str | None = None
+    grid: dict[str, Any] | None = None
     backends: _Backends = (
         "eager",
         "compile",
@@ -197,7 +199,7 @@ def benchmark_checkpoint(config: LatencyConfig, env: Mapping[str, Any] | None = 
         generator=torch.Generator().manual_seed(config.seed),
     )  # fmt: skip
     wished: list[tuple[SamplerSpec, Schedule | None]] = [
-        (policy.checked(SamplerSpec(num_steps=k, solver=config.solver)), None)
+        (policy.checked(SamplerSpec(num_steps=k, solver=config.solver, grid=config.grid)), None)
         for k in config.num_steps or (None,)
     ]
     wished += [(policy.checked(SamplerSpec(**given.key.sampling())), given) for given in schedules]

@@ -69,7 +69,7 @@ def observations_of(
     """
     require(count >= 1, "observations", count, "at least 1")
     if task.env_id is None:
-        return _recorded(policy, task, count, episodes, seed, demonstrations)
+        return recorded_observations(policy, task, count, episodes, seed, demonstrations)
     listening = _Listening(policy)
     evaluate(
         listening,
@@ -89,10 +89,10 @@ def observations_of(
     return rows_of(together, rows)
 
 
-def _recorded(
+def recorded_observations(
     policy: FlowPolicy, task: Task, count: int, episodes: int, seed: int, demonstrations: str | None
 ) -> dict[str, Tensor]:
-    """Observations at the steps of recorded episodes."""
+    """Observations at the steps of recorded episodes; see :func:`observations_of`."""
     if demonstrations is None:
         raise TaskError(
             f"Task '{task.name}' has no simulator (env_id is null), so its observations come from its "

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from flowpolicy.data.versions import version_warning
 from flowpolicy.evaluation.parallel import evaluate_checkpoint, load_policy
 from flowpolicy.evaluation.result import METRICS, EvaluationResult
 from flowpolicy.evaluation.rollout import EVALUATION_SEED
 from flowpolicy.evaluation.task import Task, task_of
+from flowpolicy.execution.receding_horizon import ChunkPolicy
 from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.ranges import Episodes, NonNegativeInt, PositiveInt
 from flowpolicy.settings import Settings
@@ -29,7 +31,8 @@ class EvaluationConfig(Settings):
         checkpoint: folder of the policy.
         num_steps: integration steps K; None takes the policy's own.
         k_sweep: further K to evaluate on the same seeds.
-        solver: ODE solver; None takes the policy's own.
+        solver: ODE solver, or the file of a searched one; None takes the policy's own.
+        grid: ``name`` and settings of the grid of flow times; None takes the policy's own.
         episodes: episodes for each K.
         seed: environment seed of the first episode.
         num_envs: environments side by side in each process.
@@ -45,6 +48,7 @@ class EvaluationConfig(Settings):
     num_steps: PositiveInt | None = None
     k_sweep: tuple[PositiveInt, ...] = ()
     solver: str | None = None
+    grid: dict[str, Any] | None = None
     episodes: PositiveInt = 100
     seed: NonNegativeInt = EVALUATION_SEED
     num_envs: PositiveInt = 20
@@ -153,28 +157,25 @@ def evaluate_sweep(
     warning = version_warning(policy.spec.metadata)
     if warning is not None:
         logger.warning("%s: %s", config.checkpoint, warning)
-    main = config.num_steps or policy.sampling.num_steps
-    steps = sorted({main, *config.k_sweep})
-    for value in steps:  # before any rollout: a sweep must not end in a refusal after an hour
-        policy.checked(SamplerSpec(num_steps=value, solver=config.solver), allow_any_steps=config.force)
-    in_worker = functools.partial(load_policy, device=config.device)
+    asked = SamplerSpec(num_steps=config.num_steps, solver=config.solver, grid=config.grid)
+    wished = [asked, *(dataclasses.replace(asked, num_steps=value) for value in config.k_sweep)]
+    # Before any rollout: a sweep must not end in a refusal after an hour.
+    samplings = [policy.checked(wish, allow_any_steps=config.force) for wish in wished]
+    main = samplings[0].steps
     results = {}
-    for value in steps:
+    for value, sampling in sorted({sampling.steps: sampling for sampling in samplings}.items()):
         recorded = config.video if value == main else 0
         results[value] = evaluate_checkpoint(
             config.checkpoint,
             task,
-            load=in_worker if config.workers > 1 else lambda _: policy,
+            load=functools.partial(_sampled, device=config.device, sampling=sampling),
             episodes=config.episodes,
             workers=config.workers,
             seed=config.seed,
             num_envs=config.num_envs,
-            num_steps=value,
-            solver=config.solver,
             zero_noise=config.zero_noise,
             record=recorded,
             video=run_dir / "video.mp4" if recorded else None,
-            act_options={"allow_any_steps": True} if config.force else None,
         )
     other = ["zero noise"] if config.zero_noise else []
     if task.execute_horizon != policy.spec.execute_horizon:
@@ -182,6 +183,13 @@ def evaluate_sweep(
     name = f"{policy.spec.name} ({', '.join(other)})" if other else policy.spec.name
     demo = _number(policy.spec.metadata.get("demo_return_mean"))
     return Evaluation(task, name, main, results, demo, int(_number(policy.spec.metadata.get("steps")) or 0))
+
+
+def _sampled(checkpoint: str, device: str, sampling: SamplerSpec) -> ChunkPolicy:
+    """The policy with another way of sampling as its own."""
+    policy: Any = load_policy(checkpoint, device)
+    policy.sampling = sampling
+    return cast("ChunkPolicy", policy)
 
 
 def _number(noted: Any) -> float | None:

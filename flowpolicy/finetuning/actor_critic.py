@@ -25,7 +25,7 @@ from flowpolicy.policy import FlowPolicy
 
 State = tuple[NDArray[Any], ...]
 NETWORK_SETTINGS = (
-    "num_steps", "execute_horizon", "noise", "critic_hidden", "image_encoder", "critic_encoder",
+    "num_steps", "grid", "execute_horizon", "noise", "critic_hidden", "image_encoder", "critic_encoder",
 )  # fmt: skip
 """Settings of ReinFlow that :class:`FlowActorCritic` is built from."""
 
@@ -49,6 +49,7 @@ class FlowActorCritic(BasePolicy):
         action_space: of one environment.
         flow_policy: the pretrained policy; its network is trained in place.
         num_steps: K.
+        grid: of flow times; see :class:`NoisyFlow`.
         execute_horizon: T_e.
         noise: settings of the noise network.
         critic_hidden: widths of the critic.
@@ -67,6 +68,7 @@ class FlowActorCritic(BasePolicy):
         execute_horizon: int,
         noise: NoiseConfig,
         critic_hidden: tuple[int, ...],
+        grid: dict[str, Any] | None = None,
         image_encoder: str = "frozen",
         critic_encoder: str = "shared",
         injects_noise: bool = True,
@@ -74,7 +76,7 @@ class FlowActorCritic(BasePolicy):
         super().__init__(observation_space, action_space)
         self.flow_policy = flow_policy
         self.execute_horizon, self.injects_noise = execute_horizon, injects_noise
-        self.flow = NoisyFlow(flow_policy, num_steps, noise)
+        self.flow = NoisyFlow(flow_policy, num_steps, noise, grid)
         network, features = flow_policy.network, flow_policy.spec.features
         own = critic_encoder == "own"
         self.critic = Critic(
@@ -134,11 +136,10 @@ class FlowActorCritic(BasePolicy):
 
         ``deterministic`` is the flow as it will be deployed: x_0 ~ N(0, I) and no injected noise.
         """
-        policy, steps = self.flow_policy, self.flow.num_steps
+        policy = self.flow_policy
         if deterministic:
-            chunk = policy.act(
-                histories, num_steps=steps, solver="euler", generator=generator, allow_any_steps=True
-            )
+            sampling = self.flow.sampling
+            chunk = policy.act(histories, sampler=sampling, generator=generator, allow_any_steps=True)
         else:
             chain = self.sample(policy.normalize_observations(histories), generator)
             chunk = policy.action_normalizer.denormalize(chain.x[:, -1])

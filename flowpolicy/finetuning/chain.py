@@ -1,10 +1,11 @@
 """The denoising chain and its exact likelihood (Zhang et al. 2025, ReinFlow, section 4).
 
-    x_0 ~ N(0, I),   x_{k+1} ~ N(mu_k, diag sigma_k^2),   mu_k = x_k + h_k v(x_k, t_k, d, o)
+    x_0 ~ N(0, I),   x_{k+1} ~ N(mu_k, K h_k diag sigma_k^2),   mu_k = x_k + h_k v(x_k, t_k, d, o)
 
-Everything is in normalised action units. Samples are never clamped inside the chain; the mean of the last
-transition is held within the policy's ``action_clip``, as the deployed flow holds its chunk, which leaves the
-density Gaussian. The environment bounds actions, outside the density.
+where sigma_k is the noise network's, for a step of 1/K: on an uneven grid each unit of flow time has as much
+variance. Everything is in normalised action units. Samples are never clamped inside the chain; the mean of
+the last transition is held within the policy's ``action_clip``, as the deployed flow holds its chunk, which
+leaves the density Gaussian. The environment bounds actions, outside the density.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,7 @@ class NoisyFlow(nn.Module):
         policy: a flow-matching or shortcut policy; its network is used, not copied.
         num_steps: K.
         noise: settings of the noise network.
+        grid: ``name`` and settings of the grid of flow times; None takes the policy's own.
 
     Raises:
         ConfigError: the policy is no flow, or cannot take K steps.
@@ -49,9 +51,12 @@ class NoisyFlow(nn.Module):
 
     times: Tensor
     lengths: Tensor
+    spreads: Tensor
     step_sizes: Tensor
 
-    def __init__(self, policy: FlowPolicy, num_steps: int, noise: NoiseConfig) -> None:
+    def __init__(
+        self, policy: FlowPolicy, num_steps: int, noise: NoiseConfig, grid: dict[str, Any] | None = None
+    ) -> None:
         super().__init__()
         self.objective = policy.objective
         policy.objective.require_flow()
@@ -59,7 +64,7 @@ class NoisyFlow(nn.Module):
         lacking = ", ".join(optional_keys(policy.spec.features))
         allowed = "observed in every store that a policy to fine-tune was pretrained on"
         require(not lacking, "data.observation_keys", lacking, allowed)
-        wanted = SamplerSpec(num_steps=num_steps, solver="euler")
+        wanted = SamplerSpec(num_steps=num_steps, solver="euler", grid=grid)
         self.sampling = policy.checked(wanted, allow_any_steps=True)
         self.num_steps = num_steps
         self.clip = policy.config.action_clip
@@ -73,6 +78,8 @@ class NoisyFlow(nn.Module):
         sizes = [policy.objective.step_size(length) for length in lengths]
         self.register_buffer("times", torch.tensor(times), persistent=False)
         self.register_buffer("lengths", torch.tensor(lengths), persistent=False)
+        spreads = [math.sqrt(num_steps * length) for length in lengths]
+        self.register_buffer("spreads", torch.tensor(spreads), persistent=False)
         self.register_buffer("step_sizes", torch.tensor(sizes), persistent=False)
 
     @torch.no_grad()
@@ -92,6 +99,7 @@ class NoisyFlow(nn.Module):
             if k == self.num_steps - 1:
                 mean = mean.clamp(-self.clip, self.clip)
             std = self.noise(observation, x[:, None], torch.tensor([k], device=x.device))[:, 0]
+            std = self.spreads[k].to(x.dtype) * std
             shocks = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
             x = mean + std * shocks
             chain.append(x)
@@ -111,6 +119,7 @@ class NoisyFlow(nn.Module):
         mean = before + self.lengths.to(x.dtype)[:, None, None] * velocity.transpose(0, 1)
         final = mean[:, -1:].clamp(-self.clip, self.clip)
         std = self.noise(observation, before, torch.arange(self.num_steps, device=x.device))
+        std = self.spreads.to(x.dtype)[:, None, None] * std
         return torch.cat([mean[:, :-1], final], 1), std
 
     @torch.no_grad()

@@ -105,6 +105,7 @@ class FinetuneConfig(Settings):
         env: the task's settings.
         checkpoint: the pretrained policy.
         num_steps: K.
+        grid: ``name`` and settings of the chain's grid of flow times; None takes the checkpoint's.
         action_clip: bound of the last transition's mean in normalised units, which the tuned policy keeps;
             None takes the checkpoint's. Beyond it the mean has no gradient.
         total_steps: environment steps, over all processes.
@@ -135,6 +136,7 @@ class FinetuneConfig(Settings):
     env: dict[str, Any]
     checkpoint: str
     num_steps: PositiveInt = 4
+    grid: dict[str, Any] | None = None
     action_clip: PositiveFloat | None = None
     total_steps: PositiveInt = 1_000_000
     num_envs: PositiveInt = 16

@@ -22,7 +22,7 @@ class NoiseConfig(Settings, prefix="noise"):
     """Bounds and inputs of the injected noise, in normalised action units.
 
     Attributes:
-        minimum: smallest standard deviation of a transition.
+        minimum: smallest standard deviation of a transition; on an uneven grid, of one of length 1/K.
         maximum: largest, at the start.
         final_maximum: largest, at the end of training.
         decay_from: share of training after which the largest falls linearly.

@@ -49,6 +49,7 @@ class ReinFlow(ChunkAlgorithm):
         env: a Gymnasium environment, its id, or a stable-baselines3 ``VecEnv`` of raw environments; None for
             prediction alone.
         num_steps: K, which the tuned policy is then valid for.
+        grid: ``name`` and settings of the grid of flow times, likewise; None takes the policy's own.
         n_steps: chunks per environment and iteration, S.
         batch_size: chunks of a minibatch.
         n_epochs: passes over an iteration's chunks.
@@ -95,6 +96,7 @@ class ReinFlow(ChunkAlgorithm):
         env: Any,
         *,
         num_steps: int = 4,
+        grid: dict[str, Any] | None = None,
         n_steps: int = 128,
         batch_size: int = 512,
         n_epochs: int = 4,
@@ -183,7 +185,7 @@ class ReinFlow(ChunkAlgorithm):
         reference = None
         if self.update.needs_reference:
             pretrained = self.reference or self.actor_critic.flow_policy
-            flow = NoisyFlow(pretrained, self.settings["num_steps"], self.noise)
+            flow = NoisyFlow(pretrained, self.settings["num_steps"], self.noise, self.settings["grid"])
             reference = flow.frozen_copy().to(self.device)  # the user's policy stays where it is
         self.learner = Learner(
             self.actor_critic, self.update, self.regularizers, advantages=self.advantages,

@@ -155,7 +155,7 @@ EVALUATION_ON_THE_WAY = 3_000_000
 
 
 def _check_base(base: FlowPolicy, task: Task, config: FinetuneConfig) -> None:
-    base.checked(SamplerSpec(num_steps=config.num_steps, solver="euler"))
+    base.checked(SamplerSpec(num_steps=config.num_steps, solver="euler", grid=config.grid))
     if (task.obs_horizon, task.action_horizon) != (base.spec.obs_horizon, base.spec.action_horizon):
         raise ConfigError(
             f"The checkpoint takes {base.spec.obs_horizon} observations and gives "
@@ -238,7 +238,7 @@ def _model(
     policy = FlowPolicy(changed).to(device)  # trained in place; the base stays as it is
     policy.load_state_dict(base.state_dict())
     return ReinFlow(
-        policy.eval(), env, num_steps=config.num_steps, noise=config.noise,
+        policy.eval(), env, num_steps=config.num_steps, grid=config.grid, noise=config.noise,
         update=update, regularizers=regularizers,
         execute_horizon=task.execute_horizon, processes=group, reference=base, seed=config.seed,
         device=device, **settings,
@@ -248,7 +248,7 @@ def _model(
 def _regularizers(config: FinetuneConfig, base: FlowPolicy) -> tuple[Regularizer, ...]:
     wanted, terms = config.regularization, list[Regularizer]()
     if wanted.wasserstein:
-        reference = NoisyFlow(base, config.num_steps, config.noise).frozen_copy().to(base.device)
+        reference = NoisyFlow(base, config.num_steps, config.noise, config.grid).frozen_copy().to(base.device)
         terms.append(Wasserstein(reference, wanted.wasserstein))
     if wanted.behaviour_cloning:
         store = wanted.demonstrations or config.env.get("demonstrations")

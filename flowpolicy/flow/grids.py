@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, ClassVar, Protocol
 
 from flowpolicy.plugins import register
 from flowpolicy.ranges import between
-from flowpolicy.settings import Settings, build, choose
+from flowpolicy.settings import Settings, build, choose, require
 
 
 class Grid(Protocol):
@@ -18,7 +19,7 @@ class Grid(Protocol):
     name: ClassVar[str]
 
     def steps(self, num_steps: int) -> list[tuple[float, float]]:
-        """Left end-point t_k and length h_k = t_{k+1} - t_k of each step."""
+        """Left end-point t_k and length h_k = t_{k+1} - t_k of each step; a ConfigError without K steps."""
         ...
 
 
@@ -52,9 +53,59 @@ class Shifted(Settings, prefix="grid"):
 
     def steps(self, num_steps: int) -> list[tuple[float, float]]:
         """K steps of different lengths."""
-        uniform = [k / num_steps for k in range(num_steps + 1)]
-        times = [t / (t + self.shift * (1 - t)) for t in uniform]
-        return [(start, end - start) for start, end in itertools.pairwise(times)]
+        return _between([t / (t + self.shift * (1 - t)) for t in _uniform(num_steps)])
+
+
+@register(GRIDS)
+@dataclass(frozen=True)
+class Sigmoid(Settings, prefix="grid"):
+    """t' = 1/2 + tanh(a (t - 1/2)) / (2 tanh(a / 2)) of the uniform grid: short steps at both ends, as a
+    sigmoid schedule has them (Zhuo et al. 2024, Lumina-Next).
+
+    Attributes:
+        steepness: a.
+    """
+
+    name: ClassVar[str] = "sigmoid"
+    steepness: Annotated[float, between(0.01, 20)] = 1.5
+
+    def steps(self, num_steps: int) -> list[tuple[float, float]]:
+        """K steps of different lengths."""
+        odd = [math.tanh(self.steepness * (t - 0.5)) for t in _uniform(num_steps)]
+        return _between([(value / odd[-1] + 1) / 2 for value in odd])
+
+
+@register(GRIDS)
+@dataclass(frozen=True)
+class Given(Settings, prefix="grid"):
+    """Steps between given times.
+
+    Attributes:
+        times: t_0 = 0, ..., t_K = 1, ascending.
+    """
+
+    name: ClassVar[str] = "given"
+    times: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        pairs = list(itertools.pairwise(self.times))
+        ascending = bool(pairs) and all(start < end for start, end in pairs)
+        is_whole = ascending and (self.times[0], self.times[-1]) == (0, 1)
+        require(is_whole, "grid.times", list(self.times), "ascending from 0 to 1")
+
+    def steps(self, num_steps: int) -> list[tuple[float, float]]:
+        """The K steps."""
+        require(len(self.times) == num_steps + 1, "grid.times", list(self.times), f"of {num_steps} steps")
+        return _between(self.times)
+
+
+def _uniform(num_steps: int) -> list[float]:
+    return [k / num_steps for k in range(num_steps + 1)]
+
+
+def _between(times: Sequence[float]) -> list[tuple[float, float]]:
+    return [(start, end - start) for start, end in itertools.pairwise(times)]
 
 
 def build_grid(given: Mapping[str, Any] | None) -> Grid:
@@ -64,3 +115,9 @@ def build_grid(given: Mapping[str, Any] | None) -> Grid:
     values = dict(given)
     cls = choose(GRIDS, str(values.pop("name", Uniform.name)), "grid.name")
     return build(cls, values, "grid")
+
+
+def described(grid: Grid) -> dict[str, Any]:
+    """The mapping with every setting that :func:`build_grid` makes the grid from, as a JSON file has it."""
+    settings = asdict(grid)  # type: ignore[call-overload]  # grids are dataclasses, as build() needs them
+    return {"name": grid.name, **{k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}}

@@ -112,7 +112,9 @@ class Flow(Objective):
     is_flow = True
 
     def check(self, spec: SamplerSpec) -> None:
-        """Any K, solver and grid."""
+        """Any K, solver and grid that go together."""
+        spec.solver_object.nfe(spec.steps)
+        spec.grid_object.steps(spec.steps)
 
     def sample(self, velocity: Velocity, noise: Tensor, spec: SamplerSpec) -> Tensor:
         """Integrate from x_0 at t = 0 to t = 1."""

@@ -6,10 +6,10 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Annotated, Any, Self
 
-from flowpolicy.flow.grids import Grid, build_grid
-from flowpolicy.flow.solvers import SOLVERS, Solver
+from flowpolicy.flow.grids import Grid, build_grid, described
+from flowpolicy.flow.solvers import Solver, build_solver
 from flowpolicy.ranges import PositiveInt, at_most, one_of
-from flowpolicy.settings import Settings, choose
+from flowpolicy.settings import Settings
 
 MOST_STEPS = 1024
 """Integration steps K beyond which no chunk is sampled."""
@@ -22,7 +22,8 @@ class SamplerSpec(Settings):
 
     Attributes:
         num_steps: integration steps K; None takes the policy's own.
-        solver: name of the ODE solver; None takes the policy's own.
+        solver: name of the ODE solver, or the ``.json`` file of a searched one, which brings K and grid; None
+            takes the policy's own.
         grid: ``name`` and settings of the grid of flow times; None takes the policy's own.
         schedule: file of a cache schedule; None computes every block at every evaluation.
         backend: ``auto`` (ONNX Runtime on a CPU where it is installed, a CUDA graph on a GPU, else eager),
@@ -41,9 +42,15 @@ class SamplerSpec(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.solver is not None:
-            choose(SOLVERS, self.solver, "solver")
-        build_grid(self.grid)
+        if self.solver is not None and self.solver_file is None:
+            build_solver(self.solver)
+        if self.grid is not None:  # spelt out: what a default is may change
+            object.__setattr__(self, "grid", described(build_grid(self.grid)))
+
+    @property
+    def solver_file(self) -> str | None:
+        """The file that ``solver`` names, if it names one."""
+        return self.solver if self.solver is not None and self.solver.endswith(".json") else None
 
     @property
     def steps(self) -> int:
@@ -55,7 +62,7 @@ class SamplerSpec(Settings):
     def solver_object(self) -> Solver:
         """The solver, of a description that names it."""
         assert self.solver is not None
-        return choose(SOLVERS, self.solver, "solver")
+        return build_solver(self.solver)
 
     @cached_property
     def grid_object(self) -> Grid:
@@ -77,7 +84,7 @@ class SamplerSpec(Settings):
 
     def integrates_like(self, other: SamplerSpec) -> bool:
         """Whether K, solver and grid are the same: what trained weights are valid for."""
-        mine, theirs = ((spec.num_steps, spec.solver, spec.grid_object) for spec in (self, other))
+        mine, theirs = ((spec.num_steps, spec.solver_object, spec.grid_object) for spec in (self, other))
         return mine == theirs
 
     def __str__(self) -> str:

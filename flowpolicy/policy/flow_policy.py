@@ -25,6 +25,9 @@ from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.models.network import build_network
 from flowpolicy.policy.action_space import ActionSpace
 from flowpolicy.policy.config import FORMAT_VERSION, PolicyConfig, read_config
+from flowpolicy.policy.fingerprint import fingerprint
+from flowpolicy.policy.searched import SearchedSampling
+from flowpolicy.settings import require
 from flowpolicy.spec import PolicySpec
 
 Observations = Mapping[str, Any] | Any  # key -> (B, T_o, *shape), or the single array of key "observation"
@@ -85,15 +88,18 @@ class FlowPolicy(nn.Module):
 
     def nfe(self, num_steps: int | None = None, solver: str | None = None) -> int:
         """Network evaluations of one chunk."""
-        return self.objective.nfe(SamplerSpec(num_steps=num_steps, solver=solver).filled(self.sampling))
+        return self.objective.nfe(self._filled(SamplerSpec(num_steps=num_steps, solver=solver)))
 
     def checked(self, spec: SamplerSpec, *, allow_any_steps: bool = False) -> SamplerSpec:
-        """A description of sampling, filled with the policy's own K, solver and grid where it names none.
+        """A description of sampling, filled with the policy's own K, solver and grid where it names none, and
+        with those of the file that its solver names.
 
         Raises:
-            ConfigError: the policy cannot be sampled so, or was tuned for another K, solver or grid.
+            CheckpointError: the file is not there, or holds no searched solver.
+            ConfigError: the policy cannot be sampled so, was tuned for another K, solver or grid, or the
+                solver was searched for another policy.
         """
-        spec = spec.filled(self.sampling)
+        spec = self._filled(spec)
         tuned = self.config.tuned
         if tuned is not None and not allow_any_steps and not spec.integrates_like(self.sampling):
             raise ConfigError(
@@ -102,6 +108,18 @@ class FlowPolicy(nn.Module):
             )
         self.objective.check(spec)
         return spec
+
+    def _filled(self, spec: SamplerSpec) -> SamplerSpec:
+        if spec.solver_file is None:
+            return spec.filled(self.sampling)
+        searched = SearchedSampling.load(spec.solver_file)
+        searched.check(fingerprint(self))
+        found = searched.sampling
+        for name in ("num_steps", "grid"):
+            given = getattr(spec, name)
+            allowed = f"{getattr(found, name)}, as {spec.solver_file} has it, or left out"
+            require(given is None or given == getattr(found, name), name, given, allowed)
+        return dataclasses.replace(spec, num_steps=found.num_steps, solver=found.solver, grid=found.grid)
 
     @torch.no_grad()
     def act(
@@ -121,7 +139,8 @@ class FlowPolicy(nn.Module):
             observations: key -> ``(B, T_o, *shape)`` in physical units, oldest first; a plain array stands
                 for the key ``observation``.
             num_steps: K; the policy's default where None.
-            solver: ``euler``, ``midpoint`` or ``heun``; the policy's default where None.
+            solver: ``euler``, ``midpoint``, ``heun``, ``taylor``, ``ab2``, ``ab3``, or the file of a searched
+                one; the policy's own where None.
             sampler: K, solver and grid in place of these two; backends, caching and guidance are
                 :func:`~flowpolicy.acceleration.sampler.build_sampler`'s.
             noise: x_0 ``(B, *spec.noise_shape)``; drawn from ``generator`` where None.

@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 
 import flowpolicy
-from flowpolicy.acceleration.caching.schedule import fingerprint
 from flowpolicy.acceleration.sampler import Sampler
 from flowpolicy.errors import DAMAGED_POLICY, FlowPolicyError
 from flowpolicy.execution.receding_horizon import ChunkPolicy
 from flowpolicy.features import Feature, Task, TextFeature
 from flowpolicy.features.presence import completed
+from flowpolicy.policy.fingerprint import fingerprint
 from flowpolicy.serving.messages import decode, encode
 from flowpolicy.settings import require
 

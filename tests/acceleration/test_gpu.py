@@ -23,10 +23,10 @@ def gpu_policy():
     return random_policy().to("cuda")
 
 
-def schedule(policy, cached):
+def schedule(policy, cached, solver="euler"):
     if not cached:
         return None
-    key = ScheduleKey.of(policy, SamplerSpec(num_steps=STEPS, solver="euler"))
+    key = ScheduleKey.of(policy, SamplerSpec(num_steps=STEPS, solver=solver))
     return Schedule(key, (uniform(key.num_evaluations, 4),) * len(key.blocks), "uniform")
 
 
@@ -36,13 +36,14 @@ def normalized(policy, chunk):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("cached", [False, True])
-@pytest.mark.parametrize("backend", ["compile", "cuda_graph"])
-def test_backends_agree_with_eager(gpu_policy, backend, cached, dtype):
-    plan = schedule(gpu_policy, cached)
-    eager = build_sampler(gpu_policy, batch_size=ROWS, num_steps=STEPS, schedule=plan)
-    fast = build_sampler(
-        gpu_policy, batch_size=ROWS, num_steps=STEPS, schedule=plan, backend=backend, dtype=dtype
-    )
+@pytest.mark.parametrize(("backend", "solver"), [
+    ("compile", "euler"), ("cuda_graph", "euler"), ("cuda_graph", "ab3"), ("cuda_graph", "taylor"),
+])  # fmt: skip
+def test_backends_agree_with_eager(gpu_policy, backend, solver, cached, dtype):
+    plan = schedule(gpu_policy, cached, solver)
+    sampling = SamplerSpec(num_steps=STEPS, solver=solver, backend="eager")
+    eager = build_sampler(gpu_policy, sampling, batch_size=ROWS, schedule=plan)
+    fast = build_sampler(gpu_policy, sampling, batch_size=ROWS, schedule=plan, backend=backend, dtype=dtype)
     for seed in range(3):  # a captured graph must read each call's own inputs
         observations = {key: value.cuda() for key, value in random_observations(ROWS, seed).items()}
         noise = torch.randn(ROWS, 4, 2, generator=torch.Generator().manual_seed(seed)).cuda()

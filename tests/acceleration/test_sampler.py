@@ -29,8 +29,8 @@ def some_schedule(policy, num_steps, seed=0, solver="euler"):
 
 @pytest.mark.parametrize(("objective", "num_steps", "solver"), [
     ("flow_matching", 1, "euler"), ("flow_matching", 7, "euler"), ("flow_matching", 3, "heun"),
-    ("flow_matching", 3, "midpoint"), ("shortcut", 1, "euler"), ("shortcut", 4, "euler"),
-    ("shortcut", 32, "heun"),
+    ("flow_matching", 3, "midpoint"), ("flow_matching", 4, "ab3"), ("flow_matching", 2, "taylor"),
+    ("shortcut", 1, "euler"), ("shortcut", 4, "euler"), ("shortcut", 32, "heun"),
 ])  # fmt: skip
 def test_recomputing_everything_is_the_plain_policy_to_the_last_bit(
     objective, num_steps, solver, observations, noise
@@ -76,7 +76,7 @@ def test_caching_is_a_loop_that_adds_the_last_output_of_each_block(solver, polic
 @pytest.mark.parametrize("backend", ["compile", "onnx"])
 @pytest.mark.parametrize(("num_steps", "cached", "solver"), [
     (4, False, "euler"), (8, True, "euler"), (20, False, "euler"), (20, True, "euler"), (10, True, "heun"),
-    (4, True, "midpoint"),
+    (4, True, "ab3"), (20, False, "ab2"), (4, True, "taylor"),
 ])  # fmt: skip
 def test_every_backend_computes_what_eager_does(
     backend, num_steps, cached, solver, policy, observations, noise, exports

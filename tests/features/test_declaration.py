@@ -9,13 +9,13 @@ import pytest
 import zarr
 from kinds import policy_of
 
-from flowpolicy.acceleration.caching.schedule import fingerprint
 from flowpolicy.data.importers import import_demonstrations, import_to_store
 from flowpolicy.data.sampling import as_tensors
 from flowpolicy.data.store import Demonstrations, read_demonstrations, write_demonstrations
 from flowpolicy.errors import ConfigError, DataError, TaskError
 from flowpolicy.features import Depth, Image, Pose, Task, Vector, undeclared
 from flowpolicy.policy import FlowPolicy
+from flowpolicy.policy.fingerprint import fingerprint
 
 STEPS = 6
 

@@ -1,5 +1,6 @@
 """The likelihood of the denoising chain is exact."""
 
+import dataclasses
 import math
 
 import pytest
@@ -9,6 +10,7 @@ from flowpolicy.errors import ConfigError
 from flowpolicy.finetuning.chain import NoisyFlow, entropy, kl_divergence, log_prob, transition_mask
 from flowpolicy.finetuning.noise import NoiseConfig
 from flowpolicy.finetuning.rules import PPO, Minibatch
+from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.models.config import MLPConfig, TransformerConfig
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.policy.config import PolicyConfig
@@ -17,8 +19,9 @@ B, T, A, T_O = 6, 4, 3, 2
 
 
 def make(
-    objective="shortcut", num_steps=4, *, dtype=torch.float64, action_dim=A, horizon=T, model=None, **noise
-):
+    objective="shortcut", num_steps=4, *, dtype=torch.float64, action_dim=A, horizon=T, model=None, grid=None,
+    **noise,
+):  # fmt: skip
     torch.manual_seed(0)
     model = model or TransformerConfig(width=16, depth=2, num_heads=2, dropout=0.3)
     config = PolicyConfig(
@@ -27,7 +30,7 @@ def make(
     policy = FlowPolicy(config)
     for parameter in policy.network.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    flow = NoisyFlow(policy, num_steps, NoiseConfig(**noise)).to(dtype).eval()
+    flow = NoisyFlow(policy, num_steps, NoiseConfig(**noise), grid).to(dtype).eval()
     for parameter in flow.noise.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return policy, flow
@@ -85,6 +88,28 @@ def test_the_flow_without_noise_is_the_deployed_policy(objective):
     observation = {"observation": torch.randn(B, T_O, 5)}
     chunk = policy.action_normalizer.denormalize(flow.flow(observation, start))
     assert torch.allclose(chunk, policy.act(observation, num_steps=4, noise=start), atol=1e-6)
+
+
+def test_an_uneven_grid_has_each_steps_own_length_in_mean_and_noise():
+    grid = {"name": "given", "times": [0.0, 0.5, 0.8, 1.0]}
+    policy, flow = make("flow_matching", 3, grid=grid)
+    observation, chain = sampled(flow)
+    lengths = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    assert torch.allclose(flow.lengths.double(), lengths)
+    context = flow.network.encode(observation)
+    velocity = flow.network.velocity(chain.x[:, 1], chain.x.new_tensor([0.5]), chain.x.new_zeros(1), context)
+    assert torch.allclose(chain.mean[:, 1], chain.x[:, 1] + 0.3 * velocity, atol=1e-6)
+    even = flow.noise(observation, chain.x[:, :-1], torch.arange(3))
+    assert torch.allclose(chain.std, even * (3 * lengths).sqrt()[:, None, None], atol=1e-6)
+    mean, std = flow(observation, chain.x)
+    assert torch.allclose(mean, chain.mean, atol=1e-9)
+    assert torch.allclose(std, chain.std, atol=1e-9)
+    uniform = make("flow_matching", 49)[1]
+    assert torch.equal(uniform.spreads, torch.ones(49, dtype=torch.float64))
+    deployed = FlowPolicy(dataclasses.replace(policy.config, tuned=flow.sampling))
+    assert deployed.sampling.grid == grid
+    with pytest.raises(ConfigError, match="tuned for"):
+        deployed.checked(SamplerSpec(grid={"name": "shifted"}))
 
 
 def test_samples_are_not_clamped_and_the_last_mean_is():

@@ -214,7 +214,7 @@ def config_of(members, **changes):
 
 WRONG = ("text", {}, [[1]], -1, float("nan"), 1.5, ["x"] * 99)
 FITTING = {  # of those, by setting
-    "noise": [{}], "update": [{}], "target_kl": [1.5], "max_grad_norm": [1.5],
+    "noise": [{}], "update": [{}], "grid": [{}], "target_kl": [1.5], "max_grad_norm": [1.5],
     "verbose": [-1], "tensorboard_log": WRONG,
 }  # fmt: skip
 

@@ -229,6 +229,7 @@ def test_the_config_on_disk_is_plain_json_with_a_version(tmp_path):
     [
         SamplerSpec(num_steps=2, solver="euler"),
         SamplerSpec(num_steps=3, solver="heun", grid={"name": "shifted", "shift": 0.3}),
+        SamplerSpec(num_steps=3, solver="ab122", grid={"name": "given", "times": (0, 0.5, 0.75, 1)}),
     ],
 )
 def test_the_sampling_that_a_policy_was_tuned_for_is_kept(tmp_path, tuned):
@@ -239,6 +240,22 @@ def test_the_sampling_that_a_policy_was_tuned_for_is_kept(tmp_path, tuned):
     assert torch.equal(loaded.act(seen(), noise=NOISE), given)
     with pytest.raises(ConfigError, match="tuned for num_steps="):
         loaded.act(seen(), sampler=dataclasses.replace(tuned, grid={"name": "shifted", "shift": 0.9}))
+
+
+@pytest.mark.parametrize(
+    ("tuned", "words"),
+    [
+        ({"num_steps": 3, "solver": "ab1223"}, "of at most 3 steps"),
+        ({"num_steps": 3, "solver": "elsewhere.json"}, "solver is 'elsewhere.json'"),
+        ({"num_steps": 3, "grid": {"name": "given", "times": [0, 0.5, 1]}}, "of 3 steps"),
+        ({"num_steps": 3, "grid": {"name": "shifted", "shfit": 0.5}}, "shfit"),
+    ],
+)
+def test_a_checkpoint_whose_sampling_is_none_is_refused(tmp_path, tuned, words):
+    file = make("flow_matching").save(tmp_path / "checkpoint") / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "tuned": tuned}))
+    with pytest.raises(CheckpointError, match=words):
+        FlowPolicy.load(tmp_path / "checkpoint")
 
 
 def test_a_checkpoint_of_format_1_names_the_two_by_themselves(tmp_path):

@@ -5,6 +5,7 @@ import json
 import pytest
 from script_runs import run_script, save_small
 
+from flowpolicy import FlowPolicy
 from flowpolicy.acceleration.caching.schedule import Schedule
 
 pytest.importorskip("pymunk", reason="Push-T is not installed")
@@ -63,6 +64,17 @@ def test_a_calibrated_schedule_is_timed_and_refused_elsewhere(repo_root, tmp_pat
     assert "another checkpoint" in done.stderr
 
 
+def test_a_solver_is_searched(repo_root, tmp_path, checkpoints):
+    checkpoint = f"checkpoint={checkpoints['flow_matching']}"
+    small = ["observations=3", "test_observations=3", "episodes=1", "iterations=2", "threads=1", *PUSHT]
+    done = run_script(tmp_path, repo_root, "search_solver.py", checkpoint, "nfe=2", *small, "run_dir=search")
+    assert "| searched |" in done.stdout
+    file = tmp_path / "search" / "solver.json"
+    found = json.loads((tmp_path / "search" / "summary.json").read_text())["metrics"]
+    assert found["rms_error"] <= found["least_rms_error_of_hand_made"]
+    assert FlowPolicy.load(checkpoints["flow_matching"]).nfe(solver=str(file)) == 2
+
+
 @pytest.mark.parametrize(
     ("script", "option", "words"),
     [
@@ -70,13 +82,15 @@ def test_a_calibrated_schedule_is_timed_and_refused_elsewhere(repo_root, tmp_pat
         ("calibrate_cache.py", "updates=40", ["updates is 40"]),
         ("calibrate_cache.py", "num_steps=1", ["nothing to reuse"]),
         ("calibrate_cache.py", "metod=acs", ["'metod'", "'method'"]),
+        ("search_solver.py", "nfe=1", ["nfe is 1", "between 2 and 64"]),
         ("benchmark_latency.py", "backends=[tensorrt]", ["tensorrt", "onnx"]),
         ("benchmark_latency.py", "backends=[cuda_graph]", ["GPU"]),
         ("benchmark_latency.py", "schedules=[nowhere.json]", ["No cache schedule at nowhere.json"]),
     ],
 )
 def test_a_mistake_is_one_sentence(repo_root, tmp_path, checkpoints, script, option, words):
-    settings = SMALL if script.startswith("calibrate") else [*TIMED, "num_steps=[2]", "device=cpu"]
+    by_script = {"calibrate_cache.py": SMALL, "search_solver.py": PUSHT}
+    settings = by_script.get(script, [*TIMED, "num_steps=[2]", "device=cpu"])
     settings = [given for given in settings if given.split("=")[0] != option.split("=")[0]]
     checkpoint = f"checkpoint={checkpoints['flow_matching']}"
     done = run_script(tmp_path, repo_root, script, checkpoint, *settings, option, "run_dir=run", fails=True)

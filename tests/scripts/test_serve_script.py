@@ -15,10 +15,10 @@ from script_runs import run_script
 pytest.importorskip("hydra", reason="hydra is not installed")
 
 from flowpolicy import FlowPolicy
-from flowpolicy.acceleration.caching.schedule import fingerprint
 from flowpolicy.acceleration.choosing.plan import DeploymentPlan, MeasuredSampler, hardware
 from flowpolicy.errors import CheckpointError, ConfigError
 from flowpolicy.flow.sampler_spec import SamplerSpec
+from flowpolicy.policy.fingerprint import fingerprint
 from flowpolicy.serving.client import PolicyClient
 from flowpolicy.serving.run import ServeConfig
 

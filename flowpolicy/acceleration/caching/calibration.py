@@ -47,7 +47,8 @@ class CalibrationConfig(Settings):
     Attributes:
         checkpoint: folder of the policy.
         num_steps: K; None takes the policy's own.
-        solver: ODE solver; None takes the policy's own.
+        solver: ODE solver, or the file of a searched one; None takes the policy's own.
+        grid: ``name`` and settings of the grid of flow times; None takes the policy's own.
         updates: S, evaluations at which each block is recomputed.
         bubbles: n, blocks that BUA gives a union.
         method: which schedule becomes ``schedule.json``: one of the methods, or ``best``, the one with
@@ -66,6 +67,7 @@ class CalibrationConfig(Settings):
     checkpoint: str
     num_steps: int | None = None
     solver: str | None = None
+    grid: dict[str, Any] | None = None
     updates: PositiveInt = 10
     bubbles: NonNegativeInt = 5
     method: Annotated[str, one_of(("best", *METHODS))] = "best"
@@ -233,7 +235,7 @@ def calibrate(
 
 def _sampling(policy: FlowPolicy, config: CalibrationConfig) -> SamplerSpec:
     """How the policy is to be sampled, with as many evaluations as updates and more than one."""
-    sampling = policy.checked(SamplerSpec(num_steps=config.num_steps, solver=config.solver))
+    sampling = policy.checked(SamplerSpec(num_steps=config.num_steps, solver=config.solver, grid=config.grid))
     size = ScheduleKey.of(policy, sampling).num_evaluations
     if size < 2:
         raise ConfigError(

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from flowpolicy.acceleration.caching.calibration import caching_schedules
 from flowpolicy.acceleration.caching.program import Evaluation, Recompute, program_of
-from flowpolicy.acceleration.caching.schedule import Schedule, ScheduleKey, full_schedule, weights_hash
+from flowpolicy.acceleration.caching.schedule import Schedule, ScheduleKey, full_schedule
 from flowpolicy.acceleration.caching.similarity import MINIMUM_OBSERVATIONS, SimilarityMeter
 from flowpolicy.acceleration.engine import Observe
 from flowpolicy.errors import ConfigError, DataError
+from flowpolicy.policy.fingerprint import weights_hash
 from flowpolicy.runs.progress import progress
 from flowpolicy.settings import require
 

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from torch import nn
-
 from flowpolicy.errors import CheckpointError, ConfigError
-from flowpolicy.features import features_of
 from flowpolicy.files.reading import read_versioned
 from flowpolicy.files.storage import write_json
 from flowpolicy.flow.grids import build_grid
 from flowpolicy.flow.sampler_spec import MOST_STEPS, SamplerSpec
 from flowpolicy.models.blocks import AddressableBlocks
 from flowpolicy.policy import FlowPolicy
+from flowpolicy.policy.fingerprint import fingerprint
 from flowpolicy.ranges import between, not_empty
 from flowpolicy.settings import Settings, build, require
 
@@ -174,46 +170,6 @@ _NAMES = {
     "blocks": "network",
     "grid": "grid of flow times",
 }
-
-
-def fingerprint(policy: FlowPolicy) -> str:
-    """Hash of everything that decides a policy's actions: objective, sizes, weights and normalisers.
-
-    What a checkpoint only says about itself (its task, where it comes from) is left out.
-    """
-    config = policy.config.content()
-    for name in ("task", "metadata", "execute_horizon"):
-        del config[name]
-    # Spelt as format 1 did, so that schedules and plans made then stay valid; what is new appears where used.
-    observations = policy.config.observations
-    shapes = {key: feature.shape for key, feature in observations.items()}
-    if observations == features_of(shapes):
-        del config["observations"]
-        config["observation_shapes"] = shapes
-    tuned = config.pop("tuned") or {}
-    config["tuned_num_steps"], config["tuned_solver"] = (
-        tuned.pop("num_steps", None),
-        tuned.pop("solver", "euler"),
-    )
-    if tuned:
-        config["tuned"] = tuned
-    if config["model"]["network"] == "transformer":
-        del config["model"]["network"]
-        if config["model"]["actions_per_token"] == 1:
-            del config["model"]["actions_per_token"]
-    vision = config["model"].get("vision", {})
-    for name in ("jitter", "weights", "frozen"):  # of training alone
-        vision.pop(name, None)
-    return weights_hash(policy, json.dumps(config, sort_keys=True))
-
-
-def weights_hash(module: nn.Module, about: str = "") -> str:
-    """Hash of a module's state and of a text, 16 hexadecimal digits."""
-    digest = hashlib.sha256(about.encode())
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def full_schedule(key: ScheduleKey) -> Schedule:

@@ -22,6 +22,8 @@ from flowpolicy.runs.progress import progress
 
 STEPS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 50, 64, 100)
 HIGHER_ORDER_STEPS = (1, 2, 3, 4, 5, 6, 8, 12)
+MULTISTEP_STEPS = (2, 3, 4, 5, 6, 8)
+MULTISTEP_GRIDS = ("uniform", "shifted")
 REFERENCE_STEPS = 100
 CACHED_FROM = 20
 """Least K at which cache schedules are tried: below it there is little to reuse."""
@@ -85,10 +87,13 @@ def reference_of(policy: FlowPolicy) -> SamplerSpec:
     return policy.sampling
 
 
-def candidates_of(policy: FlowPolicy, extra: Sequence[Schedule] = ()) -> list[Candidate]:
-    """Every valid K and solver, uniform schedules where K is large, and the given ones; least work first."""
+def candidates_of(
+    policy: FlowPolicy, extra: Sequence[Schedule] = (), searched: Sequence[SamplerSpec] = ()
+) -> list[Candidate]:
+    """Every valid K, solver and grid, uniform schedules where K is large, and the given ones; least work
+    first."""
     found = []
-    for sampling in _samplings(policy):
+    for sampling in (*_samplings(policy), *map(policy.checked, searched)):
         found.append(Candidate(sampling, None, policy.objective.nfe(sampling)))
         if sampling.solver == "euler" and sampling.steps >= CACHED_FROM:
             found += [_cached(schedule) for schedule in _uniform_schedules(policy, sampling)]
@@ -156,10 +161,19 @@ def _samplings(policy: FlowPolicy) -> Iterator[SamplerSpec]:
     if policy.config.tuned is not None:
         yield policy.sampling
         return
-    wished = [(steps, "euler") for steps in STEPS]
-    wished += [(steps, solver) for solver in ("midpoint", "heun") for steps in HIGHER_ORDER_STEPS]
-    for steps, solver in wished:
-        sampling = SamplerSpec(num_steps=steps, solver=solver)
+    wished = [SamplerSpec(num_steps=steps, solver="euler") for steps in STEPS]
+    wished += [
+        SamplerSpec(num_steps=steps, solver=solver)
+        for solver in ("midpoint", "heun", "taylor")
+        for steps in HIGHER_ORDER_STEPS
+    ]
+    wished += [
+        SamplerSpec(num_steps=steps, solver=solver, grid={"name": grid})
+        for solver in ("ab2", "ab3")
+        for grid in MULTISTEP_GRIDS
+        for steps in MULTISTEP_STEPS
+    ]
+    for sampling in wished:
         if _is_valid(policy, sampling):
             yield sampling
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flowpolicy.acceleration.caching.schedule import Schedule, fingerprint
+from flowpolicy.acceleration.caching.schedule import Schedule
 from flowpolicy.acceleration.choosing.candidates import (
     Candidate,
     candidates_of,
@@ -29,7 +29,9 @@ from flowpolicy.errors import FlowPolicyError
 from flowpolicy.evaluation.delayed import DelayedResult, run_delayed
 from flowpolicy.evaluation.statistics import mean_interval, paired_difference_interval, percentiles
 from flowpolicy.evaluation.task import Task, task_of
+from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.policy import FlowPolicy
+from flowpolicy.policy.fingerprint import fingerprint
 from flowpolicy.runs.device import resolve_device
 from flowpolicy.runs.progress import progress
 
@@ -109,7 +111,7 @@ def plan_checkpoint(config: PlanConfig, env: Mapping[str, Any] | None = None) ->
         # On other episodes than those they are judged on.
         making = observe(16, episodes=4, seed=CALIBRATION_SEED + 3000)
         schedules += searched_schedules(policy, making, config.search_iterations, config.seed)
-    candidates = candidates_of(policy, schedules)
+    candidates = candidates_of(policy, schedules, [SamplerSpec(solver=path) for path in config.solvers])
     judged = list(with_errors(policy, candidates, recorded, config.seed))
     kept, beaten = unbeaten(judged, config.max_action_error)
     measured = [*measure(policy, kept, recorded, config), *beaten]

@@ -36,6 +36,7 @@ class PlanConfig(Settings):
             that is busier later: neighbours come and go, caches and clocks drift.
         backends: to try; those that cannot run here are left out.
         schedules: files of cache schedules to try beside uniform ones.
+        solvers: files of searched solvers to try.
         search_iterations: moves of the search for schedules; 0 tries uniform ones only.
         calls: timed calls of each candidate that may be in time.
         bouts: parts that the calls are taken in, apart from each other; the worst one counts.
@@ -57,6 +58,7 @@ class PlanConfig(Settings):
     margin: BelowOne = 0.1
     backends: Annotated[tuple[str, ...], not_empty("backend")] = ("onnx", "eager", "compile", "cuda_graph")
     schedules: tuple[str, ...] = ()
+    solvers: tuple[str, ...] = ()
     search_iterations: NonNegativeInt = 40
     calls: int = 2000
     bouts: PositiveInt = 4

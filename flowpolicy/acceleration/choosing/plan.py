@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from flowpolicy.acceleration.caching.schedule import fingerprint
 from flowpolicy.acceleration.deployed import MOST_THREADS, DeployedSampler, only
 from flowpolicy.acceleration.sampler import BACKENDS
 from flowpolicy.errors import CheckpointError, ConfigError
@@ -18,6 +17,7 @@ from flowpolicy.files.storage import write_json
 from flowpolicy.flow.sampler_spec import MOST_STEPS, SamplerSpec
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.policy.config import LONGEST
+from flowpolicy.policy.fingerprint import fingerprint
 from flowpolicy.ranges import NonNegativeFloat, between, positive_to, within
 from flowpolicy.settings import Settings, build, require
 
@@ -51,7 +51,8 @@ class MeasuredSampler(Settings, prefix="plan.sampler"):
         super().__post_init__()
         steps, solver, backend = self.sampling.num_steps, self.sampling.solver, self.sampling.backend
         require(steps is not None, "plan.sampler.num_steps", steps, f"between 1 and {MOST_STEPS}")
-        require(solver is not None, "plan.sampler.solver", solver, "named")
+        is_named = solver is not None and self.sampling.solver_file is None
+        require(is_named, "plan.sampler.solver", solver, "the name of a solver")
         require(backend in BACKENDS, "plan.sampler.backend", backend, f"one of {', '.join(BACKENDS)}")
         file = self.sampling.schedule
         is_beside = file is None or (Path(file).name == file and file not in ("", ".", ".."))

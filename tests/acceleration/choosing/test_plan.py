@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from flowpolicy import FlowPolicy
-from flowpolicy.acceleration.caching.schedule import fingerprint
 from flowpolicy.acceleration.choosing.candidates import (
     Candidate,
     candidates_of,
@@ -37,6 +36,7 @@ from flowpolicy.acceleration.deployed import only
 from flowpolicy.errors import CheckpointError, ConfigError
 from flowpolicy.evaluation.task import Task
 from flowpolicy.flow.sampler_spec import SamplerSpec
+from flowpolicy.policy.fingerprint import fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,8 @@ def test_only_valid_samplings_are_candidates(policies):
         c.sampling.num_steps >= 32 for c in shortcut if c.sampling.solver != "euler"
     )
     flow = candidates_of(policies["flow_matching"])
-    assert {c.sampling.solver for c in flow} == {"euler", "midpoint", "heun"}
+    assert {c.sampling.solver for c in flow} == {"euler", "midpoint", "heun", "taylor", "ab2", "ab3"}
+    assert {c.sampling.grid_object.name for c in flow} == {"uniform", "shifted"}
     assert any(c.schedule is not None for c in flow)
     assert all(a.work <= b.work for a, b in itertools.pairwise(flow))
     (tuned,) = candidates_of(policies["reinflow"])

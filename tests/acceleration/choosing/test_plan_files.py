@@ -12,11 +12,12 @@ import torch
 
 from flowpolicy import FlowPolicy, PolicyConfig
 from flowpolicy.acceleration.caching.schedule import Schedule, ScheduleKey, full_schedule
-from flowpolicy.acceleration.choosing.plan import DeploymentPlan, MeasuredSampler, fingerprint, hardware
+from flowpolicy.acceleration.choosing.plan import DeploymentPlan, MeasuredSampler, hardware
 from flowpolicy.acceleration.deployed import DeployedSampler
 from flowpolicy.errors import CheckpointError, ConfigError
 from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.models.config import TransformerConfig
+from flowpolicy.policy.fingerprint import fingerprint
 from flowpolicy.runs.device import resolve_device
 
 
@@ -66,6 +67,8 @@ def refused(load: Any, path: Path, content: Any, dotted: str, value: Any) -> Non
         ("execute_horizon", 0),
         ("sampler.sampling.num_steps", 10**9),
         ("sampler.sampling.solver", "rk45"),
+        ("sampler.sampling.solver", "elsewhere.json"),
+        ("sampler.sampling.grid", {"name": "given", "times": [0, 0.9]}),
         ("sampler.sampling.backend", "cloud"),
         ("sampler.sampling.dtype", "float8"),
         ("sampler.sampling.schedule", "../../etc/passwd"),
