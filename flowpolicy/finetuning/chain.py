@@ -43,7 +43,8 @@ class NoisyFlow(nn.Module):
         policy: a flow-matching or shortcut policy; its network is used, not copied.
         num_steps: K.
         noise: settings of the noise network.
-        grid: ``name`` and settings of the grid of flow times; None takes the policy's own.
+        grid: ``name`` and settings of the grid of flow times; None takes the one that the policy was
+            tuned for, or else the uniform one.
 
     Raises:
         ConfigError: the policy is no flow, or cannot take K steps.
@@ -64,6 +65,8 @@ class NoisyFlow(nn.Module):
         lacking = ", ".join(optional_keys(policy.spec.features))
         allowed = "observed in every store that a policy to fine-tune was pretrained on"
         require(not lacking, "data.observation_keys", lacking, allowed)
+        if grid is None and policy.config.tuned is None and policy.sampling.grid is not None:
+            grid = {"name": "uniform"}  # the policy's own is for sampling without noise
         wanted = SamplerSpec(num_steps=num_steps, solver="euler", grid=grid)
         self.sampling = policy.checked(wanted, allow_any_steps=True)
         self.num_steps = num_steps

@@ -105,7 +105,8 @@ class FinetuneConfig(Settings):
         env: the task's settings.
         checkpoint: the pretrained policy.
         num_steps: K.
-        grid: ``name`` and settings of the chain's grid of flow times; None takes the checkpoint's.
+        grid: ``name`` and settings of the chain's grid of flow times; None takes the one it was
+            tuned for, or else the uniform one.
         action_clip: bound of the last transition's mean in normalised units, which the tuned policy keeps;
             None takes the checkpoint's. Beyond it the mean has no gradient.
         total_steps: environment steps, over all processes.

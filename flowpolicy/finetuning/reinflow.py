@@ -49,7 +49,8 @@ class ReinFlow(ChunkAlgorithm):
         env: a Gymnasium environment, its id, or a stable-baselines3 ``VecEnv`` of raw environments; None for
             prediction alone.
         num_steps: K, which the tuned policy is then valid for.
-        grid: ``name`` and settings of the grid of flow times, likewise; None takes the policy's own.
+        grid: ``name`` and settings of the grid of flow times, likewise; None takes the one that the
+            policy was tuned for, or else the uniform one.
         n_steps: chunks per environment and iteration, S.
         batch_size: chunks of a minibatch.
         n_epochs: passes over an iteration's chunks.

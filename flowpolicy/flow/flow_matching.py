@@ -12,7 +12,7 @@ from flowpolicy.data.sampling import Batch
 from flowpolicy.flow.network import Network
 from flowpolicy.flow.objective import Draws, Flow, Metrics, masked_mean
 from flowpolicy.flow.path import interpolate, velocity_target
-from flowpolicy.flow.sampler_spec import MOST_STEPS
+from flowpolicy.flow.sampler_spec import MOST_STEPS, SamplerSpec
 from flowpolicy.flow.time_sampling import build_time_sampler
 from flowpolicy.ranges import PositiveInt, at_most
 
@@ -24,15 +24,26 @@ class FlowMatching(Flow):
     Attributes:
         time_sampling: distribution of t, a name or a mapping with ``name`` and parameters.
         default_num_steps: K used where a caller names none.
+        default_solver: likewise; Euler's in checkpoints that were made before there was another default.
+        default_grid: likewise; None is the uniform one.
     """
 
     name: ClassVar[str] = "flow_matching"
     time_sampling: dict[str, Any] = field(default_factory=lambda: {"name": "uniform"})
     default_num_steps: Annotated[PositiveInt, at_most(MOST_STEPS)] = 4
+    default_solver: str = "euler"
+    default_grid: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         build_time_sampler(self.time_sampling)
+        self.check(self.default_sampling())
+
+    def default_sampling(self) -> SamplerSpec:
+        """K, solver and grid where a caller names none."""
+        return SamplerSpec(
+            num_steps=self.default_num_steps, solver=self.default_solver, grid=self.default_grid
+        )
 
     def draw(
         self, shape: tuple[int, int, int], generator: torch.Generator | None, device: torch.device | str

@@ -89,6 +89,10 @@ class Objective(Settings, ABC, prefix="policy"):
         Of ``noise`` and velocities nothing is asked but sums and products with floats.
         """
 
+    def default_sampling(self) -> SamplerSpec:
+        """K, solver and grid where a caller names none."""
+        return SamplerSpec(num_steps=self.default_num_steps, solver="euler")
+
     def nfe(self, spec: SamplerSpec) -> int:
         """Network evaluations of one chunk."""
         return spec.nfe()

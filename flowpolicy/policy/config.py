@@ -98,7 +98,7 @@ class PolicyConfig(Settings):
             ConfigError: the objective is none, or cannot be sampled so.
         """
         objective = build_objective(self.objective)
-        default = SamplerSpec(num_steps=objective.default_num_steps, solver="euler")
+        default = objective.default_sampling()
         own = default if self.tuned is None else self.tuned.filled(default)
         objective.check(own)
         return own

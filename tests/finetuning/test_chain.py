@@ -112,6 +112,19 @@ def test_an_uneven_grid_has_each_steps_own_length_in_mean_and_noise():
         deployed.checked(SamplerSpec(grid={"name": "shifted"}))
 
 
+def test_a_default_solver_and_grid_are_for_sampling_without_noise():
+    objective = {"name": "flow_matching", "default_solver": "ab3", "default_grid": {"name": "shifted"}}
+    model = TransformerConfig(width=16, depth=1, num_heads=2)
+    config = PolicyConfig(objective, model, {"observation": (5,)}, A, T_O, T, T)
+    policy = FlowPolicy(config)
+    assert str(policy.sampling) == "num_steps=4, solver=ab3, grid={'name': 'shifted', 'shift': 0.5}"
+    assert NoisyFlow(policy, 4, NoiseConfig()).sampling.grid == {"name": "uniform"}
+    before = FlowPolicy(dataclasses.replace(config, objective={"name": "flow_matching"}))
+    assert before.sampling == SamplerSpec(num_steps=4, solver="euler")
+    with pytest.raises(ConfigError, match="of at most 4 steps"):
+        FlowPolicy(dataclasses.replace(config, objective={**objective, "default_solver": "ab12312"}))
+
+
 def test_samples_are_not_clamped_and_the_last_mean_is():
     policy, flow = make(minimum=0.5, maximum=0.9, final_maximum=0.6)
     _, chain = sampled(flow, batch=200)
