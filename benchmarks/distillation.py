@@ -39,7 +39,7 @@ class Student:
 
     Attributes:
         label: of the folder and the table.
-        method: of distillation.
+        method: of distillation; without one it is pretrained from scratch as a mean flow.
         steps: K that it is trained for and evaluated at.
         options: for training.
         init: label of the student that it starts from.
@@ -61,7 +61,10 @@ STUDENTS = (
     Student("transport", "transport"),
     Student("small-direct", "direct", options=SMALL),
     Student("small-slimflow", "slimflow", options=SMALL),
+    Student("mean-flow", "", one_training=True),
 )
+DEPTHS = {"pusht": 3, "hopper": 2}
+"""Layers of the teachers."""
 
 
 @dataclass(frozen=True)
@@ -100,16 +103,25 @@ def teacher(task: str) -> str:
 def distil(cell: Cell) -> None:
     """Do what is missing of one cell; both scripts write their summary last."""
     student, folder = cell.student, cell.folder
-    if not (ROOT / folder / "train" / "summary.json").exists():
-        init = Cell(cell.task, next((s for s in STUDENTS if s.label == student.init), student), 1, cell.seed)
+    common = [
+        f"env={cell.task}", *student.options, f"seed={cell.seed}", "train.threads=1", "train.final_episodes=0",
+        "video=false", "resume=true", f"run_dir={folder / 'train'}",
+    ]  # fmt: skip
+    if student.init:
+        first = next(other for other in STUDENTS if other.label == student.init)
+        start = Cell(cell.task, first, cell.num_steps, cell.seed)
+        distil(start)
+        common.append(f"init={start.folder / 'train' / 'checkpoint'}")
+    if (ROOT / folder / "train" / "summary.json").exists():
+        pass
+    elif student.method:
         run_script(
-            "distill", f"env={cell.task}", f"checkpoint={teacher(cell.task)}", f"method={student.method}",
+            "distill", f"checkpoint={teacher(cell.task)}", f"method={student.method}",
             f"method.num_steps={cell.num_steps}", f"pairs.path={RUNS / cell.task / 'pairs'}",
-            "pairs.num_steps=8", "pairs.solver=midpoint", "train.batch_size=128", *student.options,
-            *([f"init={init.folder / 'train' / 'checkpoint'}"] if student.init else []),
-            f"seed={cell.seed}", "train.threads=1", "train.final_episodes=0", "video=false", "resume=true",
-            f"run_dir={folder / 'train'}",
+            "pairs.num_steps=8", "pairs.solver=midpoint", "train.batch_size=128", *common,
         )  # fmt: skip
+    else:
+        run_script("pretrain", "policy=mean_flow", f"model.depth={DEPTHS[cell.task]}", *common)
     evaluate(cell.task, folder / "train" / "checkpoint", folder / "evaluate", cell.evaluated, "force=true")
 
 
@@ -145,10 +157,10 @@ def report(task: str, found: list[Cell]) -> dict[str, Any]:
         row["seeds"] = [training["seed"] for training in trainings]
         row["parameters"] = trainings[0]["parameters"]
         row["train_seconds"] = [
-            training["metrics"]["train_seconds"] - training["metrics"]["prepare_seconds"]
+            training["metrics"]["train_seconds"] - training["metrics"].get("prepare_seconds", 0.0)
             for training in trainings
         ]
-        row["prepare_seconds"] = [training["metrics"]["prepare_seconds"] for training in trainings]
+        row["prepare_seconds"] = [training["metrics"].get("prepare_seconds", 0.0) for training in trainings]
         row["command"] = trainings[0]["command"]
         rows.append(row)
     return {

@@ -126,7 +126,7 @@ def _samplers(
     """The pairs of the episodes that are trained on, and of those that are held out."""
     observation, action, _ = normalized(teacher, demos, None)
     given = (observation, action, demos.episode_ends, teacher.spec.obs_horizon)
-    folder = Path(config.pairs.path) if config.pairs.path else run_dir / "pairs"
+    folder = Path(config.pairs.path).expanduser() if config.pairs.path else run_dir / "pairs"
     if group.is_first:
         make_pairs(teacher, ChunkSampler(*given, 1), Path(demos.source).name, config.pairs, folder)
     group.wait()
