@@ -101,9 +101,8 @@ class PairSampler(ChunkSampler):
         pairs: Pairs,
         episodes: Iterable[int],
     ) -> None:
-        super().__init__(
-            observation, action, episode_ends, obs_horizon, 1
-        )  # the window of a step is its number
+        # Of all episodes: the window of a step is its number.
+        super().__init__(observation, action, episode_ends, obs_horizon, 1)
         owner = np.searchsorted(episode_ends, pairs.step.numpy(), side="right")
         taken = torch.from_numpy(np.isin(owner, list(episodes)))
         if not taken.any():
