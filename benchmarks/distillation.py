@@ -4,10 +4,9 @@
     python benchmarks/distillation.py pusht --report   # only collects what is there
     python benchmarks/distillation.py hopper --only direct --seeds 0
 
-Every run is the real `scripts/distill.py` and `scripts/evaluate.py` with one thread; the command of each is in its
-row. The pairs of a task are made once and shared. Students are compared with their teacher at K = 16 on 400 episodes with
-the same starts and the same noise. Results go to benchmarks/results/distillation-<task>.json; one whose runs
-are not all there says so.
+Every run is the real `scripts/distill.py` and `scripts/evaluate.py`; the command of each training is in its row. The pairs
+of a task are made once and shared. Students are compared with their teacher at K = 16 on 400 episodes with the same starts
+and the same noise. Results go to benchmarks/results/distillation-<task>.json; one whose runs are not all there says so.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from flowpolicy.evaluation.statistics import (
 
 RUNS = Path("runs/benchmarks/distillation")
 EPISODES, REFERENCE = 400, 16
-SMALL = ("model=small", "model.width=40", "model.depth=3", "train.steps=10000")
+SMALL = ("model=small", "model.width=40", "model.depth=3", "train.steps=8000")
 """Less than a quarter of the parameters, which cannot start from the teacher's weights."""
 
 
@@ -58,7 +57,7 @@ STUDENTS = (
     Student("direct", "direct"),
     Student("reflow", "reflow", one_training=True),  # d = 0: valid for any K
     Student("reflow-direct", "direct", (1,), init="reflow"),
-    Student("transport", "transport"),
+    Student("transport", "transport", options=("train.steps=1200",)),  # which costs three times as much
     Student("small-direct", "direct", options=SMALL),
     Student("small-slimflow", "slimflow", options=SMALL),
     Student("mean-flow", "", one_training=True),
@@ -100,17 +99,17 @@ def teacher(task: str) -> str:
     return f"benchmarks/checkpoints/{task}-flow_matching-seed0"
 
 
-def distil(cell: Cell) -> None:
+def distil(cell: Cell, threads: int) -> None:
     """Do what is missing of one cell; both scripts write their summary last."""
     student, folder = cell.student, cell.folder
     common = [
-        f"env={cell.task}", *student.options, f"seed={cell.seed}", "train.threads=1", "train.final_episodes=0",
-        "video=false", "resume=true", f"run_dir={folder / 'train'}",
+        f"env={cell.task}", *student.options, f"seed={cell.seed}", f"train.threads={threads}",
+        "train.final_episodes=0", "video=false", "resume=true", f"run_dir={folder / 'train'}",
     ]  # fmt: skip
     if student.init:
         first = next(other for other in STUDENTS if other.label == student.init)
         start = Cell(cell.task, first, cell.num_steps, cell.seed)
-        distil(start)
+        distil(start, threads)
         common.append(f"init={start.folder / 'train' / 'checkpoint'}")
     if (ROOT / folder / "train" / "summary.json").exists():
         pass
@@ -118,7 +117,7 @@ def distil(cell: Cell) -> None:
         run_script(
             "distill", f"checkpoint={teacher(cell.task)}", f"method={student.method}",
             f"method.num_steps={cell.num_steps}", f"pairs.path={RUNS / cell.task / 'pairs'}",
-            "pairs.num_steps=8", "pairs.solver=midpoint", "train.batch_size=128", *common,
+            "pairs.num_steps=8", "pairs.solver=midpoint", *common,
         )  # fmt: skip
     else:
         run_script("pretrain", "policy=mean_flow", f"model.depth={DEPTHS[cell.task]}", *common)
@@ -220,6 +219,7 @@ def main() -> None:
     parser.add_argument("task", choices=("pusht", "hopper"))
     parser.add_argument("--report", action="store_true", help="collect what is there, train nothing")
     parser.add_argument("--only", default="", help="only cells whose folder contains this text")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads of each training")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
     found, task = cells(arguments.task, arguments.seeds), arguments.task
@@ -227,7 +227,7 @@ def main() -> None:
         evaluate(task, teacher(task), RUNS / task / "teacher", (REFERENCE, 1, 2, 4))
         for cell in found:
             if arguments.only in cell.folder.name:
-                distil(cell)
+                distil(cell, arguments.threads)
     content = report(task, found)
     publish(f"distillation-{task}", content, table(content))
 
