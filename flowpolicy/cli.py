@@ -115,18 +115,18 @@ def _adopt_plugins() -> None:
     if not names and plugins.VARIABLE not in os.environ:
         return
     plugins.load(names)
+    from flowpolicy.distillation.methods import METHODS
     from flowpolicy.finetuning.rules import UPDATE_RULES
     from flowpolicy.flow import OBJECTIVES
     from flowpolicy.models.network import NETWORKS, network_class
 
     network_class("transformer")  # which has ours registered
     store = ConfigStore.instance().store
-    for name, objective in OBJECTIVES.items():
-        if _is_users(objective):
-            store(name, {"name": name, **defaults(objective)}, "policy")
-    for name, rule in UPDATE_RULES.items():
-        if _is_users(rule):
-            store(name, {"name": name, **defaults(rule)}, "update")
+    registries: dict[str, Any] = {"policy": OBJECTIVES, "method": METHODS, "update": UPDATE_RULES}
+    for group, registry in registries.items():
+        for name, part in registry.items():
+            if _is_users(part):
+                store(name, {"name": name, **defaults(part)}, group)
     for name, network in NETWORKS.items():
         if _is_users(network):
             store(name, {**defaults(network.Config), "network": name}, "model")

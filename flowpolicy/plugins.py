@@ -1,11 +1,11 @@
 """User extensions: registries of named parts, and user modules that register more.
 
-A plugin is any module that can be imported from the working directory, such as ``mean_flow.py``::
+A plugin is any module that can be imported from the working directory, such as ``robust_flow.py``::
 
     @register(OBJECTIVES)
-    class MeanFlow(Flow): ...
+    class RobustFlow(FlowMatching): ...
 
-The commands take it as ``flowpolicy pretrain plugins=mean_flow policy=mean_flow``.
+The commands take it as ``flowpolicy pretrain plugins=robust_flow policy=robust_flow``.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ class RegularizationConfig(Settings, prefix="regularization"):
 
 
 @dataclass(frozen=True)
-class DistillConfig(Settings, prefix="distill"):
+class SelfDistillationConfig(Settings, prefix="distill"):
     """Self-distillation: the tuned policy's own chunks re-teach it the other K.
 
     Attributes:
@@ -147,7 +147,7 @@ class FinetuneConfig(Settings):
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     update: dict[str, Any] = field(default_factory=dict)
     regularization: RegularizationConfig = field(default_factory=RegularizationConfig)
-    distill: DistillConfig = field(default_factory=DistillConfig)
+    distill: SelfDistillationConfig = field(default_factory=SelfDistillationConfig)
     evaluate_every: NonNegativeInt = 0
     evaluate_episodes: PositiveInt = 20
     final_episodes: NonNegativeInt = 100

@@ -27,12 +27,12 @@ from flowpolicy.evaluation.video import side_by_side
 from flowpolicy.files.reading import read_json
 from flowpolicy.finetuning.chain import NoisyFlow
 from flowpolicy.finetuning.config import FinetuneConfig
-from flowpolicy.finetuning.distillation import distill
 from flowpolicy.finetuning.native_environments import NativeChunks, native_task
 from flowpolicy.finetuning.recorder import STATE_FILE, Recorder
 from flowpolicy.finetuning.regularization import BehaviourCloning, Regularizer, Wasserstein
 from flowpolicy.finetuning.reinflow import ReinFlow
 from flowpolicy.finetuning.rules import UpdateRule, build_update_rule
+from flowpolicy.finetuning.self_distillation import self_distill
 from flowpolicy.finetuning.stable_baselines3 import ChunkedVecEnv
 from flowpolicy.finetuning.staggered import make_staggered
 from flowpolicy.flow.sampler_spec import SamplerSpec
@@ -271,7 +271,7 @@ def _finished(config: FinetuneConfig, task: Task, model: ReinFlow) -> FlowPolicy
     if config.distill.steps:
         observations = model.visited_observations()  # may collect once more, which all processes do together
         if model.processes.is_first:
-            tuned = distill(tuned, observations, config.distill, seed=config.seed)
+            tuned = self_distill(tuned, observations, config.distill, seed=config.seed)
     metadata = {
         **tuned.spec.metadata,
         "finetuned_with": "reinflow",

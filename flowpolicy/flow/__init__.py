@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flowpolicy.flow.flow_matching import FlowMatching
+from flowpolicy.flow.mean_flow import MeanFlow
 from flowpolicy.flow.mip import MIP
 from flowpolicy.flow.network import Network
 from flowpolicy.flow.objective import Draws, Flow, Objective
@@ -13,7 +14,9 @@ from flowpolicy.flow.regression import Regression
 from flowpolicy.flow.shortcut import Shortcut
 from flowpolicy.settings import build, choose
 
-OBJECTIVES: dict[str, type[Objective]] = {cls.name: cls for cls in (FlowMatching, Shortcut, Regression, MIP)}
+OBJECTIVES: dict[str, type[Objective]] = {
+    cls.name: cls for cls in (FlowMatching, Shortcut, MeanFlow, Regression, MIP)
+}
 
 
 def build_objective(settings: Mapping[str, Any]) -> Objective:
@@ -29,6 +32,7 @@ __all__ = [
     "Draws",
     "Flow",
     "FlowMatching",
+    "MeanFlow",
     "Network",
     "Objective",
     "Regression",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -40,26 +40,15 @@ class Draws:
         return Draws(self.noise[rows], self.t[rows], self.d[rows])
 
 
-class Objective(Settings, ABC, prefix="policy"):
-    """A loss and its sampler, both functions of nothing but what they are given.
+class Loss(Settings, ABC):
+    """What a network is trained by, a function of nothing but what it is given.
 
     Attributes:
         name: in settings and checkpoints.
-        is_flow: whether chunks are sampled by integrating a velocity field, which fine-tuning by a chain,
-            caching and guidance need.
-        levels: step sizes d = 0 and 1/M, 2/M, ..., 1 that a network tells apart: log2 M + 1, where the finest
-            stands for d = 0; it interpolates between them. 1 where d plays no part.
         row_multiple: a part of a batch that is computed by itself must have a multiple of this many rows.
     """
 
     name: ClassVar[str]
-    is_flow: ClassVar[bool] = False
-    default_num_steps: int
-
-    @property
-    def levels(self) -> int:
-        """Step sizes play no part."""
-        return 1
 
     @property
     def row_multiple(self) -> int:
@@ -72,11 +61,37 @@ class Objective(Settings, ABC, prefix="policy"):
     ) -> Draws:
         """Random numbers for a batch of chunks of ``shape`` (B, T, A)."""
 
+    def pair(self, draws: Draws, noise: Tensor, done: float) -> Draws:
+        """The draws of a batch whose chunks a flow has made from the x_0 ``(B, T, A)`` that is given.
+
+        ``done`` is the share of the training that lies behind, in [0, 1].
+        """
+        return replace(draws, noise=noise)
+
     @abstractmethod
     def loss(
         self, network: Network, batch: Batch, draws: Draws, teacher: Network | None = None
     ) -> tuple[Tensor, Metrics]:
         """Scalar loss and metrics on a normalised batch; ``teacher`` is the EMA network, if one is used."""
+
+
+class Objective(Loss, prefix="policy"):
+    """A loss and its sampler.
+
+    Attributes:
+        is_flow: whether chunks are sampled by integrating a velocity field, which fine-tuning by a chain,
+            caching and guidance need.
+        levels: step sizes d = 0 and 1/M, 2/M, ..., 1 that a network tells apart: log2 M + 1, where the finest
+            stands for d = 0; it interpolates between them. 1 where d plays no part.
+    """
+
+    is_flow: ClassVar[bool] = False
+    default_num_steps: int
+
+    @property
+    def levels(self) -> int:
+        """Step sizes play no part."""
+        return 1
 
     @abstractmethod
     def check(self, spec: SamplerSpec) -> None:

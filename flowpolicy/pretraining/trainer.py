@@ -16,7 +16,7 @@ from flowpolicy.data.causes import first_line
 from flowpolicy.data.prefetch import Prefetcher
 from flowpolicy.data.sampling import Batch, ChunkSampler
 from flowpolicy.errors import ConfigError, FlowPolicyError
-from flowpolicy.flow.objective import Draws, Metrics
+from flowpolicy.flow.objective import Draws, Loss, Metrics
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.policy.flow_policy import sample_chunk
 from flowpolicy.pretraining.captured import Backward, CapturedBackward
@@ -48,6 +48,7 @@ class Trainer:
         loggers: receive metrics, on the first process.
         evaluate: called with the averaged policy every ``evaluate_every`` steps, returns metrics.
         settings: saved with the training state; a resumed run must have the same.
+        loss: what is trained by; None is the policy's own objective.
     """
 
     def __init__(
@@ -63,13 +64,14 @@ class Trainer:
         loggers: list[MetricLogger] | None = None,
         evaluate: Callable[[FlowPolicy], Mapping[str, float]] | None = None,
         settings: Mapping[str, Any] | None = None,
+        loss: Loss | None = None,
     ) -> None:
-        self.policy, self.objective = policy, policy.objective
+        self.policy, self.loss = policy, loss or policy.objective
         self.training, self.validation, self.config = training, validation, config
         self.run_dir, self.seed, self.loggers = run_dir, seed, Loggers(loggers or [])
         self.processes = processes or Processes()
         self.evaluate, self.settings = evaluate, dict(settings or {})
-        unit = self.processes.count * (self.objective.row_multiple if self.processes.count > 1 else 1)
+        unit = self.processes.count * (self.loss.row_multiple if self.processes.count > 1 else 1)
         if config.batch_size % unit:
             raise ConfigError(
                 f"train.batch_size is {config.batch_size}; with {self.processes.count} processes it must be "
@@ -146,7 +148,7 @@ class Trainer:
     def backward(self, batch: Batch, draws: Draws) -> Metrics:
         """The gradients of a batch's loss in the network's parameters; returns metrics."""
         with torch.autocast(self.policy.device.type, self._autocast, enabled=self._autocast is not None):
-            loss, metrics = self.objective.loss(self.policy.network, batch, draws, self.ema.network)
+            loss, metrics = self.loss.loss(self.policy.network, batch, draws, self.ema.network)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         return {"loss/total": loss.detach(), **metrics}
@@ -172,16 +174,20 @@ class Trainer:
         index = self.training.rows(step, config.batch_size, self.seed)[rows]
         generator = torch.Generator(device).manual_seed(derived_seed(self.seed, step, 0))
         shape = (config.batch_size, *self.policy.spec.noise_shape)
-        draws = self.objective.draw(shape, generator, device)
-        return self.training.batch(index.to(device)), draws[rows]
+        batch, draws = self.training.batch(index.to(device)), self.loss.draw(shape, generator, device)[rows]
+        return batch, self._paired(draws, batch, step / config.steps)
+
+    def _paired(self, draws: Draws, batch: Batch, done: float) -> Draws:
+        return draws if batch.noise is None else self.loss.pair(draws, batch.noise, done)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Loss and open-loop action error of the averaged network on held-out episodes.
 
         The error is the root mean square, over executed actions and dimensions, of sampled minus
-        demonstrated, in normalised units; noise and rows are the same at every call. Where there are several
-        data sets, each has its own besides, under its name.
+        demonstrated, in normalised units; noise and rows are the same at every call, and the noise is that of
+        the actions where they have one. Where there are several data sets, each has its own besides, under
+        its name.
         """
         assert self.validation is not None
         metrics = self._validated(range(len(self.validation)))
@@ -197,11 +203,11 @@ class Trainer:
         index = torch.linspace(windows[0], windows[-1], count).long().to(device)
         batch = self.validation.batch(index)
         shape = (count, *self.policy.spec.noise_shape)
-        draws = self.objective.draw(shape, generator, device)
-        loss, _ = self.objective.loss(network, batch, draws, network)
-        noise = torch.randn(shape, generator=generator, device=device)
-        bound = self.policy.config.action_clip
-        chunk = sample_chunk(network, self.objective, batch.observation, noise, self.policy.sampling, bound)
+        draws = self._paired(self.loss.draw(shape, generator, device), batch, 1.0)
+        loss, _ = self.loss.loss(network, batch, draws, network)
+        noise = torch.randn(shape, generator=generator, device=device) if batch.noise is None else batch.noise
+        bound, objective = self.policy.config.action_clip, self.policy.objective
+        chunk = sample_chunk(network, objective, batch.observation, noise, self.policy.sampling, bound)
         squared = ((chunk - batch.action) ** 2)[batch.mask]
         return {"validation/loss": float(loss), "validation/action_error": float(squared.mean().sqrt())}
 

@@ -14,7 +14,7 @@ from flowpolicy.files.reading import read_json
 from flowpolicy.files.storage import write_json
 from flowpolicy.settings import shown
 
-PRETRAINING, FINETUNING = "pretrain", "finetune_reinflow"
+PRETRAINING, DISTILLATION, FINETUNING = "pretrain", "distill", "finetune_reinflow"
 _FILE = "run.json"
 
 

@@ -16,7 +16,7 @@ from flowpolicy.data.sampling import ChunkSampler, as_tensors
 from flowpolicy.data.store import Demonstrations, read_demonstrations, write_demonstrations
 from flowpolicy.errors import DataError
 from flowpolicy.pretraining.config import DataConfig
-from flowpolicy.pretraining.run import split_episodes
+from flowpolicy.pretraining.stores import split_episodes
 
 h5py = pytest.importorskip("h5py")
 

@@ -9,11 +9,11 @@ from toy_practice import make_policy
 
 from flowpolicy.data.sampling import ChunkSampler
 from flowpolicy.finetuning.chain import NoisyFlow
-from flowpolicy.finetuning.config import DistillConfig
-from flowpolicy.finetuning.distillation import distill
+from flowpolicy.finetuning.config import SelfDistillationConfig
 from flowpolicy.finetuning.noise import NoiseConfig
 from flowpolicy.finetuning.regularization import BehaviourCloning, Wasserstein
 from flowpolicy.finetuning.rules import Minibatch
+from flowpolicy.finetuning.self_distillation import self_distill
 from flowpolicy.flow.sampler_spec import SamplerSpec
 
 
@@ -70,8 +70,8 @@ def test_distillation_teaches_the_other_steps_what_the_tuned_ones_do(objective):
 
     observation = {"observation": torch.rand(128, 1, 2, generator=torch.Generator().manual_seed(5))}
     with mock.patch.object(type(tuned.objective), "sample", sample):
-        config = DistillConfig(steps=80, batch_size=32, learning_rate=2e-2)
-        student = distill(tuned, observation, config, seed=0)
+        config = SelfDistillationConfig(steps=80, batch_size=32, learning_rate=2e-2)
+        student = self_distill(tuned, observation, config, seed=0)
     assert student.config.tuned is None
     noise = torch.randn(128, 4, 2, generator=torch.Generator().manual_seed(6))
     for steps in (1, 2, 4, 32):

@@ -25,7 +25,7 @@ def write(path, *, force=False, shift=0.0, episodes=6):
 @pytest.fixture
 def no_figures(monkeypatch):
     """Curves are drawn elsewhere, and take most of the time of so short a run."""
-    monkeypatch.setattr("flowpolicy.pretraining.run._plot", lambda *_: None)
+    monkeypatch.setattr("flowpolicy.pretraining.training_run.TrainingRun._plot", lambda *_: None)
 
 
 def settings(paths, *, keys=("observation",), init=None, train=None, **data):

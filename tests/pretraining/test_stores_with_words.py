@@ -8,7 +8,7 @@ from flowpolicy.pretraining.run import pretrain
 
 
 def test_stores_with_other_tables_of_tasks_make_one_policy_that_reads_words(tmp_path, monkeypatch):
-    monkeypatch.setattr("flowpolicy.pretraining.run._plot", lambda *_: None)
+    monkeypatch.setattr("flowpolicy.pretraining.training_run.TrainingRun._plot", lambda *_: None)
     demos = toy_demonstrations(4, 12)
     for name, tasks in (("a", ["lift", "push"]), ("b", ["open", "lift"]), ("c", None)):
         arrays, attributes = dict(demos.arrays), {}

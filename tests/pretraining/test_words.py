@@ -25,7 +25,7 @@ def test_the_words_decide():
     model = TransformerConfig(network="transformer", width=16, depth=1, num_heads=2)
     train = TrainConfig(steps=150, batch_size=64, learning_rate=1e-2, warmup_steps=10, ema_decay=0.9)
     data = DataConfig(observation_keys=("observation", "task"), validation_fraction=0.0)
-    config = PretrainConfig({}, {"name": "flow_matching"}, model, data, train)
+    config = PretrainConfig(env={}, policy={"name": "flow_matching"}, model=model, data=data, train=train)
     torch.manual_seed(0)
     policy = make_policy(config, Task("drive", "none", action_horizon=2, execute_horizon=1), demos)
     trainer = Trainer(policy, make_samplers(policy, demos, data, 0)[0], None, train, seed=0)

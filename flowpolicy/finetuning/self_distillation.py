@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from flowpolicy.data.sampling import Batch
-from flowpolicy.finetuning.config import DistillConfig
+from flowpolicy.finetuning.config import SelfDistillationConfig
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.policy.flow_policy import sample_chunk
 from flowpolicy.pretraining.ema import EMA
 from flowpolicy.runs.progress import progress
 
 
-def distill(
-    tuned: FlowPolicy, observations: Mapping[str, Tensor], config: DistillConfig, *, seed: int
+def self_distill(
+    tuned: FlowPolicy, observations: Mapping[str, Tensor], config: SelfDistillationConfig, *, seed: int
 ) -> FlowPolicy:
     """Train the policy with its own objective on the chunks that it samples with its tuned K.
 

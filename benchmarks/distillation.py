@@ -1,0 +1,236 @@
+"""Distil the committed flow-matching policies by every method and evaluate the students, resumably, into one table.
+
+    python benchmarks/distillation.py pusht            # trains what is missing, evaluates, writes the JSON
+    python benchmarks/distillation.py pusht --report   # only collects what is there
+    python benchmarks/distillation.py hopper --only direct --seeds 0
+
+Every run is the real `scripts/distill.py` and `scripts/evaluate.py`; the command of each training is in its row. The pairs
+of a task are made once and shared. Students are compared with their teacher at K = 16 on 400 episodes with the same starts
+and the same noise. Results go to benchmarks/results/distillation-<task>.json; one whose runs are not all there says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from imitation import ROOT, columns_of, publish, run_script
+
+from flowpolicy.evaluation.statistics import (
+    mean_interval_by_seed,
+    paired_difference_interval,
+    success_interval_by_seed,
+)
+
+RUNS = Path("runs/benchmarks/distillation")
+EPISODES, REFERENCE = 400, 16
+SMALL = ("model=small", "model.width=40", "model.depth=3", "train.steps=8000")
+"""Less than a quarter of the parameters, which cannot start from the teacher's weights."""
+
+
+@dataclass(frozen=True)
+class Student:
+    """One way to make a student.
+
+    Attributes:
+        label: of the folder and the table.
+        method: of distillation; without one it is pretrained from scratch as a mean flow.
+        steps: K that it is trained for and evaluated at.
+        options: for training.
+        init: label of the student that it starts from.
+        one_training: whether one training is for all K.
+    """
+
+    label: str
+    method: str
+    steps: tuple[int, ...] = (1, 2)
+    options: tuple[str, ...] = ()
+    init: str = ""
+    one_training: bool = False
+
+
+STUDENTS = (
+    Student("direct", "direct"),
+    Student("reflow", "reflow", one_training=True),  # d = 0: valid for any K
+    Student("reflow-direct", "direct", (1,), init="reflow"),
+    Student("transport", "transport", options=("train.steps=1200",)),  # which costs three times as much
+    Student("small-direct", "direct", options=SMALL),
+    Student("small-slimflow", "slimflow", options=SMALL),
+    Student("mean-flow", "", one_training=True),
+)
+DEPTHS = {"pusht": 3, "hopper": 2}
+"""Layers of the teachers."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A student of one seed, trained for one K."""
+
+    task: str
+    student: Student
+    num_steps: int
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        return RUNS / self.task / f"{self.student.label}-K{self.num_steps}-seed{self.seed}"
+
+    @property
+    def evaluated(self) -> tuple[int, ...]:
+        return self.student.steps if self.student.one_training else (self.num_steps,)
+
+
+def cells(task: str, seeds: list[int]) -> list[Cell]:
+    """Every cell of a task."""
+    return [
+        Cell(task, student, num_steps, seed)
+        for seed in seeds
+        for student in STUDENTS
+        for num_steps in (student.steps[:1] if student.one_training else student.steps)
+    ]
+
+
+def teacher(task: str) -> str:
+    """The committed policy that is distilled."""
+    return f"benchmarks/checkpoints/{task}-flow_matching-seed0"
+
+
+def distil(cell: Cell, threads: int) -> None:
+    """Do what is missing of one cell; both scripts write their summary last."""
+    student, folder = cell.student, cell.folder
+    common = [
+        f"env={cell.task}", *student.options, f"seed={cell.seed}", f"train.threads={threads}",
+        "train.final_episodes=0", "video=false", "resume=true", f"run_dir={folder / 'train'}",
+    ]  # fmt: skip
+    if student.init:
+        first = next(other for other in STUDENTS if other.label == student.init)
+        start = Cell(cell.task, first, cell.num_steps, cell.seed)
+        distil(start, threads)
+        common.append(f"init={start.folder / 'train' / 'checkpoint'}")
+    if (ROOT / folder / "train" / "summary.json").exists():
+        pass
+    elif student.method:
+        run_script(
+            "distill", f"checkpoint={teacher(cell.task)}", f"method={student.method}",
+            f"method.num_steps={cell.num_steps}", f"pairs.path={RUNS / cell.task / 'pairs'}",
+            "pairs.num_steps=8", "pairs.solver=midpoint", *common,
+        )  # fmt: skip
+    else:
+        run_script("pretrain", "policy=mean_flow", f"model.depth={DEPTHS[cell.task]}", *common)
+    evaluate(cell.task, folder / "train" / "checkpoint", folder / "evaluate", cell.evaluated, "force=true")
+
+
+def evaluate(task: str, checkpoint: Path | str, folder: Path, steps: tuple[int, ...], *options: str) -> None:
+    """Evaluate unless that is done."""
+    if not (ROOT / folder / "summary.json").exists():
+        run_script(
+            "evaluate", f"checkpoint={checkpoint}", f"env={task}", f"num_steps={steps[0]}",
+            f"k_sweep=[{','.join(map(str, steps))}]", f"episodes={EPISODES}", "num_envs=50", "threads=1",
+            "video=false", *options, f"run_dir={folder}",
+        )  # fmt: skip
+
+
+def report(task: str, found: list[Cell]) -> dict[str, Any]:
+    """A row per student and K over the seeds that are there, and the teacher's rows."""
+    ours = ROOT / RUNS / task / "teacher"
+    baseline = {k: columns_of(ours / f"episodes_K{k}.csv") for k in (1, 2, 4, REFERENCE)}
+    evaluation = json.loads((ours / "summary.json").read_text())
+    rows = [_row("teacher", k, [columns], baseline[REFERENCE]) for k, columns in baseline.items()]
+    missing, groups = [], dict[tuple[str, int], list[tuple[dict[str, Any], dict[str, np.ndarray]]]]()
+    for cell in found:
+        folder = ROOT / cell.folder
+        if not (folder / "evaluate" / "summary.json").exists():
+            missing.append(cell.folder.name)
+            continue
+        training = json.loads((folder / "train" / "summary.json").read_text())
+        for k in cell.evaluated:
+            columns = columns_of(folder / "evaluate" / f"episodes_K{k}.csv")
+            groups.setdefault((cell.student.label, k), []).append((training, columns))
+    for (label, k), parts in groups.items():
+        row = _row(label, k, [columns for _, columns in parts], baseline[REFERENCE])
+        trainings = [training for training, _ in parts]
+        row["seeds"] = [training["seed"] for training in trainings]
+        row["parameters"] = trainings[0]["parameters"]
+        row["train_seconds"] = [
+            training["metrics"]["train_seconds"] - training["metrics"].get("prepare_seconds", 0.0)
+            for training in trainings
+        ]
+        row["prepare_seconds"] = [training["metrics"].get("prepare_seconds", 0.0) for training in trainings]
+        row["command"] = trainings[0]["command"]
+        rows.append(row)
+    return {
+        "task": task, "teacher": teacher(task), "complete": not missing, "missing": missing,
+        "command": f"python benchmarks/distillation.py {task}",
+        "pairs_seconds": max((max(row.get("prepare_seconds", [0.0])) for row in rows), default=None),
+        **{key: evaluation[key] for key in ("versions", "machine", "date")}, "rows": rows,
+    }  # fmt: skip
+
+
+def _row(
+    label: str, k: int, seeds: list[dict[str, np.ndarray]], teacher: dict[str, np.ndarray]
+) -> dict[str, Any]:
+    row: dict[str, Any] = {"student": label, "num_steps": k, "episodes": sum(len(s["return"]) for s in seeds)}
+    for name, interval in (
+        ("return", mean_interval_by_seed), ("score", mean_interval_by_seed), ("success", success_interval_by_seed),
+    ):  # fmt: skip
+        if name not in seeds[0]:
+            continue
+        values, reference = [columns[name] for columns in seeds], teacher[name]
+        row[name] = float(np.concatenate(values).mean())
+        row[f"{name}_ci95"] = list(interval(values))
+        row[f"{name}_by_seed"] = [float(part.mean()) for part in values]
+        row[f"{name}_over_teacher"] = row[name] / max(float(reference.mean()), 1e-9)
+        row[f"{name}_difference"] = row[name] - float(reference.mean())
+        row[f"{name}_difference_ci95"] = list(
+            paired_difference_interval(np.mean(values, 0), reference.astype(float))
+        )
+    return row
+
+
+def table(content: dict[str, Any]) -> str:
+    """Markdown, a line per row."""
+    main = "score" if "score" in content["rows"][0] else "return"
+    lines = [
+        f"| student | K | {main} | minus the teacher at K = {REFERENCE} | strict success | parameters | seconds |",
+        "|" + " --- |" * 7,
+    ]
+    for row in content["rows"]:
+        digits = 3 if main == "score" else 0
+        low, high = row[f"{main}_ci95"]
+        least, most = row[f"{main}_difference_ci95"]
+        success = f"{row['success']:.2f}" if "success" in row else ""
+        seconds = f"{np.mean(row['train_seconds']):.0f}" if "train_seconds" in row else ""
+        lines.append(
+            f"| {row['student']} | {row['num_steps']} | {row[main]:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}] "
+            f"| {row[f'{main}_difference']:+.{digits}f} [{least:+.{digits}f}, {most:+.{digits}f}] | {success} "
+            f"| {row.get('parameters', '')} | {seconds} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("task", choices=("pusht", "hopper"))
+    parser.add_argument("--report", action="store_true", help="collect what is there, train nothing")
+    parser.add_argument("--only", default="", help="only cells whose folder contains this text")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads of each training")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    arguments = parser.parse_args()
+    found, task = cells(arguments.task, arguments.seeds), arguments.task
+    if not arguments.report:
+        evaluate(task, teacher(task), RUNS / task / "teacher", (REFERENCE, 1, 2, 4))
+        for cell in found:
+            if arguments.only in cell.folder.name:
+                distil(cell, arguments.threads)
+    content = report(task, found)
+    publish(f"distillation-{task}", content, table(content))
+
+
+if __name__ == "__main__":
+    main()

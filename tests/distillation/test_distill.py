@@ -1,0 +1,176 @@
+import json
+
+import pytest
+import torch
+from toy_training import MODEL, toy_settings, toy_trainer, write_toy_store
+
+from flowpolicy import ConfigError, FlowPolicy, FlowPolicyError
+from flowpolicy.data.sampling import Batch
+from flowpolicy.distillation.methods import METHODS, build_method
+from flowpolicy.distillation.run import distill
+from flowpolicy.flow.objective import Draws
+from flowpolicy.pretraining.training_run import TrainingRun
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return toy_trainer("flow_matching", steps=5, learning_rate=1e-2).run()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, teacher):
+    """A teacher and the store that it was trained on."""
+    folder = tmp_path_factory.mktemp("teacher")
+    write_toy_store(folder / "toy.zarr.zip")
+    teacher.save(folder / "checkpoint")
+    return folder
+
+
+def settings(folder, **changes):
+    toy = toy_settings(store=folder / "toy.zarr.zip")
+    train = {
+        **toy["train"],
+        "steps": 8,
+        "batch_size": 8,
+        "validate_every": 4,
+        "save_every": 4,
+        "log_every": 4,
+    }
+    return {
+        "env": toy["env"], "checkpoint": str(folder / "checkpoint"), "method": {"name": "direct"},
+        "pairs": {"count": 300, "num_steps": 8, "path": str(folder / "pairs")},
+        "data": toy["data"], "train": train, "video": False, "device": "cpu", **changes,
+    }  # fmt: skip
+
+
+def paired(teacher, method, done=1.0, rows=6):
+    """A batch of random pairs, and its draws."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (rows, *teacher.spec.chunk_shape)
+    observation = {"observation": torch.randn((rows, 1, 3), generator=generator)}
+    chunk, noise = (torch.randn(shape, generator=generator) for _ in range(2))
+    batch = Batch(observation, chunk, torch.ones(shape[:2], dtype=torch.bool), noise)
+    return batch, method.pair(method.draw(shape, generator, "cpu"), noise, done)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+@pytest.mark.parametrize("num_steps", [1, 2])
+def test_a_loss_is_a_number_with_gradients_and_leaves_the_teacher_alone(teacher, name, num_steps):
+    method = build_method({"name": name, "num_steps": num_steps}, teacher)
+    student = toy_trainer("flow_matching", steps=1).policy
+    batch, draws = paired(teacher, method)
+    loss, metrics = method.loss(student.network, batch, draws)
+    loss.backward()
+    assert all(torch.isfinite(value) for value in metrics.values())
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in student.network.parameters())
+    assert all(p.grad is None for p in teacher.network.parameters())
+
+
+@torch.no_grad()
+def test_direct_is_the_distance_of_the_chunk_that_euler_steps_make(teacher):
+    network = teacher.network
+    for num_steps in (1, 2):
+        method = build_method({"name": "direct", "num_steps": num_steps}, teacher)
+        batch, draws = paired(teacher, method)
+        context, x, zero = network.encode(batch.observation), batch.noise, torch.zeros(1)
+        for k in range(num_steps):
+            x = x + network.velocity(x, zero + k / num_steps, zero, context) / num_steps
+        loss, _ = method.loss(network, batch, draws)
+        torch.testing.assert_close(loss, (x - batch.action).square().mean())
+
+
+def test_reflow_and_slimflow_at_the_start_of_a_step_are_the_direct_loss_but_for_their_norm(teacher):
+    slim, direct = (build_method({"name": name}, teacher) for name in ("slimflow", "direct"))
+    batch, draws = paired(teacher, slim)
+    assert torch.equal(draws.noise, batch.noise)
+    assert not draws.t.any()
+    _, metrics = slim.loss(teacher.network, batch, draws)
+    loss, _ = direct.loss(teacher.network, batch, Draws(batch.noise, draws.t, draws.d))
+    torch.testing.assert_close(metrics["loss/reflow"], loss.detach())
+
+
+def test_slimflow_goes_from_fresh_noise_to_that_of_the_pairs(teacher):
+    slim = build_method({"name": "slimflow", "annealing": 0.5, "num_steps": 2}, teacher)
+    shape, noise = (2000, 4, 1), torch.full((2000, 4, 1), 3.0)
+    draws = slim.draw(shape, torch.Generator().manual_seed(0), "cpu")
+    fresh, half, end = (slim.pair(draws, noise, done) for done in (0.0, 0.25, 0.5))
+    assert torch.equal(fresh.noise, draws.noise)
+    assert float(half.noise.std()) == pytest.approx(0.5, abs=0.02)  # of z; the other part is constant here
+    assert torch.equal(end.noise, noise)
+    assert torch.equal(half.t, draws.t)
+    assert set(end.t.tolist()) == {0.0, 0.5}
+
+
+def test_the_student_is_a_policy_of_its_k_and_better_there_than_its_teacher(tmp_path, monkeypatch):
+    monkeypatch.setattr(TrainingRun, "_plot", lambda *_: None)
+    write_toy_store(tmp_path / "toy.zarr.zip")
+    toy_trainer("shortcut", steps=20, learning_rate=1e-2).run().save(tmp_path / "checkpoint")
+    given = settings(tmp_path)
+    given["pairs"] = {"count": 500}  # K = 32, the finest of a shortcut model
+    given["train"] |= {"steps": 50, "learning_rate": 1e-2, "batch_size": 32}
+    summary = json.loads(distill(given, tmp_path / "run", command="the command").read_text())
+    student, teacher = (FlowPolicy.load(path / "checkpoint") for path in (tmp_path / "run", tmp_path))
+    assert student.sampling.num_steps == summary["metrics"]["num_steps"] == 1
+    assert student.spec.metadata["distillation"]["method"] == {"name": "direct"}
+    generator = torch.Generator().manual_seed(0)
+    observation, noise = (
+        torch.randn((64, 1, 3), generator=generator),
+        torch.randn((64, 4, 1), generator=generator),
+    )
+    fine = teacher.act(observation, num_steps=32, noise=noise)
+    before, after = (
+        float((policy.act(observation, num_steps=1, noise=noise) - fine).square().mean())
+        for policy in (teacher, student)
+    )
+    assert after < 0.6 * before
+    with pytest.raises(ConfigError, match="tuned for num_steps=1"):
+        student.act(observation, num_steps=2)
+
+
+def test_a_resumed_run_is_the_unbroken_one(tmp_path, folder, monkeypatch):
+    monkeypatch.setattr(TrainingRun, "_plot", lambda *_: None)
+    changes = {"method": {"name": "slimflow"}, "model": {**MODEL, "width": 8}}
+    distill(settings(folder, **changes), tmp_path / "whole")
+    broken = settings(folder, **changes)
+    monkeypatch.setattr("flowpolicy.pretraining.trainer.Trainer._log", _killed_at_the_second_call())
+    with pytest.raises(KeyboardInterrupt):
+        distill(broken, tmp_path / "run")
+    monkeypatch.undo()
+    monkeypatch.setattr(TrainingRun, "_plot", lambda *_: None)
+    distill({**broken, "resume": True}, tmp_path / "run")
+    first, second = (
+        (tmp_path / name / "checkpoint" / "model.safetensors").read_bytes() for name in ("whole", "run")
+    )
+    assert first == second
+    assert FlowPolicy.load(tmp_path / "run" / "checkpoint").config.model.width == 8
+
+
+def _killed_at_the_second_call():
+    calls = []
+
+    def log(self, metrics):
+        calls.append(metrics)
+        if self.state.step > 4:
+            raise KeyboardInterrupt
+
+    return log
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"method": {"name": "directt"}}, r"method is 'directt' \(did you mean 'direct'"),
+        ({"method": {"name": "direct", "steps": 1}}, "method.steps"),
+        ({"env": None}, "names no demonstrations; add data.path"),
+        ({"checkpoint": "nowhere"}, "No checkpoint at nowhere"),
+    ],
+)
+def test_mistakes_are_refused_before_any_work(tmp_path, folder, change, words):
+    with pytest.raises(FlowPolicyError, match=words):
+        distill(settings(folder, **change), tmp_path / "run")
+    assert not (tmp_path / "run" / "training_state").exists()
+
+
+def test_a_policy_that_is_no_flow_has_nothing_to_distil():
+    with pytest.raises(ConfigError, match="has no flow to integrate"):
+        build_method({"name": "direct"}, toy_trainer("regression").policy)
