@@ -61,12 +61,13 @@ def _policies(env: str, seeds: range, steps: tuple[int, ...] = (1, 2, 4, 16), **
     return flows + [Run(env, name, seed, (count,), **settings) for seed in seeds for name, count in baselines]
 
 
+SHORT = ("train.steps=4000", "train.batch_size=128")
 DEEP = ("model.width=128", "model.depth=8", "train.save_every=100")
 
 
 def _push_t(policy: str, episodes: int = 200, **settings: Any) -> Run:
     steps = {"regression": (1,), "mip": (2,), "flow_matching": (1, 2, 4, 8, 16)}.get(policy, (1, 2, 4, 8, 16))
-    options = settings.pop("options", ())
+    options = (*SHORT, *settings.pop("options", ()))
     if not any(option.startswith("model.depth") for option in options):
         options = ("model.depth=3", *options)
     return Run("pusht", policy, 0, steps, episodes, options, **settings)
@@ -98,8 +99,20 @@ SUITES: dict[str, list[Run]] = {
     "pusht-deep": [
         _push_t(policy, options=DEEP, label=f"{policy}-deep") for policy in ("flow_matching", "shortcut")
     ],
+    # Size and length of training are what strict success takes: see docs/flow_matching.md.
+    "pusht-medium": [
+        Run(
+            "pusht",
+            "flow_matching",
+            0,
+            (1, 2, 3, 4, 8),
+            400,
+            ("model=medium", "train.save_every=200"),
+            label="flow_matching-medium",
+        )
+    ],
     "tokens": [
-        *_tokens("pusht", (1, 2, 4, 8), "model.depth=3", episodes=200),
+        *_tokens("pusht", (1, 2, 4, 8), *SHORT, "model.depth=3", episodes=200),
         *_tokens("hopper", (1, 2, 4)),
     ],
     # 25 episodes that start elsewhere than the simulator does; a longer average evens out the last steps.

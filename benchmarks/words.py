@@ -70,7 +70,7 @@ def stores() -> dict[str, Path]:
 def trained(name: str) -> list[str]:
     return [
         "pretrain", "env=pusht", "policy=flow_matching", "model=small", f"data.path={stores()[name]}",
-        f"data.observation_keys={OBSERVED[name.rstrip('0123456789')]}", f"train.steps={STEPS[name]}",
+        f"data.observation_keys={OBSERVED[name.rstrip('0123456789')]}", f"train.steps={STEPS[name]}", "train.batch_size=128",
         "train.threads=1", "train.save_every=100", "train.final_episodes=0", "train.evaluate_every=0",
         *([f"+env.instruction='{WORDS[0]}'"] if name == "words" else []),
         "resume=true", f"run_dir={RUNS}/{name}",
