@@ -1,6 +1,7 @@
 """Update rules: how executed chunks and their advantages become a loss. One file a rule."""
 
 from flowpolicy.finetuning.rules.awm import AWM
+from flowpolicy.finetuning.rules.forward import ForwardRule, executed_sum
 from flowpolicy.finetuning.rules.nft import NFT
 from flowpolicy.finetuning.rules.ppo import PPO
 from flowpolicy.finetuning.rules.registry import UPDATE_RULES, build_update_rule
@@ -11,8 +12,10 @@ __all__ = [
     "NFT",
     "PPO",
     "UPDATE_RULES",
+    "ForwardRule",
     "Minibatch",
     "UpdateRule",
     "build_update_rule",
+    "executed_sum",
     "shared_draws",
 ]

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flowpolicy.finetuning.rules.forward import ForwardRule, executed_sum, target
+from flowpolicy.finetuning.rules.forward import ForwardRule, executed_sum
 from flowpolicy.finetuning.rules.rule import Minibatch
 from flowpolicy.flow.objective import Metrics
 from flowpolicy.ranges import PositiveFloat
@@ -18,7 +18,7 @@ from flowpolicy.ranges import PositiveFloat
 class AWM(ForwardRule):
     """PPO's clipped surrogate with the flow-matching loss in place of the log-likelihood.
 
-    With l = -|v - u|^2, a mean over a chunk's draws, the ratio is exp(l - l_old).
+    With l = -|v - u|^2, a mean over a chunk's K points, the ratio is exp(l - l_old).
 
     Attributes:
         clip_range: the ratio's allowed distance from 1.
@@ -30,7 +30,7 @@ class AWM(ForwardRule):
     def policy_loss(self, velocity: Tensor, batch: Minibatch) -> tuple[Tensor, Metrics]:
         """-E[min(r A, clip(r) A)]."""
         old, new = (
-            -executed_sum((each - target(batch)) ** 2, batch).mean(1)
+            -executed_sum((each - batch.kept["u"]) ** 2, batch).mean(1)
             for each in (batch.kept["old"], velocity)
         )
         ratio = (new - old).exp()

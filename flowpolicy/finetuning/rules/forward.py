@@ -1,4 +1,4 @@
-"""Update rules on the forward process: what the flow says on the way from fresh noise to an executed chunk."""
+"""Update rules on the forward process: velocities on the way from fresh noise to an executed chunk."""
 
 from __future__ import annotations
 
@@ -9,30 +9,29 @@ import torch
 from torch import Tensor
 
 from flowpolicy.finetuning.chain import NoisyFlow
-from flowpolicy.finetuning.rules.rule import Minibatch, UpdateRule, shared_draws
+from flowpolicy.finetuning.rules.rule import Minibatch, UpdateRule
 from flowpolicy.flow.objective import Metrics
-from flowpolicy.ranges import NonNegativeFloat, PositiveInt
+from flowpolicy.ranges import NonNegativeFloat
 
 
 @dataclass(frozen=True)
 class ForwardRule(UpdateRule):
     """A rule that compares the velocity at x_t = (1 - t) x_0 + t x_1 with u = x_1 - x_0.
 
-    x_1 is the executed chunk; several draws of (t, x_0) for each are shared by the behaviour policy, the
-    pretrained one and every step of the iteration. No likelihood of a chain is needed.
+    x_1 is the executed chunk; t are the K times at which the deployed flow asks for a velocity (at others a
+    flow that is tuned for K steps need not be right), with a fresh x_0 at each, shared by the behaviour
+    policy, the pretrained one and every step of the iteration. No likelihood of a chain is needed.
 
     Its ``train/kl`` is E |v - v_old|^2 over executed actions. With l = |v - u|^2 as the negative
     log-likelihood of a chunk that is the expectation of l - l_old over the chunks of the behaviour policy, as
     v_old is the mean of u there.
 
     Attributes:
-        draws: of (t, x_0) for each chunk.
         injects_noise: chunks are sampled from the chain, so that exploration is more than that of x_0. The
             noise network is not trained.
         pull: weight of the squared distance to the pretrained velocity.
     """
 
-    draws: PositiveInt = 4
     injects_noise: bool = True
     pull: NonNegativeFloat = 0.0
 
@@ -43,22 +42,25 @@ class ForwardRule(UpdateRule):
 
     @abstractmethod
     def policy_loss(self, velocity: Tensor, batch: Minibatch) -> tuple[Tensor, Metrics]:
-        """The loss of velocities ``(B, n, T, A)`` at the draws, before the pull, and further metrics."""
+        """The loss of velocities ``(B, K, T, A)``, before the pull, and further metrics."""
 
     def prepare(
         self, flow: NoisyFlow, data: Minibatch, reference: NoisyFlow | None, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """Draws ``t`` and ``x_0``, and the ``old`` velocity and the pretrained one there."""
-        t, x_0 = shared_draws(data, self.draws, generator)
-        kept = {"t": t[..., None, None], "x_0": x_0}
-        kept["old"] = _velocity(flow, data, kept)
+        """Points ``x_t``, ``u`` and ``t`` there, the ``old`` velocity and the pretrained one."""
+        chunk = data.chunk[:, None]
+        t = flow.times.to(chunk)[:, None, None].expand(len(chunk), -1, 1, 1)
+        shape = (*t.shape[:2], *chunk.shape[2:])
+        x_0 = torch.randn(shape, generator=generator, device=chunk.device, dtype=chunk.dtype)
+        kept = {"t": t, "x_t": (1 - t) * x_0 + t * chunk, "u": chunk - x_0}
+        kept["old"] = flow.velocities(data.observation, kept["x_t"])
         if reference is not None:
-            kept["pretrained"] = _velocity(reference, data, kept)
+            kept["pretrained"] = reference.velocities(data.observation, kept["x_t"])
         return kept
 
     def loss(self, flow: NoisyFlow, batch: Minibatch) -> tuple[Tensor, Metrics]:
         """The rule's own loss and the pull."""
-        velocity = _velocity(flow, batch, batch.kept)
+        velocity = flow.velocities(batch.observation, batch.kept["x_t"])
         loss, metrics = self.policy_loss(velocity, batch)
         metrics = {"train/policy_loss": loss.detach(), **metrics}
         metrics["train/kl"] = executed_sum((velocity - batch.kept["old"]).detach() ** 2, batch).mean()
@@ -68,16 +70,6 @@ class ForwardRule(UpdateRule):
         return loss, metrics
 
 
-def target(batch: Minibatch) -> Tensor:
-    """u = x_1 - x_0 at each draw, ``(B, n, T, A)``."""
-    return batch.chunk[:, None] - batch.kept["x_0"]
-
-
 def executed_sum(values: Tensor, batch: Minibatch) -> Tensor:
-    """Sum of ``(B, n, T, A)`` over the actions of each chunk that were executed, ``(B, n)``."""
+    """Sum of ``(B, K, T, A)`` over the actions of each chunk that were executed, ``(B, K)``."""
     return (values * batch.chunk_mask[:, None]).sum((2, 3))
-
-
-def _velocity(flow: NoisyFlow, batch: Minibatch, kept: dict[str, Tensor]) -> Tensor:
-    t = kept["t"]
-    return flow.velocity(batch.observation, (1 - t) * kept["x_0"] + t * batch.chunk[:, None], t[..., 0, 0])

@@ -1,4 +1,4 @@
-"""DiffusionNFT (Zheng et al. 2025, "Online Diffusion Reinforcement with Forward Process") on action chunks."""
+"""DiffusionNFT (Zheng et al. 2025) on action chunks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from flowpolicy.finetuning.rules.forward import ForwardRule, executed_sum, target
+from flowpolicy.finetuning.rules.forward import ForwardRule, executed_sum
 from flowpolicy.finetuning.rules.rule import Minibatch
 from flowpolicy.flow.objective import Metrics
 from flowpolicy.ranges import PositiveFloat
@@ -38,7 +38,7 @@ class NFT(ForwardRule):
 
     def policy_loss(self, velocity: Tensor, batch: Minibatch) -> tuple[Tensor, Metrics]:
         """See the class."""
-        old, u, remaining = batch.kept["old"], target(batch), 1 - batch.kept["t"]
+        old, u, remaining = batch.kept["old"], batch.kept["u"], 1 - batch.kept["t"]
         good = (batch.advantage / (2 * self.largest_advantage) + 0.5).clamp(0, 1)[:, None]
         elements = (batch.chunk_mask.sum((1, 2)) * u.shape[-1]).clamp(min=1)[:, None]
         change = self.strength * (velocity - old)
