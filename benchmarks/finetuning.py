@@ -78,7 +78,7 @@ CHEETAH = (
 )  # fmt: skip
 HOPPER = ("total_steps=500000", "evaluate_every=50000")
 SHORT = ("total_steps=200000", "evaluate_every=50000")
-RULES = ("ppo", "nft", "awm")
+RULES = ("ppo", "nft", "awm", "tempflow")
 SUITES: dict[str, list[Run]] = {
     "hopper": _runs("hopper", "hopper-shortcut-seed0", range(3), *HOPPER),
     # The same on two cores: two processes share the gradient, each with half of the environments.

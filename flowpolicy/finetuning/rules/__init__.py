@@ -6,6 +6,7 @@ from flowpolicy.finetuning.rules.nft import NFT
 from flowpolicy.finetuning.rules.ppo import PPO
 from flowpolicy.finetuning.rules.registry import UPDATE_RULES, build_update_rule
 from flowpolicy.finetuning.rules.rule import Minibatch, UpdateRule, shared_draws
+from flowpolicy.finetuning.rules.tempflow import TempFlow
 
 __all__ = [
     "AWM",
@@ -14,6 +15,7 @@ __all__ = [
     "UPDATE_RULES",
     "ForwardRule",
     "Minibatch",
+    "TempFlow",
     "UpdateRule",
     "build_update_rule",
     "executed_sum",

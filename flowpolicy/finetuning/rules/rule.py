@@ -89,6 +89,11 @@ class UpdateRule(Settings, ABC, prefix="update"):
         return True
 
     @property
+    def branches(self) -> bool:
+        """Noise is injected in one transition of each chain, drawn among the K."""
+        return False
+
+    @property
     def needs_reference(self) -> bool:
         """The rule looks at the pretrained flow."""
         return False
