@@ -104,7 +104,7 @@ SUITES: dict[str, list[Run]] = {
         "hopper",
         "hopper-flow_matching-seed0",
         range(3),
-        RULES[1:],
+        ("nft", "awm"),
         *SHORT,
         "update.injects_noise=false",
         suffix="-x0",
