@@ -114,7 +114,9 @@ class NoisyFlow(nn.Module):
         """
         before = x[:, :-1]
         observation = encode_images(self.network, observation)
-        mean = before + self.lengths.to(x.dtype)[:, None, None] * self.velocities(observation, before)
+        context = self.network.encode(observation)
+        velocity = velocities(self.network, before.transpose(0, 1), *self._times_like(x), context)
+        mean = before + self.lengths.to(x.dtype)[:, None, None] * velocity.transpose(0, 1)
         final = mean[:, -1:].clamp(-self.clip, self.clip)
         std = self.noise(observation, before, torch.arange(self.num_steps, device=x.device))
         return torch.cat([mean[:, :-1], final], 1), std
@@ -128,11 +130,6 @@ class NoisyFlow(nn.Module):
     def flow(self, observation: Mapping[str, Tensor], noise: Tensor) -> Tensor:
         """The chunk x_K ``(B, T, A)`` of the flow without noise, as deployed, with gradients."""
         return sample_chunk(self.network, self.objective, observation, noise, self.sampling, self.clip)
-
-    def velocities(self, observation: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        """v ``(B, K, T, A)`` at the K times of the grid, ``x`` ``(B, K, T, A)``, in one forward pass."""
-        context = self.network.encode(observation)
-        return velocities(self.network, x.transpose(0, 1), *self._times_like(x), context).transpose(0, 1)
 
     def velocity(self, observation: Mapping[str, Tensor], x: Tensor, t: Tensor) -> Tensor:
         """v ``(B, n, T, A)`` at n points of the path for each row, with the step size of the K steps.

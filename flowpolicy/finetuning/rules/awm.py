@@ -18,7 +18,7 @@ from flowpolicy.ranges import PositiveFloat
 class AWM(ForwardRule):
     """PPO's clipped surrogate with the flow-matching loss in place of the log-likelihood.
 
-    With l = -|v - u|^2, a mean over a chunk's K points, the ratio is exp(l - l_old).
+    With l = -|v - u|^2, a mean over a chunk's draws, the ratio is exp(l - l_old).
 
     Attributes:
         clip_range: the ratio's allowed distance from 1.

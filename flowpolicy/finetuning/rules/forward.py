@@ -9,18 +9,20 @@ import torch
 from torch import Tensor
 
 from flowpolicy.finetuning.chain import NoisyFlow
-from flowpolicy.finetuning.rules.rule import Minibatch, UpdateRule
+from flowpolicy.finetuning.rules.rule import Minibatch, UpdateRule, shared_draws
 from flowpolicy.flow.objective import Metrics
 from flowpolicy.ranges import NonNegativeFloat
+
+DRAWS = 4
+"""Of (t, x_0) for each chunk."""
 
 
 @dataclass(frozen=True)
 class ForwardRule(UpdateRule):
     """A rule that compares the velocity at x_t = (1 - t) x_0 + t x_1 with u = x_1 - x_0.
 
-    x_1 is the executed chunk; t are the K times at which the deployed flow asks for a velocity (at others a
-    flow that is tuned for K steps need not be right), with a fresh x_0 at each, shared by the behaviour
-    policy, the pretrained one and every step of the iteration. No likelihood of a chain is needed.
+    x_1 is the executed chunk; ``DRAWS`` of (t, x_0) for each are shared by the behaviour policy, the
+    pretrained one and every step of the iteration. No likelihood of a chain is needed.
 
     Its ``train/kl`` is E |v - v_old|^2 over executed actions. With l = |v - u|^2 as the negative
     log-likelihood of a chunk that is the expectation of l - l_old over the chunks of the behaviour policy, as
@@ -42,25 +44,23 @@ class ForwardRule(UpdateRule):
 
     @abstractmethod
     def policy_loss(self, velocity: Tensor, batch: Minibatch) -> tuple[Tensor, Metrics]:
-        """The loss of velocities ``(B, K, T, A)``, before the pull, and further metrics."""
+        """The loss of velocities ``(B, n, T, A)`` at the draws, before the pull, and further metrics."""
 
     def prepare(
         self, flow: NoisyFlow, data: Minibatch, reference: NoisyFlow | None, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """Points ``x_t``, ``u`` and ``t`` there, the ``old`` velocity and the pretrained one."""
-        chunk = data.chunk[:, None]
-        t = flow.times.to(chunk)[:, None, None].expand(len(chunk), -1, 1, 1)
-        shape = (*t.shape[:2], *chunk.shape[2:])
-        x_0 = torch.randn(shape, generator=generator, device=chunk.device, dtype=chunk.dtype)
-        kept = {"t": t, "x_t": (1 - t) * x_0 + t * chunk, "u": chunk - x_0}
-        kept["old"] = flow.velocities(data.observation, kept["x_t"])
+        """Draws of ``t`` ``(B, n)``, ``x_t`` and ``u`` there, the ``old`` velocity and the pretrained one."""
+        t, x_0 = shared_draws(data, DRAWS, generator)
+        chunk, at = data.chunk[:, None], t[..., None, None]
+        kept = {"t": t, "x_t": (1 - at) * x_0 + at * chunk, "u": chunk - x_0}
+        kept["old"] = flow.velocity(data.observation, kept["x_t"], t)
         if reference is not None:
-            kept["pretrained"] = reference.velocities(data.observation, kept["x_t"])
+            kept["pretrained"] = reference.velocity(data.observation, kept["x_t"], t)
         return kept
 
     def loss(self, flow: NoisyFlow, batch: Minibatch) -> tuple[Tensor, Metrics]:
         """The rule's own loss and the pull."""
-        velocity = flow.velocities(batch.observation, batch.kept["x_t"])
+        velocity = flow.velocity(batch.observation, batch.kept["x_t"], batch.kept["t"])
         loss, metrics = self.policy_loss(velocity, batch)
         metrics = {"train/policy_loss": loss.detach(), **metrics}
         metrics["train/kl"] = executed_sum((velocity - batch.kept["old"]).detach() ** 2, batch).mean()
@@ -71,5 +71,5 @@ class ForwardRule(UpdateRule):
 
 
 def executed_sum(values: Tensor, batch: Minibatch) -> Tensor:
-    """Sum of ``(B, K, T, A)`` over the actions of each chunk that were executed, ``(B, K)``."""
+    """Sum of ``(B, n, T, A)`` over the actions of each chunk that were executed, ``(B, n)``."""
     return (values * batch.chunk_mask[:, None]).sum((2, 3))

@@ -38,7 +38,7 @@ class NFT(ForwardRule):
 
     def policy_loss(self, velocity: Tensor, batch: Minibatch) -> tuple[Tensor, Metrics]:
         """See the class."""
-        old, u, remaining = batch.kept["old"], batch.kept["u"], 1 - batch.kept["t"]
+        old, u, remaining = batch.kept["old"], batch.kept["u"], 1 - batch.kept["t"][..., None, None]
         good = (batch.advantage / (2 * self.largest_advantage) + 0.5).clamp(0, 1)[:, None]
         elements = (batch.chunk_mask.sum((1, 2)) * u.shape[-1]).clamp(min=1)[:, None]
         change = self.strength * (velocity - old)
