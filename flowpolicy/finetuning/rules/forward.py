@@ -15,6 +15,8 @@ from flowpolicy.ranges import NonNegativeFloat
 
 DRAWS = 4
 """Of (t, x_0) for each chunk."""
+SPREAD = 0.3
+"""In normalised action units; about that of the noise that a whole chain injects, so that nats are alike."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +26,8 @@ class ForwardRule(UpdateRule):
     x_1 is the executed chunk; ``DRAWS`` of (t, x_0) for each are shared by the behaviour policy, the
     pretrained one and every step of the iteration. No likelihood of a chain is needed.
 
-    Its ``train/kl`` is E |v - v_old|^2 over executed actions. With l = |v - u|^2 as the negative
-    log-likelihood of a chunk that is the expectation of l - l_old over the chunks of the behaviour policy, as
-    v_old is the mean of u there.
+    Its ``train/kl`` is E |v - v_old|^2 / (2 ``SPREAD``^2) over executed actions: nats, if the chunks of both
+    policies had Gaussian noise of that standard deviation and differed as the velocities do.
 
     Attributes:
         injects_noise: chunks are sampled from the chain, so that exploration is more than that of x_0. The
@@ -63,7 +64,8 @@ class ForwardRule(UpdateRule):
         velocity = flow.velocity(batch.observation, batch.kept["x_t"], batch.kept["t"])
         loss, metrics = self.policy_loss(velocity, batch)
         metrics = {"train/policy_loss": loss.detach(), **metrics}
-        metrics["train/kl"] = executed_sum((velocity - batch.kept["old"]).detach() ** 2, batch).mean()
+        moved = executed_sum((velocity - batch.kept["old"]).detach() ** 2, batch).mean()
+        metrics["train/kl"] = moved / (2 * SPREAD**2)
         if self.pull:
             pull = executed_sum((velocity - batch.kept["pretrained"]) ** 2, batch).mean()
             loss, metrics["train/pull"] = loss + self.pull * pull, pull.detach()
