@@ -56,6 +56,17 @@ def _runs(
     return [Run(env, base, seed, options, label, processes) for seed in seeds]
 
 
+def _rules(
+    env: str, base: str, seeds: range, rules: tuple[str, ...], *options: str, suffix: str = ""
+) -> list[Run]:
+    """The same runs with each update rule."""
+    return [
+        run
+        for rule in rules
+        for run in _runs(env, base, seeds, f"update={rule}", *options, label=f"{rule}{suffix}")
+    ]
+
+
 # At 20 Hz and one action per chunk, a chunk of four would be three parts work for nothing. The pretrained shortcut
 # model is as good at K = 1 as at K = 4, and K = 1 costs a quarter. A running robot's torques are at their bounds most of
 # the time: a mean held at the bound could not be pulled back, so it is held further out, and the environment bounds.
@@ -66,6 +77,8 @@ CHEETAH = (
     "total_steps=3000000", "evaluate_every=500000",
 )  # fmt: skip
 HOPPER = ("total_steps=500000", "evaluate_every=50000")
+SHORT = ("total_steps=200000", "evaluate_every=50000")
+RULES = ("ppo", "nft", "awm", "tempflow")
 SUITES: dict[str, list[Run]] = {
     "hopper": _runs("hopper", "hopper-shortcut-seed0", range(3), *HOPPER),
     # The same on two cores: two processes share the gradient, each with half of the environments.
@@ -81,6 +94,38 @@ SUITES: dict[str, list[Run]] = {
     ],
     "walker2d": _runs("walker2d", "walker2d-flow_matching-seed0", range(1), "evaluate_every=250000"),
     "halfcheetah": _runs("halfcheetah", "halfcheetah-shortcut-T1-seed0", range(1), *CHEETAH),
+    # Update rules beside PPO: what each makes of the first 0.2M steps, where PPO's full run has 0.5M.
+    "hopper-rules": [
+        *_rules("hopper", "hopper-flow_matching-seed0", range(3), RULES, *SHORT),
+        *_rules("hopper", "hopper-shortcut-seed0", range(3), ("ppo", "nft"), *SHORT, suffix="-shortcut"),
+    ],
+    # Where exploration comes from: chain noise, or x_0 alone.
+    "hopper-exploration": _rules(
+        "hopper",
+        "hopper-flow_matching-seed0",
+        range(3),
+        ("nft", "awm"),
+        *SHORT,
+        "update.injects_noise=false",
+        suffix="-x0",
+    ),
+    "walker2d-rules": _rules(
+        "walker2d",
+        "walker2d-flow_matching-seed0",
+        range(1),
+        ("ppo", "nft"),
+        "total_steps=1000000",
+        "evaluate_every=100000",
+    ),
+    "halfcheetah-rules": _rules(
+        "halfcheetah",
+        "halfcheetah-shortcut-T1-seed0",
+        range(1),
+        ("ppo", "nft"),
+        *CHEETAH,
+        "total_steps=1500000",
+        "evaluate_every=250000",
+    ),
     "adroit_door": _runs("adroit_door", "adroit_door-flow_matching-seed0", range(1), "evaluate_every=50000"),
 }
 

@@ -56,6 +56,7 @@ class FlowActorCritic(BasePolicy):
         image_encoder: ``frozen`` or ``trained``.
         critic_encoder: ``shared`` or ``own``.
         injects_noise: chunks are sampled from the chain with its noise, or else from the flow alone.
+        branches: the noise is that of one transition of each chain; see :meth:`NoisyFlow.sample`.
     """
 
     def __init__(
@@ -72,10 +73,12 @@ class FlowActorCritic(BasePolicy):
         image_encoder: str = "frozen",
         critic_encoder: str = "shared",
         injects_noise: bool = True,
+        branches: bool = False,
     ) -> None:
         super().__init__(observation_space, action_space)
         self.flow_policy = flow_policy
-        self.execute_horizon, self.injects_noise = execute_horizon, injects_noise
+        self.execute_horizon = execute_horizon
+        self.injects_noise, self.branches = injects_noise, branches
         self.flow = NoisyFlow(flow_policy, num_steps, noise, grid)
         network, features = flow_policy.network, flow_policy.spec.features
         own = critic_encoder == "own"
@@ -116,7 +119,7 @@ class FlowActorCritic(BasePolicy):
         start = torch.randn(shape, generator=generator, device=policy.device)
         if not self.injects_noise:
             return self.flow.sample_flow(observation, start)
-        return self.flow.sample(observation, start, generator)
+        return self.flow.sample(observation, start, generator, branches=self.branches)
 
     def executed(self, chunk: Tensor) -> Tensor:
         """Normalised chunks ``(B, T, A)`` as the environment executes them, within its bounds."""

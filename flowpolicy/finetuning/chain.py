@@ -91,12 +91,20 @@ class NoisyFlow(nn.Module):
         observation: Mapping[str, Tensor],
         noise: Tensor,
         generator: torch.Generator | None = None,
+        *,
+        branches: bool = False,
     ) -> Chain:
-        """Sample chains that start at ``noise`` x_0 ``(B, T, A)``, for normalised observations."""
+        """Sample chains that start at ``noise`` x_0 ``(B, T, A)``, for normalised observations.
+
+        With ``branches`` one transition of each chain, drawn among the K, has its noise and the others end at
+        their means; ``std`` is that of all.
+        """
         observation = encode_images(self.network, observation)
         context = self.network.encode(observation)
         velocity_at = tabulated(self.network, *self._times_like(noise))
         x, chain, means, stds = noise, [noise], [], []
+        if branches:
+            noisy = torch.randint(self.num_steps, (len(x), 1, 1), generator=generator, device=x.device)
         for k in range(self.num_steps):
             mean = x + self.lengths[k].to(x.dtype) * velocity_at(k, x, context)
             if k == self.num_steps - 1:
@@ -104,7 +112,7 @@ class NoisyFlow(nn.Module):
             std = self.noise(observation, x[:, None], torch.tensor([k], device=x.device))[:, 0]
             std = self.spreads[k].to(x.dtype) * std
             shocks = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-            x = mean + std * shocks
+            x = mean + std * (shocks * (noisy == k) if branches else shocks)
             chain.append(x)
             means.append(mean)
             stds.append(std)

@@ -161,6 +161,7 @@ class ReinFlow(ChunkAlgorithm):
             stats_window_size=stats_window_size, tensorboard_log=tensorboard_log,
             policy_kwargs={
                 "flow_policy": policy, "injects_noise": self.update.injects_noise,
+                "branches": self.update.branches,
                 **{name: settings[name] for name in NETWORK_SETTINGS},
             },
             verbose=verbose, seed=seed, device=device, _init_setup_model=False,

@@ -9,7 +9,7 @@ import torch
 from flowpolicy.errors import ConfigError
 from flowpolicy.finetuning.chain import NoisyFlow, entropy, kl_divergence, log_prob, transition_mask
 from flowpolicy.finetuning.noise import NoiseConfig
-from flowpolicy.finetuning.rules import PPO, Minibatch
+from flowpolicy.finetuning.rules import PPO, Minibatch, TempFlow
 from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.models.config import MLPConfig, TransformerConfig
 from flowpolicy.policy import FlowPolicy
@@ -79,6 +79,39 @@ def test_the_ratio_of_an_unchanged_policy_is_one(reduction):
     assert metrics["train/ratio_spread"] < 1e-9
     assert metrics["train/clip_fraction"] == 0
     assert metrics["train/kl"].abs() < 1e-9
+
+
+def test_noise_at_one_step_and_the_loss_of_that_step():
+    _, flow = make()
+    observation, _ = sampled(flow, batch=24)
+    start = torch.randn(24, T, A, dtype=torch.float64)
+    chain = flow.sample(observation, start, torch.Generator().manual_seed(1), branches=True)
+    noisy = (chain.x[:, 1:] != chain.mean).flatten(2).any(2)
+    assert noisy.sum(1).eq(1).all()
+    assert noisy.any(0).all()  # each of the K in some chain
+    with torch.no_grad():
+        next(flow.network.parameters()).mul_(0.7)
+    batch = minibatch(observation, chain, executed=torch.arange(24) % T + 1)
+    loss, metrics = TempFlow(clip_range=0.5).loss(flow, batch)
+    mean, std = flow(observation, chain.x)
+    by_hand, moved = 0.0, 0.0
+    for i, k in enumerate(noisy.int().argmax(1).tolist()):
+        tokens = slice(i % T + 1 if k == 3 else T)
+        new, old = (
+            torch.distributions.Normal(m[i, k, tokens], s[i, k, tokens])
+            for m, s in ((mean, std), (chain.mean, chain.std))
+        )
+        reached, level = chain.x[i, k + 1, tokens], chain.std[i].mean((1, 2))
+        ratio = (new.log_prob(reached) - old.log_prob(reached)).sum().exp()
+        gain = torch.stack([ratio, ratio.clamp(0.5, 1.5)]) * batch.advantage[i]
+        by_hand = by_hand - gain.min() * level[k] / level.mean() / 24
+        moved += torch.distributions.kl_divergence(old, new).sum() / 24
+    assert 0.1 < metrics["train/clip_fraction"] < 0.9
+    assert float(loss.detach()) == pytest.approx(float(by_hand.detach()), rel=1e-9)
+    assert float(metrics["train/kl"]) == pytest.approx(float(moved.detach()), rel=1e-9)
+    parameters = [p for p in flow.parameters() if p.requires_grad]
+    for one, other in zip(*(torch.autograd.grad(v, parameters) for v in (loss, by_hand)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("objective", ["shortcut", "flow_matching"])

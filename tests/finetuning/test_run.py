@@ -121,12 +121,15 @@ def test_a_run_is_continued_and_not_overwritten(settings, tmp_path):
 
 
 @pytest.mark.parametrize("what", ["reward", "observation"])
-@pytest.mark.parametrize("workers", [0, 2])
-def test_what_is_not_finite_stops_the_run_and_loses_nothing(settings, tmp_path, what, workers):
+@pytest.mark.parametrize(("workers", "rule"), [(0, "nft"), (2, "ppo")])
+def test_what_is_not_finite_stops_the_run_and_loses_nothing(settings, tmp_path, what, workers, rule):
     run_dir = tmp_path / "run"
     task = {**settings["env"], "env_kwargs": {"broken_at": 100, "what": what}}
     with pytest.raises(FlowPolicyError, match=f"(?i)environment .*{what}.*") as caught:
-        finetune({**settings, "env": task, "workers": workers, "final_episodes": 0}, run_dir)
+        finetune(
+            {**settings, "env": task, "workers": workers, "update": {"name": rule}, "final_episodes": 0},
+            run_dir,
+        )
     assert "\n" not in str(caught.value)
     saved = ReinFlow.load(run_dir / STATE_FILE)
     assert saved.num_timesteps >= 200  # of the iterations before
@@ -140,7 +143,8 @@ def test_an_environment_that_dies_is_replaced_and_counted(settings, tmp_path):
         "env_id": "toy_practice:toy/Mortal-v0",
         "env_kwargs": {"marker": str(tmp_path / "died")},
     }
-    summary = finetune({**settings, "env": task, "workers": 2, "final_episodes": 0}, tmp_path / "run")
+    changed = {"env": task, "workers": 2, "update": {"name": "awm"}, "final_episodes": 0}
+    summary = finetune({**settings, **changed}, tmp_path / "run")
     assert (tmp_path / "died").exists()
     assert json.loads(summary.read_text())["metrics"]["worker_restarts"] == 1
     rows = read_metrics(tmp_path / "run" / "metrics.csv")

@@ -21,14 +21,15 @@ from stable_baselines3.common.vec_env import SubprocVecEnv
 from toy_practice import Reach, make, make_policy
 
 from flowpolicy.finetuning.reinflow import ReinFlow
+from flowpolicy.finetuning.rules import NFT
 
 
-@pytest.mark.parametrize("vec_env_cls", [None, SubprocVecEnv])
-def test_the_documentations_script_runs(tmp_path, vec_env_cls):
+@pytest.mark.parametrize(("vec_env_cls", "rule"), [(None, NFT()), (SubprocVecEnv, None)])
+def test_the_documentations_script_runs(tmp_path, vec_env_cls, rule):
     vec_env = make_vec_env(Reach, n_envs=4, seed=0, vec_env_cls=vec_env_cls)
     model = ReinFlow(
         make_policy(), vec_env, num_steps=2, n_steps=16, batch_size=32, critic_warmup=0, verbose=0, seed=0,
-        learning_rate=1e-3, gamma=0.9,
+        learning_rate=1e-3, gamma=0.9, update=rule,
     )  # fmt: skip
     model.set_logger(configure(str(tmp_path / "log"), ["csv"]))
     callbacks = CallbackList([

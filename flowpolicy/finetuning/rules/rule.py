@@ -76,14 +76,27 @@ class UpdateRule(Settings, ABC, prefix="update"):
 
     Attributes:
         name: as configurations say it.
-        injects_noise: chunks are sampled from the chain with its noise network. Without, they are the flow's
-            own, and exploration is that of x_0.
-        needs_reference: the rule looks at the pretrained flow.
     """
 
     name: ClassVar[str]
-    injects_noise: ClassVar[bool] = True
-    needs_reference: ClassVar[bool] = False
+
+    @property
+    def injects_noise(self) -> bool:
+        """Chunks are sampled from the chain with its noise network.
+
+        Without, they are the flow's own, and exploration is that of x_0.
+        """
+        return True
+
+    @property
+    def branches(self) -> bool:
+        """Noise is injected in one transition of each chain, drawn among the K."""
+        return False
+
+    @property
+    def needs_reference(self) -> bool:
+        """The rule looks at the pretrained flow."""
+        return False
 
     def prepare(
         self, flow: NoisyFlow, data: Minibatch, reference: NoisyFlow | None, generator: torch.Generator
