@@ -24,6 +24,7 @@ KEPT = (
     "hopper/shortcut-seed2",
     "hopper/flow_matching-seed0",
     "pusht/flow_matching-seed0",
+    "pusht/flow_matching-medium-seed0",
     "pusht/shortcut-seed0",
     "walker2d/flow_matching-seed0",
     "walker2d/shortcut-seed0",
@@ -41,7 +42,7 @@ TUNED = (
 
 def main() -> None:
     target = ROOT / "benchmarks" / "checkpoints"
-    made = {}
+    made = json.loads((target / "commands.json").read_text())  # of those whose runs are not here any more
     pretrained = {name: RUNS / "imitation" / name / "train" for name in KEPT}
     for name, training in {**pretrained, **{name: RUNS / "finetuning" / name for name in TUNED}}.items():
         if not (training / "summary.json").exists():
