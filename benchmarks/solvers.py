@@ -58,6 +58,9 @@ class Study:
 LIFT = "runs/benchmarks/manipulation/lift"
 STUDIES = {
     "pusht": Study("benchmarks/checkpoints/pusht-flow_matching-seed0", "demonstrations/pusht.zarr.zip", 400),
+    "pusht-medium": Study(
+        "benchmarks/checkpoints/pusht-flow_matching-medium-seed0", "demonstrations/pusht.zarr.zip", 400
+    ),
     "hopper": Study("benchmarks/checkpoints/hopper-flow_matching-seed0", None, 400),
     # Of `python benchmarks/manipulation.py robosuite --only=lift`.
     "lift": Study(
