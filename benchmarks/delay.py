@@ -91,7 +91,7 @@ def arms() -> list[Arm]:
 def guided(policy: FlowPolicy, num_steps: int, **settings: float) -> Sampler:
     """A sampler of chunks that agree with a prefix."""
     return build_sampler(
-        policy, num_steps=num_steps, solver="euler", backend="eager", guidance={"name": "prefix", **settings}
+        policy, num_steps=num_steps, backend="eager", guidance={"name": "prefix", **settings}
     )
 
 

@@ -24,10 +24,10 @@ from flowpolicy.data.store import Demonstrations
 
 torch.set_num_threads(1)
 
-# What a shell starts in the background ignores these, and so would the programs that tests interrupt.
-for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
+# What a shell or nohup starts in the background ignores these, as would the programs that tests interrupt.
+for _number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
     if signal.getsignal(_number) is signal.SIG_IGN:
-        signal.signal(_number, _handler)
+        signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)

@@ -136,9 +136,7 @@ class RunConfig(DeployConfig):
             # The published guidance hardly moves a policy that is sure of what it does (docs/deploy.md).
             steps = policy.checked(given).steps
             guidance = {"name": "prefix", "beta": 4.0 * steps, "prior_std": 0.2}
-            given = replace(
-                given, backend="eager", guidance=given.guidance or guidance, solver=given.solver or "euler"
-            )
+            given = replace(given, backend="eager", guidance=given.guidance or guidance)
         if self.fast_steps is None:
             return given, None
         faster = replace(given, num_steps=self.fast_steps, solver=None, schedule=None, guidance=None)

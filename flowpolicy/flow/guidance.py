@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flowpolicy.errors import ConfigError
 from flowpolicy.flow.network import Velocity
-from flowpolicy.settings import Settings, build, choose
+from flowpolicy.settings import Settings, build, choose, require
 
 Transform = Callable[[Velocity], Velocity]
 
@@ -45,13 +45,17 @@ class Guidance(Settings, ABC, prefix="guidance"):
     Attributes:
         name: in settings.
         options: keywords of ``act`` that it reads.
+        solver: the only one that it is defined for, and the one taken where none is named; None for any.
     """
 
     name: ClassVar[str]
     options: ClassVar[tuple[str, ...]] = ()
+    solver: ClassVar[str | None] = None
 
     def check(self, solver: str) -> None:
-        """Raise a ConfigError where it does not go together with a solver; any will do by default."""
+        """Raise a ConfigError where it does not go together with a solver."""
+        allowed = f"{self.solver}: the guidance '{self.name}' is defined for it alone"
+        require(self.solver in (None, solver), "solver", solver, allowed)
 
     @abstractmethod
     def bend(self, velocity: Velocity, chunk: GuidedChunk) -> Velocity:

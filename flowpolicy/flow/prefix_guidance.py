@@ -14,7 +14,6 @@ from flowpolicy.flow.guidance import GUIDANCES, Guidance, GuidedChunk, Transform
 from flowpolicy.flow.network import Velocity
 from flowpolicy.plugins import register
 from flowpolicy.ranges import PositiveFloat
-from flowpolicy.settings import require
 
 Target = tuple[Tensor, Tensor]  # normalised actions (B, T, A) and their weights (B, T)
 
@@ -108,12 +107,9 @@ class PrefixGuidance(Guidance):
 
     name: ClassVar[str] = "prefix"
     options: ClassVar[tuple[str, ...]] = ("prefix",)
+    solver: ClassVar[str | None] = "euler"  # how far a step may be pulled is known of its steps alone
     beta: PositiveFloat = 5.0
     prior_std: PositiveFloat = 1.0
-
-    def check(self, solver: str) -> None:
-        """Euler: how far a step may be pulled is known of its steps alone."""
-        require(solver == "euler", "solver", solver, "euler: guidance by a prefix is defined for Euler steps")
 
     def bend(self, velocity: Velocity, chunk: GuidedChunk) -> Velocity:
         """See :func:`guided_velocity`."""

@@ -20,6 +20,7 @@ from flowpolicy.files.hub import download, upload
 from flowpolicy.files.reading import shapes_of, stored_tensors
 from flowpolicy.files.storage import atomic_folder, save_tensors
 from flowpolicy.flow import Objective, build_objective
+from flowpolicy.flow.guidance import build_guidance
 from flowpolicy.flow.network import Network, field
 from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.models.network import build_network
@@ -110,6 +111,9 @@ class FlowPolicy(nn.Module):
         return spec
 
     def _filled(self, spec: SamplerSpec) -> SamplerSpec:
+        guidance = build_guidance(spec.guidance)
+        if guidance is not None and spec.solver is None:
+            spec = dataclasses.replace(spec, solver=guidance.solver)
         if spec.solver_file is None:
             return spec.filled(self.sampling)
         searched = SearchedSampling.load(spec.solver_file)

@@ -25,7 +25,7 @@ from flowpolicy_envs.scripted import ScriptedConfig  # noqa: E402
 CONFIGS = sorted((Path(flowpolicy_configs.__file__).parent / "env").glob("*.yaml"))
 BEYOND_TASK = {"demonstrations", "demo_transform", "expert", "medium"}
 RARE = {"action_bounds", "instruction", "rotations"}  # of a task, where it has any
-OPTIONAL = {"pretrain", "finetune", "observation_keys", "scripted"}
+OPTIONAL = {"pretrain", "finetune", "observation_keys", "scripted", "native"}
 NEEDS = {
     "pusht": "gym_pusht",
     "adroit": "gymnasium_robotics",

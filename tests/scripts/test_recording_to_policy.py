@@ -160,7 +160,8 @@ def test_what_a_task_file_may_say_of_training_is_what_the_settings_read(repo_roo
     import re
 
     text = "".join(path.read_text() for path in (repo_root / "configs").glob("*.yaml"))
-    text += "".join(path.read_text() for path in (repo_root / "configs" / "data").glob("*.yaml"))
+    for group in ("data", "model"):
+        text += "".join(path.read_text() for path in (repo_root / "configs" / group).glob("*.yaml"))
     for group in ("pretrain", "finetune"):
         read = set(re.findall(rf"oc\.select:env\.{group}\.(\w+)", text))
         assert read == set(BESIDE_THE_TASK[group])

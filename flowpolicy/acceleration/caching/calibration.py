@@ -161,8 +161,8 @@ def calibrate_checkpoint(
     if config.threads:
         torch.set_num_threads(config.threads)
     policy = FlowPolicy.load(config.checkpoint, resolve_device(config.device))
-    _sampling(policy, config)  # a setting that cannot be is refused before any rollout
     task = task_of(policy.spec.task, env, config.checkpoint)
+    _sampling(policy, config)  # a setting that cannot be is refused before any rollout
     # Neighbours in time are similar, so schedules are compared on other episodes.
     making, judging = (
         observations_of(
