@@ -19,7 +19,7 @@ if [ "${SIZE:-full}" = small ]; then
         train.final_episodes=2 train.validate_every=60 video=false)
     finetune=(total_steps=512 num_envs=4 workers=0 reinflow.n_steps=32 reinflow.batch_size=64 reinflow.n_epochs=1
         reinflow.critic_warmup=0 final_episodes=2 evaluation_envs=2 video=false)
-    plan=(period_ms=100 quantile=0.9 calls=31 bouts=1 pause_s=0 episodes=2 observations=16 backends=[onnx,eager])
+    plan=(period_ms=100 quantile=0.9 calls=31 bouts=1 pause_s=0 episodes=2 observations=16 backends=[eager])
     control=(duration_s=2 spares=0 video=false)
 fi
 

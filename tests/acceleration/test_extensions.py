@@ -77,7 +77,7 @@ def test_a_multistep_solver_is_exact_where_the_flow_is_quadratic_in_time(grid):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("num_steps", [6, 20])  # one graph for all, and one for each kind of evaluation
+@pytest.mark.parametrize("num_steps", [3, 20])  # one graph for all, and one for each kind of evaluation
 def test_a_multistep_solver_runs_in_every_backend(backend, num_steps, policy, observations, noise, exports):
     settings = {"num_steps": num_steps, "solver": AdamsBashforth.name}
     sampler = assert_computes(policy, backend, observations, noise, exports, **settings)
@@ -104,10 +104,13 @@ def mlp_exports():
     return {"flow_matching": {}, "shortcut": {}, "mip": {}}
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
-    ("objective", "num_steps"), [("flow_matching", 4), ("flow_matching", 20), ("shortcut", 2), ("mip", 2)]
-)
+    ("objective", "num_steps", "backend"),
+    [
+        *(("flow_matching", num_steps, backend) for num_steps in (2, 20) for backend in BACKENDS),
+        ("shortcut", 2, "eager"), ("mip", 2, "eager"), ("mip", 2, "onnx"),
+    ],
+)  # fmt: skip
 def test_a_network_without_blocks_runs_in_every_backend(
     objective, num_steps, backend, observations, noise, mlp_exports
 ):

@@ -149,13 +149,13 @@ def nuts(arms_compiled_once: None) -> Any:
 
 
 @pytest.mark.slow
-def test_longer_scripts_solve_their_tasks(nuts: Any) -> None:
-    can = _make("PickPlaceCan", limit=300)
-    for env, expert in ((can, CanExpert()), (nuts, SquareExpert())):
-        episode = play(env, expert, 0).episode
-        assert episode.success
-        assert len(episode) < 300
-    can.close()
+def test_a_longer_script_solves_its_task(arms_compiled_once: None) -> None:
+    """The one of the nut is the next test."""
+    env = _make("PickPlaceCan", limit=300)
+    episode = play(env, CanExpert(), 0).episode
+    assert episode.success
+    assert len(episode) < 300
+    env.close()
 
 
 @pytest.mark.slow

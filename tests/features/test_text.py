@@ -102,12 +102,8 @@ def test_a_declaration_is_bounded(settings):
         policy_of({"task": Text((MOST_PIECES,), **settings)})
 
 
-@pytest.mark.parametrize("backend", ["eager", "onnx"])
-def test_samplers_read_the_text(policy, backend):
-    if backend == "onnx":
-        pytest.importorskip("onnxruntime")
-        pytest.importorskip("onnxscript")
-    sampler = build_sampler(policy, num_steps=2, backend=backend)
+def test_samplers_read_the_text(policy):
+    sampler = build_sampler(policy, num_steps=2, backend="eager")
     for words in (*KNOWN, list(KNOWN)):
         expected = policy.act({"state": STATE, "task": words}, noise=NOISE, num_steps=2)
         found = sampler.act({"state": STATE, "task": words}, noise=NOISE)

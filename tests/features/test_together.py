@@ -8,6 +8,7 @@ from kinds import T_O, A, T, policy_of
 from flowpolicy.acceleration.engine import random_observations
 from flowpolicy.acceleration.sampler import build_sampler
 from flowpolicy.features import Depth, Image, Pose, Task, Vector
+from flowpolicy.features.text import MOST_PIECES, Text
 from flowpolicy.finetuning.features import ObservationFeatures
 
 FEATURES = {
@@ -17,6 +18,7 @@ FEATURES = {
     "camera": Image((40, 36, 3)),
     "task": Task((2,)),
     "base": Pose((7,)),
+    "words": Text((MOST_PIECES,)),
 }
 
 
@@ -32,7 +34,7 @@ def observation(policy):
 
 def test_new_kinds_come_after_those_that_saved_policies_have(policy):
     encoder = policy.network.encoder
-    assert list(encoder) == ["state", "task", "cameras", "pose"]
+    assert list(encoder) == ["state", "task", "cameras", "pose", "text"]
     assert list(encoder.cameras) == ["front", "camera"]
 
 

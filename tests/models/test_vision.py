@@ -121,9 +121,9 @@ def test_a_sampler_computes_what_the_policy_does_and_encodes_images_once(backend
     calls = []
     for camera in policy.network.encoder.cameras.values():
         camera.register_forward_hook(lambda *_: calls.append(1))
-    chunk = policy.act(observation, num_steps=8, noise=noise)
+    chunk = policy.act(observation, num_steps=2, noise=noise)
     assert len(calls) == 2  # one for each camera, whatever K is
-    sampler = build_sampler(policy, batch_size=2, num_steps=8, backend=backend)
+    sampler = build_sampler(policy, batch_size=2, num_steps=2, backend=backend)
     torch.testing.assert_close(sampler(observation, noise), chunk, rtol=0, atol=1e-4)
     other = {**observation, "wrist": 255 - observation["wrist"]}
     assert not torch.allclose(sampler(other, noise), chunk, atol=1e-3)

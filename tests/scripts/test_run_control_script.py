@@ -23,7 +23,7 @@ def checkpoint(repo_root):
 def test_a_simulated_robot_is_driven_in_real_time(repo_root, tmp_path, checkpoint):
     done = run_script(
         tmp_path, repo_root, SCRIPT, checkpoint, "env=hopper", "duration_s=2", "num_steps=1", "fast_steps=1",
-        "video=0.2", "run_dir=run",
+        "spares=1", "video=0.2", "run_dir=run",
     )  # fmt: skip
     folder = tmp_path / "run"
     assert done.stdout.splitlines()[-1] == str(folder / "summary.json")
@@ -49,7 +49,7 @@ def test_chunks_are_fused_in_real_time_and_a_trace_is_driven_too(
     run_script(
         tmp_path, repo_root, SCRIPT, checkpoint, "env=hopper", "duration_s=1.5", f"control.fusion={fusion}",
         "control.execute_horizon=2", f"robot={robot}", "robot.rate_hz=20", f"inference={inference}",
-        "backend=eager", "video=0", "run_dir=run",
+        "backend=eager", "spares=0", "video=0", "run_dir=run",
     )  # fmt: skip
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["about"]["fusion"] == fusion
