@@ -3,7 +3,7 @@ recorded ones where the task has no simulator."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -114,6 +114,22 @@ def recorded_observations(
         )
     observations = windows.batch(torch.linspace(0, len(windows) - 1, count).round().long()).observation
     return {key: values.cpu() for key, values in policy.check_observations(observations).items()}
+
+
+def making_and_judging(
+    observe: Callable[..., dict[str, Tensor]], counts: tuple[int, int], episodes: int, seed: int
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Observations to make something from, and others to judge it by: of other episodes, as neighbours in
+    time are similar.
+
+    Args:
+        observe: :func:`observations_of` or :func:`recorded_observations` of a policy in a task.
+        counts: of both.
+        episodes: that each come from.
+        seed: of the first episode.
+    """
+    making = observe(count=counts[0], episodes=episodes, seed=seed)
+    return making, observe(count=counts[1], episodes=episodes, seed=seed + episodes)
 
 
 def recording_of(env: Mapping[str, Any] | None) -> str | None:

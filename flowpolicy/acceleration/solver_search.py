@@ -18,6 +18,7 @@ from torch import Tensor
 
 from flowpolicy.acceleration.observations import (
     CALIBRATION_SEED,
+    making_and_judging,
     observations_of,
     recorded_observations,
     recording_of,
@@ -190,17 +191,13 @@ def search_checkpoint(config: SearchConfig, env: Mapping[str, Any] | None = None
         torch.set_num_threads(config.threads)
     policy = FlowPolicy.load(config.checkpoint, resolve_device(config.device))
     task = task_of(policy.spec.task, env, config.checkpoint)
+    _require_any_grid(policy, config.nfe)  # before any rollout
     if config.demonstrations is not None:
         observe = partial(recorded_observations, policy, task, demonstrations=config.demonstrations)
     else:
         observe = partial(observations_of, policy, task, demonstrations=recording_of(env))
-    making, judging = (
-        observe(count, episodes=config.episodes, seed=seed)
-        for count, seed in (
-            (config.observations, config.seed),
-            (config.test_observations, config.seed + config.episodes),
-        )
-    )
+    counts = config.observations, config.test_observations
+    making, judging = making_and_judging(observe, counts, config.episodes, config.seed)
     return search_sampling(policy, making, judging, config), task.name
 
 
@@ -218,9 +215,7 @@ def search_sampling(
     Raises:
         ConfigError: a policy without a flow, one that is tuned, or one that takes steps of one size alone.
     """
-    policy.objective.require_flow()
-    plain = SamplerSpec(num_steps=config.nfe, solver="euler", grid={"name": "uniform"})
-    policy.checked(_with_times(plain, [k / config.nfe for k in range(config.nfe)]))
+    _require_any_grid(policy, config.nfe)
     error, judge = SamplingError(policy, making, config.seed), SamplingError(policy, judging, config.seed + 1)
     known = [(sampling, error(sampling)) for sampling in hand_made(policy, config.nfe)]
     starts = {
@@ -238,3 +233,10 @@ def search_sampling(
         "iterations": config.iterations, "seed": config.seed,
     }  # fmt: skip
     return Search(SearchedSampling(fingerprint(policy), best, calibration), errors)
+
+
+def _require_any_grid(policy: FlowPolicy, nfe: int) -> None:
+    """Raise a ConfigError where the policy has no flow, or not on any grid of so many evaluations."""
+    policy.objective.require_flow()
+    plain = SamplerSpec(num_steps=nfe, solver="euler", grid={"name": "uniform"})
+    policy.checked(_with_times(plain, [k / nfe for k in range(nfe)]))

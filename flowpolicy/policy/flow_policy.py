@@ -28,7 +28,6 @@ from flowpolicy.policy.action_space import ActionSpace
 from flowpolicy.policy.config import FORMAT_VERSION, PolicyConfig, read_config
 from flowpolicy.policy.fingerprint import fingerprint
 from flowpolicy.policy.searched import SearchedSampling
-from flowpolicy.settings import require
 from flowpolicy.spec import PolicySpec
 
 Observations = Mapping[str, Any] | Any  # key -> (B, T_o, *shape), or the single array of key "observation"
@@ -118,12 +117,7 @@ class FlowPolicy(nn.Module):
             return spec.filled(self.sampling)
         searched = SearchedSampling.load(spec.solver_file)
         searched.check(fingerprint(self))
-        found = searched.sampling
-        for name in ("num_steps", "grid"):
-            given = getattr(spec, name)
-            allowed = f"{getattr(found, name)}, as {spec.solver_file} has it, or left out"
-            require(given is None or given == getattr(found, name), name, given, allowed)
-        return dataclasses.replace(spec, num_steps=found.num_steps, solver=found.solver, grid=found.grid)
+        return searched.filling(spec)
 
     @torch.no_grad()
     def act(

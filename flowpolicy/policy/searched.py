@@ -60,3 +60,16 @@ class SearchedSampling(Settings, prefix="searched"):
         """Raise a ConfigError where it was found for another policy."""
         if self.fingerprint != fingerprint:
             raise ConfigError(f"The solver was searched for another checkpoint; {_REMEDY}.")
+
+    def filling(self, spec: SamplerSpec) -> SamplerSpec:
+        """``spec``, whose solver names this file, with what stands here in its place.
+
+        Raises:
+            ConfigError: it names another K or grid.
+        """
+        found = self.sampling
+        for name in ("num_steps", "grid"):
+            given = getattr(spec, name)
+            allowed = f"{getattr(found, name)}, as {spec.solver_file} has it, or left out"
+            require(given is None or given == getattr(found, name), name, given, allowed)
+        return dataclasses.replace(spec, num_steps=found.num_steps, solver=found.solver, grid=found.grid)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +25,7 @@ from flowpolicy.acceleration.caching.search import ActionError, search
 from flowpolicy.acceleration.caching.similarity import MINIMUM_OBSERVATIONS, Similarity, measure_similarity
 from flowpolicy.acceleration.observations import (
     CALIBRATION_SEED,
+    making_and_judging,
     observations_of,
     recording_of,
     rows_of,
@@ -163,16 +165,9 @@ def calibrate_checkpoint(
     policy = FlowPolicy.load(config.checkpoint, resolve_device(config.device))
     task = task_of(policy.spec.task, env, config.checkpoint)
     _sampling(policy, config)  # a setting that cannot be is refused before any rollout
-    # Neighbours in time are similar, so schedules are compared on other episodes.
-    making, judging = (
-        observations_of(
-            policy, task, count, episodes=config.episodes, seed=seed, demonstrations=recording_of(env)
-        )
-        for count, seed in (
-            (config.observations, config.seed),
-            (config.test_observations, config.seed + config.episodes),
-        )
-    )
+    observe = partial(observations_of, policy, task, demonstrations=recording_of(env))
+    counts = config.observations, config.test_observations
+    making, judging = making_and_judging(observe, counts, config.episodes, config.seed)
     return calibrate(policy, making, judging, config), task.name
 
 
