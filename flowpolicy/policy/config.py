@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from flowpolicy.data.normalization import LARGEST_CLIP, MODES
 from flowpolicy.errors import CheckpointError, ConfigError
 from flowpolicy.features import Feature, features_of, undeclared
+from flowpolicy.files.hub import download
 from flowpolicy.files.reading import read_json
 from flowpolicy.flow import build_objective
 from flowpolicy.flow.sampler_spec import SamplerSpec
@@ -132,6 +133,25 @@ def policy_config(content: Mapping[str, Any]) -> PolicyConfig:
     config = build(PolicyConfig, content, "config")
     config.sampling()
     return config
+
+
+def checkpoint_folder(path: Path | str) -> Path:
+    """The folder of a checkpoint, downloaded where ``path`` is no folder but ``user/name`` on the Hub.
+
+    Raises:
+        CheckpointError: it is neither, or the folder of a whole run.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        if folder.exists() or str(path).count("/") != 1 or str(path).startswith((".", "/", "~")):
+            raise CheckpointError(
+                f"No checkpoint at {path}; give a folder with config.json and model.safetensors."
+            )
+        folder = download(str(path))
+    inner = folder / "checkpoint"
+    if (inner / "config.json").is_file() and not (folder / "model.safetensors").exists():
+        raise CheckpointError(f"{path} is a run's folder; its policy is {inner}, give that.")
+    return folder
 
 
 def read_config(file: Path) -> PolicyConfig:

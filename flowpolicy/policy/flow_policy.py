@@ -16,7 +16,7 @@ from flowpolicy.data.normalization import Normalizer
 from flowpolicy.errors import DAMAGED_POLICY, CheckpointError, ConfigError, FlowPolicyError
 from flowpolicy.features.keyed import KeyedModules
 from flowpolicy.features.presence import completed
-from flowpolicy.files.hub import download, upload
+from flowpolicy.files.hub import upload
 from flowpolicy.files.reading import shapes_of, stored_tensors
 from flowpolicy.files.storage import atomic_folder, save_tensors
 from flowpolicy.flow import Objective, build_objective
@@ -25,7 +25,7 @@ from flowpolicy.flow.network import Network, field
 from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.models.network import build_network
 from flowpolicy.policy.action_space import ActionSpace
-from flowpolicy.policy.config import FORMAT_VERSION, PolicyConfig, read_config
+from flowpolicy.policy.config import FORMAT_VERSION, PolicyConfig, checkpoint_folder, read_config
 from flowpolicy.policy.fingerprint import fingerprint
 from flowpolicy.policy.searched import SearchedSampling
 from flowpolicy.spec import PolicySpec
@@ -329,16 +329,7 @@ class FlowPolicy(nn.Module):
         Raises:
             CheckpointError: missing, damaged, of a newer format, or not of this shape.
         """
-        folder = Path(path).expanduser()
-        if not folder.is_dir():
-            if folder.exists() or str(path).count("/") != 1 or str(path).startswith((".", "/", "~")):
-                raise CheckpointError(
-                    f"No checkpoint at {path}; give a folder with config.json and model.safetensors."
-                )
-            folder = download(str(path))
-        inner = folder / "checkpoint"
-        if (inner / "config.json").is_file() and not (folder / "model.safetensors").exists():
-            raise CheckpointError(f"{path} is a run's folder; its policy is {inner}, give that.")
+        folder = checkpoint_folder(path)
         config = read_config(folder / "config.json")
         file = folder / "model.safetensors"
         if not file.exists():
