@@ -1,0 +1,47 @@
+"""Flow-DPO (Liu et al. 2025, "Improving Video Generation with Human Feedback")."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from flowpolicy.data.sampling import Batch
+from flowpolicy.flow.network import Network
+from flowpolicy.flow.objective import Draws, Metrics
+from flowpolicy.preferences.loss import PreferenceLoss, squared_errors
+from flowpolicy.ranges import PositiveFloat
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowDPO(PreferenceLoss):
+    """-log sigmoid(-beta / 2 [(|v(x^w) - u^w|^2 - |v_ref(x^w) - u^w|^2) - (the same of x^l)]).
+
+    w is the preferred chunk of a pair, l the other. beta is the same at every t, as published: one that
+    follows from the variational bound, beta (1 - t)^2, weighs the ends of the path away.
+
+    Attributes:
+        beta: the larger, the closer the policy stays to the reference.
+    """
+
+    name: ClassVar[str] = "flow_dpo"
+    beta: PositiveFloat = 1.0
+
+    def loss(
+        self, network: Network, batch: Batch, draws: Draws, teacher: Network | None = None
+    ) -> tuple[Tensor, Metrics]:
+        """The mean over pairs; ``loss/accuracy`` is the share whose preferred chunk has become likelier."""
+        with torch.no_grad():
+            before = squared_errors(self.reference.network, batch, draws)
+        change = squared_errors(network, batch, draws) - before
+        logit = self.beta / 2 * (change[1::2] - change[0::2])
+        loss = -F.logsigmoid(logit).mean()
+        metrics = {
+            "loss/accuracy": (logit.detach() > 0).float().mean(),
+            "loss/change_preferred": change[0::2].detach().mean(),
+            "loss/change_other": change[1::2].detach().mean(),
+        }
+        return loss, metrics
