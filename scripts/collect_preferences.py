@@ -1,4 +1,4 @@
-"""Collect pairs of segments of a policy: `python scripts/collect_preferences.py checkpoint=PATH pairs=300`."""
+"""Collect pairs of segments of a policy: `python scripts/collect_preferences.py checkpoint=PATH`."""
 
 from __future__ import annotations
 

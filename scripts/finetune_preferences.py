@@ -1,4 +1,4 @@
-"""Fine-tune by preferences: `python scripts/finetune_preferences.py checkpoint=PATH pairs=STORE label=return`."""
+"""Fine-tune by preferences: `python scripts/finetune_preferences.py checkpoint=PATH pairs=STORE`."""
 
 from pathlib import Path
 from typing import Any

@@ -37,7 +37,7 @@ SYNCED_EVERY_S = 10.0
 """What a killed program loses at most."""
 FRAME_SIZE = 240
 """Pixels that a side of a frame has at most."""
-Rows = dict[str, NDArray[Any]]
+Rows = dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from flowpolicy.data.zarr_reading import resolve_path
 from flowpolicy.errors import ConfigError, DataError, FlowPolicyError
 from flowpolicy.files.reading import read_versioned
 from flowpolicy.files.storage import write_json
-from flowpolicy.preferences.pairs import Pairs
+from flowpolicy.preferences.pairs import Pairs, Segment
 from flowpolicy.settings import shown
 
 RETURN, PAGE = "return", "page"
@@ -43,14 +43,18 @@ def rewards(pairs: Pairs, label: str, path: Path | str) -> NDArray[np.float64]:
         for number, answer in Answers(path, pairs).given.items():
             found[number] = ANSWERS[answer]
         return found
-    if label == RETURN:
-        score = lambda segment: segment.reward.sum(dtype=np.float64)  # noqa: E731
-    elif ":" in label:
-        score = plugins.attribute(label, "label")
-    else:
+    if label != RETURN and ":" not in label:
         raise ConfigError(f"label is {shown(label)}; it must be return, page, or module:function.")
-    scores = np.array([_number(score(pairs.segment(i)), label) for i in range(2 * len(pairs))])
-    return ((scores - scores.mean()) / max(float(scores.std()), 1e-12)).reshape(-1, 2)
+    score = segment_return if label == RETURN else plugins.attribute(label, "label")
+    scores = [_number(score(pairs.segment(episode)), label) for episode in range(2 * len(pairs))]
+    values = np.array(scores, np.float64).reshape(-1, 2)
+    standardized: NDArray[np.float64] = (values - values.mean()) / max(float(values.std()), 1e-12)
+    return standardized
+
+
+def segment_return(segment: Segment) -> float:
+    """The sum of its rewards."""
+    return float(segment.reward.sum(dtype=np.float64))
 
 
 def _number(value: object, label: str) -> float:

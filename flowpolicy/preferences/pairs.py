@@ -19,8 +19,8 @@ from flowpolicy.settings import shown
 PAIRS = "preferences"
 """Attribute of a store of pairs: what they were made with."""
 CHUNK, CHUNK_STEP = "chunk", "chunk_step"
-"""Keys of a step's whole chunk ``(T, A)``, as the policy gave it, and of the number of its action in that; -1 of
-the steps before the segment, which are part of the first history alone."""
+"""Keys of a step's whole chunk ``(T, A)``, as the policy gave it, and of the number of its action in that; -1
+of the steps before the segment, which are part of the first history alone."""
 FRAME = "frame"
 """Key of a step's picture."""
 
@@ -44,8 +44,8 @@ class Pairs:
     """Pairs in memory.
 
     Args:
-        demos: of a store that :func:`~flowpolicy.preferences.collection.collect_preferences` made; episodes 2i
-            and 2i + 1 are pair i.
+        demos: of a store that :func:`~flowpolicy.preferences.collection.collect_preferences` made; episodes
+            2i and 2i + 1 are pair i.
 
     Attributes:
         demos: the same.

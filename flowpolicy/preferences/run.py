@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from flowpolicy.evaluation.task import task_of
 from flowpolicy.policy import FlowPolicy
