@@ -80,7 +80,7 @@ class Pairs:
 
     def segment(self, episode: int) -> Segment:
         """The segment of an episode."""
-        rows = self._rows(episode)
+        rows = self.rows(episode)
         arrays = self.demos.arrays
         left_out = (*NOT_OBSERVED, CHUNK, CHUNK_STEP, FRAME)
         observation = {key: values[rows] for key, values in arrays.items() if key not in left_out}
@@ -89,11 +89,11 @@ class Pairs:
     def decisions(self, episode: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The steps at which a chunk of the episode begins, among all steps, and how many of its actions were
         executed."""
-        rows = self._rows(episode)
+        rows = self.rows(episode)
         begins = rows.start + np.flatnonzero(self.demos.arrays[CHUNK_STEP][rows] == 0)
         return begins, np.diff(begins, append=rows.stop)
 
-    def _rows(self, episode: int) -> slice:
+    def rows(self, episode: int) -> slice:
         """The steps of an episode that belong to its segment."""
         start, end = int(self.demos.episode_starts[episode]), int(self.demos.episode_ends[episode])
         return slice(start + int(np.argmax(self.demos.arrays[CHUNK_STEP][start:end] == 0)), end)
