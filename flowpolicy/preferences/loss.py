@@ -10,7 +10,7 @@ from torch import Tensor
 from flowpolicy.data.sampling import Batch
 from flowpolicy.flow.network import Network
 from flowpolicy.flow.objective import Draws, Loss, evaluations
-from flowpolicy.flow.path import interpolate, velocity_target
+from flowpolicy.flow.path import interpolate
 from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.policy import FlowPolicy
 
@@ -62,9 +62,12 @@ class PreferenceLoss(Loss, prefix="loss"):
         return Draws(*(part.repeat_interleave(2, 0) for part in (noise, t, d)))
 
 
-def squared_errors(network: Network, batch: Batch, draws: Draws) -> Tensor:
-    """|v(x_t, t, d, o) - u|^2 over the executed actions of each row, ``(B,)``."""
+def velocity_at(network: Network, batch: Batch, draws: Draws) -> Tensor:
+    """v(x_t, t, d, o) ``(B, T, A)`` on the way from the noise to the chunk."""
     x = interpolate(draws.noise, batch.action, draws.t)
-    velocity = network.velocity(x, draws.t, draws.d, network.encode(batch.observation))
-    error = (velocity - velocity_target(draws.noise, batch.action)) ** 2
-    return (error * batch.mask[..., None]).sum((1, 2))
+    return network.velocity(x, draws.t, draws.d, network.encode(batch.observation))
+
+
+def squared_distance(velocity: Tensor, other: Tensor, batch: Batch) -> Tensor:
+    """|v - v'|^2 over the executed actions of each row, ``(B,)``."""
+    return ((velocity - other) ** 2 * batch.mask[..., None]).sum((1, 2))

@@ -10,7 +10,8 @@ from torch import Tensor
 from flowpolicy.data.sampling import Batch
 from flowpolicy.flow.network import Network
 from flowpolicy.flow.objective import Draws, Metrics
-from flowpolicy.preferences.loss import PreferenceLoss, squared_errors
+from flowpolicy.flow.path import velocity_target
+from flowpolicy.preferences.loss import PreferenceLoss, squared_distance, velocity_at
 from flowpolicy.ranges import PositiveFloat
 
 
@@ -32,7 +33,8 @@ class FlowRWR(PreferenceLoss):
     ) -> tuple[Tensor, Metrics]:
         """The weighted mean squared error."""
         assert batch.reward is not None
-        errors = squared_errors(network, batch, draws) / batch.action[0].numel()
+        u = velocity_target(draws.noise, batch.action)
+        errors = squared_distance(velocity_at(network, batch, draws), u, batch) / batch.action[0].numel()
         return ((batch.reward / self.tau).exp() * errors).mean(), {
             "loss/flow_matching": errors.detach().mean()
         }
