@@ -113,6 +113,7 @@ class Answers:
         """
         if not 0 <= number < self._count or answer not in ANSWERS:
             raise ConfigError(f"{shown(answer)} is no answer on pair {shown(number)}.")
-        self.given[number] = answer
-        answers = {str(each): self.given[each] for each in sorted(self.given)}
+        given = {**self.given, number: answer}
+        answers = {str(each): given[each] for each in sorted(given)}
         write_json(self.path, {"format_version": FORMAT_VERSION, "pairs": self._about, "answers": answers})
+        self.given = given

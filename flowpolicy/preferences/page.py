@@ -172,7 +172,7 @@ class _Handler(BaseHTTPRequestHandler):
         text = text.replace("@NONCE@", nonce).replace("@TOKEN@", self.server.token)
         policy = (
             f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; "
-            "img-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+            "img-src blob: data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
         )
         self._send(text.encode(), "text/html; charset=utf-8", {"Content-Security-Policy": policy})
 

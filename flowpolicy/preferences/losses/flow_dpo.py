@@ -26,8 +26,8 @@ class FlowDPO(PreferenceLoss):
 
     Attributes:
         beta: of the preference.
-        pull: weight of |v - v_ref|^2, as a mean over all rows. The preference compares two chunks, and alone it
-            lets both become unlikely.
+        pull: weight of |v - v_ref|^2, as a mean over all rows. The preference compares two chunks, and alone
+            it lets both become unlikely.
     """
 
     name: ClassVar[str] = "flow_dpo"
