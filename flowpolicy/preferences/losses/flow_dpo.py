@@ -32,7 +32,7 @@ class FlowDPO(PreferenceLoss):
 
     name: ClassVar[str] = "flow_dpo"
     beta: PositiveFloat = 1.0
-    pull: NonNegativeFloat = 1.0
+    pull: NonNegativeFloat = 0.2
 
     def loss(
         self, network: Network, batch: Batch, draws: Draws, teacher: Network | None = None
