@@ -24,8 +24,8 @@ class RewardGuidance(Guidance):
 
     That is the reward that direct preference optimisation has learnt, in units of its temperature (Rafailov
     et al. 2023, equation 5), for noisy chunks too. Since the score of a flow is (t v - x) / (1 - t), the sum
-    is v + w (v_tuned - v): the policy itself for w = 0, the tuned one for w = 1, and more of it beyond. A step
-    costs one evaluation more.
+    is v + w (v_tuned - v): the policy itself for w = 0, the tuned one for w = 1, and more of it beyond. A
+    step costs one evaluation more.
 
     Attributes:
         checkpoint: of the tuned policy, which has the normalisers of the one that is guided.

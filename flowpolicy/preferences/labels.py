@@ -32,7 +32,8 @@ def rewards(pairs: Pairs, label: str, path: Path | str) -> NDArray[np.float64]:
         path: of the store, beside which answers stand.
 
     Returns:
-        Of a return or a function, with mean 0 and standard deviation 1; of answers, 1, 0 and -1.
+        Of a return or a function, the difference to the mean of the pair, which begins at one state, over the
+        standard deviation of these; of answers, 1, 0 and -1.
 
     Raises:
         ConfigError: there is no such label or function, or the function gives no finite number.
@@ -48,8 +49,8 @@ def rewards(pairs: Pairs, label: str, path: Path | str) -> NDArray[np.float64]:
     score = segment_return if label == RETURN else plugins.attribute(label, "label")
     scores = [_number(score(pairs.segment(episode)), label) for episode in range(2 * len(pairs))]
     values = np.array(scores, np.float64).reshape(-1, 2)
-    standardized: NDArray[np.float64] = (values - values.mean()) / max(float(values.std()), 1e-12)
-    return standardized
+    centred = values - values.mean(1, keepdims=True)
+    return centred / max(float(centred.std()), 1e-12)
 
 
 def segment_return(segment: Segment) -> float:

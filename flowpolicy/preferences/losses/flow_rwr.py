@@ -19,7 +19,8 @@ from flowpolicy.ranges import PositiveFloat
 class FlowRWR(PreferenceLoss):
     """exp(r / tau) |v(x_t, t, o) - u|^2 over the executed actions, as a mean over all actions.
 
-    r is the reward of the segment, with standard deviation 1, or 1 and -1 where a person preferred one.
+    r is the reward of the segment, relative to the pair's mean and with standard deviation 1, or 1 and -1
+    where a person preferred one.
 
     Attributes:
         tau: the smaller, the more the best segments count.
