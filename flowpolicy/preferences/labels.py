@@ -49,8 +49,9 @@ def rewards(pairs: Pairs, label: str, path: Path | str) -> NDArray[np.float64]:
     score = segment_return if label == RETURN else plugins.attribute(label, "label")
     scores = [_number(score(pairs.segment(episode)), label) for episode in range(2 * len(pairs))]
     values = np.array(scores, np.float64).reshape(-1, 2)
-    centred = values - values.mean(1, keepdims=True)
-    return centred / max(float(centred.std()), 1e-12)
+    centred: NDArray[np.float64] = values - values.mean(1, keepdims=True)
+    centred /= max(float(centred.std()), 1e-12)
+    return centred
 
 
 def segment_return(segment: Segment) -> float:

@@ -11,6 +11,7 @@ import logging
 import re
 import secrets
 import struct
+import sys
 import threading
 import zlib
 from dataclasses import dataclass
@@ -90,6 +91,11 @@ class LabelPage(ThreadingHTTPServer):
         super().server_close()
         self._alone.release()
         Path(self._alone.lock_file).unlink(missing_ok=True)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A browser that has gone away is nobody's concern."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
     @property
     def address(self) -> str:

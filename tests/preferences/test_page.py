@@ -157,7 +157,7 @@ def test_a_person_labels_by_keyboard_and_mouse_in_a_browser(tmp_path):
         tab.on("pageerror", lambda error: complaints.append(str(error)))
         tab.goto(page.address)
         tab.wait_for_selector("text=Pair 1 of 3, 0 labelled")
-        tab.wait_for_function("clips.length === 2 && document.getElementById('left').width === 12")
+        tab.wait_for_selector("canvas#left[width='12'][height='8']")
         tab.keyboard.press("ArrowRight")
         tab.wait_for_selector("text=Pair 2 of 3")
         tab.keyboard.press("ArrowDown")
