@@ -83,8 +83,8 @@ def collect_preferences(config: CollectionConfig, env: Mapping[str, Any] | None)
         torch.set_num_threads(config.threads)
     policy = FlowPolicy.load(config.checkpoint, resolve_device(config.device))
     task = task_of(policy.spec.task, env, config.checkpoint)
-    about = dataclasses.asdict(config) | {"policy": fingerprint(policy)}
-    for name in ("out", "pairs", "num_envs", "device", "threads"):  # what more pairs may be made with
+    about = dataclasses.asdict(config) | {"policy": fingerprint(policy), "env": dataclasses.asdict(task)}
+    for name in ("out", "pairs", "num_envs", "device", "threads"):  # pair i is the same with any
         del about[name]
     attributes = {
         "env_id": task.simulator(), "task": task.name, "fps": task.control_hz, PAIRS: about,
@@ -116,7 +116,7 @@ def _play(
     try:
         while True:
             for place in places:
-                if place.number is None and (number := next(numbers, None)) is not None:
+                if place.idle and (number := next(numbers, None)) is not None:
                     place.start(number)
             live = [side for place in places for side in place.live()]
             if not live:
@@ -129,9 +129,8 @@ def _play(
             for side, chunk in zip(live, policy.act(batch, noise=noise).cpu().numpy(), strict=True):
                 side.chunk = chunk
             for place in places:
-                if place.number is not None and (pair := place.step()) is not None:
+                if not place.idle and (pair := place.step()) is not None:
                     ready[place.number] = pair
-                    place.number = None
             while first in ready:
                 yield ready.pop(first)
                 first += 1
@@ -210,7 +209,7 @@ class _Pair:
     """A place where one pair after another is played."""
 
     def __init__(self, policy: FlowPolicy, task: Task, config: CollectionConfig) -> None:
-        self.number: int | None = None
+        self.number, self.idle = 0, True
         self._config, self._execute, self._lead = config, task.execute_horizon, policy.spec.obs_horizon - 1
         stride = frame_timing(task.control_hz)[0] if config.video else None
         self._sides: list[_Side] = []
@@ -222,7 +221,7 @@ class _Pair:
 
     def start(self, number: int) -> None:
         """Begin pair ``number``."""
-        self.number = number
+        self.number, self.idle = number, False
         self._rng = np.random.default_rng((self._config.seed, number))
         self._reset(self._config.latest_start)
 
@@ -231,22 +230,21 @@ class _Pair:
         self._branch = self._execute * int(self._rng.integers(latest // self._execute + 1))
         self._age = 0
         for side in self._sides:
-            side.reset(derived_seed(self._config.seed, "pair", int(self.number or 0)))
+            side.reset(derived_seed(self._config.seed, "pair", self.number))
         self._part()
 
     def _part(self) -> None:
+        """Give both noise of their own, where the segments begin."""
         if self._age == self._branch:
             for index, side in enumerate(self._sides):
-                side.generator.manual_seed(
-                    derived_seed(self._config.seed, "segment", int(self.number or 0), index)
-                )
+                side.generator.manual_seed(derived_seed(self._config.seed, "segment", self.number, index))
                 side.rows = side.rows[len(side.rows) - min(self._lead, len(side.rows)) :]
                 for row in side.rows:
                     row[CHUNK_STEP] = np.int16(-1)
 
     def live(self) -> list[_Side]:
         """The sides that need a chunk."""
-        return [] if self.number is None else [side for side in self._sides if not side.ended]
+        return [] if self.idle else [side for side in self._sides if not side.ended]
 
     def step(self) -> tuple[Rows, Rows] | None:
         """Execute the sides' chunks; the segments, when both are over."""
@@ -258,13 +256,14 @@ class _Pair:
             if not side.ended:
                 side.execute(min(self._execute, left), seen=not alike)
         self._age += self._execute
-        if alike and any(side.ended for side in self._sides):  # before it came to the segments
-            self._reset(self._age - self._execute)
-            return None
         if alike:
-            self._part()
+            if any(side.ended for side in self._sides):  # before it came to the segments
+                self._reset(self._age - self._execute)
+            else:
+                self._part()
             return None
-        if left > self._execute and not all(side.ended for side in self._sides):
+        self.idle = left <= self._execute or all(side.ended for side in self._sides)
+        if not self.idle:
             return None
         first, second = (side.segment() for side in self._sides)
         return first, second

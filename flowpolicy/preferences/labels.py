@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from flowpolicy import plugins
 from flowpolicy.data.zarr_reading import resolve_path
-from flowpolicy.errors import ConfigError, DataError, FlowPolicyError
+from flowpolicy.errors import ConfigError, DataError
 from flowpolicy.files.reading import read_versioned
 from flowpolicy.files.storage import write_json
 from flowpolicy.preferences.pairs import Pairs, Segment
@@ -93,19 +93,16 @@ class Answers:
             self.given = self._read()
 
     def _read(self) -> dict[int, str]:
-        try:
-            content = read_versioned(self.path, "file of labels", FORMAT_VERSION, "update flowpolicy")
-            answers = content.get("answers")
-            given = {int(number): answer for number, answer in dict(answers).items()}  # type: ignore[arg-type]
-        except (TypeError, ValueError) as error:
-            if isinstance(error, FlowPolicyError):
-                raise
-            given = {-1: ""}
-        if any(not 0 <= n < self._count or a not in ANSWERS for n, a in given.items()):
-            raise DataError(f"{self.path} holds no labels of this store; move it away, and label anew.")
+        content = read_versioned(self.path, "file of labels", FORMAT_VERSION, "update flowpolicy")
         if content.get("pairs") != self._about:
             raise DataError(f"{self.path} labels other pairs than the store beside it; move it away.")
-        return given
+        numbers, answers = {str(number): number for number in range(self._count)}, content.get("answers")
+        if not isinstance(answers, dict) or not all(
+            number in numbers and isinstance(answer, str) and answer in ANSWERS
+            for number, answer in answers.items()
+        ):
+            raise DataError(f"{self.path} is damaged; move it away, and label anew.")
+        return {numbers[number]: answer for number, answer in answers.items()}
 
     def answer(self, number: int, answer: str) -> None:
         """Keep an answer, which replaces an earlier one.

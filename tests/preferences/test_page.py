@@ -73,8 +73,9 @@ def test_answers_are_on_disk_at_once_and_a_later_page_goes_on(tmp_path):
     with served(store) as page:
         state = json.loads(request(page, "/state")[1])
     assert state == {"pairs": 3, "fps": 20.0, "answers": {"0": "right", "2": "equal"}}
-    (tmp_path / "toy.labels.json").write_text('{"format_version": 1, "answers": {"7": "left"}}')
-    with pytest.raises(DataError, match="no labels of this store"):
+    text = (tmp_path / "toy.labels.json").read_text()
+    (tmp_path / "toy.labels.json").write_text(text.replace('"2"', '"7"'))
+    with pytest.raises(DataError, match=r"toy.labels.json is damaged"):
         LabelPage(LabelConfig(pairs=str(store)))
     assert sorted(item.name for item in tmp_path.iterdir()) == ["toy.labels.json", "toy.zarr"]
 

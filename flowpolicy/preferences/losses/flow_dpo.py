@@ -21,8 +21,8 @@ from flowpolicy.ranges import NonNegativeFloat, PositiveFloat
 class FlowDPO(PreferenceLoss):
     """-log sigmoid(-beta / 2 [(|v(x^w) - u^w|^2 - |v_ref(x^w) - u^w|^2) - (the same of x^l)]).
 
-    w is the preferred chunk of a pair, l the other. beta is the same at every t, as published: one that
-    follows from the variational bound, beta (1 - t)^2, weighs the ends of the path away.
+    w is the preferred chunk of a pair, l the other. beta is the same at every t, as published; beta t^2,
+    which the bound of diffusion models gives, hardly learns near the noise.
 
     Attributes:
         beta: of the preference.
