@@ -37,7 +37,7 @@ def rewards(pairs: Pairs, label: str, path: Path | str) -> NDArray[np.float64]:
 
     Raises:
         ConfigError: there is no such label or function, or the function gives no finite number.
-        DataError: answers that are damaged, or of another store.
+        FlowPolicyError: answers that are damaged, or of another store.
     """
     if label == PAGE:
         found = np.full((len(pairs), 2), np.nan)
@@ -81,7 +81,7 @@ class Answers:
         given: number of a pair -> ``left``, ``equal`` or ``right``; left is the first segment.
 
     Raises:
-        DataError: the file is damaged, or of another store.
+        FlowPolicyError: the file is damaged, or of another store.
     """
 
     def __init__(self, store: Path | str, pairs: Pairs) -> None:
@@ -93,7 +93,7 @@ class Answers:
             self.given = self._read()
 
     def _read(self) -> dict[int, str]:
-        content = read_versioned(self.path, "file of labels", FORMAT_VERSION, "update flowpolicy")
+        content = read_versioned(self.path, "file of labels", FORMAT_VERSION, "move it away")
         if content.get("pairs") != self._about:
             raise DataError(f"{self.path} labels other pairs than the store beside it; move it away.")
         numbers, answers = {str(number): number for number in range(self._count)}, content.get("answers")
