@@ -60,6 +60,7 @@ WAYS = {
         Way("dpo-return", ("label=return",)),
         Way("rwr-return", ("label=return", "loss=flow_rwr")),
         # An episode ends where the block is in place, so that of two segments the successful one may return less.
+        Way("dpo-without-pull", ("label=return", "loss.pull=0")),
         Way("dpo-held", (f"label={FUNCTIONS}:held_return",)),
         Way("rwr-held", (f"label={FUNCTIONS}:held_return", "loss=flow_rwr")),
     ),
