@@ -42,13 +42,10 @@ class PreferenceSampler(ChunkSampler):
         super().__init__(observation, action, demos.episode_ends, policy.spec.obs_horizon, 1)
         rows: list[NDArray[np.int64]] = []  # of each pair (decisions, 2): numbers among all decisions
         begins, executed, values = list[int](), list[int](), list[float]()
-        for number in (pair for pair in chosen if rewards[pair, 0] != rewards[pair, 1]):
-            if np.isnan(rewards[number]).any():
-                continue
-            order = np.argsort(-rewards[number])
+        for number in (pair for pair in chosen if abs(rewards[pair, 0] - rewards[pair, 1]) > 0):  # no NaN
             sides = []
-            for side in order:
-                steps, counts = pairs.decisions(2 * number + int(side))
+            for side in np.argsort(-rewards[number]).tolist():
+                steps, counts = pairs.decisions(2 * number + side)
                 sides.append(len(begins) + np.arange(len(steps)))
                 begins += steps.tolist()
                 executed += counts.tolist()
@@ -63,19 +60,13 @@ class PreferenceSampler(ChunkSampler):
         self.num_pairs = len(rows)
         self._decisions = torch.from_numpy(np.concatenate(rows)).to(device)
         self._begins = torch.tensor(begins, device=device)
-        self._reward = torch.tensor(values, dtype=torch.float32, device=device)
-        self._executed = torch.tensor(executed, device=device)[:, None] > torch.arange(
-            policy.spec.action_horizon, device=device
-        )
-        commands = as_tensors(demos, [CHUNK], device)[CHUNK][self._begins]
-        physical = {key: values[:, None] for key, values in self._physical(policy, pairs).items()}
-        self._chunk = policy.encode(commands, physical)
-
-    def _physical(self, policy: FlowPolicy, pairs: Pairs) -> dict[str, Tensor]:
-        """What relative actions are relative to, at the decisions."""
-        keys = policy.action_space.state_keys
-        state = as_tensors(pairs.demos, {key: policy.spec.features[key] for key in keys}, policy.device)
-        return {key: values[self._begins] for key, values in state.items()}
+        self._reward = torch.tensor(values, device=device)
+        future = torch.arange(policy.spec.action_horizon, device=device)
+        self._executed = future < torch.tensor(executed, device=device)[:, None]
+        keys = [CHUNK, *policy.action_space.state_keys]
+        arrays = {key: each[self._begins] for key, each in as_tensors(demos, keys, device).items()}
+        # Relative actions are relative to the newest observation.
+        self._chunk = policy.encode(arrays[CHUNK], {key: each[:, None] for key, each in arrays.items()})
 
     def __len__(self) -> int:
         return 2 * len(self._decisions)
