@@ -49,7 +49,7 @@ class Way:
 
 PAIRS = {
     "hopper": ("pairs=300", "latest_start=300"),
-    "pusht": ("pairs=2000", "latest_start=200"),
+    "pusht": ("pairs=2000", "latest_start=200", "segment_steps=64"),
 }
 WAYS = {
     "hopper": (
@@ -135,7 +135,7 @@ def report(task: str, seeds: list[int]) -> dict[str, Any]:
             continue
         row = _row(way.label, [columns_of(folder / "episodes.csv") for folder in there.values()], reference)
         trainings = [json.loads((folder / "summary.json").read_text()) for folder in there.values()]
-        row |= {"seeds": list(there), "command": trainings[0]["command"]}
+        row |= {"seeds": list(there), "command": trainings[0]["command"], "date": trainings[-1]["date"]}
         row["pairs"] = [training["metrics"]["pairs"] for training in trainings]
         row["train_seconds"] = [training["metrics"]["train_seconds"] for training in trainings]
         rows.append(row)
