@@ -8,7 +8,8 @@ import torch
 from toy_preferences import toy_pairs, write_toy_pairs
 from toy_training import toy_demonstrations, toy_trainer
 
-from flowpolicy import ConfigError, DataError
+from flowpolicy import ConfigError, DataError, FlowPolicy
+from flowpolicy.policy.action_space import ActionConfig
 from flowpolicy.preferences.labels import Answers, rewards
 from flowpolicy.preferences.pairs import Pairs, read_pairs, require_same_actions
 from flowpolicy.preferences.sampling import PreferenceSampler
@@ -80,6 +81,22 @@ def test_the_preferred_decision_comes_first_and_is_what_the_policy_gave(policy):
     assert not (index[0::2] % 2).any()
     with pytest.raises(DataError, match=r"No pair of .* is left"):
         PreferenceSampler(policy, pairs, np.full((3, 2), np.nan), range(3))
+
+
+def test_chunks_are_learnt_relative_to_where_they_began_where_the_policy_does(policy):
+    space = ActionConfig("relative", (("observation", 1),))
+    relative = FlowPolicy(dataclasses.replace(policy.config, actions=space))
+    relative.load_normalizers(policy)
+    pairs = toy_pairs()
+    arrays = pairs.demos.arrays
+    for key in ("chunk", "observation"):
+        arrays[key] *= 0.1  # within what is demonstrated
+    sampler = PreferenceSampler(relative, pairs, np.array([[1.0, 0.0]] * 3), range(3))
+    batch = sampler.batch(torch.tensor([0, 1]))
+    actions = relative.action_normalizer.denormalize(batch.action).numpy()
+    for row, step in enumerate((0, 8)):
+        commands = actions[row] + arrays["observation"][step, 1]
+        np.testing.assert_allclose(commands, arrays["chunk"][step], atol=1e-5)
 
 
 def test_other_stores_are_refused(tmp_path):
