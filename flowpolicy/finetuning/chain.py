@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from flowpolicy.features.presence import optional_keys
-from flowpolicy.finetuning.features import ObservationFeatures
+from flowpolicy.policy.observation_features import ObservationFeatures
 from flowpolicy.finetuning.noise import NoiseConfig, NoiseNetwork
 from flowpolicy.flow.network import encode_images, tabulated, velocities
 from flowpolicy.flow.sampler_spec import SamplerSpec
