@@ -1,7 +1,8 @@
 """Training state on disk: everything a killed run needs to end where an unbroken one would.
 
 Batches, noise and dropout are pure functions of (seed, step), so the state is the weights, their average,
-those of a network that the loss has of its own, the optimiser's moments and the step. No pickle: tensors in safetensors, the rest in JSON.
+those of a network that the loss has of its own, the optimiser's moments and the step. No pickle: tensors in
+safetensors, the rest in JSON.
 """
 
 from __future__ import annotations
