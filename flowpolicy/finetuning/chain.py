@@ -36,6 +36,15 @@ class Chain(NamedTuple):
     std: Tensor
 
 
+DEFAULT_STEPS = 4
+
+
+def chain_steps(policy: FlowPolicy, asked: int | None) -> int:
+    """K of a policy's chain: the one that is asked for, or else the one that it is tuned for, or 4."""
+    tuned = policy.config.tuned
+    return asked or (DEFAULT_STEPS if tuned is None else policy.sampling.steps)
+
+
 class NoisyFlow(nn.Module):
     """A flow policy's network with a noise network beside it: a Markov chain with K Gaussian transitions.
 

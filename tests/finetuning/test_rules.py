@@ -23,6 +23,7 @@ from flowpolicy.finetuning.chain import NoisyFlow, transition_mask
 from flowpolicy.finetuning.reinflow import ReinFlow
 from flowpolicy.finetuning.rules import AWM, NFT, UPDATE_RULES, Minibatch
 from flowpolicy.finetuning.run import finetune
+from flowpolicy.flow.sampler_spec import SamplerSpec
 
 B, T, A = 5, 4, 2
 PULLED = AWM(injects_noise=False, pull=0.01)
@@ -153,6 +154,22 @@ def test_they_improve_a_policy(objective, rule):
     assert after > before + 0.7, (before, after)  # of 10 at most
     for parameter, earlier in zip(model.actor_critic.flow.noise.parameters(), noise, strict=True):
         assert torch.equal(parameter, earlier)  # it is not learnt
+
+
+@pytest.mark.parametrize("name", sorted(UPDATE_RULES))
+def test_a_one_step_student_stays_one(name):
+    tuned = SamplerSpec(num_steps=1, solver="euler", grid={"name": "uniform"})
+    student = make_policy(objective="flow_matching", tuned=tuned)
+    before = [parameter.clone() for parameter in student.network.parameters()]
+    model = make(policy=student, num_steps=None, update=UPDATE_RULES[name]())
+    model.learn(1)
+    assert model.settings["num_steps"] == model.actor_critic.flow.num_steps == 1
+    deployed = model.deployed_policy()
+    assert any(
+        not torch.equal(one, other) for one, other in zip(before, deployed.network.parameters(), strict=True)
+    )
+    assert deployed.config.tuned.integrates_like(tuned)
+    assert deployed.act(torch.zeros(1, 1, 2)).shape == (1, 4, 2)
 
 
 @dataclass(frozen=True)
