@@ -92,6 +92,8 @@ SUITES: dict[str, list[Run]] = {
         *_runs("hopper", "hopper-flow_matching-seed0", range(1), *HOPPER, label="flow_matching"),
         *_runs("hopper", "hopper-shortcut-seed0", range(1), *HOPPER, "distill.steps=3000", label="distilled"),
     ],
+    # From a student that benchmarks/distillation.py makes, whose K = 1 the chain takes over.
+    "hopper-one-step": _runs("hopper", "hopper-direct-K1-seed0", range(3), *HOPPER, label="one-step"),
     "walker2d": _runs("walker2d", "walker2d-flow_matching-seed0", range(1), "evaluate_every=250000"),
     "halfcheetah": _runs("halfcheetah", "halfcheetah-shortcut-T1-seed0", range(1), *CHEETAH),
     # Update rules beside PPO: what each makes of the first 0.2M steps, where PPO's full run has 0.5M.

@@ -2,8 +2,8 @@
 
     python benchmarks/keep_checkpoints.py
 
-Takes them from the runs of benchmarks/imitation.py and benchmarks/finetuning.py; the command that made each is written
-beside them.
+Takes them from the runs of benchmarks/imitation.py, benchmarks/distillation.py and benchmarks/finetuning.py; the command
+that made each is written beside them.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ KEPT = (
     "halfcheetah/shortcut-T1-seed0",
     "adroit_door/flow_matching-seed0",
 )
+DISTILLED = ("hopper/direct-K1-seed0",)
 TUNED = (
     "hopper/reinflow-seed0",
     "walker2d/reinflow-seed0",
@@ -43,8 +44,10 @@ TUNED = (
 def main() -> None:
     target = ROOT / "benchmarks" / "checkpoints"
     made = json.loads((target / "commands.json").read_text())  # of those whose runs are not here any more
-    pretrained = {name: RUNS / "imitation" / name / "train" for name in KEPT}
-    for name, training in {**pretrained, **{name: RUNS / "finetuning" / name for name in TUNED}}.items():
+    runs = {name: RUNS / "imitation" / name / "train" for name in KEPT}
+    runs |= {name: RUNS / "distillation" / name / "train" for name in DISTILLED}
+    runs |= {name: RUNS / "finetuning" / name for name in TUNED}
+    for name, training in runs.items():
         if not (training / "summary.json").exists():
             print(f"{name}: no finished run, skipped")
             continue

@@ -101,10 +101,11 @@ class Adversarial(Direct):
         """The sum of both losses: neither network gets gradients of the other's."""
         chunk = self.sample(network, network.encode(batch.observation), draws.noise)
         distance = (chunk - batch.action).square().mean()
-        with torch.no_grad():
-            observation = encode_images(self.teacher.network, batch.observation)
         bound = self.teacher.config.action_clip
+        # In float32, as second derivatives ask for, and with gradients where there is a validation too.
         with torch.autocast(chunk.device.type, enabled=False), torch.enable_grad():
+            with torch.no_grad():
+                observation = encode_images(self.teacher.network, batch.observation)
             made, real = chunk.float().clamp(-bound, bound), batch.action.float()
             judged = [_with_slope(self.critic, observation, each.detach()) for each in (real, made)]
             (high, slope_high), (low, slope_low) = judged
