@@ -44,8 +44,8 @@ class Draws:
 class Auxiliary:
     """A network that a loss brings along and that learns beside the policy's, as a discriminator does.
 
-    Both get their gradients from one backward pass of the loss. It belongs to the state of a training and
-    not to the checkpoint.
+    Both get their gradients from one backward pass of the loss; only those of the policy's are clipped. It
+    belongs to the state of a training and not to the checkpoint.
 
     Attributes:
         network: on the policy's device.

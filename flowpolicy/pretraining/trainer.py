@@ -141,8 +141,8 @@ class Trainer:
         if self._backward is None:
             self._backward = self._made_backward(batch, draws)
         metrics = self._backward(batch, draws)
-        learnt = [each for group in self.optimizer.param_groups for each in group["params"]]
-        self.processes.average_gradients(learnt)
+        groups = self.optimizer.param_groups
+        self.processes.average_gradients(each for group in groups for each in group["params"])
         norm = nn.utils.clip_grad_norm_(network.parameters(), config.gradient_clip)
         self.optimizer.step()
         self.ema.update(step)

@@ -68,11 +68,11 @@ class Adversarial(Direct):
     leaves the student no gain in dropping a mode. A pair is of one observation and one x_0. Here both step
     at once, so that one forward pass of the student serves both.
 
-    TReFT (Li et al. 2025) finds adversarial training of a one-step flow not to converge unless what one
-    evaluation gives is near the data from the start, and takes the velocity itself for the output, which
-    near t = 1 points to the data. Here x_0 + v is near because the student comes distilled (``init``); so it
-    stays the Euler student that samplers, export and fine-tuning know. Real chunks are the teacher's and not
-    the demonstrations', which have one chunk an observation, and may be worse than the teacher.
+    TReFT (Li et al. 2025) reports that adversarial training of a one-step flow as it is hardly converges, and
+    takes the velocity for the output, since near t = 1 it points from the origin to the data. Here x_0 + v
+    is near the data because the student comes distilled (``init``), and it stays the Euler student that
+    samplers, export and fine-tuning know. Real chunks are the teacher's and not the demonstrations', which
+    have one chunk an observation, and may be worse than the teacher.
 
     Attributes:
         anchor: weight of the direct distillation.
