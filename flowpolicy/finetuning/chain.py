@@ -79,6 +79,7 @@ class NoisyFlow(nn.Module):
         wanted = SamplerSpec(num_steps=num_steps, solver="euler", grid=grid)
         self.sampling = policy.checked(wanted, allow_any_steps=True)
         self.num_steps = num_steps
+        self.is_tuned = policy.config.tuned is not None  # before fine-tuning
         self.clip = policy.config.action_clip
         self.network = policy.network
         features = ObservationFeatures(policy.network, policy.spec.features, policy.spec.obs_horizon)
