@@ -2,8 +2,8 @@
 
     python benchmarks/keep_checkpoints.py
 
-Takes them from the runs of benchmarks/imitation.py, benchmarks/distillation.py and benchmarks/finetuning.py; the command
-that made each is written beside them.
+Takes them from the runs of benchmarks/imitation.py, finetuning.py and distillation.py; the command that made each is written
+beside them.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ KEPT = (
     "hopper/shortcut-seed1",
     "hopper/shortcut-seed2",
     "hopper/flow_matching-seed0",
+    "hopper/flow_matching-4-a-token-seed0",
     "pusht/flow_matching-seed0",
     "pusht/flow_matching-medium-seed0",
     "pusht/shortcut-seed0",
@@ -32,22 +33,22 @@ KEPT = (
     "halfcheetah/shortcut-T1-seed0",
     "adroit_door/flow_matching-seed0",
 )
-DISTILLED = ("hopper/direct-K1-seed0",)
 TUNED = (
     "hopper/reinflow-seed0",
     "walker2d/reinflow-seed0",
     "halfcheetah/reinflow-seed0",
     "adroit_door/reinflow-seed0",
 )
+DISTILLED = ("hopper/direct-K1-seed0",)
 
 
 def main() -> None:
     target = ROOT / "benchmarks" / "checkpoints"
     made = json.loads((target / "commands.json").read_text())  # of those whose runs are not here any more
-    runs = {name: RUNS / "imitation" / name / "train" for name in KEPT}
-    runs |= {name: RUNS / "distillation" / name / "train" for name in DISTILLED}
-    runs |= {name: RUNS / "finetuning" / name for name in TUNED}
-    for name, training in runs.items():
+    trainings = {name: RUNS / "imitation" / name / "train" for name in KEPT}
+    trainings |= {name: RUNS / "finetuning" / name for name in TUNED}
+    trainings |= {name: RUNS / "distillation" / name / "train" for name in DISTILLED}
+    for name, training in trainings.items():
         if not (training / "summary.json").exists():
             print(f"{name}: no finished run, skipped")
             continue
