@@ -92,9 +92,10 @@ SUITES: dict[str, list[Run]] = {
         *_runs("hopper", "hopper-flow_matching-seed0", range(1), *HOPPER, label="flow_matching"),
         *_runs("hopper", "hopper-shortcut-seed0", range(1), *HOPPER, "distill.steps=3000", label="distilled"),
     ],
+    # From a student that benchmarks/distillation.py makes, whose K = 1 the chain takes over.
+    "hopper-one-step": _runs("hopper", "hopper-direct-K1-seed0", range(3), *HOPPER, label="one-step"),
     "walker2d": _runs("walker2d", "walker2d-flow_matching-seed0", range(1), "evaluate_every=250000"),
     "halfcheetah": _runs("halfcheetah", "halfcheetah-shortcut-T1-seed0", range(1), *CHEETAH),
-    # Update rules beside PPO: what each makes of the first 0.2M steps, where PPO's full run has 0.5M.
     # What a user with two cores and a few minutes does: the chunk is one token, both cores simulate and compute.
     "hopper-fast": _runs(
         "hopper",
@@ -105,6 +106,7 @@ SUITES: dict[str, list[Run]] = {
         "workers=null",
         label="nft-fast",
     ),
+    # Update rules beside PPO: what each makes of the first 0.2M steps, where PPO's full run has 0.5M.
     "hopper-rules": [
         *_rules("hopper", "hopper-flow_matching-seed0", range(3), RULES, *SHORT),
         *_rules("hopper", "hopper-shortcut-seed0", range(3), ("ppo", "nft"), *SHORT, suffix="-shortcut"),

@@ -17,11 +17,11 @@ from flowpolicy.errors import FlowPolicyError
 from flowpolicy.execution.history import HistoryBuffer
 from flowpolicy.finetuning.chain import Chain, NoisyFlow
 from flowpolicy.finetuning.critic import Critic
-from flowpolicy.finetuning.features import ObservationFeatures
 from flowpolicy.finetuning.noise import NoiseConfig
 from flowpolicy.flow.network import encode_images
 from flowpolicy.models.encoders import ObservationEncoder
 from flowpolicy.policy import FlowPolicy
+from flowpolicy.policy.observation_features import ObservationFeatures
 
 State = tuple[NDArray[Any], ...]
 NETWORK_SETTINGS = (

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from flowpolicy.features.presence import optional_keys
-from flowpolicy.finetuning.features import ObservationFeatures
 from flowpolicy.finetuning.noise import NoiseConfig, NoiseNetwork
 from flowpolicy.flow.network import encode_images, tabulated, velocities
 from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.policy.flow_policy import sample_chunk
+from flowpolicy.policy.observation_features import ObservationFeatures
 from flowpolicy.settings import require
 
 
@@ -34,6 +34,15 @@ class Chain(NamedTuple):
     x: Tensor
     mean: Tensor
     std: Tensor
+
+
+DEFAULT_STEPS = 4
+
+
+def chain_steps(policy: FlowPolicy, asked: int | None) -> int:
+    """K of a policy's chain: the one that is asked for, or else the one that it is tuned for, or 4."""
+    tuned = policy.config.tuned
+    return asked or (DEFAULT_STEPS if tuned is None else policy.sampling.steps)
 
 
 class NoisyFlow(nn.Module):
@@ -70,6 +79,7 @@ class NoisyFlow(nn.Module):
         wanted = SamplerSpec(num_steps=num_steps, solver="euler", grid=grid)
         self.sampling = policy.checked(wanted, allow_any_steps=True)
         self.num_steps = num_steps
+        self.is_tuned = policy.config.tuned is not None  # before fine-tuning
         self.clip = policy.config.action_clip
         self.network = policy.network
         features = ObservationFeatures(policy.network, policy.spec.features, policy.spec.obs_horizon)

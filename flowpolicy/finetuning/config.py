@@ -104,7 +104,7 @@ class FinetuneConfig(Settings):
     Attributes:
         env: the task's settings.
         checkpoint: the pretrained policy.
-        num_steps: K.
+        num_steps: K; None takes the one that the checkpoint is tuned for, or 4.
         grid: ``name`` and settings of the chain's grid of flow times; None takes the one it was
             tuned for, or else the uniform one.
         action_clip: bound of the last transition's mean in normalised units, which the tuned policy keeps;
@@ -136,7 +136,7 @@ class FinetuneConfig(Settings):
 
     env: dict[str, Any]
     checkpoint: str
-    num_steps: PositiveInt = 4
+    num_steps: PositiveInt | None = None
     grid: dict[str, Any] | None = None
     action_clip: PositiveFloat | None = None
     total_steps: PositiveInt = 1_000_000

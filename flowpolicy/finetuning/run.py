@@ -25,7 +25,7 @@ from flowpolicy.evaluation.summary import write_summary
 from flowpolicy.evaluation.task import Task, task_from
 from flowpolicy.evaluation.video import side_by_side
 from flowpolicy.files.reading import read_json
-from flowpolicy.finetuning.chain import NoisyFlow
+from flowpolicy.finetuning.chain import NoisyFlow, chain_steps
 from flowpolicy.finetuning.config import FinetuneConfig
 from flowpolicy.finetuning.native_environments import NativeChunks, native_task
 from flowpolicy.finetuning.recorder import STATE_FILE, Recorder
@@ -79,12 +79,13 @@ def _run(config: FinetuneConfig, run_dir: Path, command: str, group: Processes) 
         torch.set_num_threads(config.threads)
     device = resolve_device(config.device, group.local_rank)
     task = task_from(config.env)
-    settings = comparable_settings(config, _REPORTING)
     folder = RunFolder(run_dir, FINETUNING, state=STATE_FILE, result=CHECKPOINT)
     is_old = folder.continues(resume=config.resume)
+    base = FlowPolicy.load(run_dir / BASE if is_old else config.checkpoint, device)
+    config = dataclasses.replace(config, num_steps=chain_steps(base, config.num_steps))
+    settings = comparable_settings(config, _REPORTING)
     if is_old:
         refuse_other_settings(run_dir, read_json(run_dir / "config.json"), settings)
-    base = FlowPolicy.load(run_dir / BASE if is_old else config.checkpoint, device)
     _check_base(base, task, config)
     update, regularizers = build_update_rule(config.update), _regularizers(config, base)
     loggers = _loggers(config, run_dir, settings, base) if group.is_first else Loggers()
@@ -248,7 +249,8 @@ def _model(
 def _regularizers(config: FinetuneConfig, base: FlowPolicy) -> tuple[Regularizer, ...]:
     wanted, terms = config.regularization, list[Regularizer]()
     if wanted.wasserstein:
-        reference = NoisyFlow(base, config.num_steps, config.noise, config.grid).frozen_copy().to(base.device)
+        steps = chain_steps(base, config.num_steps)
+        reference = NoisyFlow(base, steps, config.noise, config.grid).frozen_copy().to(base.device)
         terms.append(Wasserstein(reference, wanted.wasserstein))
     if wanted.behaviour_cloning:
         store = wanted.demonstrations or config.env.get("demonstrations")

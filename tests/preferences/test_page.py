@@ -156,22 +156,27 @@ def test_a_person_labels_by_keyboard_and_mouse_in_a_browser(tmp_path):
         tab, complaints = browser.new_page(), []
         tab.on("console", lambda message: complaints.append(message.text))
         tab.on("pageerror", lambda error: complaints.append(str(error)))
+
+        def shows(text):
+            tab.wait_for_selector(f"text={text}")
+            tab.wait_for_selector("main[aria-busy=false]")
+
         tab.goto(page.address)
-        tab.wait_for_selector("text=Pair 1 of 3, 0 labelled")
+        shows("Pair 1 of 3, 0 labelled")
         tab.wait_for_selector("canvas#left[width='12'][height='8']")
         tab.keyboard.press("ArrowRight")
-        tab.wait_for_selector("text=Pair 2 of 3")
+        shows("Pair 2 of 3")
         tab.keyboard.press("ArrowDown")
-        tab.wait_for_selector("text=Pair 3 of 3")
+        shows("Pair 3 of 3")
         tab.keyboard.press("Backspace")
-        tab.wait_for_selector("text=Pair 2 of 3, 2 labelled")
+        shows("Pair 2 of 3, 2 labelled")
         assert tab.get_attribute("[data-answer=equal]", "aria-pressed") == "true"
         tab.click("[data-answer=left]")
-        tab.wait_for_selector("text=Pair 3 of 3")
+        shows("Pair 3 of 3")
         tab.reload()  # goes on where it was
-        tab.wait_for_selector("text=Pair 3 of 3, 2 labelled")
+        shows("Pair 3 of 3, 2 labelled")
         tab.keyboard.press("ArrowLeft")
-        tab.wait_for_selector("text=All 3 pairs are labelled")
+        shows("All 3 pairs are labelled")
         browser.close()
         assert complaints == []
         assert page.answers.given == {0: "right", 1: "left", 2: "left"}

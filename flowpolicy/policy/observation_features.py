@@ -1,4 +1,4 @@
-"""The inputs of the noise network and the critic from an observation."""
+"""The inputs of networks beside the flow, as a critic, from an observation."""
 
 from __future__ import annotations
 
