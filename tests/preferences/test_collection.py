@@ -37,7 +37,7 @@ class Counting(gymnasium.Env):
         return self._observation(), self.total, self.steps == 14, False, {}
 
     def render(self):
-        return np.full((480, 500, 3), self.steps, np.uint8)
+        return np.full((8, 12, 3), self.steps, np.uint8)
 
     def _observation(self):
         return np.array([self.start, self.total, self.steps], np.float32)
@@ -62,7 +62,7 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture
 def config(tmp_path, checkpoint):
     return CollectionConfig(
-        checkpoint=str(checkpoint), out=str(tmp_path / "toy.zarr"), pairs=6, segment_steps=5, latest_start=40,
+        checkpoint=str(checkpoint), out=str(tmp_path / "toy.zarr"), pairs=4, segment_steps=5, latest_start=40,
         num_envs=4, device="cpu",
     )  # fmt: skip
 
@@ -71,9 +71,9 @@ def test_segments_begin_at_one_state_and_differ_from_there(config):
     path, task = collect_preferences(dataclasses.replace(config, video=True), TASK)
     pairs, frames = read_pairs(path), read_demonstrations(path, [FRAME]).arrays[FRAME]
     arrays, starts = pairs.demos.arrays, []
-    assert len(pairs) == 6
+    assert len(pairs) == 4
     assert task.name == "toy"
-    for number in range(6):
+    for number in range(4):
         first, second = (pairs.segment(2 * number + side) for side in range(2))
         begin = first.observation["observation"][0]
         np.testing.assert_array_equal(begin, second.observation["observation"][0])
@@ -95,7 +95,7 @@ def test_segments_begin_at_one_state_and_differ_from_there(config):
             total = arrays["observation"][rows][:, 1]
             np.testing.assert_allclose(np.diff(total), arrays["action"][rows][:-1, 0], atol=1e-5)
     assert all(start % 2 == 0 and start < 14 for start in starts)
-    assert len(set(starts)) > 2
+    assert len(set(starts)) > 1
     ends = arrays["terminated"] | arrays["truncated"]
     assert np.flatnonzero(ends).tolist() == (pairs.demos.episode_ends - 1).tolist()
 
