@@ -43,7 +43,7 @@ def _command(typed: str) -> str:
     if len(holding) == 1 and name in holding[0].split("-"):
         return holding[0]
     having = [other for other in known if name in other.split("-")]
-    near = having or difflib.get_close_matches(name, known, n=1)
+    near = having if len(having) > 1 else difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(known)}."
     raise SystemExit(f"There is no sub-command '{typed}'; {hint}")
 
