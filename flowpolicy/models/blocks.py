@@ -177,6 +177,10 @@ class SelfAttention(Branch):
     def transform(self, tokens: Tensor, context: KeyValue) -> Tensor:
         """Attention among the action tokens; ``context`` is not used."""
         length, width = tokens.shape[-2:]
+        if length == 1:  # a token alone attends to itself: what is mixed is its value
+            value = F.linear(tokens, self.qkv.weight[2 * width :], self.qkv.bias[2 * width :])
+            alone: Tensor = self.output(value)
+            return alone
         heads = self.qkv(tokens).view(-1, length, 3, self.num_heads, width // self.num_heads)
         query, key, value = heads.permute(2, 0, 3, 1, 4).unbind(0)
         mixed = attend(self.query_norm(query), self.key_norm(key), value)

@@ -146,6 +146,13 @@ def test_consecutive_actions_share_a_token(per_token):
     assert learnt.tolist() == [n == 3 % size for n in range(size)]
 
 
+def test_a_token_alone_mixes_as_beside_its_copy():
+    attention = next(block.module for block in make().blocks() if block.kind == "SA")
+    token = torch.randn(B, 1, TINY.width)
+    both = attention.transform(token.expand(-1, 2, -1), None)
+    torch.testing.assert_close(attention.transform(token, None).expand(-1, 2, -1), both)
+
+
 @pytest.mark.parametrize("what", ["x", "t", "d", "pose", "goal", "oldest"])
 def test_every_input_matters(what):
     network = make()
