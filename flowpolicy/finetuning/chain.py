@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from flowpolicy.features.presence import optional_keys
-from flowpolicy.finetuning.features import ObservationFeatures
 from flowpolicy.finetuning.noise import NoiseConfig, NoiseNetwork
 from flowpolicy.flow.network import encode_images, tabulated, velocities
 from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.policy.flow_policy import sample_chunk
+from flowpolicy.policy.observation_features import ObservationFeatures
 from flowpolicy.settings import require
 
 
@@ -34,6 +34,11 @@ class Chain(NamedTuple):
     x: Tensor
     mean: Tensor
     std: Tensor
+
+    @property
+    def chunk(self) -> Tensor:
+        """x_K ``(B, T, A)``, which is executed."""
+        return self.x[:, -1]
 
 
 class NoisyFlow(nn.Module):

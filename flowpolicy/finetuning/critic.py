@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from flowpolicy.finetuning.features import ObservationFeatures
+from flowpolicy.policy.observation_features import ObservationFeatures
 
 ValueFunction = Callable[[Mapping[str, Tensor]], Tensor]
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from flowpolicy.finetuning.features import ObservationFeatures
+from flowpolicy.policy.observation_features import ObservationFeatures
 from flowpolicy.ranges import BelowOne, at_least, between, positive_to
 from flowpolicy.settings import Settings, require
 

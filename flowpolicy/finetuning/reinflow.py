@@ -14,7 +14,8 @@ from gymnasium import spaces
 from stable_baselines3.common.utils import FloatSchedule, get_system_info
 
 from flowpolicy.errors import CheckpointError, ConfigError
-from flowpolicy.finetuning.actor_critic import NETWORK_SETTINGS, FlowActorCritic, spaces_of
+from flowpolicy.finetuning.acting import spaces_of
+from flowpolicy.finetuning.actor_critic import NETWORK_SETTINGS, FlowActorCritic
 from flowpolicy.finetuning.advantages import GAE, AdvantageStrategy
 from flowpolicy.finetuning.algorithm import ChunkAlgorithm
 from flowpolicy.finetuning.buffer import ChunkBuffer
@@ -224,10 +225,6 @@ class ReinFlow(ChunkAlgorithm):
             self.logger.record(name, value)
         self._n_updates = self.learner.updates
         self.seconds["update"] += time.perf_counter() - started
-
-    def deployed_policy(self) -> FlowPolicy:
-        """The plain flow without its noise network, marked with the K it is tuned for."""
-        return self.actor_critic.deployed()
 
     def save(  # type: ignore[override]
         self, path: str | Path | IO[bytes], exclude: Any = None, include: Any = None

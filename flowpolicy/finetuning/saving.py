@@ -25,7 +25,8 @@ from flowpolicy.files.reading import (
     shapes_of,
 )
 from flowpolicy.files.storage import atomic_file
-from flowpolicy.finetuning.actor_critic import NETWORK_SETTINGS, FlowActorCritic, spaces_of
+from flowpolicy.finetuning.acting import spaces_of
+from flowpolicy.finetuning.actor_critic import NETWORK_SETTINGS, FlowActorCritic
 from flowpolicy.finetuning.archive import archive_of, no_model
 from flowpolicy.finetuning.learner import OPTIMIZERS
 from flowpolicy.finetuning.noise import NoiseConfig

@@ -11,9 +11,9 @@ from kinds import A, T, check_kind, policy_of
 from flowpolicy.data.store import Demonstrations, write_demonstrations
 from flowpolicy.errors import ConfigError, FlowPolicyError
 from flowpolicy.features import FEATURE_KINDS, Feature, Vector
-from flowpolicy.finetuning.features import ObservationFeatures
 from flowpolicy.plugins import register
 from flowpolicy.policy import FlowPolicy
+from flowpolicy.policy.observation_features import ObservationFeatures
 from flowpolicy.settings import build
 
 

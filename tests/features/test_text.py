@@ -21,7 +21,7 @@ from flowpolicy.evaluation.environment import StandardEnvironment
 from flowpolicy.evaluation.rollout import check_spaces
 from flowpolicy.features import Text, Vector
 from flowpolicy.features.text import MOST_PIECES, pieces
-from flowpolicy.finetuning.features import ObservationFeatures
+from flowpolicy.policy.observation_features import ObservationFeatures
 from flowpolicy.serving.client import PolicyClient
 from flowpolicy.serving.messages import encode
 from flowpolicy.serving.service import PolicyService

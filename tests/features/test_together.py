@@ -9,7 +9,7 @@ from flowpolicy.acceleration.engine import random_observations
 from flowpolicy.acceleration.sampler import build_sampler
 from flowpolicy.features import Depth, Image, Pose, Task, Vector
 from flowpolicy.features.text import MOST_PIECES, Text
-from flowpolicy.finetuning.features import ObservationFeatures
+from flowpolicy.policy.observation_features import ObservationFeatures
 
 FEATURES = {
     "front": Depth((40, 36), farthest=3.0),

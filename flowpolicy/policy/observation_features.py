@@ -1,4 +1,4 @@
-"""The inputs of the noise network and the critic from an observation."""
+"""One vector of an observation, for small networks beside the flow: noise, critics, edits."""
 
 from __future__ import annotations
 
