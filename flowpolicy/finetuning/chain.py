@@ -66,6 +66,7 @@ class NoisyFlow(nn.Module):
         super().__init__()
         self.objective = policy.objective
         policy.objective.require_flow()
+        policy.require_unsteered("ReinFlow")
         policy.action_space.require_plain("Fine-tuning")
         lacking = ", ".join(optional_keys(policy.spec.features))
         allowed = "observed in every store that a policy to fine-tune was pretrained on"
