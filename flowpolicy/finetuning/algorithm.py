@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -23,6 +25,7 @@ from flowpolicy.finetuning.collector import Buffer, Collector
 from flowpolicy.finetuning.environments import ChunkEnv
 from flowpolicy.finetuning.learner import Learner
 from flowpolicy.finetuning.noise import NoiseConfig
+from flowpolicy.finetuning.progress import BOUNDS, Progress
 from flowpolicy.finetuning.stable_baselines3 import refuse_other_environments
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.runs.distributed import Processes
@@ -141,6 +144,30 @@ class ChunkLearning(BaseAlgorithm):
             self.ep_info_buffer.append({"r": episode.ret, "l": episode.length})
             if episode.success is not None:
                 self.ep_success_buffer.append(episode.success)
+
+    def progress_numbers(self) -> dict[str, Any]:
+        """Of :class:`Progress`, what every algorithm counts itself."""
+        return {
+            "num_timesteps": self.num_timesteps, "total_timesteps": self._total_timesteps,
+            "remaining": self._current_progress_remaining, "seconds": self.seconds,
+            "worker_restarts": self.worker_restarts,
+        }  # fmt: skip
+
+    def bounds(self) -> dict[str, torch.Tensor]:
+        """Of the action space, by the names that a saved model has for them."""
+        assert isinstance(self.action_space, spaces.Box)
+        pair = zip(BOUNDS, (self.action_space.low, self.action_space.high), strict=True)
+        return {name: torch.as_tensor(bound) for name, bound in pair}
+
+    def go_on_from(self, progress: Progress, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take over how far a saved model had come; its bounds of the action space without an environment."""
+        self.num_timesteps, self._total_timesteps = progress.num_timesteps, progress.total_timesteps
+        self._current_progress_remaining, self._n_updates = progress.remaining, progress.updates
+        self.restarts_before = progress.worker_restarts
+        self.seconds.update({name: progress.seconds.get(name, 0.0) for name in self.seconds})
+        if self.env is None:
+            low, high = (tensors[name].numpy() for name in BOUNDS)
+            self.action_space = self.actor_critic.action_space = spaces.Box(low, high, dtype=np.float32)
 
     @property
     def worker_restarts(self) -> int:
