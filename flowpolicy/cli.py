@@ -116,6 +116,7 @@ def _adopt_plugins() -> None:
         return
     plugins.load(names)
     from flowpolicy.distillation.methods import METHODS
+    from flowpolicy.finetuning.offpolicy.algorithms import ALGORITHMS
     from flowpolicy.finetuning.rules import UPDATE_RULES
     from flowpolicy.flow import OBJECTIVES
     from flowpolicy.models.network import NETWORKS, network_class
@@ -123,6 +124,7 @@ def _adopt_plugins() -> None:
     network_class("transformer")  # which has ours registered
     store = ConfigStore.instance().store
     registries: dict[str, Any] = {"policy": OBJECTIVES, "method": METHODS, "update": UPDATE_RULES}
+    registries["algorithm"] = ALGORITHMS
     for group, registry in registries.items():
         for name, part in registry.items():
             if _is_users(part):
