@@ -9,6 +9,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,6 @@ def _adopt_plugins() -> None:
         return
     plugins.load(names)
     from flowpolicy.distillation.methods import METHODS
-    from flowpolicy.finetuning.offpolicy.algorithms import ALGORITHMS
     from flowpolicy.finetuning.rules import UPDATE_RULES
     from flowpolicy.flow import OBJECTIVES
     from flowpolicy.models.network import NETWORKS, network_class
@@ -124,7 +124,10 @@ def _adopt_plugins() -> None:
     network_class("transformer")  # which has ours registered
     store = ConfigStore.instance().store
     registries: dict[str, Any] = {"policy": OBJECTIVES, "method": METHODS, "update": UPDATE_RULES}
-    registries["algorithm"] = ALGORITHMS
+    if find_spec("stable_baselines3"):
+        from flowpolicy.finetuning.offpolicy.algorithms import ALGORITHMS
+
+        registries["algorithm"] = ALGORITHMS
     for group, registry in registries.items():
         for name, part in registry.items():
             if _is_users(part):

@@ -63,8 +63,10 @@ class Transitions:
         found = {}
         for name in (item.name for item in fields(self)):
             value = getattr(self, name)
-            named = {f"{name}.{key}": part for key, part in value.items()} if isinstance(value, dict) else {}
-            found.update(named or {name: value})
+            if isinstance(value, dict):
+                found.update({f"{name}.{key}": part for key, part in value.items()})
+            else:
+                found[name] = value
         return found
 
     @classmethod
