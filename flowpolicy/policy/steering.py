@@ -6,6 +6,7 @@ with one samples, is evaluated, served and run on a robot as any other.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ Observation = Mapping[str, Tensor]
 _FEW = Allowed(lambda widths: len(widths) <= 16, "at most 16 widths between 1 and 8192")
 Widths = Annotated[tuple[Annotated[int, between(1, 8192)], ...], _FEW]
 _LOG_STD = (-5.0, 2.0)
+EDIT_LOG_STD, LATENT_LOG_STD = -2.0, 0.0
 
 
 @dataclass(frozen=True)
@@ -83,11 +85,19 @@ class ChunkCritic(nn.Module):
         spec: observations and actions.
         members: E.
         hidden: width of each hidden layer.
+        horizon: actions that it looks at; None: T_e. Of x_0, whose every number has a part in each action, T.
     """
 
-    def __init__(self, network: Network, spec: PolicySpec, members: int, hidden: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        network: Network,
+        spec: PolicySpec,
+        members: int,
+        hidden: tuple[int, ...],
+        horizon: int | None = None,
+    ) -> None:
         super().__init__()
-        self.horizon = spec.execute_horizon
+        self.horizon = spec.execute_horizon if horizon is None else horizon
         self.features = ObservationFeatures(network, spec.features, spec.obs_horizon)
         self.ensemble = Ensemble(members, self.features.size + self.horizon * spec.action_dim, hidden)
 
@@ -108,9 +118,12 @@ class BoundedGaussian(nn.Module):
         shape: of what it gives.
         hidden: width of each hidden layer.
         bound: of each number.
+        log_std: logarithm of the standard deviation before tanh that it starts with.
     """
 
-    def __init__(self, size: int, shape: tuple[int, ...], hidden: tuple[int, ...], bound: float) -> None:
+    def __init__(
+        self, size: int, shape: tuple[int, ...], hidden: tuple[int, ...], bound: float, log_std: float
+    ) -> None:
         super().__init__()
         self.shape, self.bound = shape, bound
         layers: list[nn.Module] = []
@@ -118,8 +131,11 @@ class BoundedGaussian(nn.Module):
             layers += [nn.Linear(size, width), nn.LayerNorm(width), nn.ReLU()]
             size = width
         last = nn.Linear(size, 2 * torch.Size(shape).numel())
-        nn.init.zeros_(last.weight)  # nothing is changed at first, up to the noise
+        nn.init.zeros_(last.weight)  # its mean is 0 at first
         nn.init.zeros_(last.bias)
+        low, high = _LOG_STD
+        raw = math.atanh(2 * (log_std - low) / (high - low) - 1)
+        nn.init.constant_(last.bias[torch.Size(shape).numel() :], raw)
         self.layers = nn.Sequential(*layers, last)
 
     def moments(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -211,7 +227,7 @@ class Edited(BestOf):
         self.horizon = spec.execute_horizon
         shape = (self.horizon, spec.action_dim)
         size = self.features.size + torch.Size(shape).numel()
-        self.edits = BoundedGaussian(size, shape, config.edit_hidden, config.bound)
+        self.edits = BoundedGaussian(size, shape, config.edit_hidden, config.bound, EDIT_LOG_STD)
 
     def chunk(self, observation: Observation, noise: Tensor, flow: FlowOf) -> Tensor:
         """See :class:`Steering`; edits without their noise."""
@@ -228,6 +244,37 @@ class Edited(BestOf):
         """Chunks ``(B, M, T, A)`` with edits ``(B, M, T_e, A)`` of their executed part, within bounds."""
         executed = chunks[:, :, : self.horizon] + edits
         return self.within(torch.cat([executed, chunks[:, :, self.horizon :]], dim=2))
+
+
+@dataclass(frozen=True)
+class LatentConfig(SteeringConfig):
+    """Settings of :class:`Latent`.
+
+    Attributes:
+        bound: of a number of x_0.
+        hidden: width of each hidden layer.
+    """
+
+    bound: Annotated[float, positive_to(10)] = 1.5
+    hidden: Widths = (256, 256)
+
+
+@register(STEERINGS)
+class Latent(Steering):
+    """The x_0 that a chunk comes from is an actor's, and not a draw from N(0, I) (DSRL)."""
+
+    name, Config = "latent", LatentConfig
+
+    def __init__(self, config: LatentConfig, network: Network, spec: PolicySpec, clip: float) -> None:
+        super().__init__(config, network, spec, clip)
+        self.features = ObservationFeatures(network, spec.features, spec.obs_horizon)
+        self.actor = BoundedGaussian(
+            self.features.size, spec.chunk_shape, config.hidden, config.bound, LATENT_LOG_STD
+        )
+
+    def chunk(self, observation: Observation, noise: Tensor, flow: FlowOf) -> Tensor:
+        """See :class:`Steering`; the actor without its noise, so that the given x_0 has no effect."""
+        return self.within(flow(self.actor.mode(self.features(observation))[:, None]))[:, 0]
 
 
 def steering_config(settings: Mapping[str, Any]) -> tuple[type[Steering], SteeringConfig]:

@@ -1,4 +1,7 @@
-"""SAC's temperature (Haarnoja et al. 2018): the weight of an actor's entropy, learnt."""
+"""SAC's temperature (Haarnoja et al. 2018): the weight of an actor's entropy, learnt.
+
+Here it weighs the log-density per number, so that it means the same for few and for many numbers.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,14 @@ import math
 import torch
 from torch import Tensor, nn
 
-START = 0.003
+START = 0.1
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """A step of what the optimiser holds, and no gradient of anything else."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward(inputs=[each for group in optimizer.param_groups for each in group["params"]])  # type: ignore[no-untyped-call]
+    optimizer.step()
 
 
 class Temperature(nn.Module):
@@ -23,7 +33,4 @@ class Temperature(nn.Module):
 
     def step(self, optimizer: torch.optim.Optimizer, log_prob: Tensor, entropy: float) -> None:
         """One step, from log-densities ``(...)`` towards an ``entropy``, both in nats a number."""
-        loss = -self.log_value * (log_prob + entropy).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        descend(optimizer, -self.log_value * (log_prob + entropy).mean())

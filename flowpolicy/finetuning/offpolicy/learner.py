@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +16,6 @@ from flowpolicy.finetuning.offpolicy.algorithms import Algorithm
 from flowpolicy.finetuning.offpolicy.config import OffPolicySettings
 from flowpolicy.finetuning.offpolicy.networks import SteeredActor
 from flowpolicy.finetuning.offpolicy.replay import Transitions
-from flowpolicy.policy.steering import ChunkCritic
 
 OPTIMIZERS = "optimizers"
 
@@ -56,8 +55,8 @@ class OffPolicyLearner:
             settings,
             generator,
         )
-        self.critic: ChunkCritic = algorithm.critic(networks)
-        self.target = cast("ChunkCritic", networks.extra["target"])
+        self.critics = algorithm.critics(networks)
+        self.critic, self.target = self.critics[:2]
         rate = settings.learning_rate
         self.optimizers: dict[str, torch.optim.Optimizer] = {
             "critic": torch.optim.Adam(self.critic.parameters(), lr=rate, fused=True)
@@ -76,7 +75,7 @@ class OffPolicyLearner:
         self.highest = max(self.highest, float(np.max(rewards, initial=0.0)))
         factor, self._unit = self._unit / self.scale.value, self.scale.value
         if factor != 1.0 and self.updates:
-            for each in (self.critic, self.target):
+            for each in self.critics:
                 each.ensemble.rescale(factor)
 
     def train(self, batches: Callable[[], Transitions], count: int) -> dict[str, float]:

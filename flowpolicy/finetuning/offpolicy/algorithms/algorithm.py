@@ -49,10 +49,10 @@ class Algorithm(Settings, ABC, prefix="algorithm"):
         steering: Any = policy.steering
         return nn.ModuleDict({"target": copy.deepcopy(steering.critic).requires_grad_(False)})
 
-    def critic(self, networks: SteeredActor) -> ChunkCritic:
-        """Q(o, chunk)."""
-        critic: ChunkCritic = networks.steering.critic
-        return critic
+    def critics(self, networks: SteeredActor) -> tuple[ChunkCritic, ...]:
+        """Q(o, chunk), its slow copy, and whatever else speaks in its unit."""
+        found: tuple[Any, ...] = networks.steering.critic, networks.extra["target"]
+        return found
 
     def parameters(self, networks: SteeredActor) -> dict[str, tuple[list[nn.Parameter], float | None]]:
         """What :meth:`improve` has an optimiser for, by name, and the learning rate or None."""

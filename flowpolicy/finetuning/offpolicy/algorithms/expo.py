@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flowpolicy.finetuning.offpolicy.algorithms.algorithm import FlowProposals, Optimizers
-from flowpolicy.finetuning.offpolicy.entropy import Temperature
+from flowpolicy.finetuning.offpolicy.entropy import Temperature, descend
 from flowpolicy.finetuning.offpolicy.networks import SteeredActor
 from flowpolicy.finetuning.offpolicy.replay import Transitions
 from flowpolicy.flow.objective import Metrics
@@ -23,7 +23,7 @@ from flowpolicy.ranges import PositiveInt, positive_to
 class EXPO(FlowProposals):
     """Acts by the best of c_1 ... c_N ~ flow(o) and of c_i + e_i, e_i ~ edits(o, c_i), |e_i| <= ``bound``.
 
-    The edits are trained by SAC, max E[Q(o, c + e) - alpha log p(e | o, c)], with c from the flow; V'(o')
+    The edits are trained by SAC, max E[Q(o, c + e) - alpha / n log p(e | o, c)], with c from the flow; V'(o')
     is the largest min_m Q'_m(o', .) of chunks and edited chunks.
 
     Attributes:
@@ -96,16 +96,13 @@ class EXPO(FlowProposals):
         edits, log_prob = steering.edits.sample(steering.inputs(observation, chunks), generator)
         value = steering.critic(observation, steering.edited(chunks, edits)).mean(0)
         temperature: Any = networks.extra["temperature"]
+        log_prob = log_prob / edits[0, 0].numel()
         loss = (temperature().detach() * log_prob - value).mean()
-        optimizer = optimizers["edits"]
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward(inputs=[p for group in optimizer.param_groups for p in group["params"]])
-        optimizer.step()
-        numbers = edits[0, 0].numel()
-        temperature.step(optimizers["temperature"], log_prob.detach() / numbers, self.entropy)
+        descend(optimizers["edits"], loss)
+        temperature.step(optimizers["temperature"], log_prob.detach(), self.entropy)
         return {
             **metrics, "train/edit_loss": loss.detach(), "train/temperature": temperature().detach(),
-            "train/edit_entropy": -log_prob.detach().mean() / numbers,
+            "train/edit_entropy": -log_prob.detach().mean(),
             "train/edit_size": edits.detach().abs().mean(),
         }  # fmt: skip
 

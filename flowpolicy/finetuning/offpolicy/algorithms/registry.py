@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from flowpolicy.finetuning.offpolicy.algorithms.algorithm import Algorithm
+from flowpolicy.finetuning.offpolicy.algorithms.dsrl import DSRL
 from flowpolicy.finetuning.offpolicy.algorithms.expo import EXPO
 from flowpolicy.finetuning.offpolicy.algorithms.qchunk import QChunk
 from flowpolicy.settings import build, choose
 
-ALGORITHMS: dict[str, type[Algorithm]] = {each.name: each for each in (EXPO, QChunk)}
+ALGORITHMS: dict[str, type[Algorithm]] = {each.name: each for each in (EXPO, QChunk, DSRL)}
 """By name; one of one's own that is put here can be named in a configuration and is saved with a model."""
 
 
