@@ -48,7 +48,7 @@ class EnsembleLayer(nn.Module):
 
 
 class Ensemble(nn.Module):
-    """E perceptrons with layer norm that see the same input and give a number each.
+    """E perceptrons with layer norm that see the same input and give a number each, 0 at first.
 
     Args:
         members: E.
@@ -61,7 +61,10 @@ class Ensemble(nn.Module):
         self.members = members
         sizes = [size, *hidden]
         layers = [EnsembleLayer(members, *pair, True) for pair in itertools.pairwise(sizes)]
-        self.layers = nn.ModuleList([*layers, EnsembleLayer(members, sizes[-1], 1, False)])
+        last = EnsembleLayer(members, sizes[-1], 1, False)
+        nn.init.zeros_(last.weight)  # before it has learnt, no input is better than another
+        nn.init.zeros_(last.bias)
+        self.layers = nn.ModuleList([*layers, last])
 
     def forward(self, x: Tensor, members: Tensor | None = None) -> Tensor:
         """``(n, B)`` of ``(B, size)``, of all members or of ``members`` ``(n,)``."""

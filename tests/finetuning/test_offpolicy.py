@@ -107,6 +107,7 @@ def test_a_target_is_no_larger_than_rewards_allow_and_its_unit_may_change():
     model.actor_critic.extra["target"] = Table(torch.full((1, 1), 1e6))
     assert model.learner.targets(batch).tolist() == [pytest.approx(20), pytest.approx(20), 6]
     chunks = torch.randn(3, 1, 4, 2)
+    torch.nn.init.normal_(model.learner.critic.ensemble.layers[-1].weight)
     before = model.learner.critic(batch.observation, chunks).detach()
     model.learner.critics = model.learner.critics[:1]
     model.learner.observe((2.0, 0.0, 18.0, 3.0), [5.0])  # a standard deviation of 3

@@ -22,6 +22,7 @@ class OffPolicySettings(Settings, prefix="offpolicy"):
         batch_size: chunks of an update.
         buffer_size: chunks of the replay.
         learning_starts: environment steps before the first update.
+        offline_updates: updates from the demonstrations alone, before anything is executed.
         train_freq: chunks of every environment between updates.
         utd: updates for each chunk that was executed.
         gamma: discount per environment step: a chunk of n steps discounts gamma^n.
@@ -36,6 +37,7 @@ class OffPolicySettings(Settings, prefix="offpolicy"):
     batch_size: Annotated[int, between(2, 1_000_000)] = 256
     buffer_size: Annotated[int, between(1, MOST)] = 200_000
     learning_starts: NonNegativeInt = 2_000
+    offline_updates: NonNegativeInt = 0
     train_freq: Annotated[int, between(1, 1_000_000)] = 8
     utd: Annotated[float, within("(0, 1000]")] = 1.0
     gamma: Annotated[float, within("(0, 1]")] = 0.99

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-START = 0.1
+START = 0.01
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:

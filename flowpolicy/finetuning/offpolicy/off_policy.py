@@ -33,6 +33,7 @@ from flowpolicy.finetuning.stable_baselines3 import refuse_other_environments
 from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.runs.distributed import Processes
+from flowpolicy.runs.progress import progress
 from flowpolicy.runs.seeds import derived_seed
 from flowpolicy.settings import build, require
 
@@ -185,7 +186,13 @@ class OffPolicy(ChunkLearning, OffPolicyAlgorithm):
         if self.collector.histories is None:
             self.replay_buffer.forget_waiting()
         if self.demonstrated is None and self.demonstrations is not None:
-            self.demonstrated = self._cut(self.demonstrations)
+            self.demonstrated = shown = self._cut(self.demonstrations)
+            offline = self.settings.offline_updates - self.learner.updates
+            if offline > 0 and not self.num_timesteps:
+                started = time.perf_counter()
+                for _ in progress(offline, "learn from demonstrations"):
+                    self.learner.train(lambda: shown.sample(self.batch_size), 1)
+                self.seconds["update"] += time.perf_counter() - started
         return result
 
     def _cut(self, demos: Demonstrations) -> ChunkReplay:
