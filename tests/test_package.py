@@ -86,7 +86,7 @@ def test_an_unknown_command_names_the_nearest(typed) -> None:
 
 @pytest.mark.parametrize(
     ("word", "name"),
-    [("control", "run-control"), ("import", "import-demos"), ("finetune", "finetune-reinflow")],
+    [("control", "run-control"), ("import", "import-demos"), ("reinflow", "finetune-reinflow")],
 )
 def test_a_word_stands_for_the_one_command_that_has_it(word: str, name: str) -> None:
     assert _command(word) == name

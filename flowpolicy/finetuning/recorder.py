@@ -108,6 +108,7 @@ def _shown(metrics: Mapping[str, float]) -> dict[str, float]:
         "ret": "rollout/return",
         "success": "rollout/success",
         "kl": "train/kl_last",
+        "value": "train/value",
         "clip": "train/clip_fraction",
         "noise": "train/noise_std",
         "steps/s": "time/steps_per_s",

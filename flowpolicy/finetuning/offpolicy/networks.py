@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -154,7 +155,7 @@ class SteeredActor(ChunkActor):
 
 
 def steered(policy: FlowPolicy, steering: dict[str, Any], execute_horizon: int) -> FlowPolicy:
-    """``policy`` with a steering that has not learnt yet; itself, where it has that steering.
+    """``policy`` with a steering that has not learnt yet; a copy, where it has that one already.
 
     Raises:
         ConfigError: it has another one, is no flow, or learns actions otherwise than as they are.
@@ -165,7 +166,7 @@ def steered(policy: FlowPolicy, steering: dict[str, Any], execute_horizon: int) 
     allowed = "observed in every store that a policy to fine-tune was pretrained on"
     require(not lacking, "data.observation_keys", lacking, allowed)
     if policy.config.steering == steering and policy.spec.execute_horizon == execute_horizon:
-        return policy
+        return copy.deepcopy(policy)
     policy.require_unsteered("Off-policy fine-tuning")
     config = dataclasses.replace(policy.config, steering=steering, execute_horizon=execute_horizon)
     result = FlowPolicy(config).to(policy.device)

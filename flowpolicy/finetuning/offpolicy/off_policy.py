@@ -345,6 +345,14 @@ class OffPolicy(ChunkLearning, OffPolicyAlgorithm):
         if replay:
             self.replay_buffer.put(Transitions.of(replay))
 
+    def save_replay_buffer(self, path: Any) -> None:
+        """Of stable-baselines3's interface, which would pickle.
+
+        Raises:
+            ConfigError: always; :meth:`save` holds the replay.
+        """
+        raise ConfigError("save() writes the replay with the model; leave out save_replay_buffer.")
+
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["actor_critic"], []
 
