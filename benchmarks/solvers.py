@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,20 +40,25 @@ from flowpolicy.policy.searched import SearchedSampling
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "runs" / "benchmarks"
-NFE = (3, 4, 2, 5, 6, 8, 1, 7)
-"""In the order in which they are measured."""
 OBSERVATIONS, ITERATIONS, SOURCES = 256, 60, 32  # of a search: rows, moves, and episodes they come from
 CALLS, ROUND = 300, 20
 
 
 @dataclass(frozen=True)
 class Study:
-    """A policy, where searches take their observations from, and how it is evaluated."""
+    """A policy, where searches take their observations from, how it is evaluated, and its cells.
+
+    Attributes:
+        nfe: in the order in which they are measured.
+        methods: of sampling; empty: all.
+    """
 
     checkpoint: str
     demonstrations: str | None
     episodes: int
     num_envs: int = 50
+    nfe: tuple[int, ...] = (3, 4, 2, 5, 6, 8, 1, 7)
+    methods: tuple[str, ...] = ()
 
 
 LIFT = "runs/benchmarks/manipulation/lift"
@@ -61,7 +67,15 @@ STUDIES = {
     "pusht-medium": Study(
         "benchmarks/checkpoints/pusht-flow_matching-medium-seed0", "demonstrations/pusht.zarr.zip", 400
     ),
-    "hopper": Study("benchmarks/checkpoints/hopper-flow_matching-seed0", None, 400),
+    # Of `python benchmarks/imitation.py pusht-deep`: the policy of the study of caching, at the K that take as long.
+    "pusht-deep": Study(
+        "runs/benchmarks/imitation/pusht/flow_matching-deep-seed0/train/checkpoint",
+        "demonstrations/pusht.zarr.zip",
+        300,
+        nfe=(10, 4, 100, 12),
+        methods=("euler", "ab3, shifted"),
+    ),
+    "hopper": Study("benchmarks/checkpoints/hopper-flow_matching-seed0", None, 200),
     # Of `python benchmarks/manipulation.py robosuite --only=lift`.
     "lift": Study(
         f"{LIFT}/flow_matching-seed0/train/checkpoint", f"{LIFT}/demonstrations.zarr.zip", 100, num_envs=5
@@ -87,9 +101,11 @@ class Bench:
         self.policy = FlowPolicy.load(ROOT / self.study.checkpoint)
         self.task: Task = task_of(self.policy.spec.task, None, self.study.checkpoint)
 
-    def cells(self, nfes: list[int], methods: list[str]) -> list[tuple[int, str]]:
-        """NFE and method of each; at one evaluation all are Euler's single step."""
-        known = [(nfe, name) for nfe in nfes for name in (*METHODS, SEARCHED) if name in methods]
+    def cells(self, nfes: Sequence[int] = (), methods: Sequence[str] = ()) -> list[tuple[int, str]]:
+        """NFE and method of each, or of these; at one evaluation all are Euler's single step."""
+        every = self.study.methods or (*METHODS, SEARCHED)
+        named = [name for name in every if name in (methods or every)]
+        known = [(nfe, name) for nfe in nfes or self.study.nfe for name in named]
         return [
             (nfe, name)
             for nfe, name in known
@@ -164,7 +180,7 @@ class Bench:
 
     def collect(self) -> dict[str, Any]:
         """All cells that are there, each with its paired differences to Euler's at the same NFE."""
-        cells = self.cells(sorted(NFE), [*METHODS, SEARCHED])
+        cells = self.cells(sorted(self.study.nfe))
         found = [read_json(path) for cell in cells if (path := self.cell(*cell)).exists()]
         euler = {cell["nfe"]: cell for cell in found if cell["method"] == "euler"}
         costs = self.milliseconds([SamplerSpec(**cell["sampling"]) for cell in found])
@@ -236,8 +252,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("task", choices=sorted(STUDIES))
-    parser.add_argument("--nfe", type=int, nargs="+", default=list(NFE))
-    parser.add_argument("--methods", nargs="+", default=[*METHODS, SEARCHED])
+    parser.add_argument("--nfe", type=int, nargs="+", default=[])
+    parser.add_argument("--methods", nargs="+", choices=[*METHODS, SEARCHED], default=[])
     parser.add_argument("--episodes", type=int, help="of each cell, in place of the study's")
     parser.add_argument("--report", action="store_true", help="collect what is there, run nothing")
     arguments = parser.parse_args()
@@ -249,9 +265,7 @@ def main() -> None:
         if not bench.cell(nfe, method).exists():
             print(f"{nfe} NFE, {method}", flush=True)
             bench.run(nfe, method, arguments.episodes or bench.study.episodes)
-    missing = [
-        cell for cell in bench.cells(list(NFE), [*METHODS, SEARCHED]) if not bench.cell(*cell).exists()
-    ]
+    missing = [cell for cell in bench.cells() if not bench.cell(*cell).exists()]
     if missing and not arguments.report:
         print(f"{len(missing)} cells are missing; --report shows those that are there.")
         return

@@ -80,6 +80,8 @@ _, module, *sys.argv = sys.argv
 for name in {module, *sys.modules}:
     if name.partition(".")[0] == module:
         sys.modules[name] = None
+    elif name.partition(".")[0] == "flowpolicy":  # it may have imported the module
+        del sys.modules[name]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 

@@ -50,7 +50,7 @@ def plot_timing(columns: Columns, period: float, path: Path) -> Path:
         over_time.set(yscale="log", ylim=(None, 4 * max(1e3 * period, late.max(), work.max())))
         over_time.legend(loc="upper right", fontsize=8, ncols=2)
         bins = np.geomspace(late.min() / 1.5, 1.5 * max(1e3 * period, late.max()), 60)
-        histogram.hist(late, bins=list(bins), color=BLUE)
+        histogram.hist(late, bins=list(bins), histtype="stepfilled", color=BLUE)
         histogram.axvline(1e3 * period, color=GREY, lw=1.0, ls=":")
         histogram.set(xscale="log", yscale="log", xlabel="ms after the deadline", ylabel="ticks")
         histogram.set(ylim=(0.7, None), title="How late ticks start; dotted: one period")
@@ -187,12 +187,12 @@ def _sources(axis: Any, seconds: Numbers, source: NDArray[Any], period: float) -
     ticks = round((seconds[-1] - seconds[0]) / period) + 1
     edges = seconds[0] - period / 2 + np.linspace(0, ticks * period, min(200, ticks) + 1)  # between ticks
     total = np.maximum(np.histogram(seconds, edges)[0], 1)
-    bottom: Numbers = np.zeros(len(edges) - 1)
+    bottom: Numbers = np.zeros(len(edges))
     for name in SOURCES:
         share = np.histogram(seconds[source == name], edges)[0] / total
-        color = SOURCE_COLORS[name]
-        axis.bar(edges[:-1], share, np.diff(edges), bottom=bottom, align="edge", color=color, label=name)
-        bottom += share
+        top = bottom + np.append(share, share[-1])
+        axis.fill_between(edges, bottom, top, step="post", color=SOURCE_COLORS[name], lw=0, label=name)
+        bottom = top
     axis.set(ylim=(0, 1), ylabel="share", title="Where commands came from")
     _legend_beside(axis)
 

@@ -9,7 +9,7 @@ from flowpolicy.errors import ConfigError, FlowPolicyError
 from flowpolicy.features import features_of
 from flowpolicy.features.vision.config import BACKBONES, VisionConfig
 from flowpolicy.features.vision.encoder import ImageEncoder
-from flowpolicy.models.config import TransformerConfig
+from flowpolicy.models.config import MLPConfig, TransformerConfig
 from flowpolicy.models.transformer import VelocityTransformer
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.policy.config import PolicyConfig
@@ -28,11 +28,12 @@ def encoder(size=48, **settings):
     return ImageEncoder((size, size, 3), T_O, 16, VisionConfig(**settings)).eval()
 
 
-def image_policy(**settings):
+def image_policy(network=TransformerConfig, **settings):
     """Two cameras, a state and a task token; random weights, since a fresh network is the zero velocity."""
     torch.manual_seed(0)
     shapes = {"front": (48, 48, 3), "wrist": (40, 48, 3), "observation": (3,), "task": (2,)}
-    model = TransformerConfig(width=16, depth=1, num_heads=2, vision=VisionConfig(**settings))
+    sizes = {"hidden": 24} if network is MLPConfig else {"num_heads": 2}
+    model = network(width=16, depth=1, vision=VisionConfig(**settings), **sizes)
     policy = FlowPolicy(PolicyConfig({"name": "flow_matching"}, model, shapes, 2, T_O, 4, 2)).eval()
     with torch.no_grad():
         for parameter in policy.network.parameters():
@@ -114,9 +115,11 @@ def test_a_camera_too_coarse_is_refused():
         encoder(size=32, crop=0.9)
 
 
-@pytest.mark.parametrize("backend", ["eager", "compile"])
-def test_a_sampler_computes_what_the_policy_does_and_encodes_images_once(backend):
-    policy, observation = image_policy(), observations()
+@pytest.mark.parametrize(
+    ("backend", "network"), [("eager", TransformerConfig), ("eager", MLPConfig), ("compile", MLPConfig)]
+)
+def test_a_sampler_computes_what_the_policy_does_and_encodes_images_once(backend, network):
+    policy, observation = image_policy(network), observations()
     noise = torch.randn(2, 4, 2)
     calls = []
     for camera in policy.network.encoder.cameras.values():

@@ -24,6 +24,7 @@ def finetune(folder, repo_root, *options, fails=False):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("empty_figures")
 def test_it_finetunes_a_shipped_checkpoint_and_goes_on(repo_root, tmp_path):
     checkpoint = repo_root / "benchmarks" / "checkpoints" / "hopper-shortcut-seed0"
     done = finetune(tmp_path, repo_root, *SHORT, f"checkpoint={checkpoint}", "run_dir=run", "num_steps=2")

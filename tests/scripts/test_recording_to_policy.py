@@ -61,6 +61,7 @@ def trained(repo_root, tmp_path_factory):
     return folder, imported, pretrained
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_an_import_leaves_the_task_beside_the_store_and_keeps_one_that_is_there(trained, repo_root, tmp_path):
     folder, imported, _ = trained
     assert imported.stdout.splitlines()[-2:] == ["arm.yaml", str(folder / "import" / "summary.json")]
@@ -112,6 +113,7 @@ def test_what_needs_a_simulator_refuses_in_one_sentence(trained, repo_root, tmp_
     assert done.stderr.startswith("Task 'arm' has no simulator (env_id is null): set env_id")
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_latency_and_schedules_take_recorded_observations(trained, repo_root, tmp_path):
     folder, *_ = trained
     checkpoint = f"checkpoint={folder / 'run' / 'checkpoint'}"
@@ -123,6 +125,7 @@ def test_latency_and_schedules_take_recorded_observations(trained, repo_root, tm
     assert "env=PATH.yaml" in done.stderr
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_a_plan_is_made_without_episodes(trained, repo_root, tmp_path):
     folder, *_ = trained
     done = run_script(
