@@ -17,7 +17,6 @@ from flowpolicy.flow import build_objective
 from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.models.network import NetworkConfig
 from flowpolicy.policy.action_space import ActionConfig
-from flowpolicy.policy.steering import steering_config
 from flowpolicy.ranges import Allowed, between, one_of, positive_to
 from flowpolicy.settings import Settings, build, checked, require, shown
 
@@ -115,7 +114,13 @@ class PolicyConfig(Settings):
         Raises:
             ConfigError: the steering is none.
         """
-        return 1 if self.steering is None else steering_config(self.steering)[1].draws
+        if self.steering is None:
+            return 1
+        from flowpolicy.policy.steering import (
+            steering_config,
+        )  # and the encoders, which few policies need here
+
+        return steering_config(self.steering)[1].draws
 
     def content(self) -> dict[str, Any]:
         """What a JSON file says of it."""

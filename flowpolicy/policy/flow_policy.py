@@ -7,7 +7,7 @@ import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +28,10 @@ from flowpolicy.policy.action_space import ActionSpace
 from flowpolicy.policy.config import FORMAT_VERSION, PolicyConfig, checkpoint_folder, read_config
 from flowpolicy.policy.fingerprint import fingerprint
 from flowpolicy.policy.searched import SearchedSampling
-from flowpolicy.policy.steering import Steering, steering_config
 from flowpolicy.spec import PolicySpec
+
+if TYPE_CHECKING:
+    from flowpolicy.policy.steering import Steering
 
 Observations = Mapping[str, Any] | Any  # key -> (B, T_o, *shape), or the single array of key "observation"
 
@@ -51,6 +53,8 @@ class FlowPolicy(nn.Module):
         self.network = build_network(config.model, spec, self.objective.levels)
         self.steering: Steering | None = None
         if config.steering is not None:
+            from flowpolicy.policy.steering import steering_config
+
             kind, settings = steering_config(config.steering)
             self.objective.require_flow()
             self.steering = kind(settings, self.network, spec, config.action_clip)
