@@ -116,9 +116,7 @@ class PolicyConfig(Settings):
         """
         if self.steering is None:
             return 1
-        from flowpolicy.policy.steering import (
-            steering_config,
-        )  # and the encoders, which few policies need here
+        from flowpolicy.policy.steering import steering_config  # late: it brings the encoders
 
         return steering_config(self.steering)[1].draws
 
