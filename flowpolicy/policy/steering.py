@@ -211,7 +211,7 @@ class EditedConfig(BestOfConfig):
         edit_hidden: width of each hidden layer of the edit policy.
     """
 
-    bound: Annotated[float, positive_to(10)] = 0.3
+    bound: Annotated[float, positive_to(10)] = 0.1
     edit_hidden: Widths = (256, 256)
 
 

@@ -78,8 +78,10 @@ class OffPolicyLearner:
             for each in self.critics:
                 each.ensemble.rescale(factor)
 
-    def train(self, batches: Callable[[], Transitions], count: int) -> dict[str, float]:
-        """``count`` updates; means of the metrics, ``train/...``.
+    def train(
+        self, batches: Callable[[], Transitions], count: int, *, is_online: bool = True
+    ) -> dict[str, float]:
+        """``count`` updates; means of the metrics, ``train/...``. ``is_online`` is :meth:`Algorithm.improve`'s.
 
         Raises:
             FlowPolicyError: a loss is not finite.
@@ -89,7 +91,7 @@ class OffPolicyLearner:
             batch = batches()
             metrics = self.critic_step(batch)
             metrics |= self.algorithm.improve(
-                self.networks, batch, self.optimizers, self.generator, self.updates
+                self.networks, batch, self.optimizers, self.generator, self.updates, is_online
             )
             self.updates += 1
             for name, value in metrics.items():

@@ -191,7 +191,7 @@ class OffPolicy(ChunkLearning, OffPolicyAlgorithm):
             if offline > 0 and not self.num_timesteps:
                 started = time.perf_counter()
                 for _ in progress(offline, "learn from demonstrations"):
-                    self.learner.train(lambda: shown.sample(self.batch_size), 1)
+                    self.learner.train(lambda: shown.sample(self.batch_size), 1, is_online=False)
                 self.seconds["update"] += time.perf_counter() - started
         return result
 

@@ -83,8 +83,19 @@ class Algorithm(Settings, ABC, prefix="algorithm"):
         optimizers: Optimizers,
         generator: torch.Generator,
         update: int,
+        is_online: bool,
     ) -> Metrics:
-        """Learn whatever is not the critic; ``update`` counts the critic's updates from 0."""
+        """Learn whatever is not the critic.
+
+        Args:
+            networks: changed in place.
+            batch: what the critic has just learnt from.
+            optimizers: those that :meth:`parameters` asks for, by name.
+            generator: source of everything random.
+            update: number of the critic's update, from 0.
+            is_online: the batch has executed chunks too; not only demonstrations, of which a critic has no
+                means to find that an action is worse than it thinks.
+        """
         return {}
 
 
@@ -140,9 +151,10 @@ class FlowProposals(Algorithm):
         optimizers: Optimizers,
         generator: torch.Generator,
         update: int,
+        is_online: bool,
     ) -> Metrics:
         """A step of the flow on executed and demonstrated chunks."""
-        if not self.flow_changes or update % self.imitation_every:
+        if not (self.flow_changes and is_online) or update % self.imitation_every:
             return {}
         policy, ahead = networks.flow_policy, torch.arange(batch.chunk.shape[1], device=batch.chunk.device)
         mask = ahead < batch.executed[:, None]

@@ -99,6 +99,7 @@ class DSRL(Algorithm):
         optimizers: Optimizers,
         generator: torch.Generator,
         update: int,
+        is_online: bool,
     ) -> Metrics:
         """A step of W, at the next observations, whose pairs are known; of the actor and of alpha."""
         observation, latents = batch.next_observation, batch.known["latents"]

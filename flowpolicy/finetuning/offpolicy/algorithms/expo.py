@@ -35,7 +35,7 @@ class EXPO(FlowProposals):
     """
 
     name: ClassVar[str] = "expo"
-    bound: Annotated[float, positive_to(10)] = 0.3
+    bound: Annotated[float, positive_to(10)] = 0.1
     edit_hidden: Widths = (256, 256)
     edit_every: PositiveInt = 2
     entropy: float = -0.5
@@ -85,10 +85,11 @@ class EXPO(FlowProposals):
         optimizers: Optimizers,
         generator: torch.Generator,
         update: int,
+        is_online: bool,
     ) -> Metrics:
         """A step of the edits, at the next observations, whose chunks are known, and of alpha."""
-        metrics = super().improve(networks, batch, optimizers, generator, update)
-        if update % self.edit_every:
+        metrics = super().improve(networks, batch, optimizers, generator, update, is_online)
+        if not is_online or update % self.edit_every:
             return metrics
         steering, observation, known = networks.steering, batch.next_observation, batch.known["chunks"]
         chosen = torch.randint(known.shape[1], (len(known),), generator=generator, device=known.device)
