@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from flowpolicy.data.store import read_demonstrations, write_demonstrations
 from flowpolicy.evaluation.statistics import mean_interval_by_seed
 from flowpolicy.files.reading import read_json
 from flowpolicy.files.storage import write_json
@@ -98,6 +99,7 @@ DOOR = (
     "evaluate_episodes=50",
     "offpolicy.offline_updates=4000",
 )
+SPARSE = "runs/benchmarks/finetuning/adroit-door-sparse.zarr.zip"
 SUITES: dict[str, list[Run]] = {
     "hopper": _runs("hopper", "hopper-shortcut-seed0", range(3), *HOPPER),
     # The same on two cores: two processes share the gradient, each with half of the environments.
@@ -160,8 +162,27 @@ SUITES: dict[str, list[Run]] = {
             label="reinflow-0.2M",
         ),
     ],
+    "adroit_door-sparse": _offpolicy(
+        "adroit_door",
+        "adroit_door-flow_matching-seed0",
+        range(3),
+        ("expo", "qchunk"),
+        *DOOR,
+        "+env.env_kwargs.reward_type=sparse",
+        f"demonstrations={SPARSE}",
+        suffix="-sparse",
+    ),
     "adroit_door": _runs("adroit_door", "adroit_door-flow_matching-seed0", range(1), "evaluate_every=50000"),
 }
+
+
+def sparse_demonstrations() -> None:
+    """The door's demonstrations with its sparse reward: 10 where the door is open, which the dense one says by
+    bonuses of 20 in all, else -0.1."""
+    if not (ROOT / SPARSE).exists():
+        demos = read_demonstrations(ROOT / "demonstrations/adroit-door-human.zarr.zip")
+        demos.arrays["reward"] = np.where(demos.arrays["reward"] > 15, 10.0, -0.1).astype(np.float32)
+        write_demonstrations(ROOT / SPARSE, demos)
 
 
 def practise(run: Run, threads: int) -> None:
@@ -384,6 +405,8 @@ def main() -> None:
         picture(ROOT / "docs" / "images" / "practice.png")
         return
     if not arguments.report:
+        if arguments.suite == "adroit_door-sparse":
+            sparse_demonstrations()
         for run in SUITES[arguments.suite]:
             if arguments.only in str(run.folder):
                 practise(run, arguments.threads)
