@@ -81,7 +81,7 @@ class OffPolicyLearner:
     def train(
         self, batches: Callable[[], Transitions], count: int, *, is_online: bool = True
     ) -> dict[str, float]:
-        """``count`` updates, with ``is_online`` as :meth:`Algorithm.improve`; means of metrics, ``train/...``.
+        """``count`` updates; means of the metrics, ``train/...``. For ``is_online`` see ``Algorithm.improve``.
 
         Raises:
             FlowPolicyError: a loss is not finite.
