@@ -81,7 +81,15 @@ class OffPolicyLearner:
     def train(
         self, batches: Callable[[], Transitions], count: int, *, is_online: bool = True
     ) -> dict[str, float]:
-        """``count`` updates; means of the metrics, ``train/...``. For ``is_online`` see ``Algorithm.improve``.
+        """``count`` updates.
+
+        Args:
+            batches: makes one.
+            count: how many.
+            is_online: see :meth:`Algorithm.improve`.
+
+        Returns:
+            Means of the metrics, ``train/...``.
 
         Raises:
             FlowPolicyError: a loss is not finite.
