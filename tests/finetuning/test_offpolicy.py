@@ -84,8 +84,8 @@ def test_backups_of_chunks_converge_to_the_values_of_a_chain():
     after = {"observation": (state + executed).clamp(max=3)[:, None, None].expand(-1, 1, 2)}
     both = torch.tensor([0.0, 1.0])[None, :, None, None].expand(len(rows), 2, 4, 2)
     batch = Transitions(
-        seen, chunk[:, None, None].expand(-1, 4, 2), executed, reward, goes_on * gamma**executed, after,
-        {"chunks": both},
+        seen, chunk[:, None, None].expand(-1, 4, 2), executed, reward, goes_on * gamma**executed,
+        goes_on < 1, after, {"chunks": both},
     )  # fmt: skip
     table = Table(torch.zeros(4, 2))
     model.actor_critic.extra["target"] = table
@@ -102,7 +102,8 @@ def test_a_target_is_no_larger_than_rewards_allow_and_its_unit_may_change():
     seen = {"observation": torch.zeros(3, 1, 2)}
     batch = Transitions(
         seen, torch.zeros(3, 4, 2), torch.full((3,), 4.0), torch.full((3,), 6.0),
-        torch.tensor([0.6, 0.6, 0.0]), seen, {"chunks": torch.zeros(3, 2, 4, 2)},
+        torch.tensor([0.6, 0.6, 0.0]), torch.zeros(3, dtype=torch.bool), seen,
+        {"chunks": torch.zeros(3, 2, 4, 2)},
     )  # fmt: skip
     model.actor_critic.extra["target"] = Table(torch.full((1, 1), 1e6))
     assert model.learner.targets(batch).tolist() == [pytest.approx(20), pytest.approx(20), 6]
@@ -150,6 +151,30 @@ def test_the_replay_keeps_what_follows_a_chunk():
     assert kept == [10, 10, 30, 30, 30]  # the oldest made room
 
 
+def test_chunks_in_a_row_make_one_target_until_the_episode_or_the_replay_ends():
+    """Two environments; the first one's episode is terminated in its third chunk, and goes on in another."""
+    replay = ChunkReplay(
+        8, Reach.observation_space, Reach.action_space, "cpu", 2, gamma=0.5, known=lambda *_: {}, n_steps=3,
+        generator=torch.Generator(), executed=lambda chunk: chunk,
+    )  # fmt: skip
+    for number in range(5):
+        state = {"observation": torch.full((2, 1, 2), float(number))}
+        is_end = np.array([number == 2, False])
+        step = ChunkStep(
+            {}, {}, np.full((2, 1), 1.0 + number, np.float32), np.array([1, 1]), is_end, is_end * False,
+            np.zeros(2, bool), np.zeros(2, bool),
+        )  # fmt: skip
+        replay.add(state, SimpleNamespace(chunk=torch.zeros(2, 1, 2), known={}), step, None)
+    found = replay._get_samples(range(8))
+    after = found.next_observation["observation"][:, 0, 0]
+    # Chunks 0 and 1, 2 and 3, ... are of one moment; the fifth of each environment is not followed yet.
+    assert found.reward.tolist() == [1 + 1 + 0.75, 2.75, 2 + 1.5, 2 + 1.5 + 1, 3, 3 + 2, 4, 4]
+    assert found.discount.tolist() == [0, 1 / 8, 0, 1 / 8, 0, 1 / 4, 1 / 2, 1 / 2]
+    assert after[found.discount > 0].tolist() == [3, 4, 4, 4, 4]
+    replay.rows["is_last"][:2] = True
+    assert replay._get_samples([0]).reward.tolist() == [1]
+
+
 @pytest.mark.parametrize("ends", [False, True])
 def test_demonstrations_are_cut_where_what_follows_is_known(ends):
     terminated = np.zeros(13, bool)
@@ -161,6 +186,7 @@ def test_demonstrations_are_cut_where_what_follows_is_known(ends):
     assert newest[:, -1, 0].tolist() == pytest.approx(starts, abs=1e-4)
     executed = [4, 4, 4, *([4, 3, 2, 1] if ends else []), 4, 4]
     assert cut.executed.tolist() == executed
+    assert cut.is_last.tolist() == [*([False] * 3 + [True] * 4 if ends else [True] * 3), True, True]
     assert (cut.discount == 0).tolist() == [3 <= start <= 6 for start in starts]
     discounted = [sum((s + i) * 0.5**i for i in range(n)) for s, n in zip(starts, executed, strict=True)]
     assert cut.reward.tolist() == pytest.approx(discounted)

@@ -26,6 +26,7 @@ class OffPolicySettings(Settings, prefix="offpolicy"):
         train_freq: chunks of every environment between updates.
         utd: updates for each chunk that was executed.
         gamma: discount per environment step: a chunk of n steps discounts gamma^n.
+        n_steps: chunks in a row that a target sums the rewards of, before the critic is asked.
         tau: share of the critic that its slow copy takes over in an update.
         members: of the critic's ensemble.
         target_members: of those, drawn at random, the least counts as a target.
@@ -41,6 +42,7 @@ class OffPolicySettings(Settings, prefix="offpolicy"):
     train_freq: Annotated[int, between(1, 1_000_000)] = 8
     utd: Annotated[float, within("(0, 1000]")] = 1.0
     gamma: Annotated[float, within("(0, 1]")] = 0.99
+    n_steps: Annotated[int, between(1, 1000)] = 5
     tau: Annotated[float, within("(0, 1]")] = 0.005
     members: Annotated[int, between(1, 100)] = 10
     target_members: PositiveInt = 2

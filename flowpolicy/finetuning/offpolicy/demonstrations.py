@@ -22,7 +22,8 @@ def demonstrated(
     """Every step of every episode as the start of a chunk of T_e actions, if what follows was recorded.
 
     The last observation of an episode is not followed by any, so a chunk must end before it, unless the store
-    says that the episode ended in a terminal state. What is known of the next observations is left empty.
+    says that the episode ended in a terminal state. The next chunk of an episode lies T_e later. What is
+    known of the next observations is left empty.
 
     Raises:
         DataError: the store has no rewards, or no episode is long enough.
@@ -36,13 +37,14 @@ def demonstrated(
     rewards = demos.arrays["reward"].reshape(-1).astype(np.float64)
     ended = demos.arrays.get("terminated")
     is_terminal = np.zeros(demos.num_steps, bool) if ended is None else ended.reshape(-1).astype(bool)
-    steps, firsts, lasts = [], [], []
+    steps, firsts, lasts, ends = [], [], [], []
     for first, end in zip(demos.episode_starts, demos.episode_ends, strict=True):
         follows = end - 1 if not is_terminal[end - 1] else end - 1 + execute_horizon
         start = np.arange(first, max(first, min(follows - execute_horizon + 1, end)))
         steps.append(start)
         firsts.append(np.full(len(start), first))
         lasts.append(np.full(len(start), end - 1))
+        ends.append(start + execute_horizon > start[-1] if len(start) else start.astype(bool))
     at, first_of, last_of = (np.concatenate(parts) for parts in (steps, firsts, lasts))
     if not len(at):
         raise DataError(f"No episode of {demos.source} has more than {execute_horizon} steps; record longer.")
@@ -64,6 +66,7 @@ def demonstrated(
         executed=torch.as_tensor(executed, dtype=torch.float32),
         reward=torch.as_tensor(chunk_rewards(inside, gamma), dtype=torch.float32),
         discount=torch.as_tensor(~terminal * gamma ** executed.astype(np.float64), dtype=torch.float32),
+        is_last=torch.from_numpy(np.concatenate(ends)),
         next_observation=histories(after),
         known={},
     )

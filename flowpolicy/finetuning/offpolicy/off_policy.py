@@ -153,11 +153,12 @@ class OffPolicy(ChunkLearning, OffPolicyAlgorithm):
         if self.env is not None:
             self._adopt(self.env)
 
-    def _replay(self, capacity: int) -> ChunkReplay:
+    def _replay(self, capacity: int, stride: int | None = None) -> ChunkReplay:
         networks = self.actor_critic
         return ChunkReplay(
             capacity, self.observation_space, self.action_space, self.device, self.n_envs, gamma=self.gamma,
             known=networks.known, generator=self.generator, executed=networks.executed,
+            n_steps=self.settings.n_steps, stride=stride,
         )  # fmt: skip
 
     def _adopt(self, env: VecEnv) -> None:
@@ -205,14 +206,14 @@ class OffPolicy(ChunkLearning, OffPolicyAlgorithm):
             ended[demos.episode_ends - 1] = True
             moments = ReturnScale(1, self.gamma).run(rewards, np.ones((len(rewards), 1), np.int64), ended)
             self.learner.observe(moments, rewards)
-        kept, tensors = self._replay(len(cut)), cut.tensors()
+        kept, tensors = self._replay(len(cut), networks.execute_horizon), cut.tensors()
         for start in range(0, len(cut), PREPARED):
             part = Transitions.of({name: value[start : start + PREPARED] for name, value in tensors.items()})
             after = networks.prepare(part.next_observation)
             kept.put(
                 Transitions(
                     networks.prepare(part.observation), part.chunk, part.executed, part.reward, part.discount,
-                    after, networks.known(after, generator),
+                    part.is_last, after, networks.known(after, generator),
                 )
             )  # fmt: skip
         return kept

@@ -43,6 +43,7 @@ class Transitions:
         executed: actions of it, n, ``(B,)``.
         reward: sum_i gamma^i r_i over those, ``(B,)``.
         discount: gamma^n, or 0 where a terminal state was reached, ``(B,)``.
+        is_last: the episode ended with it, or what followed was not kept, ``(B,)``.
         next_observation: prepared, after them; the true last one where the episode ended.
         known: what the algorithm keeps of ``next_observation``.
     """
@@ -52,6 +53,7 @@ class Transitions:
     executed: Tensor
     reward: Tensor
     discount: Tensor
+    is_last: Tensor
     next_observation: dict[str, Tensor]
     known: dict[str, Tensor]
 
@@ -105,6 +107,9 @@ class ChunkReplay(BaseBuffer):
         known: what is kept of an observation besides.
         generator: source of everything random.
         executed: normalised chunks as an environment executes them.
+        n_steps: chunks in a row that are drawn as one transition: ``reward`` and ``discount`` are of all of
+            them that the episode has, and what follows is what follows the last.
+        stride: how many later the next chunk of an episode is kept; None: N.
     """
 
     def __init__(
@@ -119,8 +124,11 @@ class ChunkReplay(BaseBuffer):
         known: Known,
         generator: torch.Generator,
         executed: Callable[[Tensor], Tensor],
+        n_steps: int = 1,
+        stride: int | None = None,
     ) -> None:
         super().__init__(capacity, observation_space, action_space, device, n_envs)
+        self.n_steps, self.stride = n_steps, n_envs if stride is None else stride
         self.gamma, self.known, self.generator, self.executed = gamma, known, generator, executed
         self.rows: dict[str, Tensor] = {}
         self._waiting: dict[str, Any] | None = None
@@ -143,10 +151,10 @@ class ChunkReplay(BaseBuffer):
             "executed": executed.float(),
             "reward": torch.as_tensor(rewards, dtype=torch.float32),
             "discount": torch.as_tensor(~step.terminated) * self.gamma ** executed.float(),
+            "is_last": torch.as_tensor(step.terminated | step.truncated),
             "next_observation": {key: value.clone() for key, value in observation.items()},
             "known": {name: value.clone() for name, value in decision.known.items()},
         }
-        self._ended = torch.as_tensor(step.terminated | step.truncated)
         if final_observation is not None:
             cut = torch.as_tensor(step.truncated, device=decision.chunk.device)
             final = dict(final_observation)
@@ -160,7 +168,7 @@ class ChunkReplay(BaseBuffer):
             return
         for group, found in (("next_observation", observation), ("known", known)):
             for key, value in found.items():
-                goes_on = ~self._ended.to(value.device)
+                goes_on = ~self._waiting["is_last"].to(value.device)
                 self._waiting[group][key][goes_on] = value[goes_on]
         self.put(Transitions(**self._waiting))
         self._waiting = None
@@ -168,6 +176,8 @@ class ChunkReplay(BaseBuffer):
     def forget_waiting(self) -> None:
         """Drop what is not followed by anything: the environments begin anew."""
         self._waiting = None
+        if self.size():
+            self.rows["is_last"][(self.pos - 1 - torch.arange(self.n_envs)) % self.buffer_size] = True
 
     def put(self, transitions: Transitions) -> None:
         """Keep transitions, in place of the oldest where there is no room left."""
@@ -189,26 +199,41 @@ class ChunkReplay(BaseBuffer):
         return self._get_samples(index.cpu().numpy())
 
     def _get_samples(self, batch_inds: Any, env: Any = None) -> Transitions:  # type: ignore[override]
-        index = torch.as_tensor(batch_inds)
-        return Transitions.of(
-            {
-                name: rows[index].to(self.device, torch.float32 if rows.is_floating_point() else None)
-                for name, rows in self.rows.items()
-            }
-        )
+        first = last = torch.as_tensor(batch_inds)
+        reward, discount = self.rows["reward"][first], self.rows["discount"][first]
+        for _ in range(self.n_steps - 1):
+            following = (last + self.stride) % self.buffer_size
+            # Of the newest nothing follows: there the oldest lie, or nothing yet.
+            age = (self.pos - 1 - last) % self.buffer_size
+            goes_on = ~self.rows["is_last"][last] & (age >= self.stride)
+            reward = torch.where(goes_on, reward + discount * self.rows["reward"][following], reward)
+            discount = torch.where(goes_on, discount * self.rows["discount"][following], discount)
+            last = torch.where(goes_on, following, last)
+        drawn = {}
+        for name, rows in self.rows.items():
+            index = last if name.partition(".")[0] in ("next_observation", "known") else first
+            drawn[name] = rows[index].to(self.device, torch.float32 if rows.is_floating_point() else None)
+        drawn |= {"reward": reward.to(self.device), "discount": discount.to(self.device)}
+        return Transitions.of(drawn)
 
     def refresh(self, count: int) -> None:
         """Make anew what is known of ``count`` of them: the flow has changed since."""
         index = torch.randint(self.size(), (count,), generator=self.generator, device=self.generator.device)
         index = index.cpu()
-        observation = self._get_samples(index).next_observation
+        rows = {name: rows[index] for name, rows in self.rows.items()}
+        observation = {
+            key: value.to(self.device) for key, value in Transitions.of(rows).next_observation.items()
+        }
         for name, value in self.known(observation, self.generator).items():
             self.rows[f"known.{name}"][index] = value.to("cpu", torch.float16)
 
     def state(self) -> dict[str, Tensor]:
-        """The chunks, oldest first."""
+        """The chunks, oldest first; of the newest, what follows is not among them."""
         order = (self.pos + torch.arange(self.size())) % self.size() if self.full else torch.arange(self.pos)
-        return {name: rows[order] for name, rows in self.rows.items()}
+        state = {name: rows[order] for name, rows in self.rows.items()}
+        if state:
+            state["is_last"][-self.n_envs :] = True
+        return state
 
     def reset(self) -> None:
         """Forget everything."""
