@@ -23,10 +23,12 @@ from imitation import ROOT, columns_of, publish, run_script
 from flowpolicy.evaluation.statistics import (
     mean_interval_by_seed,
     paired_difference_interval,
+    seeds_interval,
     success_interval_by_seed,
 )
 
 RUNS = Path("runs/benchmarks/distillation")
+SEEDS = (0, 1, 2)
 EPISODES, REFERENCE = 400, 16
 SMALL = ("model=small", "model.width=40", "model.depth=3", "train.steps=8000")
 """Less than a quarter of the parameters, which cannot start from the teacher's weights."""
@@ -57,6 +59,12 @@ STUDENTS = (
     Student("direct", "direct"),
     Student("reflow", "reflow", one_training=True),  # d = 0: valid for any K
     Student("reflow-direct", "direct", (1,), init="reflow"),
+    Student(
+        "direct-adversarial",
+        "adversarial",
+        options=("train.steps=1000", "train.learning_rate=3e-4"),
+        init="direct",
+    ),
     Student("transport", "transport", options=("train.steps=1200",)),  # which costs three times as much
     Student("small-direct", "direct", options=SMALL),
     Student("small-slimflow", "slimflow", options=SMALL),
@@ -78,6 +86,12 @@ class Cell:
     @property
     def folder(self) -> Path:
         return RUNS / self.task / f"{self.student.label}-K{self.num_steps}-seed{self.seed}"
+
+    @property
+    def start(self) -> Cell | None:
+        """The student whose weights its training begins with; None: the teacher or nobody."""
+        first = next((other for other in STUDENTS if other.label == self.student.init), None)
+        return None if first is None else Cell(self.task, first, self.num_steps, self.seed)
 
     @property
     def evaluated(self) -> tuple[int, ...]:
@@ -106,11 +120,9 @@ def distil(cell: Cell, threads: int) -> None:
         f"env={cell.task}", *student.options, f"seed={cell.seed}", f"train.threads={threads}",
         "train.final_episodes=0", "video=false", "resume=true", f"run_dir={folder / 'train'}",
     ]  # fmt: skip
-    if student.init:
-        first = next(other for other in STUDENTS if other.label == student.init)
-        start = Cell(cell.task, first, cell.num_steps, cell.seed)
-        distil(start, threads)
-        common.append(f"init={start.folder / 'train' / 'checkpoint'}")
+    if cell.start is not None:
+        distil(cell.start, threads)
+        common.append(f"init={cell.start.folder / 'train' / 'checkpoint'}")
     if (ROOT / folder / "train" / "summary.json").exists():
         pass
     elif student.method:
@@ -140,25 +152,21 @@ def report(task: str, found: list[Cell]) -> dict[str, Any]:
     baseline = {k: columns_of(ours / f"episodes_K{k}.csv") for k in (1, 2, 4, REFERENCE)}
     evaluation = json.loads((ours / "summary.json").read_text())
     rows = [_row("teacher", k, [columns], baseline[REFERENCE]) for k, columns in baseline.items()]
-    missing, groups = [], dict[tuple[str, int], list[tuple[dict[str, Any], dict[str, np.ndarray]]]]()
+    missing, groups = [], dict[tuple[str, int], list[tuple[Cell, dict[str, np.ndarray]]]]()
     for cell in found:
         folder = ROOT / cell.folder
         if not (folder / "evaluate" / "summary.json").exists():
             missing.append(cell.folder.name)
             continue
-        training = json.loads((folder / "train" / "summary.json").read_text())
         for k in cell.evaluated:
             columns = columns_of(folder / "evaluate" / f"episodes_K{k}.csv")
-            groups.setdefault((cell.student.label, k), []).append((training, columns))
+            groups.setdefault((cell.student.label, k), []).append((cell, columns))
     for (label, k), parts in groups.items():
         row = _row(label, k, [columns for _, columns in parts], baseline[REFERENCE])
-        trainings = [training for training, _ in parts]
+        trainings = [_training(cell) for cell, _ in parts]
         row["seeds"] = [training["seed"] for training in trainings]
         row["parameters"] = trainings[0]["parameters"]
-        row["train_seconds"] = [
-            training["metrics"]["train_seconds"] - training["metrics"].get("prepare_seconds", 0.0)
-            for training in trainings
-        ]
+        row["train_seconds"] = [_seconds(cell) for cell, _ in parts]
         row["prepare_seconds"] = [training["metrics"].get("prepare_seconds", 0.0) for training in trainings]
         row["command"] = trainings[0]["command"]
         rows.append(row)
@@ -168,6 +176,18 @@ def report(task: str, found: list[Cell]) -> dict[str, Any]:
         "pairs_seconds": max((max(row.get("prepare_seconds", [0.0])) for row in rows), default=None),
         **{key: evaluation[key] for key in ("versions", "machine", "date")}, "rows": rows,
     }  # fmt: skip
+
+
+def _training(cell: Cell) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((ROOT / cell.folder / "train" / "summary.json").read_text())
+    return content
+
+
+def _seconds(cell: Cell) -> float:
+    """Of the training, and of those that it starts from; without preparation."""
+    metrics = _training(cell)["metrics"]
+    own = float(metrics["train_seconds"]) - float(metrics.get("prepare_seconds", 0.0))
+    return own + (0.0 if cell.start is None else _seconds(cell.start))
 
 
 def _row(
@@ -185,10 +205,17 @@ def _row(
         row[f"{name}_by_seed"] = [float(part.mean()) for part in values]
         row[f"{name}_over_teacher"] = row[name] / max(float(reference.mean()), 1e-9)
         row[f"{name}_difference"] = row[name] - float(reference.mean())
-        row[f"{name}_difference_ci95"] = list(
-            paired_difference_interval(np.mean(values, 0), reference.astype(float))
-        )
+        row[f"{name}_difference_ci95"] = _difference_interval(values, reference.astype(float))
     return row
+
+
+def _difference_interval(values: list[np.ndarray], reference: np.ndarray) -> list[float]:
+    """Of the mean difference from the teacher on the same episodes: over episodes, and not inside that over seeds."""
+    low, high = paired_difference_interval(np.mean(values, 0), reference)
+    if len(values) > 1:
+        least, most = seeds_interval([float((part - reference).mean()) for part in values])
+        low, high = min(low, least), max(high, most)
+    return [low, high]
 
 
 def table(content: dict[str, Any]) -> str:
@@ -220,13 +247,14 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="collect what is there, train nothing")
     parser.add_argument("--only", default="", help="only cells whose folder contains this text")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of each training")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="of the trainings to do")
     arguments = parser.parse_args()
-    found, task = cells(arguments.task, arguments.seeds), arguments.task
+    task = arguments.task
+    found = cells(task, sorted({*SEEDS, *arguments.seeds}))
     if not arguments.report:
         evaluate(task, teacher(task), RUNS / task / "teacher", (REFERENCE, 1, 2, 4))
         for cell in found:
-            if arguments.only in cell.folder.name:
+            if cell.seed in arguments.seeds and arguments.only in cell.folder.name:
                 distil(cell, arguments.threads)
     content = report(task, found)
     publish(f"distillation-{task}", content, table(content))

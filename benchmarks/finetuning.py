@@ -113,8 +113,20 @@ SUITES: dict[str, list[Run]] = {
         *_runs("hopper", "hopper-flow_matching-seed0", range(1), *HOPPER, label="flow_matching"),
         *_runs("hopper", "hopper-shortcut-seed0", range(1), *HOPPER, "distill.steps=3000", label="distilled"),
     ],
+    # From a student that benchmarks/distillation.py makes, whose K = 1 the chain takes over.
+    "hopper-one-step": _runs("hopper", "hopper-direct-K1-seed0", range(3), *HOPPER, label="one-step"),
     "walker2d": _runs("walker2d", "walker2d-flow_matching-seed0", range(1), "evaluate_every=250000"),
     "halfcheetah": _runs("halfcheetah", "halfcheetah-shortcut-T1-seed0", range(1), *CHEETAH),
+    # What a user with two cores and a few minutes does: the chunk is one token, both cores simulate and compute.
+    "hopper-fast": _runs(
+        "hopper",
+        "hopper-flow_matching-4-a-token-seed0",
+        range(3),
+        "update=nft",
+        "total_steps=150000",
+        "workers=null",
+        label="nft-fast",
+    ),
     # Update rules beside PPO: what each makes of the first 0.2M steps, where PPO's full run has 0.5M.
     "hopper-rules": [
         *_rules("hopper", "hopper-flow_matching-seed0", range(3), RULES, *SHORT),
@@ -193,7 +205,7 @@ def practise(run: Run, threads: int) -> None:
     command = [
         sys.executable, *(torchrun if run.processes > 1 else ()), f"scripts/{run.script}.py",
         f"env={run.env}", f"checkpoint={BASES / run.base}",
-        *run.options, f"seed={run.seed}", f"threads={threads}", "workers=0", "resume=true",
+        "workers=0", *run.options, f"seed={run.seed}", f"threads={threads}", "resume=true",
         "video=false" if run.seed else "video=true", f"run_dir={run.folder.relative_to(ROOT)}",
     ]  # fmt: skip
     print("python", *command[1:], flush=True)

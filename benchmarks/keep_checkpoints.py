@@ -2,7 +2,7 @@
 
     python benchmarks/keep_checkpoints.py
 
-Takes them from the runs of benchmarks/imitation.py and benchmarks/finetuning.py; the command that made each is written
+Takes them from the runs of benchmarks/imitation.py, finetuning.py and distillation.py; the command that made each is written
 beside them.
 """
 
@@ -23,6 +23,7 @@ KEPT = (
     "hopper/shortcut-seed1",
     "hopper/shortcut-seed2",
     "hopper/flow_matching-seed0",
+    "hopper/flow_matching-4-a-token-seed0",
     "pusht/flow_matching-seed0",
     "pusht/flow_matching-medium-seed0",
     "pusht/shortcut-seed0",
@@ -38,13 +39,16 @@ TUNED = (
     "halfcheetah/reinflow-seed0",
     "adroit_door/reinflow-seed0",
 )
+DISTILLED = ("hopper/direct-K1-seed0",)
 
 
 def main() -> None:
     target = ROOT / "benchmarks" / "checkpoints"
     made = json.loads((target / "commands.json").read_text())  # of those whose runs are not here any more
-    pretrained = {name: RUNS / "imitation" / name / "train" for name in KEPT}
-    for name, training in {**pretrained, **{name: RUNS / "finetuning" / name for name in TUNED}}.items():
+    trainings = {name: RUNS / "imitation" / name / "train" for name in KEPT}
+    trainings |= {name: RUNS / "finetuning" / name for name in TUNED}
+    trainings |= {name: RUNS / "distillation" / name / "train" for name in DISTILLED}
+    for name, training in trainings.items():
         if not (training / "summary.json").exists():
             print(f"{name}: no finished run, skipped")
             continue

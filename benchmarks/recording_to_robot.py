@@ -21,6 +21,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from flowpolicy.evaluation.statistics import mean_interval
 from flowpolicy.evaluation.summary import git_state, machine, versions
 from flowpolicy.files.reading import read_json
 from flowpolicy.files.storage import write_json
@@ -99,8 +102,13 @@ def main() -> None:
             "git_commit": git_state()[0],
         }
         write_json(arguments.output, content)
+    world = content["stages"]["control"]["metrics"]["world"]
+    scores = np.asarray(world["score"][: world["episodes_finished"]])
+    low, high = mean_interval(scores)
+    content["control_score"] = {"mean": scores.mean(), "ci95": [low, high], "episodes": len(scores)}
+    write_json(arguments.output, content)
     score = content["stages"]["rollouts"]["metrics"]["score_mean"]
-    print(f"score {score:.3f} over rollouts")
+    print(f"score {score:.3f} over rollouts, {scores.mean():.3f} [{low:.3f}, {high:.3f}] in the control loop")
 
 
 if __name__ == "__main__":

@@ -42,8 +42,9 @@ def _command(typed: str) -> str:
         return typed
     if len(holding) == 1 and name in holding[0].split("-"):
         return holding[0]
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(known)}."
+    having = [other for other in known if name in other.split("-")]
+    near = having if len(having) > 1 else difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(known)}."
     raise SystemExit(f"There is no sub-command '{typed}'; {hint}")
 
 

@@ -120,10 +120,13 @@ def _adopt_plugins() -> None:
     from flowpolicy.finetuning.rules import UPDATE_RULES
     from flowpolicy.flow import OBJECTIVES
     from flowpolicy.models.network import NETWORKS, network_class
+    from flowpolicy.preferences.losses import LOSSES
 
     network_class("transformer")  # which has ours registered
     store = ConfigStore.instance().store
-    registries: dict[str, Any] = {"policy": OBJECTIVES, "method": METHODS, "update": UPDATE_RULES}
+    registries: dict[str, Any] = {
+        "policy": OBJECTIVES, "method": METHODS, "loss": LOSSES, "update": UPDATE_RULES,
+    }  # fmt: skip
     if find_spec("stable_baselines3"):
         from flowpolicy.finetuning.offpolicy.algorithms import ALGORITHMS
 

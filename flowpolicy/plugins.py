@@ -73,6 +73,24 @@ def load(modules: Iterable[str] = ()) -> None:
     _remember(named)
 
 
+def attribute(name: str, setting: str) -> Any:
+    """What ``module:attribute`` names, of an installed module or a file of the working directory.
+
+    Raises:
+        ConfigError: it cannot be found; the message names the ``setting`` that asked for it.
+    """
+    module, _, found = name.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # last: what is installed is not shadowed
+    try:
+        return getattr(importlib.import_module(module), found)
+    except Exception as error:  # whatever a user's module raises
+        raise ConfigError(
+            f"{setting}={name} cannot be found ({type(error).__name__}: {error}); name module:attribute, "
+            "of an installed module or a file of the present folder."
+        ) from error
+
+
 def _remember(names: Iterable[str]) -> None:
     known = [*_named(), *names]
     together = [name for name in dict.fromkeys(known) if name[-1] != _IF_THERE or name[:-1] not in known]

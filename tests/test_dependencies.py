@@ -13,7 +13,7 @@ ROOT = Path(flowpolicy.__file__).parent
 ROOMS = (
     "errors", "optional", "plugins", "ranges", "settings", "texts", "files", "runs", "features", "spec",
     "data", "models", "flow", "policy", "execution", "evaluation", "acceleration", "pretraining",
-    "distillation", "finetuning", "control", "serving", "doctor", "overrides", "cli",
+    "distillation", "preferences", "finetuning", "control", "serving", "doctor", "overrides", "cli",
 )  # fmt: skip
 """From the bottom up: a room imports those before it. ``plots`` draws what all of them find, and they import
 it where they draw, since it needs matplotlib."""

@@ -76,7 +76,7 @@ class Engine:
             def finish(x: Tensor) -> Tensor:
                 return policy.decode(policy.finish(x), given)
 
-            chunk = GuidedChunk(start, lambda a: policy.encode(a, given), physical, finish, options)
+            chunk = GuidedChunk(start, lambda a: policy.encode(a, given), physical, finish, options, given)
             return finish(self.guidance.sample(lambda wrap: self.integrate(context, start, wrap), chunk))
 
     @torch.no_grad()

@@ -17,8 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.data.store_writing import StoreWriter, check_new, sole_writer
+from flowpolicy.data.unfinished import json_form
 from flowpolicy.data.zarr_reading import import_zarr
 from flowpolicy.errors import DataError
+from flowpolicy.features.stored import KINDS
 from flowpolicy.files.reading import read_json
 
 _PROGRESS = "recording.json"
@@ -33,13 +35,14 @@ class RecordedStore:
     Args:
         path: of the store, a folder that does not exist yet.
         attributes: of the store; ``masks`` is made from the episodes' marks.
+        resume: go on with the episodes that a killed run of the same attributes left.
 
     Raises:
         DataError: something stands at ``path``, it is being written, or a run that was killed had been
-            recording there: its episodes then stand at ``path``.
+            recording there: its episodes then stand at ``path``, or are gone on with.
     """
 
-    def __init__(self, path: Path | str, attributes: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path | str, attributes: Mapping[str, Any], *, resume: bool = False) -> None:
         self.path = check_new(path)
         if self.path.suffix == ".zip":
             raise DataError(f"{self.path}: a recording grows in a folder; choose a name without .zip.")
@@ -47,21 +50,46 @@ class RecordedStore:
         self._opened.enter_context(sole_writer(self.path))
         try:
             self._folder = _folder_of(self.path)
-            if self._folder.exists():
+            earlier = self._earlier(attributes) if resume else {}
+            if self._folder.exists() and not earlier:
                 count = recover(self.path)
                 if count:
                     raise DataError(
                         f"A run that was killed had recorded {count} episodes for {self.path}, which stand "
                         "there now; choose another name for this run."
                     )
-            self._folder.mkdir()
+            self._folder.mkdir(exist_ok=bool(earlier))
         except BaseException:
             self._opened.close()
             raise
-        self._writer = StoreWriter(self._folder, None, _FORMAT, None, lambda: None)
+        self._ends: list[int] = earlier.get("episode_ends", [])
+        self._masks: dict[str, list[int]] = earlier.get("attributes", {}).get("masks", {})
+        rows = self._ends[-1] if earlier else 0
+        self._writer = StoreWriter(self._folder, None, _FORMAT, None, lambda: None, rows)
         self._writer.attributes.update(attributes)
-        self._ends: list[int] = []
-        self._masks: dict[str, list[int]] = {}
+
+    def _earlier(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
+        """What a killed run has noted of its episodes; nothing where none had ended."""
+        if not (self._folder / _PROGRESS).exists():
+            return {}
+        content = read_json(self._folder / _PROGRESS)
+        for name, value in json_form(attributes).items():
+            if name != KINDS and content["attributes"].get(name) != value:
+                raise DataError(
+                    f"A run that was killed had recorded for {self.path} with another '{name}'; choose "
+                    f"another name for this run, or remove {self._folder}."
+                )
+        return content
+
+    def __enter__(self) -> RecordedStore:
+        return self
+
+    def __exit__(self, error: object, *_: object) -> None:
+        """Close the store, or after an error leave its episodes for one that resumes."""
+        if error is None:
+            self.close()
+        else:
+            self._opened.close()
 
     @property
     def num_episodes(self) -> int:
@@ -72,13 +100,20 @@ class RecordedStore:
         """Take the next rows of the episode, key -> ``(n, ...)``."""
         self._writer.append(rows)
 
-    def end_episode(self, marks: tuple[str, ...] = ()) -> None:
-        """The episode is over: put it on disk, under these marks; nothing happens to one without a row."""
+    def end_episode(self, marks: tuple[str, ...] = (), *, sync: bool = True) -> None:
+        """The episode is over: put it on disk, under these marks; nothing happens to one without a row.
+
+        Without ``sync`` it is on disk when a later one is, or the store is closed.
+        """
         if self._writer.rows == (self._ends[-1] if self._ends else 0):
             return
         for mark in marks:
             self._masks.setdefault(mark, []).append(len(self._ends))
         self._ends.append(self._writer.rows)
+        if sync:
+            self._sync()
+
+    def _sync(self) -> None:
         self._writer.flush()  # which completes the attributes
         attributes = {**self._writer.attributes, "masks": self._masks}
         self._writer.note(_PROGRESS, {"episode_ends": self._ends, "attributes": attributes})
@@ -86,6 +121,8 @@ class RecordedStore:
     def close(self) -> Path | None:
         """Give the store its name; its path, or None where no episode has ended."""
         try:
+            if self._ends:
+                self._sync()
             return self.path if _complete(self._folder, self.path) else None
         finally:
             self._opened.close()

@@ -29,12 +29,14 @@ class Batch:
         action: ``(B, T, A)``, from the step of the newest observation on.
         mask: ``(B, T)`` bool, False where the action lies beyond the episode's end, or is not to be learnt.
         noise: x_0 ``(B, T, A)`` that a flow made the actions from; None of demonstrated ones.
+        reward: ``(B,)``, how good what came of the actions was; None where that is not known.
     """
 
     observation: dict[str, Tensor]
     action: Tensor
     mask: Tensor
     noise: Tensor | None = None
+    reward: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.action)

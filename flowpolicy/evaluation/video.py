@@ -66,7 +66,7 @@ class EpisodeVideo:
             if backend is None and hasattr(environment.unwrapped, "mujoco_renderer"):
                 self._give_up(RuntimeError(NO_GL_BACKEND))
                 return environment
-            _follow_robot(environment)
+            follow_robot(environment)
             return environment
         except Exception as error:
             self._give_up(error)
@@ -166,7 +166,7 @@ def _writer(path: Path, fps: float) -> Any:
     )
 
 
-def _follow_robot(environment: Any) -> None:
+def follow_robot(environment: Any) -> None:
     """Render through the model's camera ``track``, where it has one: a free camera lets the robot run off."""
     renderer = getattr(environment.unwrapped, "mujoco_renderer", None)
     if renderer is not None:

@@ -41,6 +41,15 @@ class Chain(NamedTuple):
         return self.x[:, -1]
 
 
+DEFAULT_STEPS = 4
+
+
+def chain_steps(policy: FlowPolicy, asked: int | None) -> int:
+    """K of a policy's chain: the one that is asked for, or else the one that it is tuned for, or 4."""
+    tuned = policy.config.tuned
+    return asked or (DEFAULT_STEPS if tuned is None else policy.sampling.steps)
+
+
 class NoisyFlow(nn.Module):
     """A flow policy's network with a noise network beside it: a Markov chain with K Gaussian transitions.
 
@@ -76,6 +85,7 @@ class NoisyFlow(nn.Module):
         wanted = SamplerSpec(num_steps=num_steps, solver="euler", grid=grid)
         self.sampling = policy.checked(wanted, allow_any_steps=True)
         self.num_steps = num_steps
+        self.is_tuned = policy.config.tuned is not None  # before fine-tuning
         self.clip = policy.config.action_clip
         self.network = policy.network
         features = ObservationFeatures(policy.network, policy.spec.features, policy.spec.obs_horizon)

@@ -104,8 +104,8 @@ class OnlineConfig(Settings):
     Attributes:
         env: the task's settings.
         checkpoint: the pretrained policy.
-        num_steps: K.
-        grid: ``name`` and settings of the grid of flow times; None takes the one the policy was
+        num_steps: K; None takes the one that the checkpoint is tuned for, or 4.
+        grid: ``name`` and settings of the chain's grid of flow times; None takes the one it was
             tuned for, or else the uniform one.
         action_clip: bound of the sampled actions in normalised units, which the tuned policy keeps; None
             takes the checkpoint's. Beyond it the flow has no gradient.
@@ -132,7 +132,7 @@ class OnlineConfig(Settings):
 
     env: dict[str, Any]
     checkpoint: str
-    num_steps: PositiveInt = 4
+    num_steps: PositiveInt | None = None
     grid: dict[str, Any] | None = None
     action_clip: PositiveFloat | None = None
     total_steps: PositiveInt = 1_000_000

@@ -85,8 +85,9 @@ class Learner:
         self.target_kl, self.max_grad_norm = target_kl, max_grad_norm
         self.critic_warmup, self.adaptive_rate = critic_warmup, adaptive_rate
         self.processes, self.generator, self.device = processes, generator, generator.device
-        self.actor_optimizer = torch.optim.Adam(networks.actor_parameters())
-        self.critic_optimizer = torch.optim.Adam(networks.critic.parameters())
+        fused = self.device.type in ("cpu", "cuda")  # in one kernel where the device has it
+        self.actor_optimizer = torch.optim.Adam(networks.actor_parameters(), fused=fused)
+        self.critic_optimizer = torch.optim.Adam(networks.critic.parameters(), fused=fused)
         self.scale = ReturnScale(num_envs, advantages.gamma)
         self.rate_factor = 1.0
         self.iteration = self.updates = 0

@@ -25,6 +25,7 @@ from flowpolicy.evaluation.task import Task, task_from
 from flowpolicy.evaluation.video import side_by_side
 from flowpolicy.files.reading import read_json
 from flowpolicy.finetuning.algorithm import ChunkLearning
+from flowpolicy.finetuning.chain import chain_steps
 from flowpolicy.finetuning.config import OnlineConfig
 from flowpolicy.finetuning.native_environments import NativeChunks, native_task
 from flowpolicy.finetuning.recorder import STATE_FILE, Recorder
@@ -110,12 +111,13 @@ def _run(
         torch.set_num_threads(config.threads)
     device = resolve_device(config.device, group.local_rank)
     task = task_from(config.env)
-    settings = comparable_settings(config, _REPORTING)
     folder = RunFolder(run_dir, kind.kind, state=STATE_FILE, result=CHECKPOINT)
     is_old = folder.continues(resume=config.resume)
+    base = FlowPolicy.load(run_dir / BASE if is_old else config.checkpoint, device)
+    config = dataclasses.replace(config, num_steps=chain_steps(base, config.num_steps))
+    settings = comparable_settings(config, _REPORTING)
     if is_old:
         refuse_other_settings(run_dir, read_json(run_dir / "config.json"), settings)
-    base = FlowPolicy.load(run_dir / BASE if is_old else config.checkpoint, device)
     _check_base(base, task, config)
     recipe = kind(config, base, group)
     loggers = _loggers(config, run_dir, settings, recipe) if group.is_first else Loggers()

@@ -19,7 +19,7 @@ from flowpolicy.finetuning.advantages import GAE, AdvantageStrategy
 from flowpolicy.finetuning.algorithm import ChunkAlgorithm
 from flowpolicy.finetuning.archive import taking_over
 from flowpolicy.finetuning.buffer import ChunkBuffer
-from flowpolicy.finetuning.chain import NoisyFlow
+from flowpolicy.finetuning.chain import NoisyFlow, chain_steps
 from flowpolicy.finetuning.config import check_settings
 from flowpolicy.finetuning.learner import Learner
 from flowpolicy.finetuning.noise import NoiseConfig
@@ -49,7 +49,8 @@ class ReinFlow(ChunkAlgorithm):
         policy: the pretrained policy; it is trained in place.
         env: a Gymnasium environment, its id, or a stable-baselines3 ``VecEnv`` of raw environments; None for
             prediction alone.
-        num_steps: K, which the tuned policy is then valid for.
+        num_steps: K, which the tuned policy is then valid for; None takes the one that ``policy`` is tuned
+            for, or 4.
         grid: ``name`` and settings of the grid of flow times, likewise; None takes the one that the
             policy was tuned for, or else the uniform one.
         n_steps: chunks per environment and iteration, S.
@@ -97,7 +98,7 @@ class ReinFlow(ChunkAlgorithm):
         policy: FlowPolicy,
         env: Any,
         *,
-        num_steps: int = 4,
+        num_steps: int | None = None,
         grid: dict[str, Any] | None = None,
         n_steps: int = 128,
         batch_size: int = 512,
@@ -136,6 +137,7 @@ class ReinFlow(ChunkAlgorithm):
         allowed = "between 1 and the chunk length"
         require(1 <= horizon <= policy.spec.action_horizon, "execute_horizon", horizon, allowed)
         settings["execute_horizon"] = horizon
+        settings["num_steps"] = chain_steps(policy, num_steps)
         settings["critic_hidden"] = tuple(critic_hidden)
         settings["noise"], settings["update"] = noise or NoiseConfig(), update or PPO()
         if advantages is None:

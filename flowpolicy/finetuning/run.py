@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from flowpolicy.data.store import read_demonstrations
 from flowpolicy.errors import ConfigError
 from flowpolicy.evaluation.task import Task
-from flowpolicy.finetuning.chain import NoisyFlow
+from flowpolicy.finetuning.chain import NoisyFlow, chain_steps
 from flowpolicy.finetuning.config import FinetuneConfig
 from flowpolicy.finetuning.online_run import Recipe, run_online
 from flowpolicy.finetuning.regularization import BehaviourCloning, Regularizer, Wasserstein
@@ -67,7 +67,8 @@ class ReinFlowRecipe(Recipe):
 def _regularizers(config: FinetuneConfig, base: FlowPolicy) -> tuple[Regularizer, ...]:
     wanted, terms = config.regularization, list[Regularizer]()
     if wanted.wasserstein:
-        reference = NoisyFlow(base, config.num_steps, config.noise, config.grid).frozen_copy().to(base.device)
+        steps = chain_steps(base, config.num_steps)
+        reference = NoisyFlow(base, steps, config.noise, config.grid).frozen_copy().to(base.device)
         terms.append(Wasserstein(reference, wanted.wasserstein))
     if wanted.behaviour_cloning:
         store = wanted.demonstrations or config.env.get("demonstrations")

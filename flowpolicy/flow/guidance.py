@@ -30,6 +30,7 @@ class GuidedChunk:
         physical: normalised actions to commands ``(B, T, A)``, with gradients.
         finish: the same for the chunk that is given out, within the policy's bounds.
         options: what the caller of ``act`` gave for it, by name.
+        observation: key -> ``(B, T_o, *shape)``, in physical units.
     """
 
     noise: Tensor
@@ -37,6 +38,7 @@ class GuidedChunk:
     physical: Callable[[Tensor], Tensor]
     finish: Callable[[Tensor], Tensor]
     options: Mapping[str, Any] = field(default_factory=dict)
+    observation: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Guidance(Settings, ABC, prefix="guidance"):

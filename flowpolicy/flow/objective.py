@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowpolicy.data.sampling import Batch
 from flowpolicy.errors import ConfigError
@@ -40,6 +40,24 @@ class Draws:
         return Draws(self.noise[rows], self.t[rows], self.d[rows])
 
 
+@dataclass(frozen=True)
+class Auxiliary:
+    """A network that a loss brings along and that learns beside the policy's, as a discriminator does.
+
+    Both get their gradients from one backward pass of the loss; only those of the policy's are clipped. It
+    belongs to the state of a training and not to the checkpoint.
+
+    Attributes:
+        network: on the policy's device.
+        relative_rate: its learning rate over that of the policy's network.
+        betas: Adam's.
+    """
+
+    network: nn.Module
+    relative_rate: float = 1.0
+    betas: tuple[float, float] = (0.9, 0.99)
+
+
 class Loss(Settings, ABC):
     """What a network is trained by, a function of nothing but what it is given.
 
@@ -54,6 +72,11 @@ class Loss(Settings, ABC):
     def row_multiple(self) -> int:
         """Rows are independent."""
         return 1
+
+    @property
+    def auxiliary(self) -> Auxiliary | None:
+        """None: the loss has no network of its own."""
+        return None
 
     @abstractmethod
     def draw(

@@ -2,5 +2,6 @@
 
 from flowpolicy.policy.config import PolicyConfig
 from flowpolicy.policy.flow_policy import FlowPolicy, Observations
+from flowpolicy.policy.reward_guidance import RewardGuidance
 
-__all__ = ["FlowPolicy", "Observations", "PolicyConfig"]
+__all__ = ["FlowPolicy", "Observations", "PolicyConfig", "RewardGuidance"]

@@ -1,4 +1,4 @@
-"""One vector of an observation, for small networks beside the flow: noise, critics, edits."""
+"""The inputs of networks beside the flow, as a critic, from an observation."""
 
 from __future__ import annotations
 

@@ -34,6 +34,7 @@ class CapturedBackward:
             {key: value.clone() for key, value in batch.observation.items()},
             batch.action.clone(),
             batch.mask.clone(),
+            reward=None if batch.reward is None else batch.reward.clone(),
         )
         self.draws = Draws(draws.noise.clone(), draws.t.clone(), draws.d.clone())
         with torch.cuda.device(batch.action.device):  # of several, not always the current one
@@ -70,3 +71,5 @@ class CapturedBackward:
 def _tensors(batch: Batch, draws: Draws) -> Iterator[Tensor]:
     yield from (batch.observation[key] for key in sorted(batch.observation))
     yield from (batch.action, batch.mask, draws.noise, draws.t, draws.d)
+    if batch.reward is not None:
+        yield batch.reward

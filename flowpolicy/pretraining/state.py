@@ -1,7 +1,8 @@
 """Training state on disk: everything a killed run needs to end where an unbroken one would.
 
 Batches, noise and dropout are pure functions of (seed, step), so the state is the weights, their average,
-the optimiser's moments and the step. No pickle: tensors in safetensors, the rest in JSON.
+those of a network that the loss has of its own, the optimiser's moments and the step. No pickle: tensors in
+safetensors, the rest in JSON.
 """
 
 from __future__ import annotations
@@ -28,12 +29,13 @@ _REMEDY = "start again in another run_dir"
 
 @dataclass
 class TrainingState:
-    """What is saved: live and averaged network, optimiser, and the number of steps done."""
+    """What is saved: live and averaged network, optimiser, the loss's own network, and the steps done."""
 
     network: nn.Module
     averaged: nn.Module
     optimizer: torch.optim.Optimizer
     step: int = 0
+    auxiliary: nn.Module | None = None
 
     def save(self, run_dir: Path, settings: Mapping[str, Any]) -> None:
         """Write the state atomically, with the ``settings`` it belongs to."""
@@ -84,7 +86,8 @@ class TrainingState:
 
     @property
     def _modules(self) -> dict[str, nn.Module]:
-        return {"network": self.network, "averaged": self.averaged}
+        modules = {"network": self.network, "averaged": self.averaged}
+        return modules if self.auxiliary is None else {**modules, "auxiliary": self.auxiliary}
 
 
 def _damaged(folder: Path, reason: object) -> CheckpointError:

@@ -16,7 +16,7 @@ from flowpolicy.data.causes import first_line
 from flowpolicy.data.prefetch import Prefetcher
 from flowpolicy.data.sampling import Batch, ChunkSampler
 from flowpolicy.errors import ConfigError, FlowPolicyError
-from flowpolicy.flow.objective import Draws, Loss, Metrics
+from flowpolicy.flow.objective import Auxiliary, Draws, Loss, Metrics
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.policy.flow_policy import sample_chunk
 from flowpolicy.pretraining.captured import Backward, CapturedBackward
@@ -77,10 +77,13 @@ class Trainer:
                 f"train.batch_size is {config.batch_size}; with {self.processes.count} processes it must be "
                 f"a multiple of {unit}."
             )
-        self.processes.share(policy.state_dict().values())
+        auxiliary = self.loss.auxiliary
+        own = None if auxiliary is None else auxiliary.network
+        for module in filter(None, (policy, own)):
+            self.processes.share(module.state_dict().values())
         self.ema = EMA(policy.network, config.ema_decay)
-        self.optimizer = _optimizer(policy.network, config)
-        self.state = TrainingState(policy.network, self.ema.network, self.optimizer)
+        self.optimizer = _optimizer(policy.network, config, auxiliary)
+        self.state = TrainingState(policy.network, self.ema.network, self.optimizer, auxiliary=own)
         # With images a batch takes a while to put together.
         has_images = any(value.dtype == torch.uint8 for value in training.observation.values())
         self._batches = Prefetcher(self.batch, config.steps) if has_images else None
@@ -132,13 +135,14 @@ class Trainer:
         step, config, network = self.state.step, self.config, self.policy.network
         batch, draws = self.batch(step) if self._batches is None else self._batches(step)
         for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate(step)
+            group["lr"] = group["relative_rate"] * self._learning_rate(step)
         network.train()
         torch.manual_seed(derived_seed(self.seed, step, self.processes.rank + 1))  # dropout
         if self._backward is None:
             self._backward = self._made_backward(batch, draws)
         metrics = self._backward(batch, draws)
-        self.processes.average_gradients(network.parameters())
+        groups = self.optimizer.param_groups
+        self.processes.average_gradients(each for group in groups for each in group["params"])
         norm = nn.utils.clip_grad_norm_(network.parameters(), config.gradient_clip)
         self.optimizer.step()
         self.ema.update(step)
@@ -252,14 +256,26 @@ class Trainer:
         return config.learning_rate * (config.final_learning_rate + (1 - config.final_learning_rate) * cosine)
 
 
-def _optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices only, in one fused kernel where the device has it."""
+def _optimizer(network: nn.Module, config: TrainConfig, auxiliary: Auxiliary | None) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices only, in one fused kernel where the device has it; none on an
+    auxiliary network's, which have a rate and betas of their own.
+    """
     matrices = [p for p in network.parameters() if p.dim() >= 2]
     others = [p for p in network.parameters() if p.dim() < 2]
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": others, "weight_decay": 0.0},
+    groups: list[dict[str, Any]] = [
+        {"params": matrices, "weight_decay": config.weight_decay, "relative_rate": 1.0},
+        {"params": others, "weight_decay": 0.0, "relative_rate": 1.0},
     ]
+    if auxiliary is not None:
+        own = list(auxiliary.network.parameters())
+        groups.append(
+            {
+                "params": own,
+                "weight_decay": 0.0,
+                "relative_rate": auxiliary.relative_rate,
+                "betas": auxiliary.betas,
+            }
+        )
     device = next(network.parameters()).device.type
     betas = (config.betas[0], config.betas[1])
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=device in ("cpu", "cuda"))

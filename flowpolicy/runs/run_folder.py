@@ -16,6 +16,7 @@ from flowpolicy.settings import shown
 
 PRETRAINING, DISTILLATION, FINETUNING = "pretrain", "distill", "finetune_reinflow"
 OFFPOLICY = "finetune_offpolicy"
+PREFERENCES = "finetune_preferences"
 _FILE = "run.json"
 
 

@@ -7,6 +7,7 @@ from toy_training import MODEL, toy_settings, toy_trainer, write_toy_store
 from flowpolicy import ConfigError, FlowPolicy, FlowPolicyError
 from flowpolicy.data.sampling import Batch
 from flowpolicy.distillation.methods import METHODS, build_method
+from flowpolicy.distillation.methods.adversarial import ChunkCritic
 from flowpolicy.distillation.run import distill
 from flowpolicy.flow.objective import Draws
 from flowpolicy.pretraining.training_run import TrainingRun
@@ -79,6 +80,28 @@ def test_direct_is_the_distance_of_the_chunk_that_euler_steps_make(teacher):
         torch.testing.assert_close(loss, (x - batch.action).square().mean())
 
 
+def test_adversarial_gradients_are_those_of_a_computation_by_hand(teacher):
+    method = build_method({"name": "adversarial", "anchor": 3.0, "penalty": 0.7, "num_steps": 2}, teacher)
+    critic = ChunkCritic(teacher, widths=())  # D = a x + b o + c
+    torch.nn.init.normal_(critic.layers[0].weight)
+    vars(method)["critic"] = critic
+    student = toy_trainer("flow_matching", steps=1).policy.network
+    batch, draws = paired(teacher, method)
+    parameters = [*student.parameters(), *critic.parameters()]
+    found = torch.autograd.grad(method.loss(student, batch, draws)[0], parameters, allow_unused=True)
+
+    x = method.sample(student, student.encode(batch.observation), batch.noise)
+    a, inside = critic.layers[0].weight.detach()[0, 3:].reshape(4, 1), x.detach().abs() < 1
+    made = x.detach().clamp(-1, 1)
+    mistaken = torch.sigmoid(((made - batch.action) * a).sum((1, 2)))[:, None, None]  # the critic is
+    descent = -(1 - mistaken) * a * inside / len(x) + 2 * 3.0 * (x.detach() - batch.action) / x.numel()
+    expected = torch.autograd.grad(x, list(student.parameters()), descent, allow_unused=True)
+    slope = (mistaken * (made - batch.action)).mean(0) + 2 * 0.7 * a
+    of_critic = [torch.cat([torch.zeros(3), slope[:, 0]])[None], torch.zeros(1)]
+    for one, other in zip(found, [*expected, *of_critic], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
 def test_reflow_and_slimflow_at_the_start_of_a_step_are_the_direct_loss_but_for_their_norm(teacher):
     slim, direct = (build_method({"name": name}, teacher) for name in ("slimflow", "direct"))
     batch, draws = paired(teacher, slim)
@@ -127,9 +150,15 @@ def test_the_student_is_a_policy_of_its_k_and_better_there_than_its_teacher(tmp_
         student.act(observation, num_steps=2)
 
 
-def test_a_resumed_run_is_the_unbroken_one(tmp_path, folder, monkeypatch):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": {"name": "slimflow"}, "model": {**MODEL, "width": 8}},
+        {"method": {"name": "adversarial"}},  # its critic and the critic's moments are of the state
+    ],
+)
+def test_a_resumed_run_is_the_unbroken_one(tmp_path, folder, monkeypatch, changes):
     monkeypatch.setattr(TrainingRun, "_plot", lambda *_: None)
-    changes = {"method": {"name": "slimflow"}, "model": {**MODEL, "width": 8}}
     distill(settings(folder, **changes), tmp_path / "whole")
     broken = settings(folder, **changes)
     monkeypatch.setattr("flowpolicy.pretraining.trainer.Trainer._log", _killed_at_the_second_call())
@@ -138,11 +167,11 @@ def test_a_resumed_run_is_the_unbroken_one(tmp_path, folder, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(TrainingRun, "_plot", lambda *_: None)
     distill({**broken, "resume": True}, tmp_path / "run")
-    first, second = (
-        (tmp_path / name / "checkpoint" / "model.safetensors").read_bytes() for name in ("whole", "run")
-    )
-    assert first == second
-    assert FlowPolicy.load(tmp_path / "run" / "checkpoint").config.model.width == 8
+    for file in ("checkpoint/model.safetensors", "training_state/state.safetensors"):
+        first, second = ((tmp_path / name / file).read_bytes() for name in ("whole", "run"))
+        assert first == second
+    width = changes.get("model", MODEL)["width"]
+    assert FlowPolicy.load(tmp_path / "run" / "checkpoint").config.model.width == width
 
 
 def _killed_at_the_second_call():

@@ -20,9 +20,11 @@ from flowpolicy import FlowPolicy
 from flowpolicy.errors import CheckpointError
 from flowpolicy.finetuning.advantages import GAE
 from flowpolicy.finetuning.chain import NoisyFlow, transition_mask
+from flowpolicy.finetuning.noise import NoiseConfig
 from flowpolicy.finetuning.reinflow import ReinFlow
 from flowpolicy.finetuning.rules import AWM, NFT, UPDATE_RULES, Minibatch
 from flowpolicy.finetuning.run import finetune
+from flowpolicy.flow.sampler_spec import SamplerSpec
 
 B, T, A = 5, 4, 2
 PULLED = AWM(injects_noise=False, pull=0.01)
@@ -30,6 +32,8 @@ PULLED = AWM(injects_noise=False, pull=0.01)
 
 class Toy(torch.nn.Module):
     """v = a x + b t + c o."""
+
+    is_tuned = False
 
     def __init__(self, theta):
         super().__init__()
@@ -153,6 +157,38 @@ def test_they_improve_a_policy(objective, rule):
     assert after > before + 0.7, (before, after)  # of 10 at most
     for parameter, earlier in zip(model.actor_critic.flow.noise.parameters(), noise, strict=True):
         assert torch.equal(parameter, earlier)  # it is not learnt
+
+
+@pytest.mark.parametrize("name", sorted(UPDATE_RULES))
+def test_a_one_step_student_stays_one(name):
+    tuned = SamplerSpec(num_steps=1, solver="euler", grid={"name": "uniform"})
+    student = make_policy(objective="flow_matching", tuned=tuned)
+    before = [parameter.clone() for parameter in student.network.parameters()]
+    model = make(policy=student, num_steps=None, update=UPDATE_RULES[name]())
+    model.learn(1)
+    assert model.settings["num_steps"] == model.actor_critic.flow.num_steps == 1
+    deployed = model.deployed_policy()
+    assert any(
+        not torch.equal(one, other) for one, other in zip(before, deployed.network.parameters(), strict=True)
+    )
+    assert deployed.config.tuned.integrates_like(tuned)
+    assert deployed.act(torch.zeros(1, 1, 2)).shape == (1, 4, 2)
+
+
+def test_draws_of_a_tuned_policy_are_the_points_of_its_chain():
+    tuned = SamplerSpec(num_steps=2, solver="euler", grid={"name": "shifted", "shift": 0.5})
+    flow = NoisyFlow(make_policy(objective="flow_matching", tuned=tuned), 2, NoiseConfig())
+    observation, start = {"observation": torch.zeros(3, 1, 2)}, torch.randn(3, T, A)
+    chain = flow.sample(observation, start)
+    mask = transition_mask(torch.full((3,), T), 2, T)
+    batch = Minibatch(observation, chain.x, chain.mean, chain.std, mask, torch.ones(3), torch.ones(3))
+    kept = NFT().prepare(flow, batch, None, torch.Generator())
+    assert torch.equal(kept["t"][0], flow.times)
+    ends = kept["x_t"] + flow.lengths[:, None, None] * kept["u"]  # of the steps, but for the last's clamp
+    torch.testing.assert_close(ends[:, 0], chain.x[:, 1])
+    torch.testing.assert_close(
+        kept["u"] - kept["old"], (chain.x[:, 1:] - chain.mean) / flow.lengths[:, None, None]
+    )
 
 
 @dataclass(frozen=True)

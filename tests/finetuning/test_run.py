@@ -222,11 +222,16 @@ def test_what_does_not_fit_is_one_sentence(settings, tmp_path):
 
 @pytest.mark.usefixtures("empty_figures")
 def test_a_checkpoint_tuned_for_another_k_is_refused(settings, tmp_path):
-    finetune({**settings, "final_episodes": 0}, tmp_path / "run")
-    tuned = {**settings, "checkpoint": str(tmp_path / "run" / "checkpoint")}
+    short = {**settings, "final_episodes": 0, "total_steps": 100}
+    finetune(short, tmp_path / "run")
+    tuned = {**short, "checkpoint": str(tmp_path / "run" / "checkpoint")}
     with pytest.raises(ConfigError, match="tuned for num_steps=2"):
         finetune({**tuned, "num_steps": 1}, tmp_path / "again")
-    finetune({**tuned, "final_episodes": 0}, tmp_path / "again")  # with the same K it may go on
+    finetune(tuned, tmp_path / "again")  # with the same K it may go on
+    del tuned["num_steps"]  # which is the one where none is asked for
+    for resume in (False, True):
+        finetune({**tuned, "resume": resume}, tmp_path / "third")
+    assert FlowPolicy.load(tmp_path / "third" / "checkpoint").sampling.num_steps == 2
 
 
 @pytest.mark.usefixtures("empty_figures")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flowpolicy.distillation.method import Method
+from flowpolicy.distillation.methods.adversarial import Adversarial
 from flowpolicy.distillation.methods.direct import Direct
 from flowpolicy.distillation.methods.reflow import Reflow
 from flowpolicy.distillation.methods.slimflow import SlimFlow
@@ -13,7 +14,9 @@ from flowpolicy.distillation.methods.transport import Transport
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.settings import build, choose
 
-METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (Direct, Reflow, SlimFlow, Transport)}
+METHODS: dict[str, type[Method]] = {
+    cls.name: cls for cls in (Adversarial, Direct, Reflow, SlimFlow, Transport)
+}
 """A method of one's own that is put here can be named in settings."""
 
 

@@ -18,7 +18,7 @@ from flowpolicy.flow.time_sampling import LogitNormal
 from flowpolicy.ranges import NonNegativeFloat, within
 
 SOFTENING = 0.1
-"""c of du/dt / (|du/dt| + c)."""
+"""c of du/dt / (|du/dt| + c), norms over a chunk."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,8 @@ class Transport(Method):
 
     Its derivative along that flow says what that is: u = v + (e - t) du/dt with the teacher's v. *Velocity
     matching* regresses u to the right-hand side, at noised chunks. *Velocity distillation* moves the
-    student's own chunks by the same error, met where they are noised.
+    student's own chunks by the same error, met where they are noised. As in the authors' code du/dt is
+    softened to a norm below 1, which is stable and a bias where u changes faster along the flow.
 
     Attributes:
         interval: of the finite difference du/dt.

@@ -21,6 +21,7 @@ from flowpolicy.finetuning.acting import spaces_of
 from flowpolicy.finetuning.advantages import ReturnScale
 from flowpolicy.finetuning.algorithm import ChunkLearning
 from flowpolicy.finetuning.archive import taking_over
+from flowpolicy.finetuning.chain import chain_steps
 from flowpolicy.finetuning.config import MOST
 from flowpolicy.finetuning.offpolicy.algorithms import EXPO, Algorithm
 from flowpolicy.finetuning.offpolicy.config import OffPolicySettings
@@ -55,7 +56,8 @@ class OffPolicy(ChunkLearning, OffPolicyAlgorithm):
             prediction alone.
         algorithm: what is learnt besides the critic; None takes :class:`EXPO` with its defaults.
         demonstrations: of which every batch has a share, with rewards; None learns from the replay alone.
-        num_steps: K, which the tuned policy is then valid for.
+        num_steps: K, which the tuned policy is then valid for; None takes the one that ``policy`` is tuned
+            for, or 4.
         grid: ``name`` and settings of the grid of flow times, likewise; None takes the one that the
             policy was tuned for, or else the uniform one.
         execute_horizon: T_e; None takes the policy's own.
@@ -83,7 +85,7 @@ class OffPolicy(ChunkLearning, OffPolicyAlgorithm):
         *,
         algorithm: Algorithm | None = None,
         demonstrations: Demonstrations | None = None,
-        num_steps: int = 4,
+        num_steps: int | None = None,
         grid: dict[str, Any] | None = None,
         execute_horizon: int | None = None,
         stats_window_size: int = 100,
@@ -106,7 +108,7 @@ class OffPolicy(ChunkLearning, OffPolicyAlgorithm):
         self.settings = shared = build(OffPolicySettings, settings, "offpolicy")
         self.algorithm = algorithm or EXPO()
         self.demonstrations, self.lost_demonstrations = demonstrations, False
-        wanted = SamplerSpec(num_steps=num_steps, solver="euler", grid=grid)
+        wanted = SamplerSpec(num_steps=chain_steps(policy, num_steps), solver="euler", grid=grid)
         self.sampling = policy.checked(wanted, allow_any_steps=True)
         steering = self.algorithm.steering(shared.members, shared.critic_hidden)
         torch_seed = None if seed is None else derived_seed(seed, "networks")
