@@ -173,7 +173,7 @@ class BestOfConfig(SteeringConfig):
     """
 
     proposals: Annotated[int, between(1, 1024)] = 8
-    members: Annotated[int, between(1, 100)] = 10
+    members: Annotated[int, between(1, 100)] = 5
     hidden: Widths = (256, 256)
 
     @property
@@ -211,7 +211,7 @@ class EditedConfig(BestOfConfig):
         edit_hidden: width of each hidden layer of the edit policy.
     """
 
-    bound: Annotated[float, positive_to(10)] = 0.1
+    bound: Annotated[float, positive_to(10)] = 0.05
     edit_hidden: Widths = (256, 256)
 
 

@@ -35,7 +35,7 @@ class EXPO(FlowProposals):
     """
 
     name: ClassVar[str] = "expo"
-    bound: Annotated[float, positive_to(10)] = 0.1
+    bound: Annotated[float, positive_to(10)] = 0.05
     edit_hidden: Widths = (256, 256)
     edit_every: PositiveInt = 2
     entropy: float = -0.5
