@@ -94,11 +94,9 @@ SHORT = ("total_steps=200000", "evaluate_every=50000")
 RULES = ("ppo", "nft", "awm", "tempflow")
 # The 25 human demonstrations are half of each batch; import them first (docs/off_policy.md).
 DOOR = (
-    "total_steps=200000",
-    "evaluate_every=25000",
-    "evaluate_episodes=50",
-    "offpolicy.offline_updates=4000",
-)
+    "total_steps=200000", "evaluate_every=25000", "evaluate_episodes=50", "offpolicy.offline_updates=2000",
+    "offpolicy.utd=2",
+)  # fmt: skip
 SPARSE = "runs/benchmarks/finetuning/adroit-door-sparse.zarr.zip"
 SUITES: dict[str, list[Run]] = {
     "hopper": _runs("hopper", "hopper-shortcut-seed0", range(3), *HOPPER),
