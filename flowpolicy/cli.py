@@ -9,6 +9,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,10 @@ def _adopt_plugins() -> None:
     registries: dict[str, Any] = {
         "policy": OBJECTIVES, "method": METHODS, "loss": LOSSES, "update": UPDATE_RULES,
     }  # fmt: skip
+    if find_spec("stable_baselines3"):
+        from flowpolicy.finetuning.offpolicy.algorithms import ALGORITHMS
+
+        registries["algorithm"] = ALGORITHMS
     for group, registry in registries.items():
         for name, part in registry.items():
             if _is_users(part):

@@ -121,6 +121,21 @@ class Engine:
         return evaluate
 
 
+class SteeredEngine(Engine):
+    """An engine for a policy with a steering, which it computes whole, as ``policy.act`` does."""
+
+    def __init__(self, policy: FlowPolicy, sampling: SamplerSpec, batch_size: int) -> None:
+        super().__init__(policy, sampling, batch_size)
+        self.frozen = copy.deepcopy(policy).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def __call__(self, observation: Mapping[str, Tensor], noise: Tensor, **options: object) -> Tensor:
+        """See :class:`Engine`."""
+        policy = self.frozen
+        chunk = policy.sample(policy.normalize(observation), noise, self.sampling)
+        return policy.decode(policy.finish(chunk), observation)
+
+
 class BlockEngine(Engine):
     """An engine for a network of addressable blocks: tabulated modulations, and a cache schedule's program.
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flowpolicy.acceleration.caching.schedule import Schedule
-from flowpolicy.acceleration.engine import BlockEngine, Engine
+from flowpolicy.acceleration.engine import BlockEngine, Engine, SteeredEngine
 from flowpolicy.errors import ConfigError
 from flowpolicy.flow.guidance import refuse_options
 from flowpolicy.flow.sampler_spec import SamplerSpec
@@ -50,7 +50,7 @@ class Sampler:
         self.schedule = engine.schedule if isinstance(engine, BlockEngine) else None
         self.guidance = engine.guidance
         self.options = () if engine.guidance is None else engine.guidance.options
-        self._nfe = len(engine.evaluations)
+        self._nfe = len(engine.evaluations) * policy.config.draws()
 
     @property
     def device(self) -> torch.device:
@@ -136,6 +136,12 @@ def build_sampler(
     """
     require(batch_size >= 1, "batch_size", batch_size, "at least 1")
     sampling = policy.checked(replace(sampling or SamplerSpec(backend="eager"), **settings))
+    if policy.steering is not None:
+        backend = "eager" if sampling.backend == "auto" else sampling.backend
+        is_plain = not (sampling.guidance or sampling.schedule or schedule) and sampling.dtype == "float32"
+        if backend != "eager" or not is_plain:
+            policy.require_unsteered("A sampler with a backend, a dtype, a schedule or a guidance")
+        sampling = replace(sampling, backend=backend)
     if sampling.backend == "auto":
         sampling = replace(sampling, backend=fastest_backend(policy.device, sampling))
     make = choose(BACKENDS, sampling.backend, "backend")
@@ -159,6 +165,8 @@ def build_engine(
     policy: FlowPolicy, sampling: SamplerSpec, batch_size: int, schedule: Schedule | None
 ) -> Engine:
     """What a sampler computes with: block by block where the network has addressable blocks."""
+    if policy.steering is not None:
+        return SteeredEngine(policy, sampling, batch_size)
     if schedule is not None:
         schedule.check(policy, sampling)
     if not isinstance(policy.network, AddressableBlocks) or not policy.objective.is_flow:

@@ -190,6 +190,7 @@ def search_checkpoint(config: SearchConfig, env: Mapping[str, Any] | None = None
     if config.threads:
         torch.set_num_threads(config.threads)
     policy = FlowPolicy.load(config.checkpoint, resolve_device(config.device))
+    policy.require_unsteered("A search for a solver")
     task = task_of(policy.spec.task, env, config.checkpoint)
     _require_any_grid(policy, config.nfe)  # before any rollout
     if config.demonstrations is not None:

@@ -1,11 +1,15 @@
-"""A stable-baselines3 algorithm that acts by whole chunks."""
+"""Stable-baselines3 algorithms that act by whole chunks."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from gymnasium import spaces
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
@@ -13,31 +17,33 @@ from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
 from flowpolicy.errors import ConfigError
 from flowpolicy.evaluation.episodes import EpisodeRecord
 from flowpolicy.evaluation.rollout import check_spaces
+from flowpolicy.finetuning.acting import ChunkActor
 from flowpolicy.finetuning.actor_critic import FlowActorCritic
 from flowpolicy.finetuning.advantages import ReturnScale
 from flowpolicy.finetuning.buffer import ChunkBuffer
-from flowpolicy.finetuning.collector import Collector
+from flowpolicy.finetuning.collector import Buffer, Collector
 from flowpolicy.finetuning.environments import ChunkEnv
 from flowpolicy.finetuning.learner import Learner
 from flowpolicy.finetuning.noise import NoiseConfig
+from flowpolicy.finetuning.progress import BOUNDS, Progress
 from flowpolicy.finetuning.stable_baselines3 import refuse_other_environments
+from flowpolicy.policy import FlowPolicy
 from flowpolicy.runs.distributed import Processes
 from flowpolicy.runs.seeds import derived_seed
 
 
-class ChunkAlgorithm(OnPolicyAlgorithm):
+class ChunkLearning(BaseAlgorithm):
     """Environments, callbacks and episodes as users of stable-baselines3 know them, and a collector below.
 
-    A subclass sets the attributes that are declared here, and defines ``train``.
+    It stands before an algorithm of stable-baselines3 among the bases of a class, which sets the attributes
+    that are declared here.
 
     Attributes:
         collector: acts in the environments, where there are any.
         seconds: wall time spent in ``simulation``, ``inference`` and ``update`` since construction.
     """
 
-    actor_critic: FlowActorCritic
-    learner: Learner
-    noise: NoiseConfig
+    actor_critic: ChunkActor
     generator: torch.Generator
     processes: Processes
     seconds: dict[str, float]
@@ -45,14 +51,18 @@ class ChunkAlgorithm(OnPolicyAlgorithm):
     collector: Collector
 
     @property
+    @abstractmethod
     def iteration(self) -> int:
         """Iterations done."""
-        return self.learner.iteration
+
+    @abstractmethod
+    def visited_observations(self) -> dict[str, torch.Tensor]:
+        """Prepared observations from the model's own rollouts, key -> ``(n, T_o, *shape)``."""
 
     @property
+    @abstractmethod
     def scale(self) -> ReturnScale:
         """By which rewards are divided."""
-        return self.learner.scale
 
     @property
     def chunks(self) -> ChunkEnv:
@@ -62,7 +72,7 @@ class ChunkAlgorithm(OnPolicyAlgorithm):
     @staticmethod
     def _wrap_env(env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
         """As stable-baselines3 does, but images keep their channels last."""
-        wrapped = OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+        wrapped = BaseAlgorithm._wrap_env(env, verbose, monitor_wrapper)
         while isinstance(wrapped, VecTransposeImage):
             wrapped = wrapped.venv
         return wrapped
@@ -103,13 +113,8 @@ class ChunkAlgorithm(OnPolicyAlgorithm):
             self.scale.running = np.zeros(self.n_envs)
         return result
 
-    def collect_rollouts(  # type: ignore[override]
-        self, env: VecEnv, callback: BaseCallback, rollout_buffer: ChunkBuffer, n_rollout_steps: int
-    ) -> bool:
-        """Sample a chain per chunk, execute the chunk, record both; False where a callback stops training."""
-        rollout_buffer.reset()
-        self._update_current_progress_remaining(self.num_timesteps, max(1, self._total_timesteps))
-        self.actor_critic.flow.noise.set_bounds(*self.noise.bounds(1.0 - self._current_progress_remaining))
+    def _collect(self, callback: BaseCallback, buffer: Buffer, count: int) -> bool:
+        """Execute ``count`` chunks in every environment; False where a callback stops training."""
         place = ("episodes", self.processes.rank, self.iteration)
         self.collector.start(None if self.seed is None else derived_seed(self.seed, *place), self._last_obs)
         callback.on_rollout_start()
@@ -120,13 +125,17 @@ class ChunkAlgorithm(OnPolicyAlgorithm):
             callback.update_locals({"dones": dones, "rewards": rewards, "infos": infos, "self": self})
             return callback.on_step()
 
-        goes_on = self.collector.collect(rollout_buffer, n_rollout_steps, on_step, self._record_episodes)
+        goes_on = self.collector.collect(buffer, count, on_step, self._record_episodes)
         everywhere = self.processes.gather(self.num_timesteps - before, float(goes_on))
         self.num_timesteps = before + int(sum(steps for steps, _ in everywhere))
         goes_on = all(flag for _, flag in everywhere)
         if goes_on:
             callback.on_rollout_end()
         return goes_on
+
+    def deployed_policy(self) -> FlowPolicy:
+        """The policy to deploy, marked with the K it is tuned for."""
+        return self.actor_critic.deployed()
 
     def _record_episodes(self, episodes: list[EpisodeRecord]) -> None:
         assert self.ep_info_buffer is not None
@@ -136,10 +145,61 @@ class ChunkAlgorithm(OnPolicyAlgorithm):
             if episode.success is not None:
                 self.ep_success_buffer.append(episode.success)
 
+    def progress_numbers(self) -> dict[str, Any]:
+        """Of :class:`Progress`, what every algorithm counts itself."""
+        return {
+            "num_timesteps": self.num_timesteps, "total_timesteps": self._total_timesteps,
+            "remaining": self._current_progress_remaining, "seconds": self.seconds,
+            "worker_restarts": self.worker_restarts,
+        }  # fmt: skip
+
+    def bounds(self) -> dict[str, torch.Tensor]:
+        """Of the action space, by the names that a saved model has for them."""
+        assert isinstance(self.action_space, spaces.Box)
+        pair = zip(BOUNDS, (self.action_space.low, self.action_space.high), strict=True)
+        return {name: torch.as_tensor(bound) for name, bound in pair}
+
+    def go_on_from(self, progress: Progress, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take over how far a saved model had come; its bounds of the action space without an environment."""
+        self.num_timesteps, self._total_timesteps = progress.num_timesteps, progress.total_timesteps
+        self._current_progress_remaining, self._n_updates = progress.remaining, progress.updates
+        self.restarts_before = progress.worker_restarts
+        self.seconds.update({name: progress.seconds.get(name, 0.0) for name in self.seconds})
+        if self.env is None:
+            low, high = (tensors[name].numpy() for name in BOUNDS)
+            self.action_space = self.actor_critic.action_space = spaces.Box(low, high, dtype=np.float32)
+
     @property
     def worker_restarts(self) -> int:
         """Simulating processes that died and were replaced, over all resumed parts of a run."""
         return self.restarts_before + (0 if self.env is None else getattr(self.chunks, "restarts", 0))
+
+
+class ChunkAlgorithm(ChunkLearning, OnPolicyAlgorithm):
+    """One that learns from each iteration's chunks and forgets them; a subclass defines ``train``."""
+
+    actor_critic: FlowActorCritic
+    learner: Learner
+    noise: NoiseConfig
+
+    @property
+    def iteration(self) -> int:
+        """Iterations done."""
+        return self.learner.iteration
+
+    @property
+    def scale(self) -> ReturnScale:
+        """By which rewards are divided."""
+        return self.learner.scale
+
+    def collect_rollouts(  # type: ignore[override]
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: ChunkBuffer, n_rollout_steps: int
+    ) -> bool:
+        """Sample a chain per chunk, execute the chunk, record both; False where a callback stops training."""
+        rollout_buffer.reset()
+        self._update_current_progress_remaining(self.num_timesteps, max(1, self._total_timesteps))
+        self.actor_critic.flow.noise.set_bounds(*self.noise.bounds(1.0 - self._current_progress_remaining))
+        return self._collect(callback, rollout_buffer, n_rollout_steps)
 
     def visited_observations(self) -> dict[str, torch.Tensor]:
         """Normalised observations of the last iteration, key -> ``(S x N, T_o, *shape)``.

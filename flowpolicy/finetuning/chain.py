@@ -35,6 +35,11 @@ class Chain(NamedTuple):
     mean: Tensor
     std: Tensor
 
+    @property
+    def chunk(self) -> Tensor:
+        """x_K ``(B, T, A)``, which is executed."""
+        return self.x[:, -1]
+
 
 DEFAULT_STEPS = 4
 
@@ -70,6 +75,7 @@ class NoisyFlow(nn.Module):
         super().__init__()
         self.objective = policy.objective
         policy.objective.require_flow()
+        policy.require_unsteered("ReinFlow")
         policy.action_space.require_plain("Fine-tuning")
         lacking = ", ".join(optional_keys(policy.spec.features))
         allowed = "observed in every store that a policy to fine-tune was pretrained on"

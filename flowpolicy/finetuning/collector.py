@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,13 +13,34 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from flowpolicy.evaluation.episodes import EpisodeRecord
 from flowpolicy.execution.history import Histories
-from flowpolicy.finetuning.actor_critic import FlowActorCritic
-from flowpolicy.finetuning.buffer import ChunkBuffer
+from flowpolicy.finetuning.acting import ChunkActor
 from flowpolicy.finetuning.environments import ChunkEnv, ChunkStep, LocalChunks
 from flowpolicy.finetuning.stable_baselines3 import ChunkedVecEnv, VecEnvChunks
 
 OnStep = Callable[[Any, Any, Sequence[dict[str, Any]], int], bool]
 """Rewards ``(N,)``, dones ``(N,)`` and N infos of one environment step, and how many environments took it."""
+
+
+class Buffer(Protocol):
+    """Where chunks are recorded."""
+
+    def add(
+        self,
+        observation: dict[str, torch.Tensor],
+        decision: Any,
+        step: ChunkStep,
+        final_observation: Mapping[str, torch.Tensor] | None,
+        /,
+    ) -> None:
+        """One chunk of every environment.
+
+        Args:
+            observation: prepared, what the chunk was sampled from.
+            decision: what was sampled.
+            step: what the environments answered.
+            final_observation: prepared, of the environments whose episode was truncated, in their order;
+                None where there is none.
+        """
 
 
 class Collector:
@@ -28,8 +49,8 @@ class Collector:
     Args:
         env: a ``VecEnv``; its environments are stepped without a detour where they are in this process, or
             execute whole chunks.
-        networks: flow, noise and critic.
-        generator: source of the noise.
+        networks: what acts.
+        generator: source of everything random.
         seconds: where wall time is added up under ``inference`` and ``simulation``.
 
     Attributes:
@@ -40,7 +61,7 @@ class Collector:
     def __init__(
         self,
         env: VecEnv,
-        networks: FlowActorCritic,
+        networks: ChunkActor,
         *,
         generator: torch.Generator,
         seconds: dict[str, float],
@@ -72,7 +93,7 @@ class Collector:
 
     def collect(
         self,
-        buffer: ChunkBuffer,
+        buffer: Buffer,
         count: int,
         on_step: OnStep,
         on_episodes: Callable[[list[EpisodeRecord]], None],
@@ -89,8 +110,8 @@ class Collector:
         goes_on, observation = True, self._prepared(self.histories)
         for _ in range(count):
             started = time.perf_counter()
-            chain = self.networks.sample(observation, self.generator)
-            actions = self.networks.flow_policy.action_normalizer.denormalize(chain.x[:, -1]).cpu().numpy()
+            decision = self.networks.sample(observation, self.generator)
+            actions = self.networks.flow_policy.action_normalizer.denormalize(decision.chunk).cpu().numpy()
             sampled_at = time.perf_counter()
             step = chunks.step(actions[:, :horizon])
             self.seconds["inference"] += sampled_at - started
@@ -99,7 +120,7 @@ class Collector:
             if step.truncated.any():
                 ends = {key: rows[step.truncated] for key, rows in step.final_observation.items()}
                 final = self._prepared(ends)
-            buffer.add(observation, chain, step, final)
+            buffer.add(observation, decision, step, final)
             self.histories = step.observation
             observation = self._prepared(step.observation)
             episodes = chunks.pop_episodes()

@@ -98,8 +98,8 @@ class SelfDistillationConfig(Settings, prefix="distill"):
 
 
 @dataclass(frozen=True)
-class FinetuneConfig(Settings):
-    """Everything a fine-tuning run depends on.
+class OnlineConfig(Settings):
+    """What every kind of fine-tuning run depends on.
 
     Attributes:
         env: the task's settings.
@@ -107,18 +107,14 @@ class FinetuneConfig(Settings):
         num_steps: K; None takes the one that the checkpoint is tuned for, or 4.
         grid: ``name`` and settings of the chain's grid of flow times; None takes the one it was
             tuned for, or else the uniform one.
-        action_clip: bound of the last transition's mean in normalised units, which the tuned policy keeps;
-            None takes the checkpoint's. Beyond it the mean has no gradient.
+        action_clip: bound of the sampled actions in normalised units, which the tuned policy keeps; None
+            takes the checkpoint's. Beyond it the flow has no gradient.
         total_steps: environment steps, over all processes.
         num_envs: environments, over all processes.
         stagger: cut the first episode of each environment short, each at another length, so that they do
             not run in step where episodes end by their time limit alone.
         workers: processes that simulate, or threads where the task has native chunks; 0 simulates in the
             learner's own, None takes one per core.
-        reinflow: of the algorithm.
-        noise: of the injected noise.
-        update: the update rule's ``name`` and its settings.
-        regularization: what keeps the policy near the pretrained one.
         distill: self-distillation at the end.
         evaluate_every: environment steps between evaluations as deployed; 0 is only before and after.
         evaluate_episodes: episodes of an evaluation on the way.
@@ -143,10 +139,6 @@ class FinetuneConfig(Settings):
     num_envs: PositiveInt = 16
     stagger: bool = False
     workers: NonNegativeInt | None = None
-    reinflow: ReinFlowConfig = field(default_factory=ReinFlowConfig)
-    noise: NoiseConfig = field(default_factory=NoiseConfig)
-    update: dict[str, Any] = field(default_factory=dict)
-    regularization: RegularizationConfig = field(default_factory=RegularizationConfig)
     distill: SelfDistillationConfig = field(default_factory=SelfDistillationConfig)
     evaluate_every: NonNegativeInt = 0
     evaluate_episodes: PositiveInt = 20
@@ -160,3 +152,20 @@ class FinetuneConfig(Settings):
     device: str = "auto"
     resume: bool = False
     video: Episodes = True
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(OnlineConfig):
+    """Everything a run of ReinFlow depends on.
+
+    Attributes:
+        reinflow: of the algorithm.
+        noise: of the injected noise.
+        update: the update rule's ``name`` and its settings.
+        regularization: what keeps the policy near the pretrained one.
+    """
+
+    reinflow: ReinFlowConfig = field(default_factory=ReinFlowConfig)
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    update: dict[str, Any] = field(default_factory=dict)
+    regularization: RegularizationConfig = field(default_factory=RegularizationConfig)

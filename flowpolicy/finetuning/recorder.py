@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
-from flowpolicy.finetuning.reinflow import ReinFlow
+from flowpolicy.finetuning.algorithm import ChunkLearning
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.runs.loggers import Loggers
 from flowpolicy.runs.progress import progress_bar
@@ -30,7 +30,7 @@ class Recorder(BaseCallback):
         loggers: receive the metrics.
     """
 
-    model: ReinFlow
+    model: ChunkLearning
 
     def __init__(
         self,
@@ -108,6 +108,7 @@ def _shown(metrics: Mapping[str, float]) -> dict[str, float]:
         "ret": "rollout/return",
         "success": "rollout/success",
         "kl": "train/kl_last",
+        "value": "train/value",
         "clip": "train/clip_fraction",
         "noise": "train/noise_std",
         "steps/s": "time/steps_per_s",

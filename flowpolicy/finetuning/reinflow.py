@@ -8,15 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.utils import FloatSchedule, get_system_info
 
 from flowpolicy.errors import CheckpointError, ConfigError
-from flowpolicy.finetuning.actor_critic import NETWORK_SETTINGS, FlowActorCritic, spaces_of
+from flowpolicy.finetuning.acting import spaces_of
+from flowpolicy.finetuning.actor_critic import NETWORK_SETTINGS, FlowActorCritic
 from flowpolicy.finetuning.advantages import GAE, AdvantageStrategy
 from flowpolicy.finetuning.algorithm import ChunkAlgorithm
+from flowpolicy.finetuning.archive import taking_over
 from flowpolicy.finetuning.buffer import ChunkBuffer
 from flowpolicy.finetuning.chain import NoisyFlow, chain_steps
 from flowpolicy.finetuning.config import check_settings
@@ -24,7 +25,7 @@ from flowpolicy.finetuning.learner import Learner
 from flowpolicy.finetuning.noise import NoiseConfig
 from flowpolicy.finetuning.regularization import Regularizer
 from flowpolicy.finetuning.rules import PPO, UpdateRule
-from flowpolicy.finetuning.saving import BOUNDS, Progress, SavedModel, read_model, taking_over, write_model
+from flowpolicy.finetuning.saving import ReinFlowProgress, SavedModel, read_model, write_model
 from flowpolicy.finetuning.stable_baselines3 import refuse_other_environments
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.runs.distributed import Processes
@@ -227,10 +228,6 @@ class ReinFlow(ChunkAlgorithm):
         self._n_updates = self.learner.updates
         self.seconds["update"] += time.perf_counter() - started
 
-    def deployed_policy(self) -> FlowPolicy:
-        """The plain flow without its noise network, marked with the K it is tuned for."""
-        return self.actor_critic.deployed()
-
     def save(  # type: ignore[override]
         self, path: str | Path | IO[bytes], exclude: Any = None, include: Any = None
     ) -> None:
@@ -243,17 +240,11 @@ class ReinFlow(ChunkAlgorithm):
         """
         require(exclude is None and include is None, "exclude", exclude, "None: the file holds no objects")
         tensors, numbers = self.learner.state()
-        assert isinstance(self.action_space, spaces.Box)
-        bounds = zip(BOUNDS, (self.action_space.low, self.action_space.high), strict=True)
-        progress = Progress(
-            num_timesteps=self.num_timesteps, total_timesteps=self._total_timesteps,
-            remaining=self._current_progress_remaining, seconds=self.seconds,
-            worker_restarts=self.worker_restarts, **numbers,
-        )  # fmt: skip
+        progress = ReinFlowProgress(**self.progress_numbers(), **numbers)
         model = SavedModel(
             self.actor_critic.flow_policy.config, self.settings,
             (*self.lost_regularizers, *(term.name for term in self.regularizers)), progress,
-            {**tensors, **{name: torch.as_tensor(bound) for name, bound in bounds}},
+            {**tensors, **self.bounds()},
         )  # fmt: skip
         write_model(model, path)
 
@@ -309,13 +300,7 @@ class ReinFlow(ChunkAlgorithm):
     def _take_over(self, saved: SavedModel) -> None:
         progress, place = saved.progress, ("chains", self.processes.rank, saved.progress.iteration)
         self.learner.load_state(saved.tensors, vars(progress), derived_seed(self.seed or 0, *place))
-        self.num_timesteps, self._total_timesteps = progress.num_timesteps, progress.total_timesteps
-        self._current_progress_remaining, self._n_updates = progress.remaining, progress.updates
-        self.restarts_before = progress.worker_restarts
-        self.seconds.update({name: progress.seconds.get(name, 0.0) for name in self.seconds})
-        if self.env is None:
-            low, high = (saved.tensors[name].numpy() for name in BOUNDS)
-            self.action_space = self.actor_critic.action_space = spaces.Box(low, high, dtype=np.float32)
+        self.go_on_from(progress, saved.tensors)
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["actor_critic", "learner.actor_optimizer", "learner.critic_optimizer"], []

@@ -2,69 +2,42 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
 import math
-import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Annotated, Any
 
-from safetensors.torch import load, save
 from stable_baselines3.common.utils import LinearSchedule
 from torch import Tensor
 
-from flowpolicy.errors import CheckpointError, ConfigError, FlowPolicyError
-from flowpolicy.files.reading import (
-    MOST_JSON,
-    StoredTensors,
-    described_tensors,
-    parse_json,
-    shapes_of,
-)
-from flowpolicy.files.storage import atomic_file
-from flowpolicy.finetuning.actor_critic import NETWORK_SETTINGS, FlowActorCritic, spaces_of
-from flowpolicy.finetuning.archive import archive_of, no_model
+from flowpolicy.errors import CheckpointError, ConfigError
+from flowpolicy.files.reading import MOST_JSON, StoredTensors, shapes_of
+from flowpolicy.finetuning.acting import spaces_of
+from flowpolicy.finetuning.actor_critic import NETWORK_SETTINGS, FlowActorCritic
+from flowpolicy.finetuning.archive import CONFIG, read_archive, write_archive
 from flowpolicy.finetuning.learner import OPTIMIZERS
 from flowpolicy.finetuning.noise import NoiseConfig
+from flowpolicy.finetuning.progress import BOUNDS, Progress
 from flowpolicy.finetuning.rules import UPDATE_RULES, build_update_rule
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.policy.config import PolicyConfig, policy_config
-from flowpolicy.ranges import Allowed, at_most, within
-from flowpolicy.settings import Settings, build, checked, require, shown, unknown_key
+from flowpolicy.ranges import Allowed, within
+from flowpolicy.settings import Settings, build, checked, require, unknown_key
 
-FORMAT_VERSION = 1
-BOUNDS = ("action_low", "action_high")
-_CONFIG, _TENSORS = "config.json", "model.safetensors"
 _SCHEDULES = ("learning_rate", "critic_learning_rate")
 
-_Count = Annotated[int, Allowed(lambda count: 0 <= count < 10**15, "a count")]
 _NAME = Allowed(
     lambda name: 0 < len(name) <= 100 and name.isprintable(), "1 to 100 characters that can be printed"
 )
 
 
 @dataclass(frozen=True)
-class Progress(Settings, prefix="progress"):
-    """How far training had come."""
+class ReinFlowProgress(Progress):
+    """And how large the policy's steps are."""
 
-    num_timesteps: _Count
-    total_timesteps: _Count
-    remaining: Annotated[float, at_most(1)]
-    iteration: _Count
-    updates: _Count
     rate_factor: Annotated[float, within("(0, 1]")]
-    return_scale: tuple[float, ...]
-    seconds: dict[str, float]
-    worker_restarts: _Count
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        scale = self.return_scale
-        is_scale = len(scale) >= 3 and scale[0] >= 0 and scale[2] >= 0
-        require(is_scale, "progress.return_scale", scale, "the moments of returns")
 
 
 @dataclass(frozen=True)
@@ -82,28 +55,20 @@ class SavedModel:
     policy: PolicyConfig
     settings: dict[str, Any]
     regularizers: tuple[str, ...]
-    progress: Progress
+    progress: ReinFlowProgress
     tensors: dict[str, Tensor]
 
 
 def write_model(model: SavedModel, path: str | Path | IO[bytes]) -> None:
     """Write a model; a file appears whole or not at all."""
-    if isinstance(path, (str, Path)):
-        with atomic_file(_with_suffix(path)) as temporary, temporary.open("wb") as stream:
-            write_model(model, stream)
-        return
     content = {
-        "format_version": FORMAT_VERSION,
         "algorithm": "ReinFlow",
         "policy": model.policy.content(),
         "settings": _encoded(model.settings),
         "regularizers": list(model.regularizers),
         "progress": dataclasses.asdict(model.progress),
     }
-    stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.tensors.items()}
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr(_CONFIG, json.dumps(content, indent=2) + "\n")
-        archive.writestr(_TENSORS, save(stored))
+    write_archive(path, content, model.tensors)
 
 
 def read_model(
@@ -119,13 +84,8 @@ def read_model(
     Raises:
         CheckpointError: no such file, a damaged one, or one of something else.
     """
-    source: Any = path
-    if isinstance(path, (str, Path)):
-        source = Path(path) if Path(path).exists() else _with_suffix(path)
-        if not source.exists():
-            raise CheckpointError(f"There is no model at {source}; give the file that save() wrote.")
-    with archive_of(source, {_CONFIG, _TENSORS}) as archive:
-        content = _content_of(archive, path)
+    with read_archive(path, "ReinFlow") as (read, stored):
+        content = _content_of(read, path)
         try:
             settings = {**_decoded(hints, content.settings, replaced), **replaced}
             config = policy_config(content.policy)
@@ -136,23 +96,9 @@ def read_model(
                 raise CheckpointError(
                     f"{path} was trained with a {name} of its user's own; give load() {name}=... again."
                 )
-        stored = _tensors_of(archive, path)
         _check_tensors(stored, config, settings, path)
         tensors = stored.read(unbounded=BOUNDS)
     return SavedModel(config, settings, content.regularizers, content.progress, tensors)
-
-
-@contextlib.contextmanager
-def taking_over(path: object) -> Iterator[None]:
-    """Say in one sentence that tensors do not fit the model that their own file describes."""
-    try:
-        yield
-    except FlowPolicyError:
-        raise
-    except (RuntimeError, KeyError, ValueError, TypeError) as error:
-        raise CheckpointError(
-            f"{path} holds tensors that do not fit its own config; the file is damaged."
-        ) from error
 
 
 @dataclass(frozen=True)
@@ -162,7 +108,7 @@ class _Content(Settings):
     policy: dict[str, Any]
     settings: dict[str, Any]
     regularizers: tuple[Annotated[str, _NAME], ...]
-    progress: Progress
+    progress: ReinFlowProgress
     algorithm: str = "ReinFlow"
 
 
@@ -219,30 +165,11 @@ def _decoded_schedule(value: Any, name: str) -> Any:
     return LinearSchedule(*numbers) if isinstance(value, list) else numbers[0]
 
 
-def _content_of(archive: zipfile.ZipFile, path: object) -> _Content:
-    if archive.getinfo(_CONFIG).file_size > MOST_JSON:
-        raise no_model(path)
-    content = parse_json(
-        archive.read(_CONFIG), f"{_CONFIG} of {path}", "model", "give the file that save() wrote"
-    )
-    version, algorithm = content.pop("format_version", None), content.get("algorithm")
-    if type(version) is not int:
-        raise no_model(path)
-    if algorithm != "ReinFlow" or version > FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path} is of {shown(algorithm)} in format {version}, and this flowpolicy reads ReinFlow "
-            f"up to {FORMAT_VERSION}; upgrade with: pip install -U flowpolicy."
-        )
+def _content_of(content: Mapping[str, Any], path: object) -> _Content:
     try:
         return build(_Content, content, "")
     except ConfigError as error:
         raise CheckpointError(f"{path} does not describe a ReinFlow model: {error}") from error
-
-
-def _tensors_of(archive: zipfile.ZipFile, path: object) -> StoredTensors:
-    info = archive.getinfo(_TENSORS)
-    with archive.open(info) as stream:
-        return described_tensors(stream, info.file_size, str(path), lambda: dict(load(archive.read(info))))
 
 
 def _check_tensors(
@@ -268,9 +195,4 @@ def _check_tensors(
     has_state = rest.dtypes.get("generator") == "U8" and math.prod(rest.shapes["generator"]) < MOST_JSON
     if not has_state:
         raise CheckpointError(f"{path} lacks the state of its random numbers; the file is damaged.")
-    rest.without("generator").require_shapes(shapes, _CONFIG)
-
-
-def _with_suffix(path: str | Path) -> Path:
-    path = Path(path)
-    return path if path.suffix else path.with_name(f"{path.name}.zip")
+    rest.without("generator").require_shapes(shapes, CONFIG)

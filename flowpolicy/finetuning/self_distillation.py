@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from flowpolicy.data.sampling import Batch
 from flowpolicy.finetuning.config import SelfDistillationConfig
 from flowpolicy.policy import FlowPolicy
-from flowpolicy.policy.flow_policy import sample_chunk
 from flowpolicy.pretraining.ema import EMA
 from flowpolicy.runs.progress import progress
 
@@ -35,25 +34,24 @@ def self_distill(
         seed: of noise and batches.
 
     Returns:
-        A policy for any K that its objective has.
+        A policy for any K that its objective has, without steering: what that chose the copy has learnt.
     """
     device = tuned.device
-    student = FlowPolicy(dataclasses.replace(tuned.config, tuned=None)).to(device)
-    student.load_state_dict(tuned.state_dict())
-    teacher = copy.deepcopy(tuned.network).eval().requires_grad_(False)
+    student = FlowPolicy(dataclasses.replace(tuned.config, tuned=None, steering=None)).to(device)
+    student.load_state_dict({name: tuned.state_dict()[name] for name in student.state_dict()})
+    teacher = copy.deepcopy(tuned).eval().requires_grad_(False)
     average = EMA(student.network, config.ema_decay)
     optimizer = torch.optim.Adam(student.network.parameters(), lr=config.learning_rate)
     generator = torch.Generator(device).manual_seed(seed)
     count = len(next(iter(observations.values())))
-    shape = (config.batch_size, *tuned.spec.chunk_shape)
+    shape = (config.batch_size, *student.spec.noise_shape)
     student.network.eval()  # no dropout: the target is a function
     for step in progress(config.steps, "distil"):
         index = torch.randint(count, (config.batch_size,), generator=generator, device=device)
         observed = {key: value[index] for key, value in observations.items()}
-        noise = torch.randn(shape, generator=generator, device=device)
+        noise = torch.randn((config.batch_size, *tuned.spec.noise_shape), generator=generator, device=device)
         with torch.no_grad():
-            bound = tuned.config.action_clip
-            chunk = sample_chunk(teacher, tuned.objective, observed, noise, tuned.sampling, bound)
+            chunk = teacher.sample(observed, noise, tuned.sampling)
         batch = Batch(observed, chunk, torch.ones(shape[:2], dtype=torch.bool, device=device))
         draws = student.objective.draw(shape, generator, device)
         loss, _ = student.objective.loss(student.network, batch, draws, average.network)

@@ -50,6 +50,8 @@ class PolicyConfig(Settings):
         action_clip: bound of an action in normalised units; 1 is the demonstrated range under ``minmax`` and
             ``quantile``.
         actions: how commands are learnt; what a policy takes and gives are absolute commands.
+        steering: ``name`` and settings of what is learnt around the flow; see
+            :mod:`flowpolicy.policy.steering`.
         tuned: K, solver and grid that the weights are valid for, after fine-tuning; None: any.
         task: the task's settings, so that a checkpoint can be evaluated by itself.
         metadata: where it comes from (demonstrations, their mean return, training steps, ...).
@@ -66,6 +68,7 @@ class PolicyConfig(Settings):
     action_normalization: Annotated[str, one_of(MODES)] = "minmax"
     action_clip: Annotated[float, positive_to(LARGEST_CLIP)] = 1.0
     actions: ActionConfig = dataclasses.field(default_factory=ActionConfig)
+    steering: dict[str, Any] | None = None
     tuned: SamplerSpec | None = None
     task: dict[str, Any] = dataclasses.field(default_factory=dict)
     metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -86,6 +89,7 @@ class PolicyConfig(Settings):
             require(sides, f"observations.{key[:80]}", feature.shape, "of sides of at least 1")
             feature.check_declaration(key)
         self.actions.check(self.action_dim, features)
+        self.draws()
         allowed = f"between 1 and action_horizon = {self.action_horizon}"
         execute = self.execute_horizon
         require(1 <= execute <= self.action_horizon, "execute_horizon", execute, allowed)
@@ -104,12 +108,26 @@ class PolicyConfig(Settings):
         objective.check(own)
         return own
 
+    def draws(self) -> int:
+        """How many x_0 a chunk takes.
+
+        Raises:
+            ConfigError: the steering is none.
+        """
+        if self.steering is None:
+            return 1
+        from flowpolicy.policy.steering import steering_config  # late: it brings the encoders
+
+        return steering_config(self.steering)[1].draws
+
     def content(self) -> dict[str, Any]:
         """What a JSON file says of it."""
         content = dataclasses.asdict(self)
         content["observations"] = {key: feature.content() for key, feature in self.observations.items()}
         if self.actions == ActionConfig():
             del content["actions"]  # which older readers do not know
+        if self.steering is None:
+            del content["steering"]  # likewise
         content["tuned"] = None if self.tuned is None else self.tuned.content()
         return content
 

@@ -7,7 +7,7 @@ import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from flowpolicy.files.reading import shapes_of, stored_tensors
 from flowpolicy.files.storage import atomic_folder, save_tensors
 from flowpolicy.flow import Objective, build_objective
 from flowpolicy.flow.guidance import build_guidance
-from flowpolicy.flow.network import Network, field
+from flowpolicy.flow.network import Network, encode_images, field, velocities
 from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.models.network import build_network
 from flowpolicy.policy.action_space import ActionSpace
@@ -30,11 +30,14 @@ from flowpolicy.policy.fingerprint import fingerprint
 from flowpolicy.policy.searched import SearchedSampling
 from flowpolicy.spec import PolicySpec
 
+if TYPE_CHECKING:
+    from flowpolicy.policy.steering import Steering
+
 Observations = Mapping[str, Any] | Any  # key -> (B, T_o, *shape), or the single array of key "observation"
 
 
 class FlowPolicy(nn.Module):
-    """An action policy: a velocity network, its objective's sampler, and the normalisers.
+    """An action policy: a velocity network, its objective's sampler, the normalisers, and perhaps a steering.
 
     >>> policy = FlowPolicy.load("runs/hopper/checkpoint")  # doctest: +SKIP
     >>> chunk = policy.act({"observation": torch.zeros(1, 1, 11)})  # (1, T, A)  # doctest: +SKIP
@@ -48,6 +51,13 @@ class FlowPolicy(nn.Module):
         inner = self.action_space.inner_dim  # of actions as the network learns them
         spec = dataclasses.replace(self.spec, action_dim=inner)
         self.network = build_network(config.model, spec, self.objective.levels)
+        self.steering: Steering | None = None
+        if config.steering is not None:
+            from flowpolicy.policy.steering import steering_config
+
+            kind, settings = steering_config(config.steering)
+            self.objective.require_flow()
+            self.steering = kind(settings, self.network, spec, config.action_clip)
         self.observation_normalizers = KeyedModules(
             {
                 key: Normalizer(feature.shape, config.observation_normalization, entries=entries)
@@ -77,7 +87,7 @@ class FlowPolicy(nn.Module):
             self.objective.name,
             config.task,
             config.metadata,
-            config.actions.inner_dim(config.action_dim),
+            config.actions.inner_dim(config.action_dim) * config.draws(),
             config.actions.rotations,
         )
 
@@ -88,7 +98,8 @@ class FlowPolicy(nn.Module):
 
     def nfe(self, num_steps: int | None = None, solver: str | None = None) -> int:
         """Network evaluations of one chunk."""
-        return self.objective.nfe(self._filled(SamplerSpec(num_steps=num_steps, solver=solver)))
+        asked = SamplerSpec(num_steps=num_steps, solver=solver)
+        return self.config.draws() * self.objective.nfe(self._filled(asked))
 
     def checked(self, spec: SamplerSpec, *, allow_any_steps: bool = False) -> SamplerSpec:
         """A description of sampling, filled with the policy's own K, solver and grid where it names none, and
@@ -164,11 +175,41 @@ class FlowPolicy(nn.Module):
         checked = self.check_observations(observations)
         normalized = self.normalize(checked)
         noise = self.noise(len(next(iter(normalized.values()))), noise, generator)
-        sampled = sample_chunk(self.network, self.objective, normalized, noise, spec, self.config.action_clip)
+        sampled = self.sample(normalized, noise, spec)
         chunk = self.decode(self.action_normalizer.denormalize(sampled), checked)
         if not torch.isfinite(chunk).all():
             raise FlowPolicyError(DAMAGED_POLICY)
         return chunk
+
+    def sample(self, observation: Mapping[str, Tensor], noise: Tensor, spec: SamplerSpec) -> Tensor:
+        """Normalised chunks ``(B, T, A')`` of normalised observations and x_0 ``(B, *spec.noise_shape)``."""
+        if self.steering is None:
+            bound = self.config.action_clip
+            return sample_chunk(self.network, self.objective, observation, noise, spec, bound)
+        observation = encode_images(self.network, observation)
+        draws = noise.view(*noise.shape[:2], self.config.draws(), -1).transpose(1, 2)
+        return self.steering.chunk(observation, draws, lambda x: self.proposals(observation, x, spec))
+
+    def proposals(self, observation: Mapping[str, Tensor], noise: Tensor, spec: SamplerSpec) -> Tensor:
+        """Normalised chunks of the flow alone from M x_0 for each observation, both ``(B, M, T, A')``."""
+        network, objective, draws = self.network, self.objective, noise.shape[1]
+        context = network.encode(observation)
+
+        def velocity(x: Tensor, t: float, h: float) -> Tensor:
+            d = objective.step_size(h)
+            return velocities(network, x, x.new_full((draws,), t), x.new_full((draws,), d), context)
+
+        chunks = objective.sample(velocity, noise.transpose(0, 1), spec).transpose(0, 1)
+        return chunks.clamp(-self.config.action_clip, self.config.action_clip)
+
+    def require_unsteered(self, doing: str) -> None:
+        """Raise a ConfigError where there is a steering, which ``doing`` would leave out."""
+        if self.steering is not None:
+            raise ConfigError(
+                f"{doing} takes a policy without steering, and this one has '{self.steering.name}'; take the "
+                "checkpoint that it was made from, or make a plain one of it with distill.steps=N when it is "
+                "fine-tuned."
+            )
 
     def noise(self, rows: int, given: Tensor | None, generator: torch.Generator | None) -> Tensor:
         """x_0 ``(rows, *spec.noise_shape)``, float32 on the policy's device: the given one, or drawn from

@@ -17,6 +17,7 @@ def start_from(start: FlowPolicy, policy: FlowPolicy, source: str) -> None:
     Raises:
         CheckpointError: they are not of one shape; the first difference is named.
     """
+    start.require_unsteered("Training")
     difference = next(_differences(start, policy), None)
     if difference is not None:
         what, theirs, ours = difference

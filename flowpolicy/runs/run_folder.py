@@ -15,6 +15,7 @@ from flowpolicy.files.storage import write_json
 from flowpolicy.settings import shown
 
 PRETRAINING, DISTILLATION, FINETUNING = "pretrain", "distill", "finetune_reinflow"
+OFFPOLICY = "finetune_offpolicy"
 PREFERENCES = "finetune_preferences"
 _FILE = "run.json"
 

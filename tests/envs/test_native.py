@@ -24,8 +24,8 @@ from flowpolicy.errors import ConfigError, FlowPolicyError, TaskError
 from flowpolicy.evaluation.task import task_from
 from flowpolicy.finetuning.environments import LocalChunks
 from flowpolicy.finetuning.native_environments import NativeChunks, native_task
+from flowpolicy.finetuning.online_run import _environments
 from flowpolicy.finetuning.reinflow import ReinFlow
-from flowpolicy.finetuning.run import _environments
 from flowpolicy.finetuning.staggered import CutFirstEpisode
 from flowpolicy.models.config import TransformerConfig
 from flowpolicy.policy.config import PolicyConfig

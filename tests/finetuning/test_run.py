@@ -12,7 +12,11 @@ pytest.importorskip("stable_baselines3", reason="stable-baselines3 is not instal
 from toy_practice import make_policy
 
 from flowpolicy import FlowPolicy
+from flowpolicy.acceleration.sampler import build_sampler
 from flowpolicy.errors import CheckpointError, ConfigError, FlowPolicyError, TaskError
+from flowpolicy.finetuning.offpolicy.algorithms import ALGORITHMS
+from flowpolicy.finetuning.offpolicy.off_policy import OffPolicy
+from flowpolicy.finetuning.offpolicy.run import finetune_offpolicy
 from flowpolicy.finetuning.recorder import STATE_FILE
 from flowpolicy.finetuning.reinflow import ReinFlow
 from flowpolicy.finetuning.run import finetune
@@ -21,6 +25,12 @@ from flowpolicy.pretraining.run import pretrain
 from flowpolicy.runs.loggers import read_metrics
 from flowpolicy.runs.run_folder import PRETRAINING, claim
 
+OFFPOLICY = {
+    "algorithm": {"name": "qchunk", "proposals": 3, "target_proposals": 2}, "save_every": 1,
+    "offpolicy": {
+        "learning_starts": 50, "train_freq": 4, "batch_size": 16, "members": 2, "critic_hidden": [16],
+    },
+}  # fmt: skip
 REINFLOW = {"n_steps": 8, "batch_size": 16, "n_epochs": 1, "critic_warmup": 0}
 
 
@@ -121,19 +131,53 @@ def test_a_run_is_continued_and_not_overwritten(settings, tmp_path):
 
 
 @pytest.mark.parametrize("what", ["reward", "observation"])
-@pytest.mark.parametrize(("workers", "rule"), [(0, "nft"), (2, "ppo")])
+@pytest.mark.parametrize(("workers", "rule"), [(0, "nft"), (2, "ppo"), (0, "qchunk")])
 def test_what_is_not_finite_stops_the_run_and_loses_nothing(settings, tmp_path, what, workers, rule):
-    run_dir = tmp_path / "run"
+    run_dir, is_offpolicy = tmp_path / "run", rule in ALGORITHMS
     task = {**settings["env"], "env_kwargs": {"broken_at": 100, "what": what}}
+    given = {**settings, "env": task, "workers": workers, "final_episodes": 0}
+    run, model = (finetune_offpolicy, OffPolicy) if is_offpolicy else (finetune, ReinFlow)
+    own = OFFPOLICY if is_offpolicy else {"reinflow": REINFLOW, "update": {"name": rule}}
+    del given["reinflow"]
     with pytest.raises(FlowPolicyError, match=f"(?i)environment .*{what}.*") as caught:
-        finetune(
-            {**settings, "env": task, "workers": workers, "update": {"name": rule}, "final_episodes": 0},
-            run_dir,
-        )
+        run({**given, **own}, run_dir)
     assert "\n" not in str(caught.value)
-    saved = ReinFlow.load(run_dir / STATE_FILE)
+    saved = model.load(run_dir / STATE_FILE)
     assert saved.num_timesteps >= 200  # of the iterations before
     assert all(torch.isfinite(value).all() for value in saved.actor_critic.state_dict().values())
+
+
+@pytest.mark.usefixtures("empty_figures")
+def test_an_offpolicy_run_leaves_a_policy_that_is_used_as_any_other(settings, tmp_path):
+    del settings["reinflow"]
+    run_dir = tmp_path / "run"
+    summary = finetune_offpolicy({**settings, **OFFPOLICY, "total_steps": 200}, run_dir)
+    metrics = json.loads(summary.read_text())["metrics"]
+    assert metrics["base"]["episodes"] == metrics["tuned"]["episodes"] == 6
+    rows = read_metrics(run_dir / "metrics.csv")
+    assert {"train/critic_loss", "train/value", "rollout/return", "time/update_s"} <= rows[-2].keys()
+    policy = FlowPolicy.load(run_dir / "checkpoint")
+    assert policy.spec.noise_shape == (4, 3 * 2)
+    observation = np.full((5, 1, 2), 0.3, np.float32)
+    noise = policy.noise(5, None, torch.Generator().manual_seed(0))
+    chunk = policy.act(observation, noise=noise)
+    sampler = build_sampler(policy)
+    torch.testing.assert_close(sampler.act(observation, noise=noise), chunk)
+    assert sampler.nfe() == policy.nfe() == 3 * 2
+    with pytest.raises(ConfigError, match="without steering"):
+        build_sampler(policy, backend="onnx")
+    with pytest.raises(ConfigError, match="without steering"):
+        finetune(
+            {**settings, "checkpoint": str(run_dir / "checkpoint"), "reinflow": REINFLOW}, tmp_path / "x"
+        )
+    with pytest.raises(CheckpointError, match=r"offpolicy\.gamma=0\.99 and not 0\.9"):
+        finetune_offpolicy(
+            {**settings, **OFFPOLICY, "resume": True, "offpolicy": {**OFFPOLICY["offpolicy"], "gamma": 0.9}},
+            run_dir,
+        )
+    longer = {**settings, **OFFPOLICY, "distill": {"steps": 5, "batch_size": 16}}
+    finetune_offpolicy(longer, tmp_path / "distilled")
+    assert FlowPolicy.load(tmp_path / "distilled" / "checkpoint").steering is None
 
 
 @pytest.mark.usefixtures("empty_figures")

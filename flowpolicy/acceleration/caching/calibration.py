@@ -163,6 +163,7 @@ def calibrate_checkpoint(
     if config.threads:
         torch.set_num_threads(config.threads)
     policy = FlowPolicy.load(config.checkpoint, resolve_device(config.device))
+    policy.require_unsteered("Calibration")
     task = task_of(policy.spec.task, env, config.checkpoint)
     _sampling(policy, config)  # a setting that cannot be is refused before any rollout
     observe = partial(observations_of, policy, task, demonstrations=recording_of(env))

@@ -103,6 +103,7 @@ def plan_checkpoint(config: PlanConfig, env: Mapping[str, Any] | None = None) ->
     """
     torch.set_num_threads(config.threads)
     policy = FlowPolicy.load(config.checkpoint, resolve_device(config.device))
+    policy.require_unsteered("Planning")
     task = task_of(policy.spec.task, env, config.checkpoint)
     observe = partial(observations_of, policy, task, demonstrations=recording_of(env))
     recorded = observe(config.observations, episodes=16, seed=CALIBRATION_SEED + 2000)
