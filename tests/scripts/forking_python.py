@@ -60,15 +60,11 @@ def serve(address: str) -> None:
     """Fork a child for each command, until the process that started this one is gone."""
     import gc
     import importlib
-    import pkgutil
     import selectors
     import socket
 
-    import flowpolicy
-
-    own = (found.name for found in pkgutil.walk_packages(flowpolicy.__path__, "flowpolicy."))
-    for module in (*MODULES, *(name for name in own if not name.endswith("__main__"))):
-        with contextlib.suppress(ImportError, flowpolicy.errors.FlowPolicyError):
+    for module in MODULES:
+        with contextlib.suppress(ImportError):
             importlib.import_module(module)
     gc.freeze()  # else every collection in a child goes through, and copies, what was imported here
     with socket.socket(socket.AF_UNIX) as listener, selectors.DefaultSelector() as selector:
