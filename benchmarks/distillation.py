@@ -245,7 +245,7 @@ def main() -> None:
     )
     parser.add_argument("task", choices=("pusht", "hopper"))
     parser.add_argument("--report", action="store_true", help="collect what is there, train nothing")
-    parser.add_argument("--only", default="", help="only cells whose folder contains this text")
+    parser.add_argument("--only", default="", help="only cells whose folder begins with this text")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of each training")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="of the trainings to do")
     arguments = parser.parse_args()
@@ -254,7 +254,7 @@ def main() -> None:
     if not arguments.report:
         evaluate(task, teacher(task), RUNS / task / "teacher", (REFERENCE, 1, 2, 4))
         for cell in found:
-            if cell.seed in arguments.seeds and arguments.only in cell.folder.name:
+            if cell.seed in arguments.seeds and cell.folder.name.startswith(arguments.only):
                 distil(cell, arguments.threads)
     content = report(task, found)
     publish(f"distillation-{task}", content, table(content))
