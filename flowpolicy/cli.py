@@ -9,7 +9,6 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +126,7 @@ def _adopt_plugins() -> None:
     registries: dict[str, Any] = {
         "policy": OBJECTIVES, "method": METHODS, "loss": LOSSES, "update": UPDATE_RULES,
     }  # fmt: skip
-    if find_spec("stable_baselines3"):
+    with contextlib.suppress(ImportError):  # without what off-policy fine-tuning needs, which it says itself
         from flowpolicy.finetuning.offpolicy.algorithms import ALGORITHMS
 
         registries["algorithm"] = ALGORITHMS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from omegaconf import OmegaConf
 from flowpolicy.data.image_codecs import image_codec
 from flowpolicy.errors import DataError, TaskError
 from flowpolicy.evaluation.task import task_from
+from flowpolicy.plugins import VARIABLE
 
 
 def task_of(env: str) -> Any:
@@ -90,11 +92,12 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def test_the_extra_of_a_script(
     module: str, command: str, extra: str, repo_root: Path, tmp_path: Path, forking_python: Path
 ) -> None:
-    """The real script, in a process that cannot import the module."""
+    """The real script, in a process that cannot import the module; plugins are looked for too."""
     name, *options = command.split()
     (tmp_path / "demos.hdf5").write_bytes(b"\x89HDF\r\n\x1a\n")
     program = [forking_python, "-c", WITHOUT, module, str(repo_root / "scripts" / f"{name}.py"), *options]
-    done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, check=False)
+    known = {**os.environ, VARIABLE: "of_another_program?"}
+    done = subprocess.run(program, cwd=tmp_path, env=known, capture_output=True, text=True, check=False)
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1, done.stderr
     line = done.stderr.rstrip()
