@@ -27,6 +27,7 @@ from flowpolicy.finetuning.buffer import ChunkBuffer
 from flowpolicy.finetuning.chain import NoisyFlow
 from flowpolicy.finetuning.regularization import Regularizer
 from flowpolicy.finetuning.rules import Minibatch, UpdateRule
+from flowpolicy.runs.device import has_fused_adam
 from flowpolicy.runs.distributed import Processes
 
 TOKENS_AT_ONCE = 2048
@@ -85,7 +86,7 @@ class Learner:
         self.target_kl, self.max_grad_norm = target_kl, max_grad_norm
         self.critic_warmup, self.adaptive_rate = critic_warmup, adaptive_rate
         self.processes, self.generator, self.device = processes, generator, generator.device
-        fused = self.device.type in ("cpu", "cuda")  # in one kernel where the device has it
+        fused = has_fused_adam(self.device)
         self.actor_optimizer = torch.optim.Adam(networks.actor_parameters(), fused=fused)
         self.critic_optimizer = torch.optim.Adam(networks.critic.parameters(), fused=fused)
         self.scale = ReturnScale(num_envs, advantages.gamma)

@@ -7,7 +7,7 @@ import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from flowpolicy.data.normalization import Normalizer
 from flowpolicy.errors import DAMAGED_POLICY, CheckpointError, ConfigError, FlowPolicyError
 from flowpolicy.features.keyed import KeyedModules
-from flowpolicy.features.presence import completed
 from flowpolicy.files.hub import upload
 from flowpolicy.files.reading import shapes_of, stored_tensors
 from flowpolicy.files.storage import atomic_folder, save_tensors
@@ -27,13 +26,12 @@ from flowpolicy.models.network import build_network
 from flowpolicy.policy.action_space import ActionSpace
 from flowpolicy.policy.config import FORMAT_VERSION, PolicyConfig, checkpoint_folder, read_config
 from flowpolicy.policy.fingerprint import fingerprint
+from flowpolicy.policy.observations import Observations, checked_observations
 from flowpolicy.policy.searched import SearchedSampling
 from flowpolicy.spec import PolicySpec
 
 if TYPE_CHECKING:
     from flowpolicy.policy.steering import Steering
-
-Observations = Mapping[str, Any] | Any  # key -> (B, T_o, *shape), or the single array of key "observation"
 
 
 class FlowPolicy(nn.Module):
@@ -187,7 +185,7 @@ class FlowPolicy(nn.Module):
             bound = self.config.action_clip
             return sample_chunk(self.network, self.objective, observation, noise, spec, bound)
         observation = encode_images(self.network, observation)
-        draws = noise.view(*noise.shape[:2], self.config.draws(), -1).transpose(1, 2)
+        draws = noise.view(*noise.shape[:2], self.steering.draws, -1).transpose(1, 2)
         return self.steering.chunk(observation, draws, lambda x: self.proposals(observation, x, spec))
 
     def proposals(self, observation: Mapping[str, Tensor], noise: Tensor, spec: SamplerSpec) -> Tensor:
@@ -267,46 +265,8 @@ class FlowPolicy(nn.Module):
         return normalized
 
     def check_observations(self, observations: Observations) -> dict[str, Tensor]:
-        """Observations in physical units as tensors on the policy's device, key -> ``(B, T_o, *shape)``:
-        float32, uint8 of an image, and int32 of a text, which may be given once for all steps, or all rows.
-
-        Raises:
-            FlowPolicyError: a missing key, a wrong shape, or values that are none of their kind.
-        """
-        if not isinstance(observations, Mapping):
-            observations = {"observation": observations}
-        observations = completed(self.spec.features, observations)
-        given = {key: self._tensor(key, observations) for key in self.spec.features}
-        rows = max((len(values) for key, values in given.items() if self._is_batch(key, values)), default=1)
-        checked, batch = {}, None
-        for key, feature in self.spec.features.items():
-            values = feature.over_history(given[key], rows, self.spec.obs_horizon)
-            wanted = (self.spec.obs_horizon, *feature.shape)
-            if tuple(values.shape[1:]) != wanted or (batch is not None and len(values) != batch):
-                raise FlowPolicyError(
-                    f"Observation '{key}' has shape {tuple(values.shape)}; the policy takes "
-                    f"({batch if batch is not None else 'batch'}, {', '.join(map(str, wanted))})."
-                )
-            problem = feature.problem(values)
-            if problem:
-                raise FlowPolicyError(f"Observation '{key}' {problem}.")
-            batch = len(values)
-            checked[key] = values
-        return checked
-
-    def _tensor(self, key: str, observations: Mapping[str, Any]) -> Tensor:
-        if key not in observations:
-            raise FlowPolicyError(
-                f"The observation lacks '{key}'; the policy takes {', '.join(self.spec.features)}."
-            )
-        feature = self.spec.features[key]
-        try:
-            return feature.tensor(observations[key], self.device)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise FlowPolicyError(f"Observation '{key}' {feature.refusal(error)}.") from error
-
-    def _is_batch(self, key: str, values: Tensor) -> bool:
-        return values.ndim == 2 + len(self.spec.features[key].shape)
+        """:func:`~flowpolicy.policy.observations.checked_observations` on the policy's device."""
+        return checked_observations(self.spec, observations, self.device)
 
     def fit_normalizers(self, observation: Mapping[str, Tensor], action: Tensor) -> None:
         """Set the statistics from demonstrations: key -> ``(steps, *shape)``, actions ``(steps, A')`` as the

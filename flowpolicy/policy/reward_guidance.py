@@ -40,6 +40,7 @@ class RewardGuidance(Guidance):
         super().__post_init__()
         tuned = FlowPolicy.load(self.checkpoint).requires_grad_(False)
         tuned.objective.require_flow()
+        tuned.require_unsteered("Guidance by a learnt reward")
         object.__setattr__(self, "_tuned", tuned)  # of a frozen dataclass, and no setting
 
     def bend(self, velocity: Velocity, chunk: GuidedChunk) -> Velocity:

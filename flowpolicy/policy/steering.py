@@ -54,6 +54,7 @@ class Steering(nn.Module, ABC):
         clip: bound of an action in normalised units.
 
     Attributes:
+        draws: how many x_0 it takes for a chunk, M.
         low: least value of each dimension of an executed action in normalised units, ``(A,)``.
         high: largest, likewise.
     """
@@ -65,6 +66,7 @@ class Steering(nn.Module, ABC):
 
     def __init__(self, config: Any, network: Network, spec: PolicySpec, clip: float) -> None:
         super().__init__()
+        self.draws: int = config.draws
         self.register_buffer("low", torch.full((spec.action_dim,), -clip))
         self.register_buffer("high", torch.full((spec.action_dim,), clip))
 

@@ -63,6 +63,7 @@ def finetune_preferences(settings: Mapping[str, Any], run_dir: Path, *, command:
 def _run(config: PreferencesConfig, run_dir: Path, command: str, group: Processes) -> Path | None:
     run = TrainingRun(config, run_folder(run_dir, PREFERENCES), group, command)
     reference = FlowPolicy.load(config.checkpoint, resolve_device(config.device, group.local_rank))
+    reference.require_unsteered("Fine-tuning on preferences")
     task = task_of(reference.spec.task, config.env or None, config.checkpoint)
     loss = build_loss(config.loss, reference)
     pairs = read_pairs(config.pairs, reference.spec.features)

@@ -23,6 +23,7 @@ from flowpolicy.pretraining.captured import Backward, CapturedBackward
 from flowpolicy.pretraining.config import TrainConfig
 from flowpolicy.pretraining.ema import EMA
 from flowpolicy.pretraining.state import TrainingState
+from flowpolicy.runs.device import has_fused_adam
 from flowpolicy.runs.distributed import Processes
 from flowpolicy.runs.loggers import Loggers, MetricLogger
 from flowpolicy.runs.progress import progress_bar
@@ -276,9 +277,9 @@ def _optimizer(network: nn.Module, config: TrainConfig, auxiliary: Auxiliary | N
                 "betas": auxiliary.betas,
             }
         )
-    device = next(network.parameters()).device.type
+    fused = has_fused_adam(next(network.parameters()).device)
     betas = (config.betas[0], config.betas[1])
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=device in ("cpu", "cuda"))
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=fused)
 
 
 def _autocast_dtype(precision: str, device: torch.device, width: int) -> torch.dtype | None:

@@ -7,6 +7,11 @@ import torch
 from flowpolicy.errors import ConfigError
 
 
+def has_fused_adam(device: torch.device) -> bool:
+    """Whether Adam's step is one kernel there."""
+    return device.type in ("cpu", "cuda")
+
+
 def resolve_device(name: str, index: int = 0) -> torch.device:
     """A usable device: ``auto`` is GPU number ``index`` where there is one and the CPU elsewhere.
 

@@ -29,11 +29,11 @@ from flowpolicy.models.config import TransformerConfig
 from flowpolicy.policy.config import PolicyConfig
 from flowpolicy.runs.distributed import Processes, processes
 
-KILLS, STEPS, PER_ITERATION = 5, 3_840, 128
+KILLS, STEPS, PER_ITERATION = 5, 5_120, 128
 
 
 def pendulum_settings(folder: Path) -> dict[str, Any]:
-    """A run of 30 iterations, each of 32 chunks of four steps, on Pendulum."""
+    """A run of 40 iterations, each of 32 chunks of four steps, on Pendulum."""
     model = TransformerConfig(width=16, depth=1, num_heads=2)
     torch.manual_seed(0)
     config = PolicyConfig({"name": "shortcut"}, model, {"observation": (3,)}, 1, 1, 4, 4)
@@ -57,7 +57,7 @@ def kill_and_resume(folder: Path, seed: int) -> dict[str, object]:
 
     for number in range(KILLS):
         child = fork(lambda: finetune(settings, run_dir))
-        start, goal = saved_steps(), rng.randint(1, 4)
+        start, goal = saved_steps(), rng.randint(1, 5)
         metrics = run_dir / "metrics.csv"
         before = len(metrics.read_text().splitlines()) if metrics.exists() else 0
         while (number and not metrics.exists()) or (

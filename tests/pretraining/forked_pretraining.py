@@ -25,7 +25,7 @@ from flowpolicy.pretraining.run import pretrain
 from flowpolicy.runs.distributed import processes
 
 POLICIES = ["flow_matching", "shortcut"]
-KILLS, STEPS = 7, 72
+KILLS, STEPS = 7, 140
 
 
 def kill_and_resume(folder: Path, seed: int) -> dict[str, object]:
@@ -45,7 +45,7 @@ def kill_and_resume(folder: Path, seed: int) -> dict[str, object]:
         if len(steps) % 4 == 0:  # wherever it is, start-up included
             time.sleep(rng.uniform(0.0, 0.3))
         else:  # a little further than last time, at no particular point of a step or a save
-            goal, patience = steps[-1] + rng.randint(1, 6), time.monotonic() + 60
+            goal, patience = steps[-1] + rng.randint(1, 10), time.monotonic() + 60
             while saved_step() < goal and time.monotonic() < patience:
                 time.sleep(0.004)
             time.sleep(rng.uniform(0.0, 0.03))

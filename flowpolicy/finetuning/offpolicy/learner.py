@@ -16,6 +16,7 @@ from flowpolicy.finetuning.offpolicy.algorithms import Algorithm
 from flowpolicy.finetuning.offpolicy.config import OffPolicySettings
 from flowpolicy.finetuning.offpolicy.networks import SteeredActor
 from flowpolicy.finetuning.offpolicy.replay import Transitions
+from flowpolicy.runs.device import has_fused_adam
 
 OPTIMIZERS = "optimizers"
 
@@ -57,12 +58,12 @@ class OffPolicyLearner:
         )
         self.critics = algorithm.critics(networks)
         self.critic, self.target = self.critics[:2]
-        rate = settings.learning_rate
+        rate, fused = settings.learning_rate, has_fused_adam(generator.device)
         self.optimizers: dict[str, torch.optim.Optimizer] = {
-            "critic": torch.optim.Adam(self.critic.parameters(), lr=rate, fused=True)
+            "critic": torch.optim.Adam(self.critic.parameters(), lr=rate, fused=fused)
         }
         for name, (parameters, own) in algorithm.parameters(networks).items():
-            self.optimizers[name] = torch.optim.Adam(parameters, lr=rate if own is None else own, fused=True)
+            self.optimizers[name] = torch.optim.Adam(parameters, lr=rate if own is None else own, fused=fused)
         self.scale = ReturnScale(num_envs, settings.gamma)
         self._unit = 1.0
         self.updates = 0
