@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import IO, Any, Self
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.utils import get_system_info
 from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
 
 from flowpolicy.errors import ConfigError
@@ -30,6 +32,7 @@ from flowpolicy.finetuning.stable_baselines3 import refuse_other_environments
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.runs.distributed import Processes
 from flowpolicy.runs.seeds import derived_seed
+from flowpolicy.settings import require
 
 
 class ChunkLearning(BaseAlgorithm):
@@ -168,6 +171,60 @@ class ChunkLearning(BaseAlgorithm):
         if self.env is None:
             low, high = (tensors[name].numpy() for name in BOUNDS)
             self.action_space = self.actor_critic.action_space = spaces.Box(low, high, dtype=np.float32)
+
+    def save(  # type: ignore[override]
+        self, path: str | Path | IO[bytes], exclude: Any = None, include: Any = None
+    ) -> None:
+        """Write a zip file of ``config.json`` and ``model.safetensors``; no pickle, so nothing to exclude.
+
+        Args:
+            path: of the file, to which ``.zip`` is added where it has no suffix, or a binary stream.
+            exclude: of stable-baselines3's interface; must be None.
+            include: likewise.
+        """
+        require(exclude is None and include is None, "exclude", exclude, "None: the file holds no objects")
+        self._write(path)
+
+    @classmethod
+    def load(  # type: ignore[override]
+        cls,
+        path: str | Path | IO[bytes],
+        env: Any = None,
+        device: torch.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **settings: Any,
+    ) -> Self:
+        """Read what :meth:`save` wrote.
+
+        Args:
+            path: of the file, with or without ``.zip``, or a binary stream.
+            env: as in the constructor; None can predict, and learns after ``set_env``.
+            device: of the networks.
+            custom_objects: further ``settings``.
+            print_system_info: print versions of the libraries.
+            force_reset: of stable-baselines3's interface; episodes always start with a reset.
+            settings: keyword arguments of the constructor that replace the saved ones. Schedules that are
+                functions, regularizers and demonstrations are not in the file and must be given again.
+
+        Raises:
+            CheckpointError: no such file, a damaged one, or one of something else.
+        """
+        if print_system_info:
+            get_system_info()
+        return cls._read(path, env, device, {**(custom_objects or {}), **settings})
+
+    @abstractmethod
+    def _write(self, path: str | Path | IO[bytes]) -> None:
+        """See :meth:`save`."""
+
+    @classmethod
+    @abstractmethod
+    def _read(
+        cls, path: str | Path | IO[bytes], env: Any, device: torch.device | str, replaced: dict[str, Any]
+    ) -> Self:
+        """See :meth:`load`."""
 
     @property
     def worker_restarts(self) -> int:

@@ -6,11 +6,11 @@ import time
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.utils import FloatSchedule, get_system_info
+from stable_baselines3.common.utils import FloatSchedule
 
 from flowpolicy.errors import CheckpointError, ConfigError
 from flowpolicy.finetuning.acting import spaces_of
@@ -228,17 +228,7 @@ class ReinFlow(ChunkAlgorithm):
         self._n_updates = self.learner.updates
         self.seconds["update"] += time.perf_counter() - started
 
-    def save(  # type: ignore[override]
-        self, path: str | Path | IO[bytes], exclude: Any = None, include: Any = None
-    ) -> None:
-        """Write a zip file of ``config.json`` and ``model.safetensors``; no pickle, so nothing to exclude.
-
-        Args:
-            path: of the file, to which ``.zip`` is added where it has no suffix, or a binary stream.
-            exclude: of stable-baselines3's interface; must be None.
-            include: likewise.
-        """
-        require(exclude is None and include is None, "exclude", exclude, "None: the file holds no objects")
+    def _write(self, path: str | Path | IO[bytes]) -> None:
         tensors, numbers = self.learner.state()
         progress = ReinFlowProgress(**self.progress_numbers(), **numbers)
         model = SavedModel(
@@ -249,34 +239,13 @@ class ReinFlow(ChunkAlgorithm):
         write_model(model, path)
 
     @classmethod
-    def load(  # type: ignore[override]
+    def _read(
         cls,
         path: str | Path | IO[bytes],
-        env: Any = None,
-        device: torch.device | str = "auto",
-        custom_objects: dict[str, Any] | None = None,
-        print_system_info: bool = False,
-        force_reset: bool = True,
-        **settings: Any,
-    ) -> ReinFlow:
-        """Read what :meth:`save` wrote.
-
-        Args:
-            path: of the file, with or without ``.zip``, or a binary stream.
-            env: as in the constructor; None can predict, and learns after ``set_env``.
-            device: of the networks.
-            custom_objects: further ``settings``.
-            print_system_info: print versions of the libraries.
-            force_reset: of stable-baselines3's interface; episodes always start with a reset.
-            settings: keyword arguments of the constructor that replace the saved ones; schedules that are
-                functions and regularizers are not in the file and must be given again.
-
-        Raises:
-            CheckpointError: no such file, a damaged one, or one of something else.
-        """
-        if print_system_info:
-            get_system_info()
-        replaced = {**(custom_objects or {}), **settings}
+        env: Any,
+        device: torch.device | str,
+        replaced: dict[str, Any],
+    ) -> Self:
         hints = typing.get_type_hints(cls.__init__)
         saved = read_model(path, {k: v for k, v in hints.items() if k not in _UNSAVED}, replaced)
         if saved.settings["update"].needs_reference and replaced.get("reference") is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import numpy as np
 import torch
@@ -12,7 +12,6 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import RolloutReturn, TrainFreq
-from stable_baselines3.common.utils import get_system_info
 from stable_baselines3.common.vec_env import VecEnv
 
 from flowpolicy.data.store import Demonstrations
@@ -268,17 +267,7 @@ class OffPolicy(ChunkLearning, OffPolicyAlgorithm):
         """Prepared observations of the replay, key -> ``(n, T_o, *shape)``."""
         return self.replay_buffer.sample(min(VISITED, self.replay_buffer.size())).observation
 
-    def save(  # type: ignore[override]
-        self, path: str | Path | IO[bytes], exclude: Any = None, include: Any = None
-    ) -> None:
-        """Write a zip file of ``config.json`` and ``model.safetensors``, the replay included; no pickle.
-
-        Args:
-            path: of the file, to which ``.zip`` is added where it has no suffix, or a binary stream.
-            exclude: of stable-baselines3's interface; must be None.
-            include: likewise.
-        """
-        require(exclude is None and include is None, "exclude", exclude, "None: the file holds no objects")
+    def _write(self, path: str | Path | IO[bytes]) -> None:
         tensors, numbers = self.learner.state()
         replay = {f"replay.{name}": rows for name, rows in self.replay_buffer.state().items()}
         progress = OffPolicyProgress(**self.progress_numbers(), iteration=self.iterations, **numbers)
@@ -290,39 +279,18 @@ class OffPolicy(ChunkLearning, OffPolicyAlgorithm):
         write_model(model, path)
 
     @classmethod
-    def load(  # type: ignore[override]
+    def _read(
         cls,
         path: str | Path | IO[bytes],
-        env: Any = None,
-        device: torch.device | str = "auto",
-        custom_objects: dict[str, Any] | None = None,
-        print_system_info: bool = False,
-        force_reset: bool = True,
-        **settings: Any,
-    ) -> OffPolicy:
-        """Read what :meth:`save` wrote.
-
-        Args:
-            path: of the file, with or without ``.zip``, or a binary stream.
-            env: as in the constructor; None can predict, and learns after ``set_env``.
-            device: of the networks.
-            custom_objects: further ``settings``.
-            print_system_info: print versions of the libraries.
-            force_reset: of stable-baselines3's interface; episodes always start with a reset.
-            settings: keyword arguments of the constructor that replace the saved ones; demonstrations are not
-                in the file and must be given again.
-
-        Raises:
-            CheckpointError: no such file, a damaged one, or one of something else.
-        """
-        if print_system_info:
-            get_system_info()
+        env: Any,
+        device: torch.device | str,
+        replaced: dict[str, Any],
+    ) -> Self:
         saved = read_model(path)
         own = {
             "algorithm": saved.algorithm, "num_steps": saved.sampling.num_steps, "grid": saved.sampling.grid,
             "seed": saved.seed, **vars(saved.settings),
         }  # fmt: skip
-        replaced = {**(custom_objects or {}), **settings}
         try:
             model = cls(FlowPolicy(saved.policy), env, device=device, **{**own, **replaced})
         except ConfigError as error:
