@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,9 +57,10 @@ class EpisodeTally:
         self._ended: list[EpisodeRecord] = []
         self.running = [EpisodeRecord() for _ in range(num_envs)]
 
-    def restart(self) -> None:
-        """Forget the episodes that run; those that ended stay."""
-        self.running = [EpisodeRecord() for _ in self.running]
+    def restart(self, rows: Iterable[int] | None = None) -> None:
+        """Forget the episodes that run, in some environments or in all; those that ended stay."""
+        for row in range(len(self.running)) if rows is None else rows:
+            self.running[row] = EpisodeRecord()
 
     def end(self, row: int) -> EpisodeRecord:
         """The episode of environment ``row`` is over; the next one begins there."""

@@ -56,11 +56,15 @@ class HistoryBuffer:
         fields = {key: (array.shape[2:], array.dtype) for key, array in arrays.items()}
         num_slots, obs_horizon = next(iter(arrays.values())).shape[:2]
         buffer = cls(fields, num_slots, obs_horizon)
-        for key, array in arrays.items():
-            buffer.arrays[key][:] = array
-        buffer._fresh[:] = False
-        buffer._restarted = False
+        buffer.put(arrays)
         return buffer
+
+    def put(self, histories: Mapping[str, NDArray[Any]], slots: Any = slice(None)) -> None:
+        """Go on from ``histories``, key -> ``(n, T_o, *shape)``, in ``slots``."""
+        for key, array in histories.items():
+            self.arrays[key][slots] = array
+        self._fresh[slots] = False
+        self._restarted = bool(self._fresh.any())
 
     def restart(self, slots: Any = slice(None)) -> None:
         """An episode begins in ``slots``: their next observation fills the history."""

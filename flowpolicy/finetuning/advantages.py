@@ -42,8 +42,9 @@ class Experience:
 class AdvantageStrategy(Protocol):
     """How good each chunk was, compared with others.
 
-    The environments are at hand in their order: a strategy that compares chunks of a group needs G neighbours
-    that were reset to one state, and takes its mean over them.
+    To one that has a ``group_size`` G each G neighbours in N are branches from one state, which begin at
+    every ``branch_length``-th of the S chunks; see
+    :class:`~flowpolicy.finetuning.branching.BranchingChunks`.
     """
 
     @property

@@ -44,8 +44,11 @@ class ChunkLearning(BaseAlgorithm):
     Attributes:
         collector: acts in the environments, where there are any.
         seconds: wall time spent in ``simulation``, ``inference`` and ``update`` since construction.
+        group_size: neighbouring environments that start from one state; 1 where each goes its way.
+        branch_length: after how many chunks they do it again.
     """
 
+    group_size = branch_length = 1
     actor_critic: ChunkActor
     generator: torch.Generator
     processes: Processes
@@ -61,6 +64,11 @@ class ChunkLearning(BaseAlgorithm):
     @abstractmethod
     def visited_observations(self) -> dict[str, torch.Tensor]:
         """Prepared observations from the model's own rollouts, key -> ``(n, T_o, *shape)``."""
+
+    @property
+    def gathers(self) -> bool:
+        """Chunks wait to be learned from, which a saved model does not have with it."""
+        return False
 
     @property
     @abstractmethod
@@ -87,8 +95,15 @@ class ChunkLearning(BaseAlgorithm):
                 "The environment is in a VecNormalize, and the policy normalises by itself; leave it out."
             )
         check_spaces(env, self.actor_critic.flow_policy, "The environment")
-        self.scale.running = np.zeros(env.num_envs)
-        self.collector = Collector(env, self.actor_critic, generator=self.generator, seconds=self.seconds)
+        self.scale.running = np.zeros(env.num_envs // self.group_size)
+        self.collector = Collector(
+            env,
+            self.actor_critic,
+            generator=self.generator,
+            seconds=self.seconds,
+            group_size=self.group_size,
+            branch_length=self.branch_length,
+        )
 
     def set_env(self, env: Any, force_reset: bool = True) -> None:
         """Go on in another environment of the same spaces; a loaded model has none until then."""
@@ -113,7 +128,7 @@ class ChunkLearning(BaseAlgorithm):
         result = super()._setup_learn(*args, **kwargs)
         if self._last_obs is not before:  # the environments were reset
             self.collector.histories = None
-            self.scale.running = np.zeros(self.n_envs)
+            self.scale.running = np.zeros(self.n_envs // self.group_size)
         return result
 
     def _collect(self, callback: BaseCallback, buffer: Buffer, count: int) -> bool:
@@ -253,7 +268,8 @@ class ChunkAlgorithm(ChunkLearning, OnPolicyAlgorithm):
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: ChunkBuffer, n_rollout_steps: int
     ) -> bool:
         """Sample a chain per chunk, execute the chunk, record both; False where a callback stops training."""
-        rollout_buffer.reset()
+        if not self.learner.update.offline:
+            rollout_buffer.reset()
         self._update_current_progress_remaining(self.num_timesteps, max(1, self._total_timesteps))
         self.actor_critic.flow.noise.set_bounds(*self.noise.bounds(1.0 - self._current_progress_remaining))
         return self._collect(callback, rollout_buffer, n_rollout_steps)

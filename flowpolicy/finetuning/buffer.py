@@ -17,7 +17,14 @@ from flowpolicy.finetuning.rules.rule import Minibatch
 
 
 class ChunkBuffer:
-    """S chunks in each of N environments, filled by :meth:`add` in order."""
+    """S chunks in each of N environments, filled by :meth:`add` in order.
+
+    Attributes:
+        explained_variance: share of the variance of the returns that :meth:`data` gave last which the critic
+            had foreseen.
+    """
+
+    explained_variance = 0.0
 
     def __init__(self) -> None:
         self.reset()
@@ -28,6 +35,7 @@ class ChunkBuffer:
         self._finals: list[tuple[int, NDArray[np.int64], dict[str, Tensor]]] = []
         self._chains: list[Chain] = []
         self._steps: list[ChunkStep] = []
+        self._counted = 0
 
     def add(
         self,
@@ -85,6 +93,7 @@ class ChunkBuffer:
         ended = terminated | np.stack([step.truncated for step in self._steps])
         rewards = chunk_rewards(self.rewards() / scale.value, strategy.gamma)
         advantages, returns = strategy(Experience(rewards, executed, terminated, ended, values, next_values))
+        self.explained_variance = 1 - float((returns - values).var() / returns.var())
         x, mean, std = (torch.cat(parts) for parts in zip(*self._chains, strict=True))
         device = x.device
         mask = transition_mask(
@@ -105,9 +114,14 @@ class ChunkBuffer:
         return np.stack([step.rewards for step in self._steps]).astype(np.float64)
 
     def return_moments(self, scale: ReturnScale) -> tuple[float, float, float, float]:
-        """What ``scale`` takes of this iteration's running returns, which go on from the last one's."""
+        """What ``scale`` takes of the running returns since the last call, which go on from that one's.
+
+        Of a group they are those of the first environment.
+        """
+        new = np.s_[self._counted :, :: len(self._steps[0].executed) // len(scale.running)]
+        self._counted = len(self._steps)
         ended = np.stack([step.terminated | step.truncated for step in self._steps])
-        return scale.run(self.rewards(), self._executed(), ended)
+        return scale.run(self.rewards()[new], self._executed()[new], ended[new])
 
     def reward_range(self) -> tuple[float, float, float]:
         """Lowest and highest reward of an executed step; 1 where an episode was terminated, else 0."""

@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from flowpolicy.evaluation.episodes import EpisodeRecord
 from flowpolicy.execution.history import Histories
 from flowpolicy.finetuning.acting import ChunkActor
+from flowpolicy.finetuning.branching import BranchingChunks
 from flowpolicy.finetuning.environments import ChunkEnv, ChunkStep, LocalChunks
 from flowpolicy.finetuning.stable_baselines3 import ChunkedVecEnv, VecEnvChunks
 
@@ -52,6 +53,8 @@ class Collector:
         networks: what acts.
         generator: source of everything random.
         seconds: where wall time is added up under ``inference`` and ``simulation``.
+        group_size: neighbouring environments that start from one state; see :class:`BranchingChunks`.
+        branch_length: after how many chunks they do it again.
 
     Attributes:
         chunks: the environments.
@@ -65,6 +68,8 @@ class Collector:
         *,
         generator: torch.Generator,
         seconds: dict[str, float],
+        group_size: int = 1,
+        branch_length: int = 1,
     ) -> None:
         self.networks, self.generator, self.seconds = networks, generator, seconds
         self.after: dict[str, torch.Tensor] = {}
@@ -78,6 +83,8 @@ class Collector:
             self.chunks = LocalChunks(env.envs, keys, policy.spec.obs_horizon)
         else:
             self.chunks = VecEnvChunks(env, keys, policy.spec.obs_horizon, self._sample_rest)
+        if group_size > 1:
+            self.chunks = BranchingChunks(self.chunks, group_size, branch_length)
 
     def start(self, seed: int | None, just_reset: Any) -> None:
         """Begin episodes everywhere, unless some are under way.
@@ -104,6 +111,8 @@ class Collector:
         a ``VecEnv`` takes single steps, ``on_step`` sees each as it is taken.
         """
         assert self.histories is not None
+        if isinstance(self.chunks, BranchingChunks):
+            self.histories = self.chunks.branch()  # so that every buffer begins with a branch
         chunks, horizon = self.chunks, self.networks.execute_horizon
         if isinstance(chunks, VecEnvChunks):
             chunks.on_step = lambda rewards, dones, infos: on_step(rewards, dones, infos, chunks.num_envs)

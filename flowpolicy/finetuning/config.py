@@ -162,10 +162,13 @@ class FinetuneConfig(OnlineConfig):
         reinflow: of the algorithm.
         noise: of the injected noise.
         update: the update rule's ``name`` and its settings.
+        advantages: their ``name`` and settings; None is ``gae``. ``gamma`` and ``gae_lambda`` are those of
+            ``reinflow``.
         regularization: what keeps the policy near the pretrained one.
     """
 
     reinflow: ReinFlowConfig = field(default_factory=ReinFlowConfig)
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     update: dict[str, Any] = field(default_factory=dict)
+    advantages: dict[str, Any] | None = None
     regularization: RegularizationConfig = field(default_factory=RegularizationConfig)

@@ -33,7 +33,8 @@ class ChunkStep:
         terminated: ``(N,)``, the episode ended in a terminal state.
         truncated: ``(N,)``, it was ended by a time limit or with its process; never both.
         success: ``(N,)``, the environment said so at any step of the chunk.
-        restarted: ``(N,)``, the environment's process died in this call and was replaced.
+        restarted: ``(N,)``, what ended is no whole episode: the environment's process died in this call and
+            was replaced, or it was put to another state.
     """
 
     observation: Histories

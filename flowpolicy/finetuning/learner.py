@@ -49,6 +49,7 @@ class Learner:
         update: the update rule.
         regularizers: further terms of the policy loss.
         advantages: makes advantages of rewards and values.
+        group_size: of the groups that they compare, 1 without groups.
         num_envs: environments of this process.
         target_kl: how far the policy may move in an iteration; see :class:`ReinFlow`.
         critic_warmup: iterations in which only the critic learns.
@@ -72,6 +73,7 @@ class Learner:
         regularizers: Sequence[Regularizer],
         *,
         advantages: AdvantageStrategy,
+        group_size: int = 1,
         num_envs: int,
         target_kl: float | None,
         critic_warmup: int,
@@ -82,14 +84,14 @@ class Learner:
         generator: torch.Generator,
     ) -> None:
         self.networks, self.update, self.regularizers = networks, update, regularizers
-        self.advantages, self.reference = advantages, reference
+        self.advantages, self.group_size, self.reference = advantages, group_size, reference
         self.target_kl, self.max_grad_norm = target_kl, max_grad_norm
         self.critic_warmup, self.adaptive_rate = critic_warmup, adaptive_rate
         self.processes, self.generator, self.device = processes, generator, generator.device
         fused = has_fused_adam(self.device)
         self.actor_optimizer = torch.optim.Adam(networks.actor_parameters(), fused=fused)
         self.critic_optimizer = torch.optim.Adam(networks.critic.parameters(), fused=fused)
-        self.scale = ReturnScale(num_envs, advantages.gamma)
+        self.scale = ReturnScale(max(1, num_envs // group_size), advantages.gamma)
         self.rate_factor = 1.0
         self.iteration = self.updates = 0
         self._before_step: list[torch.Tensor] | None = None
@@ -132,6 +134,7 @@ class Learner:
         critic_rate: float,
         batch_size: int,
         n_epochs: int,
+        policy_waits: bool = False,
     ) -> dict[str, float]:
         """Several epochs over an iteration's chunks: the critic always, the policy until the KL stop.
 
@@ -142,6 +145,7 @@ class Learner:
             critic_rate: of the critic.
             batch_size: chunks of a minibatch, of all processes.
             n_epochs: passes over the chunks.
+            policy_waits: only the critic learns.
 
         Returns:
             Metrics, ``train/...``.
@@ -149,21 +153,25 @@ class Learner:
         for moments in self.processes.gather(*buffer.return_moments(self.scale)):
             self.scale.merge(*moments)
         data = buffer.data(self.networks.values, after, self.scale, self.advantages)
-        # Computed before the critic is fitted to these returns: the advantage is its error on them.
-        logged = {"train/explained_variance": 1 - float(data.advantage.var() / data.returns.var())}
+        logged = {"train/explained_variance": buffer.explained_variance}
         advantage, strength = self.normalized(data.advantage)
         logged["train/advantage_strength"] = strength
         logged["train/learning_rate"] = self.start_iteration(strength * policy_rate, critic_rate)
-        moving = self.iteration >= self.critic_warmup and self._returns_differ(buffer)
-        data = dataclasses.replace(data, advantage=advantage, executed=self.networks.executed(data.x[:, -1]))
+        is_warm = self.update.offline or self.iteration >= self.critic_warmup
+        moving = is_warm and not policy_waits and self._returns_differ(buffer)
+        data = dataclasses.replace(
+            data,
+            advantage=advantage,
+            executed=self.networks.executed(data.x[:, -1]),
+            group_size=self.group_size,
+        )
         if moving:
             data = self._prepared(data)
         losses, found = [], list[dict[str, float]]()
         # Every chunk once an epoch, in minibatches of nearly one size: a small remnant is a noisy step.
         parts, policy_steps = max(1, round(len(data) * self.processes.count / batch_size)), 0
         for _ in range(n_epochs):
-            order = torch.randperm(len(data), generator=self.generator, device=self.device)
-            for rows in torch.tensor_split(order, parts):
+            for rows in data.shuffled(parts, self.generator):
                 batch = data[rows]
                 losses.append(self.critic_step(batch))
                 if moving:
@@ -185,7 +193,7 @@ class Learner:
     def _prepared(self, data: Minibatch) -> Minibatch:
         """With what the update rule keeps of each chunk."""
         flow, parts = self.networks.flow, list[dict[str, Tensor]]()
-        for rows in torch.split(torch.arange(len(data), device=self.device), PREPARED_AT_ONCE):
+        for rows in data.parts(PREPARED_AT_ONCE):
             parts.append(self.update.prepare(flow, data[rows], self.reference, self.generator))
         kept = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         return dataclasses.replace(data, kept=kept)
@@ -265,7 +273,7 @@ class Learner:
             tokens = getattr(self.networks.flow.network, "num_tokens", actions)
             rows_at_once = max(1, TOKENS_AT_ONCE // (transitions * tokens))
         metrics: dict[str, float] = {}
-        for rows in torch.split(torch.arange(len(batch), device=self.device), rows_at_once):
+        for rows in batch.parts(rows_at_once):
             loss, found = self.update.loss(self.networks.flow, batch[rows])
             share = len(rows) / len(batch)
             if torch.is_grad_enabled():

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from flowpolicy.errors import ConfigError, FlowPolicyError, TaskError
 from flowpolicy.evaluation.environment import StandardEnvironment
-from flowpolicy.execution.history import Histories, HistoryBuffer
+from flowpolicy.execution.history import Histories
 from flowpolicy.finetuning.environments import LocalChunks, Played, env_error, require_open, require_ready
 from flowpolicy.finetuning.staggered import CutFirstEpisode
 from flowpolicy.optional import optional
@@ -185,27 +185,36 @@ class NativeChunks(LocalChunks):
             self._history.copy(),
         )
 
-    def reset_to(self, states: SimulatorStates) -> Histories:
-        """Go on from ``states``, one row for each environment; returns and lengths count from there.
+    def reset_to(self, states: SimulatorStates, rows: Sequence[int] | None = None) -> Histories:
+        """Go on from ``states``, one for each of the environments ``rows`` (None: all); returns and lengths
+        count from there.
 
         The episodes after those are drawn by each environment's own generator, as :meth:`reset` seeded it.
 
+        Returns:
+            Histories of all environments.
+
         Raises:
-            FlowPolicyError: there are more or fewer of them.
+            FlowPolicyError: there are more or fewer of them, or the other environments were never reset.
         """
         require_open(bool(self.envs))
-        if len(states.left) != self.num_envs:
+        chosen = list(range(self.num_envs) if rows is None else rows)
+        if len(states.left) != len(chosen):
             raise FlowPolicyError(
-                f"There are {len(states.left)} states for {self.num_envs} environments; choose one for each "
+                f"There are {len(states.left)} states for {len(chosen)} environments; choose one for each "
                 "with states.rows(index)."
             )
-        for raw, physics, drawn in zip(self._raw, states.physics, states.drawn, strict=True):
+        if rows is not None:
+            require_ready(self._ready)
+        for row, physics, drawn in zip(chosen, states.physics, states.drawn, strict=True):
+            raw = self._raw[row]
             self._task.put(raw, drawn)
             self._mujoco.mj_setState(raw.model, raw.data, physics, self._mujoco.mjtState.mjSTATE_INTEGRATION)
-        self._now = {name: rows.copy() for name, rows in states.quantities.items()}
-        self._left, self._cuts = states.left.copy(), np.full(self.num_envs, NEVER)
-        self._history = HistoryBuffer.of(states.histories)
-        self._tally.restart()
+        for name, quantity in states.quantities.items():
+            self._now[name][chosen] = quantity
+        self._left[chosen], self._cuts[chosen] = states.left, NEVER
+        self._history.put(states.histories, chosen)
+        self._tally.restart(chosen)
         self._ready = True
         return self._history.copy()
 

@@ -81,7 +81,7 @@ class Recorder(BaseCallback):
             if crossed and not is_last:
                 metrics |= self.evaluate(model.deployed_policy())
             self.loggers.log(model.num_timesteps, metrics)
-            if is_last or model.iteration % self.save_every == 0:
+            if is_last or (model.iteration % self.save_every == 0 and not model.gathers):
                 model.save(self.run_dir / STATE_FILE)
         model.processes.wait()
         self._bar.update(steps, **_shown(metrics))

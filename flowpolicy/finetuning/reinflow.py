@@ -21,6 +21,7 @@ from flowpolicy.finetuning.archive import taking_over
 from flowpolicy.finetuning.buffer import ChunkBuffer
 from flowpolicy.finetuning.chain import NoisyFlow, chain_steps
 from flowpolicy.finetuning.config import check_settings
+from flowpolicy.finetuning.group_advantages import GroupAdvantages
 from flowpolicy.finetuning.learner import Learner
 from flowpolicy.finetuning.noise import NoiseConfig
 from flowpolicy.finetuning.regularization import Regularizer
@@ -70,7 +71,8 @@ class ReinFlow(ChunkAlgorithm):
         noise: the injected noise.
         update: the update rule.
         advantages: how good a chunk was; None takes :class:`~flowpolicy.finetuning.advantages.GAE` of
-            ``gamma`` and ``gae_lambda``.
+            ``gamma`` and ``gae_lambda``, or for an update rule that compares chunks of a group
+            :class:`~flowpolicy.finetuning.group_advantages.GroupAdvantages`.
         reference: the pretrained policy, for update rules that look at it; None takes ``policy`` as it is.
         regularizers: further terms of the policy loss.
         critic_hidden: widths of the critic.
@@ -144,12 +146,18 @@ class ReinFlow(ChunkAlgorithm):
             del settings["advantages"]
         check_settings(settings)
         self.settings = settings
-        self.advantages = advantages or GAE(gamma, gae_lambda)
         self.reference = reference
         self.batch_size, self.n_epochs = batch_size, n_epochs
         self.critic_learning_rate = critic_learning_rate
         self.noise: NoiseConfig = self.settings["noise"]
         self.update: UpdateRule = self.settings["update"]
+        if advantages is None:
+            advantages = (GroupAdvantages if self.update.needs_groups else GAE)(gamma, gae_lambda)
+        self.advantages: AdvantageStrategy = advantages
+        self.group_size = getattr(advantages, "group_size", 1)
+        self.branch_length = getattr(advantages, "branch_length", 1)
+        allowed = f"of groups, since update={self.update.name} compares the chunks of one"
+        require(self.group_size > 1 or not self.update.needs_groups, "advantages", advantages, allowed)
         self.regularizers = tuple(regularizers)
         self.lost_regularizers: tuple[str, ...] = ()  # a loaded model's, until they are given again
         self.processes = processes or Processes()
@@ -194,7 +202,7 @@ class ReinFlow(ChunkAlgorithm):
             reference = flow.frozen_copy().to(self.device)  # the user's policy stays where it is
         self.learner = Learner(
             self.actor_critic, self.update, self.regularizers, advantages=self.advantages,
-            num_envs=self.n_envs, target_kl=self.settings["target_kl"],
+            group_size=self.group_size, num_envs=self.n_envs, target_kl=self.settings["target_kl"],
             critic_warmup=self.settings["critic_warmup"], adaptive_rate=self.settings["adaptive_rate"],
             max_grad_norm=self.max_grad_norm, reference=reference, processes=self.processes,
             generator=self.generator,
@@ -210,11 +218,19 @@ class ReinFlow(ChunkAlgorithm):
                 f"The saved model was trained with the regularizer {', '.join(self.lost_regularizers)}; give "
                 "load() regularizers=(...) again before it learns on."
             )
+        if self.update.offline:
+            self.rollout_buffer.reset()
         return super()._setup_learn(*args, **kwargs)
+
+    @property
+    def gathers(self) -> bool:
+        """See :class:`ChunkLearning`."""
+        return self.update.offline and self.num_timesteps < self._total_timesteps
 
     def train(self) -> None:
         """Learn from the iteration's chunks; see :meth:`Learner.train`."""
-        started, left = time.perf_counter(), self._current_progress_remaining
+        started = time.perf_counter()
+        left = 1.0 if self.update.offline else self._current_progress_remaining
         metrics = self.learner.train(
             self.rollout_buffer,  # type: ignore[arg-type]
             self.collector.after,
@@ -222,6 +238,7 @@ class ReinFlow(ChunkAlgorithm):
             critic_rate=self.critic_schedule(left),
             batch_size=self.batch_size,
             n_epochs=self.n_epochs,
+            policy_waits=self.gathers,
         )
         for name, value in metrics.items():
             self.logger.record(name, value)

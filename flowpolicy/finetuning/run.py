@@ -12,6 +12,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from flowpolicy.data.store import read_demonstrations
 from flowpolicy.errors import ConfigError
 from flowpolicy.evaluation.task import Task
+from flowpolicy.finetuning.advantage_registry import build_advantages
 from flowpolicy.finetuning.chain import NoisyFlow, chain_steps
 from flowpolicy.finetuning.config import FinetuneConfig
 from flowpolicy.finetuning.online_run import Recipe, run_online
@@ -41,6 +42,10 @@ class ReinFlowRecipe(Recipe):
     def __init__(self, config: FinetuneConfig, base: FlowPolicy, group: Processes) -> None:
         super().__init__(config, base, group)
         self.update, self.regularizers = build_update_rule(config.update), _regularizers(config, base)
+        self.advantages = None
+        if config.advantages is not None:
+            discounts = {name: getattr(config.reinflow, name) for name in ("gamma", "gae_lambda")}
+            self.advantages = build_advantages({**discounts, **config.advantages})
 
     def new(self, policy: FlowPolicy, env: VecEnv, task: Task) -> ReinFlow:
         """See :class:`Recipe`."""
@@ -52,8 +57,9 @@ class ReinFlowRecipe(Recipe):
             )
         return ReinFlow(
             policy, env, num_steps=config.num_steps, grid=config.grid, noise=config.noise,
-            update=self.update, regularizers=self.regularizers, execute_horizon=task.execute_horizon,
-            processes=self.group, reference=self.base, seed=config.seed, device=self.base.device, **settings,
+            update=self.update, advantages=self.advantages, regularizers=self.regularizers,
+            execute_horizon=task.execute_horizon, processes=self.group, reference=self.base, seed=config.seed,
+            device=self.base.device, **settings,
         )  # fmt: skip
 
     def load(self, path: Path, env: VecEnv | None) -> ReinFlow:

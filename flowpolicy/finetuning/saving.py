@@ -16,6 +16,7 @@ from flowpolicy.errors import CheckpointError, ConfigError
 from flowpolicy.files.reading import MOST_JSON, StoredTensors, shapes_of
 from flowpolicy.finetuning.acting import spaces_of
 from flowpolicy.finetuning.actor_critic import NETWORK_SETTINGS, FlowActorCritic
+from flowpolicy.finetuning.advantage_registry import ADVANTAGES, build_advantages
 from flowpolicy.finetuning.archive import CONFIG, read_archive, write_archive
 from flowpolicy.finetuning.learner import OPTIMIZERS
 from flowpolicy.finetuning.noise import NoiseConfig
@@ -116,7 +117,9 @@ def _encoded(settings: Mapping[str, Any]) -> dict[str, Any]:
     """As JSON; None in place of what is the user's own: a schedule that is a function, a rule, a strategy."""
     encoded = {**settings, "noise": dataclasses.asdict(settings["noise"])}
     if "advantages" in encoded:
-        encoded["advantages"] = None
+        strategy = settings["advantages"]
+        named = [name for name, kind in ADVANTAGES.items() if kind is type(strategy)]
+        encoded["advantages"] = {"name": named[0], **dataclasses.asdict(strategy)} if named else None
     for name in _SCHEDULES:
         encoded[name] = _encoded_schedule(settings[name])
     rule = settings["update"]
@@ -147,8 +150,8 @@ def _decoded(
         elif name == "update":
             decoded[name] = None if value is None else build_update_rule(checked(value, dict[str, Any], name))
         elif name == "advantages":
-            require(value is None, name, value, "null: it is no part of a file")
-            decoded[name] = None
+            known = None if value is None else checked(value, dict[str, Any], name)
+            decoded[name] = None if known is None else build_advantages(known)
         elif name in _SCHEDULES:
             decoded[name] = _decoded_schedule(value, name)
         else:

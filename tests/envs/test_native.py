@@ -22,6 +22,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from flowpolicy import FlowPolicy
 from flowpolicy.errors import ConfigError, FlowPolicyError, TaskError
 from flowpolicy.evaluation.task import task_from
+from flowpolicy.finetuning.branching import BranchingChunks
 from flowpolicy.finetuning.environments import LocalChunks
 from flowpolicy.finetuning.native_environments import NativeChunks, native_task
 from flowpolicy.finetuning.online_run import _environments
@@ -107,6 +108,38 @@ def test_a_group_of_chunks_starts_from_one_state(repo_root: Any) -> None:
     chunks.reset_to(states.rows(np.repeat(1, 3)))
     step = chunks.step(np.repeat(chunks_for(chunks, 1)[0][:1], 3, axis=0))
     assert_equal(step, step, slice(None), [1, 2, 0])
+    chunks.close()
+
+
+def test_branches_reproduce_bit_for_bit(repo_root: Any) -> None:
+    plain, branched = (
+        NativeChunks(environments(repo_root, "hopper", 4)[0], KEYS, HISTORY, Hopper) for _ in range(2)
+    )
+    chunks, first, sides = BranchingChunks(branched, group_size=2, length=2), [0, 2], [1, 3]
+    np.testing.assert_array_equal(plain.reset(5)["observation"][first], chunks.reset(5)["observation"][sides])
+    came_to_an_end, alike = False, True
+    for number, actions in enumerate(chunks_for(plain, 12)):
+        if number % 4 < 2:  # every other branch does what the first of its group does
+            actions[sides] = actions[first]
+        step, expected = chunks.step(actions), plain.step(actions)
+        assert_equal(step, expected, first, first)  # whose path no side branch disturbs
+        ended = (step.terminated | step.truncated)[first]
+        if number % 4 == 0 or (number % 4 == 1 and alike):
+            for field in ("rewards", "executed", "terminated"):
+                np.testing.assert_array_equal(getattr(step, field)[sides], getattr(step, field)[first])
+            final = step.final_observation["observation"]
+            np.testing.assert_array_equal(final[sides], final[first])
+        alike, came_to_an_end = not ended.any(), came_to_an_end or bool(ended.any())
+        if number % 2:
+            assert (step.truncated ^ step.terminated)[sides].all()
+            np.testing.assert_array_equal(
+                step.observation["observation"][sides], step.observation["observation"][first]
+            )
+    assert came_to_an_end
+    episodes, expected_episodes = chunks.pop_episodes(), plain.pop_episodes()
+    assert episodes
+    assert all(episode in expected_episodes for episode in episodes)
+    plain.close()
     chunks.close()
 
 

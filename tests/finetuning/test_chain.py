@@ -81,6 +81,46 @@ def test_the_ratio_of_an_unchanged_policy_is_one(reduction):
     assert metrics["train/kl"].abs() < 1e-9
 
 
+@pytest.mark.parametrize("reduction", ["joint", "per_step", "mean"])
+def test_loss_and_gradient_of_ppo_are_those_of_a_computation_by_hand(reduction):
+    """A chunk, and for each of its ratios, at a time."""
+    rule = PPO(clip_range=0.1, reduction=reduction, entropy_coefficient=0.01)
+    _, flow = make(num_steps=2)
+    observation, chain = sampled(flow)
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.mul_(0.97)
+    executed = torch.arange(B) % T + 1
+    batch = minibatch(observation, chain, executed)
+    loss, metrics = rule.loss(flow, batch)
+    mean, std = flow(observation, chain.x)
+    by_hand, clipped, ratios = 0.0, 0, 2 if reduction == "per_step" else 1
+    for i, count in enumerate(executed.tolist()):
+        steps, bonus = [], 0.0
+        for k, tokens in enumerate((slice(T), slice(count))):
+            new, old = (
+                torch.distributions.Normal(m[i, k, tokens], s[i, k, tokens])
+                for m, s in ((mean, std), (chain.mean, chain.std))
+            )
+            reached = chain.x[i, k + 1, tokens]
+            steps.append((new.log_prob(reached) - old.log_prob(reached)).sum())
+            bonus = bonus + new.entropy().sum() / (2 * T * A)
+        elements = (T + count) * A if reduction == "mean" else 1
+        for log_ratio in steps if reduction == "per_step" else [sum(steps) / elements]:
+            gains = torch.stack([log_ratio.exp(), log_ratio.exp().clamp(0.9, 1.1)]) * batch.advantage[i]
+            by_hand, clipped = (
+                by_hand - gains.min() / (ratios * B),
+                clipped + bool(abs(log_ratio.exp() - 1) > 0.1),
+            )
+        by_hand = by_hand - 0.01 * bonus / B
+    assert 0 < clipped < ratios * B
+    assert float(metrics["train/clip_fraction"]) == pytest.approx(clipped / (ratios * B))
+    assert float(loss.detach()) == pytest.approx(float(by_hand.detach()), rel=1e-9)
+    parameters = [p for p in flow.parameters() if p.requires_grad]
+    for one, other in zip(*(torch.autograd.grad(v, parameters) for v in (loss, by_hand)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
 def test_noise_at_one_step_and_the_loss_of_that_step():
     _, flow = make()
     observation, _ = sampled(flow, batch=24)

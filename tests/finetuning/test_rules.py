@@ -14,7 +14,7 @@ pytest.importorskip("stable_baselines3", reason="stable-baselines3 is not instal
 import gymnasium as gym
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
-from toy_practice import Reach, make, make_policy
+from toy_practice import Reach, grouped, make, make_policy
 
 from flowpolicy import FlowPolicy
 from flowpolicy.errors import CheckpointError
@@ -22,7 +22,7 @@ from flowpolicy.finetuning.advantages import GAE
 from flowpolicy.finetuning.chain import NoisyFlow, transition_mask
 from flowpolicy.finetuning.noise import NoiseConfig
 from flowpolicy.finetuning.reinflow import ReinFlow
-from flowpolicy.finetuning.rules import AWM, NFT, UPDATE_RULES, Minibatch
+from flowpolicy.finetuning.rules import AWM, GDRO, NFT, UPDATE_RULES, Minibatch
 from flowpolicy.finetuning.run import finetune
 from flowpolicy.flow.sampler_spec import SamplerSpec
 
@@ -164,7 +164,9 @@ def test_a_one_step_student_stays_one(name):
     tuned = SamplerSpec(num_steps=1, solver="euler", grid={"name": "uniform"})
     student = make_policy(objective="flow_matching", tuned=tuned)
     before = [parameter.clone() for parameter in student.network.parameters()]
-    model = make(policy=student, num_steps=None, update=UPDATE_RULES[name]())
+    rule = UPDATE_RULES[name]()
+    env = grouped() if rule.needs_groups else None
+    model = make(env, student, num_steps=None, update=rule)
     model.learn(1)
     assert model.settings["num_steps"] == model.actor_critic.flow.num_steps == 1
     deployed = model.deployed_policy()
@@ -290,3 +292,45 @@ def test_advantages_may_come_from_groups(tmp_path):
     with pytest.raises(CheckpointError, match="advantages of its user's own"):
         ReinFlow.load(tmp_path / "model", **given)
     assert ReinFlow.load(tmp_path / "model", advantages=GAE(0.9, 0.9), **given).num_timesteps > 0
+
+
+def test_loss_and_gradient_of_groups_are_those_of_a_computation_by_hand():
+    rule, generator = GDRO(strength=0.7, temperature=0.8, pull=0.3), torch.Generator().manual_seed(0)
+    theta, old, pretrained = (0.3, -0.2, 0.5), (0.35, -0.1, 0.4), (0.1, 0.2, 0.3)
+    chunk = torch.randn(6, T, A, generator=generator, dtype=torch.float64)
+    executed, advantage = [4, 3, 2, 1, 4, 4], np.array([-3.0, -0.5, 0.4, 1.0, 2.5, 0.1])
+    batch = replace(minibatch(chunk, torch.tensor(advantage), torch.tensor(executed)), group_size=3)
+    kept = rule.prepare(Toy(old), batch, Toy(pretrained), generator)
+    flow = Toy(theta)
+    loss, _ = rule.loss(flow, replace(batch, kept=kept))
+    loss.backward()
+    t, x_0 = kept["t"].numpy(), (chunk[:, None] - kept["u"]).numpy()
+    for drawn in (t, x_0):
+        np.testing.assert_allclose(drawn.reshape(2, 3, *drawn.shape[1:]), drawn[::3, None].repeat(3, 1))
+
+    def squares(parameters, target=None):
+        """|v - u|^2, or |v - v'|^2, a mean over the draws, of each chunk."""
+        found = []
+        for i, rows in enumerate(map(slice, executed)):
+            o, x_1, total = float(batch.observation["o"][i]), chunk[i, rows].numpy(), 0.0
+            for at, start in zip(t[i], x_0[i, :, rows], strict=True):
+                (a, b, c), x_t = parameters, (1 - at) * start + at * x_1
+                aim = x_1 - start if target is None else target[0] * x_t + target[1] * at + target[2] * o
+                total += ((a * x_t + b * at + c * o - aim) ** 2).sum() / len(t[i])
+            found.append(total)
+        return np.array(found)
+
+    def value(theta):
+        total = rule.pull * squares(theta, pretrained).mean()
+        implicit = -0.7 * (squares(theta) - squares(old))
+        for group in (slice(0, 3), slice(3, 6)):
+            p, q = (
+                np.exp(score) / np.exp(score).sum() for score in (advantage[group] / 0.8, implicit[group])
+            )
+            total -= (p * np.log(q)).sum() / 2
+        return total
+
+    assert float(loss.detach()) == pytest.approx(value(theta), rel=1e-12)
+    for i, step in enumerate(np.eye(3) * 1e-6):
+        slope = (value(theta + step) - value(theta - step)) / 2e-6
+        assert float(flow.theta.grad[i]) == pytest.approx(slope, rel=1e-6, abs=1e-9)

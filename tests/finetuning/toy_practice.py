@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from stable_baselines3.common.env_util import make_vec_env
 
+from flowpolicy.finetuning.environments import LocalChunks
 from flowpolicy.finetuning.reinflow import ReinFlow
+from flowpolicy.finetuning.stable_baselines3 import ChunkedVecEnv
 from flowpolicy.models.config import TransformerConfig
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.policy.config import PolicyConfig
@@ -56,6 +58,39 @@ class Mortal(Reach):
 
 gym.register("toy/Reach-v0", Reach)
 gym.register("toy/Mortal-v0", Mortal)
+
+
+class ReachStates(list):
+    """Targets, steps taken and histories of several environments."""
+
+    def rows(self, index):
+        return ReachStates(self[row] for row in index)
+
+
+class RestorableReach(LocalChunks):
+    """Environments in which several chunks can be played from one state."""
+
+    def __init__(self, count):
+        super().__init__([Reach() for _ in range(count)], ("observation",), 1)
+
+    def states(self):
+        raw = [env.unwrapped for env in self.envs]
+        return ReachStates(
+            (env.target, env.steps, rows)
+            for env, rows in zip(raw, self._history.copy()["observation"], strict=True)
+        )
+
+    def reset_to(self, states, rows=None):
+        for row, (target, steps, history) in zip(rows, states, strict=True):
+            env = self.envs[row].unwrapped
+            env.target, env.steps = target, steps
+            self._history.put({"observation": history[None]}, [row])
+        self._tally.restart(rows)
+        return self._history.copy()
+
+
+def grouped(count=4):
+    return ChunkedVecEnv(RestorableReach(count))
 
 
 def make_policy(obs_horizon=1, objective="shortcut", model=None, **settings):

@@ -2,6 +2,7 @@
 
 from flowpolicy.finetuning.rules.awm import AWM
 from flowpolicy.finetuning.rules.forward import ForwardRule, executed_sum
+from flowpolicy.finetuning.rules.gdro import GDRO
 from flowpolicy.finetuning.rules.nft import NFT
 from flowpolicy.finetuning.rules.ppo import PPO
 from flowpolicy.finetuning.rules.registry import UPDATE_RULES, build_update_rule
@@ -10,6 +11,7 @@ from flowpolicy.finetuning.rules.tempflow import TempFlow
 
 __all__ = [
     "AWM",
+    "GDRO",
     "NFT",
     "PPO",
     "UPDATE_RULES",

@@ -29,6 +29,7 @@ class Minibatch:
         executed: the chunks as they were executed, within the bounds of the action space, ``(B, T, A)``; None
             where the chain's end is meant.
         kept: what the rule's :meth:`UpdateRule.prepare` keeps of each chunk, name -> ``(B, ...)``.
+        group_size: G; each G rows in a row were played from one state, and stay together. 1 without groups.
     """
 
     observation: dict[str, Tensor]
@@ -40,6 +41,7 @@ class Minibatch:
     returns: Tensor
     executed: Tensor | None = None
     kept: dict[str, Tensor] = field(default_factory=dict)
+    group_size: int = 1
 
     @property
     def chunk(self) -> Tensor:
@@ -53,6 +55,18 @@ class Minibatch:
 
     def __len__(self) -> int:
         return len(self.x)
+
+    def parts(self, rows_at_once: int) -> tuple[Tensor, ...]:
+        """All rows in order, as many at once as are whole groups."""
+        rows = torch.arange(len(self), device=self.x.device)
+        return torch.split(rows, max(1, rows_at_once // self.group_size) * self.group_size)
+
+    def shuffled(self, count: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """All rows, whole groups in a random order, in ``count`` minibatches of nearly one size."""
+        order = torch.randperm(len(self) // self.group_size, generator=generator, device=self.x.device)
+        within = torch.arange(self.group_size, device=self.x.device)
+        parts = torch.tensor_split(order, count)
+        return tuple((part[:, None] * self.group_size + within).flatten() for part in parts)
 
     def __getitem__(self, rows: Tensor) -> Minibatch:
         return replace(
@@ -94,6 +108,16 @@ class UpdateRule(Settings, ABC, prefix="update"):
         return False
 
     @property
+    def offline(self) -> bool:
+        """All chunks of a run are the pretrained policy's, and are learned from at its end."""
+        return False
+
+    @property
+    def needs_groups(self) -> bool:
+        """The rule compares the chunks of a group; without other advantages it gets ``group``."""
+        return False
+
+    @property
     def needs_reference(self) -> bool:
         """The rule looks at the pretrained flow."""
         return False
@@ -125,10 +149,11 @@ class UpdateRule(Settings, ABC, prefix="update"):
 
 def shared_draws(data: Minibatch, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Draws of the forward process for every chunk: times ``(B, n)``, one in each n-th of (0, 1), and x_0
-    ``(B, n, T, A)``.
+    ``(B, n, T, A)``. Chunks of a group share them.
     """
-    chunk = data.chunk
+    chunk = data.chunk[:: data.group_size]
     uniform = torch.rand((len(chunk), count), generator=generator, device=chunk.device, dtype=chunk.dtype)
     times = (uniform + torch.arange(count, device=chunk.device)) / count
     shape = (len(chunk), count, *chunk.shape[1:])
-    return times, torch.randn(shape, generator=generator, device=chunk.device, dtype=chunk.dtype)
+    x_0 = torch.randn(shape, generator=generator, device=chunk.device, dtype=chunk.dtype)
+    return times.repeat_interleave(data.group_size, 0), x_0.repeat_interleave(data.group_size, 0)

@@ -1,0 +1,101 @@
+"""Groups of chunks from one state: their advantages, side branches, and learning from them."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+pytest.importorskip("stable_baselines3", reason="stable-baselines3 is not installed")
+
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from toy_practice import Reach, grouped, make, make_policy
+
+from flowpolicy.errors import ConfigError
+from flowpolicy.finetuning.advantages import GAE, Experience
+from flowpolicy.finetuning.branching import BranchingChunks
+from flowpolicy.finetuning.group_advantages import GroupAdvantages
+from flowpolicy.finetuning.rules import GDRO, NFT
+
+GAMMA = 0.9
+
+
+def test_on_a_bandit_their_expectation_is_the_true_advantage():
+    """Three chunks that end an episode at once, or lead to a state of known value; every group of three, as
+    often as it is drawn. What the critic says of the bandit itself has no part in it."""
+    chance, reward = np.array([0.2, 0.5, 0.3]), np.array([1.0, -0.5, 2.0])
+    executed, is_end, value = np.array([4, 2, 3]), np.array([False, True, False]), np.array([3.0, 99.0, -1.0])
+    worth = reward + np.where(is_end, 0.0, GAMMA**executed * value)
+    drawn = np.array([*itertools.product(range(3), repeat=3)])
+    weight, of = chance[drawn].prod(1), drawn.reshape(1, -1)
+    experience = Experience(
+        reward[of], executed[of], is_end[of], np.ones_like(of, bool), np.full(of.shape, 7.0), value[of]
+    )
+    advantages, returns = (
+        rows.reshape(-1, 3)
+        for rows in GroupAdvantages(GAMMA, 0.95, group_size=3, branch_length=1)(experience)
+    )
+    for number in range(3):
+        share = weight[:, None] * (drawn == number)
+        found = (share * advantages).sum() / share.sum()
+        assert found == pytest.approx(worth[number] - chance @ worth, abs=1e-12)
+    assert (weight[:, None] * returns).sum() / 3 == pytest.approx(chance @ worth, abs=1e-12)
+
+
+def test_later_chunks_are_compared_place_by_place_and_end_with_their_branch():
+    rng = np.random.default_rng(0)
+    rewards, values, following = rng.normal(size=(3, 4, 4))
+    executed, never = rng.integers(1, 5, (4, 4)), np.zeros((4, 4), bool)
+    ended = np.array([[False] * 4, [False, True] * 2] * 2)
+    found, returns = GroupAdvantages(GAMMA, 0.5, group_size=2, branch_length=2)(
+        Experience(rewards, executed, never, ended, values, following)
+    )
+    errors = rewards + GAMMA**executed * following - values
+    for first in (0, 2):
+        later = errors[first + 1]
+        early = errors[first] + GAMMA ** executed[first] * 0.5 * later
+        for place, estimate in ((first, early), (first + 1, later)):
+            apart = estimate[0::2] - estimate[1::2]
+            np.testing.assert_allclose(found[place], np.stack([apart, -apart], 1).reshape(-1))
+    expected, _ = GAE(GAMMA, 0.5)(Experience(rewards, executed, never, ended, values, following))
+    np.testing.assert_allclose(returns, expected + values)
+
+
+def test_side_branches_are_in_no_episode_and_go_back_after_each_chunk():
+    chunks = BranchingChunks(grouped(4).chunks, 2, 1)
+    first = chunks.reset(0)["observation"]
+    np.testing.assert_array_equal(first[[1, 3]], first[[0, 2]])
+    actions = np.zeros((4, 4, 2), np.float32)
+    steps = [chunks.step(actions) for _ in range(3)]  # of ten steps an episode
+    for step in steps:
+        np.testing.assert_array_equal(
+            step.observation["observation"][[1, 3]], step.observation["observation"][[0, 2]]
+        )
+        np.testing.assert_array_equal(step.rewards[[1, 3]], step.rewards[[0, 2]])
+        assert step.restarted.tolist() == [False, True] * 2
+        assert step.executed.tolist() == [4 if step is not steps[2] else 2] * 4
+    assert steps[1].truncated.tolist() == [False, True] * 2
+    assert steps[2].truncated.all()
+    assert [episode.length for episode in chunks.pop_episodes()] == [10, 10]
+
+
+def test_what_cannot_be_put_to_a_state_is_refused():
+    with pytest.raises(ConfigError, match=r"native chunks \(env\.native\)"):
+        make(advantages=GroupAdvantages())
+    with pytest.raises(ConfigError, match="num_envs is 4; it must be a multiple of the 3"):
+        make(grouped(), advantages=GroupAdvantages(group_size=3))
+    with pytest.raises(ConfigError, match="update=gdro compares the chunks"):
+        make(grouped(), update=GDRO(), advantages=GAE())
+
+
+@pytest.mark.parametrize("rule", [NFT(), GDRO(offline=False), GDRO()])
+def test_a_policy_improves(rule, tmp_path):
+    judged_on = make_vec_env(Reach, n_envs=20, seed=0)
+    model = make(
+        grouped(16), make_policy(objective="flow_matching"), update=rule,
+        advantages=GroupAdvantages(0.9, 0.9), n_steps=16, batch_size=64, n_epochs=4, learning_rate=4e-3, target_kl=0.05,
+    )  # fmt: skip
+    before, _ = evaluate_policy(model, judged_on, n_eval_episodes=40, warn=False)
+    model.learn(5_000)
+    after, _ = evaluate_policy(model, judged_on, n_eval_episodes=40, warn=False)
+    print(rule, before, after)
