@@ -91,7 +91,7 @@ CHEETAH = (
 )  # fmt: skip
 HOPPER = ("total_steps=500000", "evaluate_every=50000")
 SHORT = ("total_steps=200000", "evaluate_every=50000")
-RULES = ("ppo", "nft", "awm", "tempflow")
+RULES = ("ppo", "nft", "awm", "tempflow", "gdro")
 # The 25 human demonstrations are half of each batch; import them first (docs/off_policy.md).
 DOOR = (
     "total_steps=200000", "evaluate_every=25000", "evaluate_episodes=50", "offpolicy.offline_updates=2000",
@@ -125,9 +125,19 @@ SUITES: dict[str, list[Run]] = {
         "workers=null",
         label="nft-fast",
     ),
-    # Update rules beside PPO: what each makes of the first 0.2M steps, where PPO's full run has 0.5M.
+    # Update rules beside PPO: what each makes of the first 0.2M steps, where PPO's full run has 0.5M. Of gdro they
+    # are the pretrained policy's, and nft-group has its advantages among branches from one simulator state.
     "hopper-rules": [
         *_rules("hopper", "hopper-flow_matching-seed0", range(3), RULES, *SHORT),
+        *_rules(
+            "hopper",
+            "hopper-flow_matching-seed0",
+            range(3),
+            ("nft",),
+            "advantages=group",
+            *SHORT,
+            suffix="-group",
+        ),
         *_rules("hopper", "hopper-shortcut-seed0", range(3), ("ppo", "nft"), *SHORT, suffix="-shortcut"),
     ],
     # Where exploration comes from: chain noise, or x_0 alone.

@@ -116,6 +116,7 @@ def _adopt_plugins() -> None:
         return
     plugins.load(names)
     from flowpolicy.distillation.methods import METHODS
+    from flowpolicy.finetuning.advantage_registry import ADVANTAGES
     from flowpolicy.finetuning.rules import UPDATE_RULES
     from flowpolicy.flow import OBJECTIVES
     from flowpolicy.models.network import NETWORKS, network_class
@@ -125,6 +126,7 @@ def _adopt_plugins() -> None:
     store = ConfigStore.instance().store
     registries: dict[str, Any] = {
         "policy": OBJECTIVES, "method": METHODS, "loss": LOSSES, "update": UPDATE_RULES,
+        "advantages": ADVANTAGES,
     }  # fmt: skip
     with contextlib.suppress(ImportError):  # without what off-policy fine-tuning needs, which it says itself
         from flowpolicy.finetuning.offpolicy.algorithms import ALGORITHMS

@@ -85,7 +85,8 @@ class Learner:
     ) -> None:
         self.networks, self.update, self.regularizers = networks, update, regularizers
         self.advantages, self.group_size, self.reference = advantages, group_size, reference
-        self.target_kl, self.max_grad_norm = target_kl, max_grad_norm
+        self.target_kl = None if update.offline else target_kl  # offline the loss alone says how far
+        self.max_grad_norm = max_grad_norm
         self.critic_warmup, self.adaptive_rate = critic_warmup, adaptive_rate
         self.processes, self.generator, self.device = processes, generator, generator.device
         fused = has_fused_adam(self.device)

@@ -237,7 +237,7 @@ class ReinFlow(ChunkAlgorithm):
             policy_rate=self.lr_schedule(left),
             critic_rate=self.critic_schedule(left),
             batch_size=self.batch_size,
-            n_epochs=self.n_epochs,
+            n_epochs=1 if self.gathers else self.n_epochs,  # more chunks each time
             policy_waits=self.gathers,
         )
         for name, value in metrics.items():

@@ -44,8 +44,8 @@ class ReinFlowRecipe(Recipe):
         self.update, self.regularizers = build_update_rule(config.update), _regularizers(config, base)
         self.advantages = None
         if config.advantages is not None:
-            discounts = {name: getattr(config.reinflow, name) for name in ("gamma", "gae_lambda")}
-            self.advantages = build_advantages({**discounts, **config.advantages})
+            discounts = {"gamma": config.reinflow.gamma, "gae_lambda": config.reinflow.gae_lambda}
+            self.advantages = build_advantages(config.advantages, **discounts)
 
     def new(self, policy: FlowPolicy, env: VecEnv, task: Task) -> ReinFlow:
         """See :class:`Recipe`."""
