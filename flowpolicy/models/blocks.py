@@ -136,7 +136,7 @@ def modulate(x: Tensor, shift: Tensor, factor: Tensor) -> Tensor:
     """Layer norm of the last axis, times ``factor``, plus ``shift``."""
     if factor.ndim == 1:  # the same for all rows: one kernel does it all
         return F.layer_norm(x, x.shape[-1:], factor, shift)
-    return shift + F.layer_norm(x, x.shape[-1:]) * factor
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:]), factor)
 
 
 class QKNorm(nn.Module):
@@ -182,8 +182,9 @@ class SelfAttention(Branch):
             alone: Tensor = self.output(value)
             return alone
         heads = self.qkv(tokens).view(-1, length, 3, self.num_heads, width // self.num_heads)
-        query, key, value = heads.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = attend(self.query_norm(query), self.key_norm(key), value)
+        query, key, value = heads.unbind(2)
+        query, key = self.query_norm(query), self.key_norm(key)  # contiguous here, and so are the gradients
+        mixed = attend(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
         result: Tensor = self.output(mixed.transpose(1, 2).reshape(tokens.shape))
         return result
 
@@ -208,15 +209,15 @@ class CrossAttention(Branch):
         heads = self.key_value(observation_tokens).view(
             batch, length, 2, self.num_heads, width // self.num_heads
         )
-        key, value = heads.permute(2, 0, 3, 1, 4).unbind(0)
-        return KeyValue(self.key_norm(key), value)
+        key, value = heads.unbind(2)
+        return KeyValue(self.key_norm(key).transpose(1, 2), value.transpose(1, 2))
 
     def transform(self, tokens: Tensor, context: KeyValue) -> Tensor:
         """Attention to the observation's keys and values, which tokens ``(N, B, T, d)`` share N times."""
         rows, heads, _, head_width = context.key.shape
         length = tokens.shape[-2]
-        query = self.query(tokens).view(-1, rows, length, heads, head_width).permute(1, 3, 0, 2, 4)
-        query = self.query_norm(query.flatten(2, 3))
+        query = self.query_norm(self.query(tokens).view(-1, rows, length, heads, head_width))
+        query = query.permute(1, 3, 0, 2, 4).flatten(2, 3)
         mixed = attend(query, context.key, context.value).reshape(rows, heads, -1, length, head_width)
         result: Tensor = self.output(mixed.permute(2, 0, 3, 1, 4).reshape(tokens.shape))
         return result
