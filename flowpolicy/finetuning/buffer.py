@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -93,7 +94,8 @@ class ChunkBuffer:
         ended = terminated | np.stack([step.truncated for step in self._steps])
         rewards = chunk_rewards(self.rewards() / scale.value, strategy.gamma)
         advantages, returns = strategy(Experience(rewards, executed, terminated, ended, values, next_values))
-        self.explained_variance = 1 - float((returns - values).var() / returns.var())
+        spread = float(returns.var())
+        self.explained_variance = 1 - float((returns - values).var()) / spread if spread else math.nan
         x, mean, std = (torch.cat(parts) for parts in zip(*self._chains, strict=True))
         device = x.device
         mask = transition_mask(

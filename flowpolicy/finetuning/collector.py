@@ -112,7 +112,7 @@ class Collector:
         """
         assert self.histories is not None
         if isinstance(self.chunks, BranchingChunks):
-            self.histories = self.chunks.branch()  # so that every buffer begins with a branch
+            self.histories = self.chunks.branch()  # a callback may have stopped within one
         chunks, horizon = self.chunks, self.networks.execute_horizon
         if isinstance(chunks, VecEnvChunks):
             chunks.on_step = lambda rewards, dones, infos: on_step(rewards, dones, infos, chunks.num_envs)

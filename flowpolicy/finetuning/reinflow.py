@@ -158,6 +158,8 @@ class ReinFlow(ChunkAlgorithm):
         self.branch_length = getattr(advantages, "branch_length", 1)
         allowed = f"of groups, since update={self.update.name} compares the chunks of one"
         require(self.group_size > 1 or not self.update.needs_groups, "advantages", advantages, allowed)
+        allowed = f"a multiple of the {self.branch_length} chunks of a branch"
+        require(n_steps % self.branch_length == 0, "n_steps", n_steps, allowed)
         self.regularizers = tuple(regularizers)
         self.lost_regularizers: tuple[str, ...] = ()  # a loaded model's, until they are given again
         self.processes = processes or Processes()

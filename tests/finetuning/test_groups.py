@@ -88,6 +88,8 @@ def test_what_cannot_be_put_to_a_state_is_refused():
         make(advantages=GroupAdvantages())
     with pytest.raises(ConfigError, match="num_envs is 4; it must be a multiple of the 3"):
         make(grouped(), advantages=GroupAdvantages(group_size=3))
+    with pytest.raises(ConfigError, match="n_steps is 16; it must be a multiple of the 3 chunks"):
+        make(grouped(), advantages=GroupAdvantages(branch_length=3))
     with pytest.raises(ConfigError, match="update=gdro compares the chunks"):
         make(grouped(), update=GDRO(), advantages=GAE())
 
