@@ -28,14 +28,14 @@ class GDRO(ForwardRule):
 
     Attributes:
         strength: b.
-        temperature: of the advantages, in standard deviations.
+        temperature: of the advantages, in standard deviations; the lower, the farther v goes.
         offline: learn from chunks of the pretrained policy, at the end of the run; else in every iteration.
     """
 
     name: ClassVar[str] = "gdro"
     needs_groups = True
     strength: PositiveFloat = 1.0
-    temperature: PositiveFloat = 1.0
+    temperature: PositiveFloat = 0.5
     offline: bool = True
 
     def policy_loss(self, velocity: Tensor, batch: Minibatch) -> tuple[Tensor, Metrics]:
