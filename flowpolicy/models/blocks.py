@@ -33,6 +33,12 @@ class Modulation(NamedTuple):
     factor: Tensor
     gate: Tensor
 
+    @classmethod
+    def of_blocks(cls, table: Tensor, ndim: int) -> list[Modulation]:
+        """Of every block in ``(N, blocks, 3, d)``, shift, scale and gate, for tokens of ``ndim`` axes."""
+        parts = spread(table.flatten(1, 2), ndim)
+        return [cls(parts[i], 1 + parts[i + 1], parts[i + 2]) for i in range(0, len(parts), 3)]
+
 
 class _DropPositions(torch.autograd.Function):
     """Zeroes elements at given flat positions and scales the rest; so does its gradient."""
@@ -99,8 +105,8 @@ def bernoulli_positions(probability: float, count: int) -> Tensor:
 class Branch(nn.Module):
     """adaLN-zero around an inner transform: ``gate * f(shift + (1 + scale) * norm(x))``.
 
-    Peebles and Xie 2023 (DiT), section 3.2. ``modulation`` is ``(B or 1, 3, d)``: shift, scale, gate. Tokens
-    may have more axes, ``(N, ..., T, d)``, where many rows share each of N modulations.
+    Peebles and Xie 2023 (DiT), section 3.2. Tokens may have more axes, ``(N, ..., T, d)``, where many rows
+    share each of N modulations.
     """
 
     def __init__(self, config: TransformerConfig) -> None:
@@ -112,13 +118,8 @@ class Branch(nn.Module):
         """The inner transform, ``(B, T, d) -> (B, T, d)``."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor, modulation: Tensor, context: KeyValue) -> Tensor:
+    def forward(self, x: Tensor, modulation: Modulation, context: KeyValue) -> Tensor:
         """The gated output ``(B, T, d)``, to be added to ``x``."""
-        shift, scale, gate = spread(modulation, x.ndim)
-        return self.gated(x, Modulation(shift, 1 + scale, gate), context)
-
-    def gated(self, x: Tensor, modulation: Modulation, context: KeyValue) -> Tensor:
-        """As ``forward``, from a modulation that is taken apart."""
         tokens = modulate(x, modulation.shift, modulation.factor)
         result: Tensor = modulation.gate * self.dropout(self.transform(tokens, context))
         return result
@@ -283,7 +284,8 @@ class AddressableBlocks(ABC):
         context."""
         per_block, last = modulations
         h = self.embed(x)
-        for modulation, block in zip(per_block.unbind(1), self.blocks(), strict=True):
+        each = Modulation.of_blocks(per_block, h.ndim)  # in one go: its gradient is put together once
+        for modulation, block in zip(each, self.blocks(), strict=True):
             h = h + block.module(h, modulation, context[block.layer])
         return self.readout(h, last)
 
