@@ -143,9 +143,8 @@ def test_the_first_step_on_a_gaussian_goes_where_its_better_chunks_are(t, x_t):
         assert float(moving.grad.sum()) == pytest.approx(expected, rel=2e-3)
     drawn = torch.randperm(20_000, generator=torch.Generator().manual_seed(0))  # in groups of four
     moving = velocity[drawn].requires_grad_()
-    GDRO(temperature=1.0).policy_loss(moving, replace(replace(batch, kept=kept)[drawn], group_size=4))[
-        0
-    ].backward()
+    groups = replace(replace(batch, kept=kept)[drawn], group_size=4)
+    GDRO(temperature=1.0).policy_loss(moving, groups)[0].backward()
     assert float(moving.grad.sum()) == pytest.approx(-2 * tilted * 3 / 4, rel=0.03)
 
 
