@@ -21,7 +21,9 @@ from pathlib import Path
 MODULES = (
     "torch", "torch._dynamo", "torch.distributed.run", "torch.onnx._internal.exporter._core", "hydra", "zarr",
     "scipy.stats", "gymnasium.envs.mujoco.hopper_v5", "matplotlib.pyplot", "imageio", "stable_baselines3",
-    "onnxscript", "onnxruntime", "pyarrow.parquet",
+    "onnxscript", "onnxruntime", "pyarrow.parquet", "flowpolicy.cli", "flowpolicy.pretraining.run",
+    "flowpolicy.finetuning.run", "flowpolicy.control.run", "flowpolicy.serving.run", "flowpolicy.data.inspection",
+    "flowpolicy.acceleration.choosing.choose", "flowpolicy_envs.collection",
 )  # fmt: skip
 
 # The stand-in. What reaches it by signal is passed on, so that it ends as its program does.
