@@ -24,8 +24,9 @@ import pytest
 if TYPE_CHECKING:
     from flowpolicy.data.store import Demonstrations
 
-# Fixtures of the session that take seconds to make: a process of imports, ONNX exports and compiled samplers.
-MADE_ONCE = ("forking_python", "exports")
+# Fixtures of the session that take seconds to make: a process of imports, ONNX exports and compiled samplers,
+# simulator models.
+MADE_ONCE = ("forking_python", "exports", "models_compiled_once")
 
 # What a shell or nohup starts in the background ignores these, as would the programs that tests interrupt.
 for _number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
