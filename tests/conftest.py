@@ -80,9 +80,9 @@ def forking_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def empty_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are made and saved as empty files, where drawing them would take longer than what is tested."""
     with contextlib.suppress(ImportError):
-        from matplotlib.figure import Figure
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-        monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: Path(path).write_bytes(b""))
+        monkeypatch.setattr(FigureCanvasAgg, "print_png", lambda self, path: Path(path).write_bytes(b""))
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -91,7 +91,10 @@ def house_figure(
             figure.suptitle(title, x=0.01, ha="left")
         yield figure, axes
         with atomic_file(path) as temporary:
-            figure.savefig(temporary)
+            if temporary.suffix == ".png":
+                figure.canvas.print_png(temporary)  # the same file; savefig would draw it twice
+            else:
+                figure.savefig(temporary)
 
 
 def reference_line(axis: Any, height: float | None, name: str) -> None:
