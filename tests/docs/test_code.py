@@ -54,7 +54,9 @@ def _script(words):
     return None
 
 
-COMMANDS = list(dict.fromkeys((page, script, tuple(words)) for page in ALL for script, words in commands(page)))
+COMMANDS = list(
+    dict.fromkeys((page, script, tuple(words)) for page in ALL for script, words in commands(page))
+)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +69,7 @@ def test_the_script_takes_the_command(page, script, words, tmp_path, monkeypatch
     pytest.importorskip("hydra")
     from flowpolicy.cli import script as program
 
-    # A fifth of a composition's time: the same interpolations are parsed each time, and the result is written.
+    # A fifth of the time: the same interpolations are parsed each time, and the config is written.
     monkeypatch.setattr("omegaconf.base.parse", _parsed)
     monkeypatch.setattr("omegaconf._utils.parse", _parsed)
     monkeypatch.setattr("hydra.core.utils._save_config", lambda *_: None)
