@@ -24,9 +24,14 @@ import pytest
 if TYPE_CHECKING:
     from flowpolicy.data.store import Demonstrations
 
-# Fixtures of the session that take seconds to make: a process of imports, ONNX exports and compiled samplers,
-# simulator models.
-MADE_ONCE = ("forking_python", "exports", "models_compiled_once")
+# What takes seconds to make in each process that needs it, by words of the files that need it.
+MADE_ONCE = {
+    "forking_python": "process of imports",
+    "models_compiled_once": "simulator models",
+    "exports": "samplers",
+    '"compile"': "samplers",
+    '"onnx"': "samplers",
+}
 
 # What a shell or nohup starts in the background ignores these, as would the programs that tests interrupt.
 for _number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
@@ -87,7 +92,7 @@ def empty_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With ``--dist loadfile``, one worker also has all the files that use a fixture of ``MADE_ONCE``."""
+    """With ``--dist loadfile``, one worker also has all the files that need one thing of ``MADE_ONCE``."""
     if config.getoption("dist") != "loadfile":
         return None
     from xdist.scheduler import LoadFileScheduling
@@ -95,7 +100,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     @functools.cache
     def group(file: str) -> str:
         text = (config.rootpath / file).read_text(encoding="utf-8")
-        return next((fixture for fixture in MADE_ONCE if fixture in text), file)
+        return next((thing for word, thing in MADE_ONCE.items() if word in text), file)
 
     class Scheduling(LoadFileScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
