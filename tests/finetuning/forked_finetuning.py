@@ -29,11 +29,11 @@ from flowpolicy.models.config import TransformerConfig
 from flowpolicy.policy.config import PolicyConfig
 from flowpolicy.runs.distributed import Processes, processes
 
-KILLS, STEPS, PER_ITERATION = 5, 5_120, 128
+KILLS, STEPS, PER_ITERATION = 5, 4_096, 128
 
 
 def pendulum_settings(folder: Path) -> dict[str, Any]:
-    """A run of 40 iterations, each of 32 chunks of four steps, on Pendulum."""
+    """A run of 32 iterations, each of 32 chunks of four steps, on Pendulum."""
     model = TransformerConfig(width=16, depth=1, num_heads=2)
     torch.manual_seed(0)
     config = PolicyConfig({"name": "shortcut"}, model, {"observation": (3,)}, 1, 1, 4, 4)

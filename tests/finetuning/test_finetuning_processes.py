@@ -33,7 +33,7 @@ def test_a_run_killed_at_five_random_moments_loses_at_most_an_iteration_each(fin
     assert len(report["saved"]) == 5
     assert report["saved"] == sorted(report["saved"])
     assert report["saved"][-1] > report["saved"][1]
-    assert report["steps"] >= 5_120
+    assert report["steps"] >= 4_096
     steps = [row["step"] for row in read_metrics(folder / "run" / "metrics.csv")]
     assert steps == sorted(set(steps))  # no iteration twice, none missing
     assert max(later - earlier for earlier, later in itertools.pairwise(steps)) <= 128
