@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flowpolicy.data.store import Demonstrations
 from flowpolicy.data.store_writing import StoreWriter, check_new, sole_writer
 from flowpolicy.data.unfinished import json_form
 from flowpolicy.data.zarr_reading import import_zarr
@@ -128,9 +129,46 @@ class RecordedStore:
             self._opened.close()
 
 
+def num_recorded(path: Path | str) -> int:
+    """How many episodes of a recording have ended, which may be under way."""
+    path = Path(path)
+    progress = (path if path.exists() else _folder_of(path)) / _PROGRESS
+    return len(read_json(progress)["episode_ends"]) if progress.exists() else 0
+
+
+def recorded_episodes(path: Path | str, first: int = 0) -> Demonstrations | None:
+    """The episodes that have ended of a recording, which may be under way, from number ``first`` on.
+
+    They are read with all their keys; None where there is none yet.
+
+    Raises:
+        DataError: a value that is not finite.
+    """
+    path = Path(path)
+    folder = path if path.exists() else _folder_of(path)
+    if not (folder / _PROGRESS).exists():
+        return None
+    content = read_json(folder / _PROGRESS)
+    ends = np.asarray(content["episode_ends"], dtype=np.int64)
+    if first >= len(ends):
+        return None
+    begin = int(ends[first - 1]) if first else 0
+    data = import_zarr().open_group(str(folder), mode="r", zarr_format=_FORMAT)["data"]
+    arrays = {key: np.asarray(array[begin : int(ends[-1])]) for key, array in data.arrays()}
+    if not folder.exists():  # it was given its name meanwhile, and zarr takes what is missing for zeros
+        return None
+    attributes = content["attributes"]
+    masks = {
+        name: [number - first for number in numbers if number >= first]
+        for name, numbers in attributes["masks"].items()
+    }
+    return Demonstrations(arrays, ends[first:] - begin, {**attributes, "masks": masks}, str(path))
+
+
 def recover(path: Path | str) -> int:
-    """Make a store at ``path`` of the episodes that a killed run had finished; their number."""
-    return _complete(_folder_of(Path(path)), Path(path))
+    """Make a store at ``path`` of the episodes that a killed run had finished, if any; their number."""
+    folder = _folder_of(Path(path))
+    return _complete(folder, Path(path)) if folder.exists() else 0
 
 
 def _complete(folder: Path, path: Path) -> int:
