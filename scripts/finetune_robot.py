@@ -1,4 +1,4 @@
-"""Fine-tune a policy while it controls a robot: `python scripts/finetune_robot.py checkpoint=PATH env=hopper`."""
+"""Fine-tune a policy on a robot: `python scripts/finetune_robot.py checkpoint=PATH env=hopper`."""
 
 from __future__ import annotations
 

@@ -37,8 +37,8 @@ class Recorder:
     An episode begins with its first valid command, so that the wait for a first chunk is no part of it. Where
     the robot could be sent nothing, the command before it stands in the row, marked as a safe action. Of a
     robot that tells of rewards each row has the reward that followed its command, and whether the episode
-    ended with it in a terminal state. The loop never waits for the disk: an episode of which more than :data:`MEMORY_BYTES` pile up is given up from
-    there on, and marked.
+    ended with it in a terminal state. The loop never waits for the disk: an episode of which more than
+    :data:`MEMORY_BYTES` pile up is given up from there on, and marked.
 
     Args:
         path: of the store, a folder that does not exist yet.
@@ -62,7 +62,8 @@ class Recorder:
         self._store = RecordedStore(path, {**(attributes or {}), KINDS: kinds})
         self._events = events
         self._sent: Action | None = None  # in the present episode
-        self._unrewarded: tuple[Callable[[float | None, bool], None], float | None] | None = None  # newest row
+        # The newest row, which waits for its reward, and all rewards before it.
+        self._unrewarded: tuple[Callable[[float | None, bool], None], float | None] | None = None
         self._gave_up = False  # for the rest of this episode
         self._taken = self._written = 0  # bytes; each is changed by one thread alone
         self._problem = ""

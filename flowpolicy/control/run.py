@@ -18,8 +18,8 @@ from flowpolicy.control.inference import build_worker
 from flowpolicy.control.loop import ControlLoop
 from flowpolicy.control.operator import Operator
 from flowpolicy.control.operators.choosing import build_operator
-from flowpolicy.control.recorder import Recorder
 from flowpolicy.control.policy_source import PolicySource
+from flowpolicy.control.recorder import Recorder
 from flowpolicy.control.report import write_report
 from flowpolicy.control.robot import Robot, innermost
 from flowpolicy.control.robots.choosing import build_robot

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from flowpolicy.data.store import Demonstrations
 from flowpolicy.data.store_writing import StoreWriter, check_new, sole_writer
 from flowpolicy.data.unfinished import json_form
-from flowpolicy.data.zarr_reading import import_zarr
+from flowpolicy.data.zarr_reading import import_zarr, open_store
 from flowpolicy.errors import DataError
 from flowpolicy.features.stored import KINDS
 from flowpolicy.files.reading import read_json
@@ -131,9 +131,7 @@ class RecordedStore:
 
 def num_recorded(path: Path | str) -> int:
     """How many episodes of a recording have ended, which may be under way."""
-    path = Path(path)
-    progress = (path if path.exists() else _folder_of(path)) / _PROGRESS
-    return len(read_json(progress)["episode_ends"]) if progress.exists() else 0
+    return len(_ended(Path(path))[1])
 
 
 def recorded_episodes(path: Path | str, first: int = 0) -> Demonstrations | None:
@@ -144,12 +142,7 @@ def recorded_episodes(path: Path | str, first: int = 0) -> Demonstrations | None
     Raises:
         DataError: a value that is not finite.
     """
-    path = Path(path)
-    folder = path if path.exists() else _folder_of(path)
-    if not (folder / _PROGRESS).exists():
-        return None
-    content = read_json(folder / _PROGRESS)
-    ends = np.asarray(content["episode_ends"], dtype=np.int64)
+    folder, ends, attributes = _ended(Path(path))
     if first >= len(ends):
         return None
     begin = int(ends[first - 1]) if first else 0
@@ -157,12 +150,23 @@ def recorded_episodes(path: Path | str, first: int = 0) -> Demonstrations | None
     arrays = {key: np.asarray(array[begin : int(ends[-1])]) for key, array in data.arrays()}
     if not folder.exists():  # it was given its name meanwhile, and zarr takes what is missing for zeros
         return None
-    attributes = content["attributes"]
     masks = {
         name: [number - first for number in numbers if number >= first]
-        for name, numbers in attributes["masks"].items()
+        for name, numbers in attributes.get("masks", {}).items()
     }
     return Demonstrations(arrays, ends[first:] - begin, {**attributes, "masks": masks}, str(path))
+
+
+def _ended(path: Path) -> tuple[Path, NDArray[Any], dict[str, Any]]:
+    """Where a recording lies, the ends of its episodes, and its attributes."""
+    if path.exists():
+        with open_store(path) as store:
+            return path, store.read_ends().astype(np.int64), store.attributes
+    folder = _folder_of(path)
+    if not (folder / _PROGRESS).exists():
+        return folder, np.zeros(0, np.int64), {}
+    content = read_json(folder / _PROGRESS)
+    return folder, np.asarray(content["episode_ends"], dtype=np.int64), content["attributes"]
 
 
 def recover(path: Path | str) -> int:

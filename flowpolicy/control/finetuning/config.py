@@ -23,7 +23,8 @@ class RobotFinetuningConfig(RunConfig):
         demonstrations: store with rewards, for a share of each batch; None: none.
         action_clip: bound of the sampled actions in normalised units; None: the checkpoint's.
         reward: ``robot``, what the robot tells; ``success``, 1 at the end of an episode that the operator or
-            the robot calls a success; or ``module:function``, see :mod:`flowpolicy.control.finetuning.rewards`.
+            the robot calls a success; or ``module:function``, as
+            :mod:`flowpolicy.control.finetuning.rewards` says.
         publish_every_s: seconds between two versions of the policy.
         save_every_s: seconds between two saved states.
         learner_threads: CPU threads of the learner.

@@ -85,10 +85,11 @@ class RobotLearner:
                 execute_horizon=config.control.execute_horizon, seed=config.seed, device=device,
                 **vars(config.offpolicy),
             )  # fmt: skip
-        self.model.set_bounds(lesson.low, lesson.high)
+        self.model.adopt_robot(lesson.low, lesson.high)
         self.model.adopt_demonstrations()
         self.loggers = build_loggers(("csv",), self.run_dir, {}, {}, self.model.num_timesteps)
         self._metrics: dict[str, float] = {}
+        self._counts: dict[Path, int] = {}  # episodes of earlier sessions
         self._looked = self._published = self._saved = float("-inf")
 
     def run(self, is_over: Callable[[float], bool]) -> None:
@@ -123,12 +124,16 @@ class RobotLearner:
         now = time.monotonic()
         if now - self._looked < LOOK_S:
             return
-        self._looked, taken = now, 0
-        for session in sorted((self.run_dir / SESSIONS).glob("*")):
-            found = recorded_episodes(session / EPISODES, max(0, self.model.iteration - taken))
-            if found is not None:
-                self._take(rewarded(found, self.config.reward))
-            taken += num_recorded(session / EPISODES)
+        self._looked, before = now, 0
+        *earlier, present = sorted((self.run_dir / SESSIONS).glob("*")) or [self.run_dir]
+        for session in (*earlier, present):
+            if session not in self._counts or self.model.iteration < before + self._counts[session]:
+                found = recorded_episodes(session / EPISODES, max(0, self.model.iteration - before))
+                if found is not None:
+                    self._take(rewarded(found, self.config.reward))
+            if session is not present and session not in self._counts:
+                self._counts[session] = num_recorded(session / EPISODES)
+            before += self._counts.get(session, 0)
 
     def _take(self, episodes: Demonstrations) -> None:
         starts, ends, returns = episodes.episode_starts, episodes.episode_ends, episodes.episode_returns
@@ -140,10 +145,12 @@ class RobotLearner:
                 self.model.take(one)
             else:  # too short for a chunk: it counts, and nothing is learnt from it
                 self.model.iterations += 1
+                self.model.num_timesteps += int(end - start)
             assert returns is not None
             row = {
                 "rollout/return": float(returns[number]), "rollout/length": float(end - start),
-                "rollout/success": float(number in successes), "time/updates": float(self.model.learner.updates),
+                "rollout/success": float(number in successes),
+                "train/updates": float(self.model.learner.updates),
             }  # fmt: skip
             self.loggers.log(self.model.num_timesteps, {**row, **self._metrics})
 

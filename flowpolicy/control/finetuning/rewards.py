@@ -79,7 +79,8 @@ def rewarded(episodes: Demonstrations, choice: str) -> Demonstrations:
         rewards[ends[succeeded] - 1] = 1.0
     else:
         for first, end in zip(episodes.episode_starts, ends, strict=True):
-            rewards[first:end] = _given(function, {key: rows[first:end] for key, rows in arrays.items()}, choice)
+            episode = {key: rows[first:end] for key, rows in arrays.items()}
+            rewards[first:end] = _given(function, episode, choice)
     return replace(episodes, arrays={**arrays, "reward": rewards, "terminated": terminated})
 
 

@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 
 from flowpolicy.acceleration.deployed import DeployedSampler
-from flowpolicy.acceleration.sampler import build_sampler
 from flowpolicy.control.finetuning.config import RobotFinetuningConfig
 from flowpolicy.control.finetuning.learner import CHECKPOINT, Lesson, serve
 from flowpolicy.control.inference import Request
@@ -23,6 +22,7 @@ from flowpolicy.control.inference_hosts import Build
 from flowpolicy.control.policy_inference import PolicyInference
 from flowpolicy.control.robot import Robot
 from flowpolicy.errors import FlowPolicyError
+from flowpolicy.files.reading import stored_tensors
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.runs.device import resolve_device
 from flowpolicy.runs.worker_process import Failure, WorkerDiedError, WorkerProcess
@@ -71,7 +71,7 @@ class LearningInference(PolicyInference):
         self._policy.steering.explores = True
         self._newer: dict[str, torch.Tensor] | None = None
         self._closed = False
-        super().__init__(build_sampler(self._policy), seed)
+        super().__init__(self._policy, seed)  # a sampler keeps the weights that it was built with
         threading.Thread(target=self._renew, daemon=True, name="newer weights").start()
 
     def __call__(self, request: Request) -> NDArray[Any]:
@@ -90,7 +90,7 @@ class LearningInference(PolicyInference):
             time.sleep(RENEWED_S)
             with suppress(OSError, FlowPolicyError):  # it is being exchanged; the next look will find it
                 if (stamp := _stamp(self._file)) != self._seen:
-                    self._newer, self._seen = FlowPolicy.load(self._file.parent).state_dict(), stamp
+                    self._newer, self._seen = stored_tensors(self._file).read(), stamp
 
 
 def _stamp(file: Path) -> int:
@@ -112,14 +112,17 @@ class LearningPolicy:
 
     plan: ClassVar[None] = None
 
-    def __init__(self, config: RobotFinetuningConfig, run_dir: Path, session: int, policy: FlowPolicy) -> None:
+    def __init__(
+        self, config: RobotFinetuningConfig, run_dir: Path, session: int, policy: FlowPolicy
+    ) -> None:
         self.name, self.policy = config.checkpoint, policy
         self._config, self._run_dir, self._session = config, run_dir, session
         self._learner: WorkerProcess | None = None
         self._found: dict[str, Any] = {}
         self._failure: Failure | None = None
         self._restarts = 0
-        self._closing, self._stop = threading.Event(), lambda reason: None
+        self._closing = threading.Event()
+        self._stop: Callable[[str], None] = lambda reason: None
         self._watcher = threading.Thread(target=self._watch, daemon=True, name="learner watch")
 
     def adopt(self, robot: Robot) -> FlowPolicy:
@@ -150,8 +153,9 @@ class LearningPolicy:
     def about(self) -> dict[str, Any]:
         """How far the learner has come, after :meth:`close`."""
         return {
-            "checkpoint": self.name, "algorithm": self._config.algorithm.get("name"), "session": self._session,
-            "reward": self._config.reward, "learner": {**self._found, "restarts": self._restarts},
+            "checkpoint": self.name, "algorithm": self._config.algorithm.get("name"),
+            "session": self._session, "reward": self._config.reward,
+            "learner": {**self._found, "restarts": self._restarts},
         }  # fmt: skip
 
     def close(self) -> None:
@@ -169,9 +173,11 @@ class LearningPolicy:
         try:
             if self._failure is None:
                 learner.send(None)
-                if learner.poll(CLOSE_S):
-                    self._take(learner.receive())
-                else:
+                message = None
+                while message is None and learner.poll(CLOSE_S):  # it may only just have started again
+                    message = learner.receive()
+                self._take(message)
+                if message is None:
                     log.error("The learner did not end; resume=true goes on from what it saved.")
         except WorkerDiedError:
             log.error("The learner's process ended; resume=true goes on from what it saved.")

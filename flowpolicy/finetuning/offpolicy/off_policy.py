@@ -169,8 +169,16 @@ class OffPolicy(ChunkLearning, OffPolicyAlgorithm):
         self.actor_critic.adopt_bounds(self.action_space)
         self.replay_buffer.forget_waiting()
 
-    def set_bounds(self, low: Any, high: Any) -> None:
-        """Hold chunks within bounds ``(A,)`` of a robot's commands, where there is no environment."""
+    def adopt_robot(self, low: Any, high: Any) -> None:
+        """Learn, in place of an environment, from a robot whose episodes :meth:`take` is given.
+
+        A chunk of the replay begins at each of its steps.
+
+        Args:
+            low: least of its commands, ``(A,)``.
+            high: largest.
+        """
+        self.replay_buffer.stride = self.actor_critic.execute_horizon
         self.action_space = self.actor_critic.action_space = spaces.Box(low, high, dtype=np.float32)
         self.actor_critic.adopt_bounds(self.action_space)
 
@@ -214,17 +222,13 @@ class OffPolicy(ChunkLearning, OffPolicyAlgorithm):
             self.seconds["update"] += time.perf_counter() - started
 
     def take(self, episodes: Demonstrations) -> None:
-        """Keep episodes that were executed elsewhere, as by a robot; a model that does so has no environment.
-
-        A chunk begins at every step of theirs.
+        """Keep episodes of the robot that was adopted.
 
         Raises:
             DataError: they have no rewards.
         """
-        replay = self.replay_buffer
-        replay.stride = self.actor_critic.execute_horizon
         for part in self._cut(episodes):
-            replay.put(part)
+            self.replay_buffer.put(part)
         self._observe_rewards(episodes)
         self.num_timesteps += episodes.num_steps
         self.iterations += episodes.num_episodes
