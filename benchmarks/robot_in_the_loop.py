@@ -2,7 +2,7 @@
 
     python benchmarks/robot_in_the_loop.py              # carries out what is missing, writes the JSON
     python benchmarks/robot_in_the_loop.py --seeds 0    # of one seed
-    python benchmarks/robot_in_the_loop.py --minutes 2 --seeds 0 --runs runs/pilot --episodes 20   # a pilot
+    python benchmarks/robot_in_the_loop.py --minutes 2 --seeds 0 --runs runs/pilot   # a pilot
     python benchmarks/robot_in_the_loop.py --report     # only collects what is there
 
 Hopper runs in a process of its own at 125 Hz and is controlled by the control loop, with inference in a second
@@ -39,9 +39,10 @@ RESULT = ROOT / "benchmarks" / "results" / "robot-in-the-loop.json"
 BASE = "benchmarks/checkpoints/hopper-flow_matching-4-a-token-seed0"
 STEPS = 4  # K
 SEEDS = (0, 1, 2)
+OF_TICKS = ("ticks", "jitter_ms", "inference_ms", "delays", "events")
 SETTINGS = (
-    "env=hopper", f"checkpoint={BASE}", f"num_steps={STEPS}", "algorithm=expo", "algorithm.bound=0.3",
-    "algorithm.edit_hidden=[128,128]", "offpolicy.members=2", "offpolicy.critic_hidden=[128,128]",
+    "env=hopper", f"checkpoint={BASE}", f"num_steps={STEPS}", "algorithm=dsrl",
+    "algorithm.actor_hidden=[128,128]", "offpolicy.members=2", "offpolicy.critic_hidden=[128,128]",
     "offpolicy.batch_size=128", "control.wait_share=0.6",
 )  # fmt: skip
 
@@ -95,10 +96,7 @@ def row_of(run: Path, seed: int) -> dict[str, Any]:
             "first_third": float(np.mean(episodes[:third])), "last_third": float(np.mean(episodes[-third:])),
         },
         "learner": sessions[-1]["about"]["learner"],
-        "ticks": [
-            {name: session["metrics"][name] for name in ("ticks", "jitter_ms", "inference_ms", "delays", "events")}
-            for session in sessions
-        ],
+        "ticks": [{name: session["metrics"][name] for name in OF_TICKS} for session in sessions],
     }  # fmt: skip
 
 
@@ -107,7 +105,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="to carry out")
     parser.add_argument("--minutes", type=float, default=10.0, help="on the robot")
     parser.add_argument("--episodes", type=int, default=100, help="of each evaluation")
-    parser.add_argument("--runs", type=Path, default=RUNS, help="folder of the runs; another one writes no JSON")
+    parser.add_argument("--runs", type=Path, default=RUNS, help="of the runs; another one writes no JSON")
     parser.add_argument("--report", action="store_true", help="only collect what is there")
     arguments = parser.parse_args()
     folder = arguments.runs.resolve()
