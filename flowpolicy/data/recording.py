@@ -137,18 +137,26 @@ def num_recorded(path: Path | str) -> int:
 def recorded_episodes(path: Path | str, first: int = 0) -> Demonstrations | None:
     """The episodes that have ended of a recording, which may be under way, from number ``first`` on.
 
-    They are read with all their keys; None where there is none yet.
+    They are read with all their keys; None where there is none yet, or where the recording was finished while
+    it was read: it is then there to be read again.
 
     Raises:
-        DataError: a value that is not finite.
+        DataError: a value that is not finite, or a recording that is damaged.
     """
-    folder, ends, attributes = _ended(Path(path))
-    if first >= len(ends):
-        return None
-    begin = int(ends[first - 1]) if first else 0
-    data = import_zarr().open_group(str(folder), mode="r", zarr_format=_FORMAT)["data"]
-    arrays = {key: np.asarray(array[begin : int(ends[-1])]) for key, array in data.arrays()}
-    if not folder.exists():  # it was given its name meanwhile, and zarr takes what is missing for zeros
+    path = Path(path)
+    is_growing, folder = not path.exists(), _folder_of(path)
+    try:
+        place, ends, attributes = _ended(path)
+        if first >= len(ends):
+            return None
+        begin = int(ends[first - 1]) if first else 0
+        data = import_zarr().open_group(str(place), mode="r", zarr_format=_FORMAT)["data"]
+        arrays = {key: np.asarray(array[begin : int(ends[-1])]) for key, array in data.arrays()}
+    except Exception:
+        if is_growing and not folder.exists():  # it was renamed
+            return None
+        raise
+    if is_growing and not folder.exists():  # zarr takes what is missing for zeros
         return None
     masks = {
         name: [number - first for number in numbers if number >= first]

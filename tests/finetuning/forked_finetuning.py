@@ -37,7 +37,8 @@ REINFLOW = {"reinflow": {"n_steps": 16, "batch_size": 16, "n_epochs": 1, "critic
 OFFPOLICY = {
     "algorithm": {"name": "dsrl", "proposals": 2, "actor_hidden": [8]}, "save_every": 1,
     "offpolicy": {
-        "learning_starts": 1, "train_freq": 16, "utd": 0.2, "batch_size": 8, "members": 2, "critic_hidden": [8],
+        "learning_starts": 1, "train_freq": 16, "utd": 0.2, "batch_size": 8, "members": 2,
+        "critic_hidden": [8],
     },
 }  # fmt: skip
 RUNS: dict[str, tuple[Any, Any, dict[str, Any], int, int]] = {

@@ -1,4 +1,4 @@
-"""A script as in stable-baselines3's documentation, with ReinFlow or an off-policy algorithm in the place of PPO."""
+"""A script as in stable-baselines3's documentation, with one of ours in the place of PPO."""
 
 import numpy as np
 import pytest

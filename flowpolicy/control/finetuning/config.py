@@ -21,7 +21,6 @@ class RobotFinetuningConfig(RunConfig):
         algorithm: the off-policy algorithm's ``name`` and its settings.
         offpolicy: what all algorithms share.
         demonstrations: store with rewards, for a share of each batch; None: none.
-        action_clip: bound of the sampled actions in normalised units; None: the checkpoint's.
         reward: ``robot``, what the robot tells; ``success``, 1 at the end of an episode that the operator or
             the robot calls a success; or ``module:function``, as
             :mod:`flowpolicy.control.finetuning.rewards` says.
@@ -34,7 +33,6 @@ class RobotFinetuningConfig(RunConfig):
     algorithm: dict[str, Any] = field(default_factory=dict)
     offpolicy: OffPolicySettings = field(default_factory=OffPolicySettings)
     demonstrations: str | None = None
-    action_clip: PositiveFloat | None = None
     reward: str = "robot"
     publish_every_s: PositiveFloat = 5.0
     save_every_s: PositiveFloat = 30.0
@@ -56,7 +54,7 @@ class RobotFinetuningConfig(RunConfig):
     def learning(self) -> dict[str, Any]:
         """What a resumed run must have in common with the first one."""
         settings = dataclasses.asdict(self)
-        names = ("algorithm", "offpolicy", "demonstrations", "action_clip", "reward", "num_steps", "grid")
+        names = ("algorithm", "offpolicy", "demonstrations", "reward", "num_steps", "grid")
         horizon = {"execute_horizon": self.control.execute_horizon}
         return {**{name: settings[name] for name in names}, "control": horizon}
 

@@ -77,8 +77,6 @@ class RobotLearner:
             self.model = OffPolicy.load(self._state, None, device, demonstrations=demos)
         else:
             base = FlowPolicy.load(config.checkpoint, device)
-            if config.action_clip is not None:
-                base.config = dataclasses.replace(base.config, action_clip=config.action_clip)
             self.model = OffPolicy(
                 base, None, algorithm=build_algorithm(config.algorithm),
                 demonstrations=self._demonstrations(base), num_steps=config.num_steps, grid=config.grid,

@@ -34,6 +34,8 @@ RENEWED_S = 0.2
 START_S, CLOSE_S = 600.0, 120.0
 """Longest waits for a learner: until the first policy is there (it may learn from demonstrations before
 that), and until it has saved everything at the end."""
+PRELOAD = ("flowpolicy.control.finetuning.learner",)
+"""What the learner's process needs, imported once."""
 RESTARTS = 5
 """Of a learner whose process ended, in a session; one more ends it."""
 
@@ -132,9 +134,14 @@ class LearningPolicy:
             FlowPolicyError: it cannot be started.
         """
         lesson = Lesson(self._config, self._run_dir, robot.spec.action_low, robot.spec.action_high)
-        self._learner = WorkerProcess(serve, (lesson,), name="learner", preload=PRELOAD)
-        self._learner.start()
-        self._await_start(self._learner)
+        learner = WorkerProcess(serve, (lesson,), name="learner", preload=PRELOAD)
+        learner.start()
+        try:
+            _await_start(learner)
+        except BaseException:
+            learner.stop(0.0)
+            raise
+        self._learner = learner
         return FlowPolicy.load(self._run_dir / CHECKPOINT)
 
     def builders(self) -> tuple[Build, Build | None]:
@@ -185,16 +192,6 @@ class LearningPolicy:
         if self._failure is not None:
             self._failure.raise_here()
 
-    def _await_start(self, learner: WorkerProcess) -> None:
-        try:
-            if not learner.poll(START_S):
-                raise FlowPolicyError(f"The learner was not ready after {START_S:g} s.")
-            message = learner.receive()
-        except WorkerDiedError as error:
-            raise FlowPolicyError("The learner's process ended while it started.") from error
-        if isinstance(message, Failure):
-            message.raise_here()
-
     def _watch(self) -> None:
         learner = self._learner
         assert learner is not None
@@ -218,5 +215,12 @@ class LearningPolicy:
             self._found = message
 
 
-PRELOAD = ("flowpolicy.control.finetuning.learner",)
-"""What the learner's process needs, imported once."""
+def _await_start(learner: WorkerProcess) -> None:
+    try:
+        if not learner.poll(START_S):
+            raise FlowPolicyError(f"The learner was not ready after {START_S:g} s.")
+        message = learner.receive()
+    except WorkerDiedError as error:
+        raise FlowPolicyError("The learner's process ended while it started.") from error
+    if isinstance(message, Failure):
+        message.raise_here()
