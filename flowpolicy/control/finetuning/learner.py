@@ -16,7 +16,7 @@ import torch
 
 from flowpolicy.control.finetuning.config import RobotFinetuningConfig
 from flowpolicy.control.finetuning.rewards import rewarded
-from flowpolicy.control.recorder import SUCCEEDED
+from flowpolicy.control.recorder import FAILED, SUCCEEDED
 from flowpolicy.control.robot import Action
 from flowpolicy.data.recording import num_recorded, recorded_episodes
 from flowpolicy.data.store import Demonstrations, read_demonstrations
@@ -136,20 +136,25 @@ class RobotLearner:
     def _take(self, episodes: Demonstrations) -> None:
         starts, ends, returns = episodes.episode_starts, episodes.episode_ends, episodes.episode_returns
         horizon = self.model.actor_critic.execute_horizon
-        successes = set(episodes.masks.get(SUCCEEDED, []))
+        judged = {
+            number: success
+            for mark, success in ((SUCCEEDED, 1.0), (FAILED, 0.0))
+            for number in episodes.masks.get(mark, [])
+        }
         for number, (start, end) in enumerate(zip(starts, ends, strict=True)):
             one = episodes.select_episodes([number])
-            if end - start > horizon:
+            if end - start > horizon or one.arrays["terminated"][-1]:
                 self.model.take(one)
-            else:  # too short for a chunk: it counts, and nothing is learnt from it
+            else:  # no chunk of it is followed by anything: it counts, and nothing is learnt from it
                 self.model.iterations += 1
                 self.model.num_timesteps += int(end - start)
             assert returns is not None
             row = {
                 "rollout/return": float(returns[number]), "rollout/length": float(end - start),
-                "rollout/success": float(number in successes),
                 "train/updates": float(self.model.learner.updates),
             }  # fmt: skip
+            if number in judged:
+                row["rollout/success"] = judged[number]
             self.loggers.log(self.model.num_timesteps, {**row, **self._metrics})
 
     def _keep(self, *, now: bool = False) -> None:
