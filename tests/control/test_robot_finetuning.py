@@ -217,3 +217,17 @@ def test_a_session_survives_its_learner_and_a_run_its_sessions(forking_python, t
     # Those that had ended and were not learnt from when all was killed were taken from the recording.
     stores = [tmp_path / "run" / SESSIONS / name / EPISODES for name in ("000", "001")]
     assert sum(num_recorded(store) for store in stores) == report["episodes"]
+
+
+def test_the_scripts_settings_are_read():
+    hydra = pytest.importorskip("hydra")
+    from omegaconf import OmegaConf
+
+    words = ["checkpoint=x", "reward=success", "algorithm=expo", "operator=keyboard"]
+    with hydra.initialize_config_module("flowpolicy_configs", version_base="1.3"):
+        composed = hydra.compose("finetune_robot", overrides=[*words, "run_dir=y"])
+    config = OmegaConf.to_container(composed, resolve=True)
+    config = {key: value for key, value in config.items() if key not in ("env", "run_dir")}
+    found = build(RobotFinetuningConfig, config, "")
+    assert (found.reward, found.algorithm["name"], found.video) == ("success", "expo", False)
+    assert found.learning().keys() >= {"algorithm", "offpolicy", "reward", "control"}
