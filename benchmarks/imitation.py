@@ -70,6 +70,7 @@ def _push_t(policy: str, episodes: int = 200, **settings: Any) -> Run:
     options = (*SHORT, *settings.pop("options", ()))
     if not any(option.startswith("model.depth") for option in options):
         options = ("model.depth=3", *options)
+    options = (*options, "model.actions_per_token=1")
     return Run("pusht", policy, 0, steps, episodes, options, **settings)
 
 

@@ -87,7 +87,9 @@ def throughput(rounds: int = 7, steps: int = 2) -> dict[str, Any]:
     trainers = {}
     for env in ("pusht_image", "pusht"):
         with initialize_config_module("flowpolicy_configs", version_base="1.3"):
-            settings = composed("pretrain", [f"env={env}", *IMAGES, "train.batch_size=64"])
+            settings = composed(
+                "pretrain", [f"env={env}", *IMAGES, "train.batch_size=64", "model.actions_per_token=1"]
+            )
         del settings["run_dir"]
         config = build(PretrainConfig, settings, "")
         trainers[env] = _trainer(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -146,12 +147,12 @@ def checked(value: Any, hint: Any, where: str) -> Any:
         options = typing.get_args(hint)
         if value is None and type(None) in options:
             return None
-        for option in options:
-            if option is not type(None):
-                try:
-                    return checked(value, option, where)
-                except ConfigError:
-                    continue
+        some = [option for option in options if option is not type(None)]
+        if len(some) == 1:
+            return checked(value, some[0], where)  # what is wrong inside it is what there is to say
+        for option in some:
+            with contextlib.suppress(ConfigError):
+                return checked(value, option, where)
         raise ConfigError(f"{where} is {shown(value)}; it must be {hint}.")
     if hint is Any:
         return value

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import os
 import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 # Small tensors: a second thread helps little, and on a busy machine waiting for it costs a hundredfold.
 # Programs that tests start inherit it.
@@ -18,11 +20,18 @@ os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 
 import numpy as np
 import pytest
-import torch
 
-from flowpolicy.data.store import Demonstrations
+if TYPE_CHECKING:
+    from flowpolicy.data.store import Demonstrations
 
-torch.set_num_threads(1)
+# What takes seconds to make in each process that needs it, by words of the files that need it.
+MADE_ONCE = {
+    "forking_python": "process of imports",
+    "models_compiled_once": "simulator models",
+    "exports": "samplers",
+    '"compile"': "samplers",
+    '"onnx"': "samplers",
+}
 
 # What a shell or nohup starts in the background ignores these, as would the programs that tests interrupt.
 for _number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
@@ -37,6 +46,13 @@ def few_objects_to_search(monkeypatch: pytest.MonkeyPatch) -> None:
     gc.collect()
     gc.freeze()
     monkeypatch.setattr(gc, "unfreeze", lambda: None)  # of a control loop that ends
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    import torch  # here, since a process that only hands tests to others has no use for it
+
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -69,22 +85,35 @@ def forking_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def empty_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are made and saved as empty files, where drawing them would take longer than what is tested."""
     with contextlib.suppress(ImportError):
-        from matplotlib.figure import Figure
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-        monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: Path(path).write_bytes(b""))
+        monkeypatch.setattr(FigureCanvasAgg, "print_png", lambda self, path: Path(path).write_bytes(b""))
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With ``--dist loadgroup``, one worker has all tests of ``forking_python``, and so one of it."""
-    for item in items:
-        if "forking_python" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("forking_python"))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With ``--dist loadfile``, one worker also has all the files that need one thing of ``MADE_ONCE``."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    @functools.cache
+    def group(file: str) -> str:
+        text = (config.rootpath / file).read_text(encoding="utf-8")
+        return next((thing for word, thing in MADE_ONCE.items() if word in text), file)
+
+    class Scheduling(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return group(super()._split_scope(nodeid))
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture
 def demos() -> Demonstrations:
     """Four short episodes with two observation keys, two-dimensional actions, rewards and ends."""
+    from flowpolicy.data.store import Demonstrations
+
     rng = np.random.default_rng(0)
     lengths = [7, 12, 5, 9]
     ends = np.cumsum(lengths)

@@ -23,6 +23,7 @@ class Outer:
     steps: int = 3
     flag: bool = False
     path: str | None = None
+    other: Inner | None = None
     sizes: tuple[int, ...] = (1, 2)
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -52,7 +53,8 @@ def test_values_of_a_yaml_file_become_the_declared_types():
         ({"flag": 1}, "run.flag"),
         ({"flag": "yes"}, "run.flag"),
         ({"name": None}, "run.name"),
-        ({"path": 3}, "run.path"),
+        ({"path": 3}, "run.path is 3; it must be of type str"),
+        ({"other": {"width": "x"}}, "run.other.width is 'x'; it must be of type int"),
         ({"sizes": 3}, "run.sizes"),
         ({"sizes": [1, "b"]}, r"run.sizes\[1\] is 'b'; it must be of type int"),
         ({"inner": 3}, "run.inner"),

@@ -85,13 +85,16 @@ def house_figure(
     style = _STYLE | {"axes.prop_cycle": cycler(color=PALETTE)} | (_SMALL if small else {})
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(width, height))
-        FigureCanvasAgg(figure)
+        canvas = FigureCanvasAgg(figure)
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
         if title:
             figure.suptitle(title, x=0.01, ha="left")
         yield figure, axes
         with atomic_file(path) as temporary:
-            figure.savefig(temporary)
+            if temporary.suffix == ".png":
+                canvas.print_png(temporary)  # the same file; savefig would draw it twice
+            else:
+                figure.savefig(temporary)
 
 
 def reference_line(axis: Any, height: float | None, name: str) -> None:

@@ -104,6 +104,7 @@ def page_of(tmp_path, columns, events=None, **about):
     return write_report(tmp_path / "report.html", columns, content, about).read_text()
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_the_page_needs_nothing_else_and_runs_nothing(tmp_path):
     hostile = '"><img src=http://example.com/x onerror=alert(1)>'
     events = EventLog()

@@ -14,6 +14,8 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
+from forking_python import EMPTY_FIGURES
+
 ROOT = Path(__file__).resolve().parents[2]
 RUN = "Run it"
 CHECKOUT = ("scripts", "configs", "benchmarks")  # what the commands of a page expect beside them
@@ -114,7 +116,7 @@ class Page:
         command.write_text('#!/bin/sh\nexec python -m flowpolicy "$@"\n')
         command.chmod(0o755)
         path = f"{python.parent}:{command.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": path}
+        environment = {**os.environ, EMPTY_FIGURES: "1", "OMP_NUM_THREADS": "1", "PATH": path}
         for command in self.commands:
             done = subprocess.run(
                 ["bash", "-euo", "pipefail", "-c", command], cwd=folder, env=environment,

@@ -39,7 +39,7 @@ NEEDS |= dict.fromkeys(("lift", "can", "square", "transport", "tool"), "robomimi
 @cache
 def _read(path: Path) -> tuple[Task, dict[str, Any]]:
     with initialize_config_module("flowpolicy_configs", version_base="1.3"):  # a task may build on another
-        values: Any = OmegaConf.to_container(compose("pretrain", [f"env={path.stem}"]).env, resolve=True)
+        values: Any = OmegaConf.to_container(compose(overrides=[f"+env={path.stem}"]).env, resolve=True)
     task = {item.name: values.pop(item.name) for item in fields(Task) if item.name not in RARE - {*values}}
     return build(Task, task, "env"), values
 
@@ -52,7 +52,7 @@ def test_task_file_matches_its_environment(path: Path, request: pytest.FixtureRe
     needs = NEEDS.get(path.stem.split("_")[0], "mujoco")
     pytest.importorskip(needs)
     if needs == "robomimic":
-        request.getfixturevalue("arms_compiled_once")
+        request.getfixturevalue("models_compiled_once")
     env = task.make()
     observation, _ = env.reset(seed=0)
     assert env.observation_space.contains(observation)

@@ -29,7 +29,7 @@ from flowpolicy_envs.robosuite_experts import (  # noqa: E402
 from flowpolicy_envs.rotations import axis_angle_from_matrix  # noqa: E402
 from flowpolicy_envs.scripted import Attempt, play  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("arms_compiled_once")
+pytestmark = pytest.mark.usefixtures("models_compiled_once")
 ENV_ID = "flowpolicy_envs:flowpolicy/Robosuite-v0"
 # robosuite 1.4's way to say it, as in the env_args of robomimic's files
 OLD_CONTROLLER = {
@@ -51,7 +51,7 @@ def _make(env_name: str = "Lift", limit: int = 150, controller: Any = None, **op
 
 
 @pytest.fixture(scope="module")
-def lift(arms_compiled_once: None) -> Any:
+def lift(models_compiled_once: None) -> Any:
     env = _make()
     yield env
     env.close()
@@ -142,14 +142,14 @@ def test_scripts_solve_their_tasks_in_more_than_one_way(lift: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def nuts(arms_compiled_once: None) -> Any:
+def nuts(models_compiled_once: None) -> Any:
     env = _make("NutAssemblySquare", limit=400)
     yield env
     env.close()
 
 
 @pytest.mark.slow
-def test_a_longer_script_solves_its_task(arms_compiled_once: None) -> None:
+def test_a_longer_script_solves_its_task(models_compiled_once: None) -> None:
     """The one of the nut is the next test."""
     env = _make("PickPlaceCan", limit=300)
     episode = play(env, CanExpert(), 0).episode

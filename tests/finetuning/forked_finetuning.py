@@ -43,7 +43,7 @@ OFFPOLICY = {
     },
 }  # fmt: skip
 RUNS: dict[str, tuple[Any, Any, dict[str, Any], int, int]] = {
-    "run": (finetune, ReinFlow, REINFLOW, 5, 5_120),
+    "run": (finetune, ReinFlow, REINFLOW, 5, 4_096),
     "offpolicy": (finetune_offpolicy, OffPolicy, OFFPOLICY, 2, 2_560),
 }
 """Folder -> how it is run, its model, its settings, how often it is killed, and its steps."""

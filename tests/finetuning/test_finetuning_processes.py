@@ -28,7 +28,7 @@ def finetuned(tmp_path_factory, forking_python):
     return folder, report_of(forking_python, Path(__file__).with_name("forked_finetuning.py"), folder)
 
 
-@pytest.mark.parametrize(("run", "kills", "steps"), [("run", 5, 5_120), ("offpolicy", 2, 2_560)])
+@pytest.mark.parametrize(("run", "kills", "steps"), [("run", 5, 4_096), ("offpolicy", 2, 2_560)])
 def test_a_run_killed_at_random_moments_loses_at_most_an_iteration_each(finetuned, run, kills, steps):
     folder, report = finetuned
     saved = report[run]["saved"]

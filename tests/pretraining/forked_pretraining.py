@@ -25,7 +25,7 @@ from flowpolicy.pretraining.run import pretrain
 from flowpolicy.runs.distributed import processes
 
 POLICIES = ["flow_matching", "shortcut"]
-KILLS, STEPS = 7, 140
+KILLS, STEPS = 7, 112
 
 
 def kill_and_resume(folder: Path, seed: int) -> dict[str, object]:

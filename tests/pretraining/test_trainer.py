@@ -112,7 +112,7 @@ def equal_networks(first, second):
 
 @pytest.mark.parametrize("policy", ALL)
 def test_bfloat16_takes_batches_of_any_size(policy):
-    for batch_size in range(1, 9):  # a shortcut model's bootstrap has one row up to 4
+    for batch_size in (1, 2, 4, 5, 8):  # a shortcut model's bootstrap has one row up to 4
         trainer = toy_trainer(policy, steps=1, batch_size=batch_size, precision="bfloat16")
         exact = toy_trainer(policy, steps=1, batch_size=batch_size, precision="float32")
         loss, wanted = (float(t.step()["loss/total"]) for t in (trainer, exact))

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from forking_python import EMPTY_FIGURES
 
 
 def report_of(python: Path, program: Path, folder: Path, seed: int = 0) -> dict[str, Any]:
@@ -27,7 +28,7 @@ def report_of(python: Path, program: Path, folder: Path, seed: int = 0) -> dict[
     path = os.pathsep.join(filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))))
     done = subprocess.run(
         command,
-        env={**os.environ, "PYTHONPATH": path},
+        env={**os.environ, EMPTY_FIGURES: "1", "PYTHONPATH": path},
         capture_output=True,
         text=True,
         check=False,

@@ -52,7 +52,7 @@ def test_without_a_checkpoint_it_finds_the_pretrained_one(repo_root, tmp_path):
     policy = FlowPolicy.load(repo_root / "benchmarks" / "checkpoints" / "hopper-shortcut-seed0")
     policy.save(folder / "checkpoint")
     (folder / "summary.json").write_text("{}")
-    finetune(tmp_path, repo_root, *SHORT, "final_episodes=0", "run_dir=run")
+    finetune(tmp_path, repo_root, *SHORT, "total_steps=1", "final_episodes=0", "run_dir=run")
     content = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert content["base"] == "runs/base/hopper-policy_shortcut-seed_0/checkpoint"
 

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -96,9 +95,11 @@ def test_evaluate_sweeps_the_steps_of_that_checkpoint(pretrained, repo_root, tmp
         ("train.steps=-1", ["train.steps is -1", "at least 1"]),
     ],
 )
-def test_a_mistake_is_one_sentence_and_exit_status_one(mujoco, repo_root, tmp_path, override, words):
+def test_a_mistake_is_one_sentence_and_exit_status_one(
+    mujoco, repo_root, tmp_path, forking_python, override, words
+):
     settings = [override, f"run_dir={tmp_path / 'run'}"]
-    python = sys.executable if override.startswith("train.stepz") else None
+    python = forking_python if override.startswith("train.stepz") else None
     done = run_script(repo_root, repo_root, "pretrain.py", *settings, fails=True, python=python)
     assert done.returncode == 1
     assert done.stdout == ""

@@ -130,7 +130,7 @@ def test_a_plan_is_made_without_episodes(trained, repo_root, tmp_path):
     folder, *_ = trained
     done = run_script(
         tmp_path, repo_root, "plan.py", f"checkpoint={folder / 'run' / 'checkpoint'}",
-        f"env={folder / 'arm.yaml'}", "period_ms=1000", "quantile=0.9", "calls=31", "bouts=1",
+        f"env={folder / 'arm.yaml'}", "period_ms=1000", "quantile=0.5", "calls=6", "bouts=1",
         "observations=8", "backends=[eager]", "max_action_error=10", "search_iterations=0", "run_dir=plan",
     )  # fmt: skip
     assert "the task has no simulator" in done.stdout
