@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from flowpolicy import FlowPolicy
 from flowpolicy.control.finetuning import learner
@@ -68,7 +68,7 @@ def main() -> None:
     torch.set_num_threads(1)
     # A forked process has everything imported; a real one starts afresh.
     worker_process.process_context = lambda *preload: multiprocessing.get_context("fork")  # type: ignore[assignment]
-    Figure.savefig = lambda self, path, **_: Path(path).write_bytes(b"")  # type: ignore[method-assign]
+    FigureCanvasAgg.print_png = lambda self, path: Path(path).write_bytes(b"")  # type: ignore[method-assign]
     learner.LOOK_S = 0.05
     torch.manual_seed(0)
     config = PolicyConfig({"name": "flow_matching"}, MLPConfig(hidden=8), {"observation": (3,)}, 1, 1, 4, 4)
