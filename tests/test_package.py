@@ -80,7 +80,7 @@ def test_a_command_is_its_script_in_both_spellings(typed, word: str, program: st
 def test_an_unknown_command_names_the_nearest(typed) -> None:
     assert typed("pretrian", "env=hopper")[0] == "There is no sub-command 'pretrian'; did you mean pretrain?"
     assert typed("train")[0] == "There is no sub-command 'train'; did you mean pretrain?"
-    meant = "finetune-offpolicy or finetune-preferences or finetune-reinflow"
+    meant = "finetune-offpolicy or finetune-preferences or finetune-reinflow or finetune-robot"
     assert typed("finetune")[0] == f"There is no sub-command 'finetune'; did you mean {meant}?"
 
 

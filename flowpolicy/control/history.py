@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.control.events import Event, EventLog
-from flowpolicy.control.robot import EPISODE, SUCCESS, TIMESTAMP
+from flowpolicy.control.robot import EPISODE, SUCCESS, TERMINATED, TIMESTAMP, TOTAL_REWARD
 from flowpolicy.execution.history import HistoryBuffer
 from flowpolicy.features import Feature
 from flowpolicy.features.presence import completed
@@ -33,6 +33,8 @@ class ObservationHistory:
         self._buffer = HistoryBuffer(fields, 1, obs_horizon)  # of what was read and checked here
         self._episode: Any = None
         self.success: bool | None = None  # of the episode before the present one
+        self.terminated = False  # likewise
+        self.total_reward: float | None = None  # so far; None of a robot that does not tell
         self.measured = float("-inf")
         self.is_empty = True  # no observation with a time yet
 
@@ -44,7 +46,7 @@ class ObservationHistory:
         and dropped. A timestamp that is NaN or infinite makes it stale.
         """
         try:
-            arrays, measured, episode = self._read(observation, now)
+            arrays, measured, episode, total = self._read(observation, now)
         except _UnusableError as error:
             self._events.add(error.event, tick, str(error))
             return False
@@ -58,9 +60,11 @@ class ObservationHistory:
         restarted = episode is not None and self._episode is not None and episode != self._episode
         if restarted:
             self._buffer.restart()
-            self.success = _success(observation.get(SUCCESS))
+            self.success = _flag(observation.get(SUCCESS))
+            self.terminated = bool(_flag(observation.get(TERMINATED)))
         self._buffer.add({key: array[None] for key, array in arrays.items()})
         self._episode = self._episode if episode is None else episode
+        self.total_reward = self.total_reward if total is None else float(total)
         self.is_empty = False
         self.measured = measured
         return restarted
@@ -81,8 +85,8 @@ class ObservationHistory:
         """A copy of the newest observation alone, key -> ``shape``."""
         return {key: rows[-1].copy() for key, (rows,) in self._buffer.arrays.items()}
 
-    def _read(self, observation: Any, now: float) -> tuple[dict[str, NDArray[Any]], float, Any]:
-        """Arrays, time and episode; None where it does not say.
+    def _read(self, observation: Any, now: float) -> tuple[dict[str, NDArray[Any]], float, Any, Any]:
+        """Arrays, time, episode and rewards so far; None where it does not say.
 
         Raises:
             _UnusableError: says why.
@@ -102,7 +106,10 @@ class ObservationHistory:
         episode = observation.get(EPISODE)
         if not isinstance(episode, (int, float, str, np.number, NoneType)) or episode != episode:
             raise _UnusableError(f"{EPISODE} is {episode!r}, not a number"[:200])
-        return arrays, float(measured), episode
+        total = observation.get(TOTAL_REWARD)
+        if not isinstance(total, (int, float, np.integer, np.floating, NoneType)):
+            raise _UnusableError(f"{TOTAL_REWARD} is {total!r}, not a number"[:200])
+        return arrays, float(measured), episode, total
 
 
 class _UnusableError(Exception):
@@ -113,7 +120,7 @@ class _UnusableError(Exception):
         self.event = event
 
 
-def _success(value: Any) -> bool | None:
+def _flag(value: Any) -> bool | None:
     is_known = isinstance(value, (bool, int, float, np.number, np.bool_)) and value in (0, 1)
     return bool(value) if is_known else None
 

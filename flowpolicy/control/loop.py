@@ -296,7 +296,8 @@ class ControlLoop:
         self._last, self._last_number = sent, number
         self._sent = self._sent if sent is None else sent
         if self._recorder is not None:
-            self._recorder.step(tick, row, sent, IN_COMMAND.get(source, command_source.POLICY))
+            who = IN_COMMAND.get(source, command_source.POLICY)
+            self._recorder.step(tick, row, sent, who, self.history.total_reward)
         self._watch((command is None or sent is None) and not self._may_rest(tick), tick)
         if not self._is_paused:
             self.chunks.ask_fast(tick, self.history, fresh=fresh)
@@ -319,17 +320,17 @@ class ControlLoop:
         if self.history.add(observation, tick, now):
             self.events.add(Event.EPISODE, tick)
             if not self._awaits_reset:
-                self._judge(self.history.success, tick)
+                self._judge(self.history.success, tick, terminated=self.history.terminated)
             self._awaits_reset = False
             self.gate.forget_hold()
             self.chunks.drop()
 
-    def _judge(self, success: bool | None, tick: int) -> None:
+    def _judge(self, success: bool | None, tick: int, *, terminated: bool = False) -> None:
         """The episode has ended."""
         if success is not None:
             self.events.add(Event.EPISODE_SUCCESS if success else Event.EPISODE_FAILURE, tick)
         if self._recorder is not None:
-            self._recorder.end_episode(success)
+            self._recorder.end_episode(success, self.history.total_reward, terminated=terminated)
 
     def _end_episode(self, success: bool, tick: int) -> None:
         """The operator says that it is over."""

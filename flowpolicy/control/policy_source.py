@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -31,10 +32,13 @@ class PolicySource(Protocol):
         """That decides how it is sampled."""
 
     def adopt(self, robot: Robot) -> ChunkPolicy:
-        """The policy, for a robot whose observations it takes as they are."""
+        """The policy, for a robot whose observations it takes as they are; called once, before the rest."""
 
     def builders(self) -> tuple[Build, Build | None]:
         """Of the inference, and of a faster one."""
+
+    def watch(self, stop: Callable[[str], None]) -> None:
+        """The loop begins; ``stop`` ends it, and says why."""
 
     def about(self) -> dict[str, Any]:
         """For the summary."""
@@ -74,6 +78,9 @@ class LoadedPolicy:
         fast = None if self.faster is None else InferenceBuilder(self.faster, self.seed + 1)
         return InferenceBuilder(self.sampler, self.seed), fast
 
+    def watch(self, stop: Callable[[str], None]) -> None:
+        """Nothing can fail that inference would not show."""
+
     def about(self) -> dict[str, Any]:
         """See :class:`PolicySource`."""
         return {
@@ -106,11 +113,14 @@ class PolicyOfServer:
 
     def adopt(self, robot: Robot) -> ChunkPolicy:
         """See :class:`PolicySource`."""
-        return self.served.adopt(robot)
+        return self.served.policy or self.served.adopt(robot)
 
     def builders(self) -> tuple[Build, Build | None]:
         """See :class:`PolicySource`."""
         return self.served.builder(), None
+
+    def watch(self, stop: Callable[[str], None]) -> None:
+        """Nothing can fail that inference would not show."""
 
     def about(self) -> dict[str, Any]:
         """See :class:`PolicySource`."""

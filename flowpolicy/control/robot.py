@@ -25,6 +25,12 @@ EPISODE = "episode"
 SUCCESS = "success"
 """Key of an episode's first observation: whether the episode before it succeeded, 1 or 0; without it, or with
 any other number, nobody knows."""
+TERMINATED = "terminated"
+"""Key of an episode's first observation: whether the episode before it ended in a terminal state, 1 or 0;
+without it, it did not."""
+TOTAL_REWARD = "total_reward"
+"""Key of an observation: sum of all rewards so far, over all episodes, of robots whose world gives rewards;
+so none is lost where an observation is missed, nor the last one of an episode."""
 PRESENT_POSE = "present_pose"
 """Key of an observation: the command ``(A,)`` that would keep the robot where it is, of robots that are
 commanded to positions; without it, unknown."""

@@ -18,6 +18,7 @@ from flowpolicy.control.inference import build_worker
 from flowpolicy.control.loop import ControlLoop
 from flowpolicy.control.operator import Operator
 from flowpolicy.control.operators.choosing import build_operator
+from flowpolicy.control.policy_source import PolicySource
 from flowpolicy.control.recorder import Recorder
 from flowpolicy.control.report import write_report
 from flowpolicy.control.robot import Robot, innermost
@@ -114,6 +115,7 @@ def run_control(
     robot: Robot | None = None,
     operator: Operator | None = None,
     connect: Connect | None = None,
+    source: PolicySource | None = None,
 ) -> ControlRun:
     """Control a robot for a while and write telemetry, events, a report, a video and ``summary.json``.
 
@@ -132,6 +134,7 @@ def run_control(
         robot: is controlled in place of ``config.robot``, and closed at the end.
         operator: may take command, in place of ``config.operator``.
         connect: connects to ``config.policy_server``: :class:`flowpolicy.serving.remote.RemotePolicy`.
+        source: of the policy, in place of the one that ``config`` names; it is closed at the end.
 
     Raises:
         FlowPolicyError: a setting, the checkpoint, the plan, the robot or the backend is not usable.
@@ -149,11 +152,11 @@ def run_control(
             operator = build_operator(config.operator)
         control = config.control
         kind = config.robot.kind if robot is None else f"{type(robot).__module__}:{type(robot).__name__}"
-        source = config.source(connect)
+        source = source or config.source(connect)
         opened.callback(source.close)
         if robot is None:
             robot = build_robot(config.robot, source.policy, env, source.name)
-        policy = source.policy or source.adopt(robot)
+        policy = source.adopt(robot)
         plan = source.plan
         if plan is not None and control.execute_horizon is None:
             control = replace(control, execute_horizon=plan.execute_horizon)
@@ -196,6 +199,7 @@ def run_control(
             if isinstance(robot, Rehearsal):
                 robot.first = listed.first
         ticks = round(config.duration_s / loop.period)
+        source.watch(loop.stop)
         with _live(loop, ticks):
             loop.run(ticks)
         unclosed: Exception | None = None

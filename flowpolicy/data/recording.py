@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flowpolicy.data.store import Demonstrations
 from flowpolicy.data.store_writing import StoreWriter, check_new, sole_writer
 from flowpolicy.data.unfinished import json_form
-from flowpolicy.data.zarr_reading import import_zarr
+from flowpolicy.data.zarr_reading import import_zarr, open_store
 from flowpolicy.errors import DataError
 from flowpolicy.features.stored import KINDS
 from flowpolicy.files.reading import read_json
@@ -128,9 +129,58 @@ class RecordedStore:
             self._opened.close()
 
 
+def num_recorded(path: Path | str) -> int:
+    """How many episodes of a recording have ended, which may be under way."""
+    return len(_ended(Path(path))[1])
+
+
+def recorded_episodes(path: Path | str, first: int = 0) -> Demonstrations | None:
+    """The episodes that have ended of a recording, which may be under way, from number ``first`` on.
+
+    They are read with all their keys; None where there is none yet, or where the recording was finished while
+    it was read: it is then there to be read again.
+
+    Raises:
+        DataError: a value that is not finite, or a recording that is damaged.
+    """
+    path = Path(path)
+    is_growing, folder = not path.exists(), _folder_of(path)
+    try:
+        place, ends, attributes = _ended(path)
+        if first >= len(ends):
+            return None
+        begin = int(ends[first - 1]) if first else 0
+        data = import_zarr().open_group(str(place), mode="r", zarr_format=_FORMAT)["data"]
+        arrays = {key: np.asarray(array[begin : int(ends[-1])]) for key, array in data.arrays()}
+    except Exception:
+        if is_growing and not folder.exists():  # it was renamed
+            return None
+        raise
+    if is_growing and not folder.exists():  # zarr takes what is missing for zeros
+        return None
+    masks = {
+        name: [number - first for number in numbers if number >= first]
+        for name, numbers in attributes.get("masks", {}).items()
+    }
+    return Demonstrations(arrays, ends[first:] - begin, {**attributes, "masks": masks}, str(path))
+
+
+def _ended(path: Path) -> tuple[Path, NDArray[Any], dict[str, Any]]:
+    """Where a recording lies, the ends of its episodes, and its attributes."""
+    if path.exists():
+        with open_store(path) as store:
+            return path, store.read_ends().astype(np.int64), store.attributes
+    folder = _folder_of(path)
+    if not (folder / _PROGRESS).exists():
+        return folder, np.zeros(0, np.int64), {}
+    content = read_json(folder / _PROGRESS)
+    return folder, np.asarray(content["episode_ends"], dtype=np.int64), content["attributes"]
+
+
 def recover(path: Path | str) -> int:
-    """Make a store at ``path`` of the episodes that a killed run had finished; their number."""
-    return _complete(_folder_of(Path(path)), Path(path))
+    """Make a store at ``path`` of the episodes that a killed run had finished, if any; their number."""
+    folder = _folder_of(Path(path))
+    return _complete(folder, Path(path)) if folder.exists() else 0
 
 
 def _complete(folder: Path, path: Path) -> int:

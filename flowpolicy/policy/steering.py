@@ -55,6 +55,7 @@ class Steering(nn.Module, ABC):
 
     Attributes:
         draws: how many x_0 it takes for a chunk, M.
+        explores: whether it acts as while it learns, with noise.
         low: least value of each dimension of an executed action in normalised units, ``(A,)``.
         high: largest, likewise.
     """
@@ -67,6 +68,7 @@ class Steering(nn.Module, ABC):
     def __init__(self, config: Any, network: Network, spec: PolicySpec, clip: float) -> None:
         super().__init__()
         self.draws: int = config.draws
+        self.explores = False
         self.register_buffer("low", torch.full((spec.action_dim,), -clip))
         self.register_buffer("high", torch.full((spec.action_dim,), clip))
 
@@ -150,6 +152,10 @@ class BoundedGaussian(nn.Module):
         """What it gives without its noise."""
         return self.bound * torch.tanh(self.moments(inputs)[0])
 
+    def chosen(self, inputs: Tensor, explores: bool) -> Tensor:
+        """A sample, or what it gives without its noise."""
+        return self.sample(inputs, None)[0] if explores else self.mode(inputs)
+
     def sample(self, inputs: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """A sample ``(..., *shape)`` and its log-density ``(...)`` in units of the bound, with gradients."""
         mean, log_std = self.moments(inputs)
@@ -232,9 +238,9 @@ class Edited(BestOf):
         self.edits = BoundedGaussian(size, shape, config.edit_hidden, config.bound, EDIT_LOG_STD)
 
     def chunk(self, observation: Observation, noise: Tensor, flow: FlowOf) -> Tensor:
-        """See :class:`Steering`; edits without their noise."""
+        """See :class:`Steering`; edits without their noise, unless it explores."""
         chunks = self.within(flow(noise))
-        edited = self.edited(chunks, self.edits.mode(self.inputs(observation, chunks)))
+        edited = self.edited(chunks, self.edits.chosen(self.inputs(observation, chunks), self.explores))
         return self.best(observation, torch.cat([chunks, edited], dim=1))
 
     def inputs(self, observation: Observation, chunks: Tensor) -> Tensor:
@@ -275,8 +281,9 @@ class Latent(Steering):
         )
 
     def chunk(self, observation: Observation, noise: Tensor, flow: FlowOf) -> Tensor:
-        """See :class:`Steering`; the actor without its noise, so that the given x_0 has no effect."""
-        return self.within(flow(self.actor.mode(self.features(observation))[:, None]))[:, 0]
+        """See :class:`Steering`; the given x_0 has no effect, and the actor no noise unless it explores."""
+        latent = self.actor.chosen(self.features(observation), self.explores)
+        return self.within(flow(latent[:, None]))[:, 0]
 
 
 def steering_config(settings: Mapping[str, Any]) -> tuple[type[Steering], SteeringConfig]:

@@ -17,6 +17,7 @@ from flowpolicy.settings import shown
 PRETRAINING, DISTILLATION, FINETUNING = "pretrain", "distill", "finetune_reinflow"
 OFFPOLICY = "finetune_offpolicy"
 PREFERENCES = "finetune_preferences"
+ROBOT = "finetune_robot"
 _FILE = "run.json"
 
 

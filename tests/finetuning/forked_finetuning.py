@@ -2,7 +2,8 @@
 
     python forked_finetuning.py FOLDER SEED
 
-Kills a run at five random moments and lets it end, then takes a policy step with one and with two processes.
+Kills a run of each kind at random moments and lets it end, then takes a policy step with one and with two
+processes.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ from typing import Any
 
 import torch
 from forked_runs import alone_and_in_two, finish, fork, main
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from safetensors.torch import save_file
 from stable_baselines3.common.env_util import make_vec_env
 from toy_practice import Reach, make, make_policy
 
 from flowpolicy import FlowPolicy
+from flowpolicy.finetuning.offpolicy.off_policy import OffPolicy
+from flowpolicy.finetuning.offpolicy.run import finetune_offpolicy
 from flowpolicy.finetuning.recorder import STATE_FILE
 from flowpolicy.finetuning.reinflow import ReinFlow
 from flowpolicy.finetuning.run import finetune
@@ -29,34 +33,54 @@ from flowpolicy.models.config import TransformerConfig
 from flowpolicy.policy.config import PolicyConfig
 from flowpolicy.runs.distributed import Processes, processes
 
-KILLS, STEPS, PER_ITERATION = 5, 4_096, 128
+PER_ITERATION = 128
+REINFLOW = {"reinflow": {"n_steps": 16, "batch_size": 16, "n_epochs": 1, "critic_warmup": 0}}
+OFFPOLICY = {
+    "algorithm": {"name": "dsrl", "proposals": 2, "actor_hidden": [8]}, "save_every": 1,
+    "offpolicy": {
+        "learning_starts": 1, "train_freq": 16, "utd": 0.2, "batch_size": 8, "members": 2,
+        "critic_hidden": [8],
+    },
+}  # fmt: skip
+RUNS: dict[str, tuple[Any, Any, dict[str, Any], int, int]] = {
+    "run": (finetune, ReinFlow, REINFLOW, 5, 4_096),
+    "offpolicy": (finetune_offpolicy, OffPolicy, OFFPOLICY, 2, 2_560),
+}
+"""Folder -> how it is run, its model, its settings, how often it is killed, and its steps."""
 
 
 def pendulum_settings(folder: Path) -> dict[str, Any]:
-    """A run of 32 iterations, each of 32 chunks of four steps, on Pendulum."""
+    """A run of iterations of 32 chunks of four steps, on Pendulum."""
     model = TransformerConfig(width=16, depth=1, num_heads=2)
     torch.manual_seed(0)
     config = PolicyConfig({"name": "shortcut"}, model, {"observation": (3,)}, 1, 1, 4, 4)
     FlowPolicy(config).save(folder / "pretrained")
     task = {"name": "pendulum", "env_id": "Pendulum-v1"}
     return {
-        "env": task, "checkpoint": str(folder / "pretrained"), "num_steps": 2, "total_steps": STEPS,
-        "num_envs": 2, "workers": 0, "final_episodes": 2, "evaluation_envs": 2, "video": False,
-        "resume": True, "reinflow": {"n_steps": 16, "batch_size": 16, "n_epochs": 1, "critic_warmup": 0},
+        "env": task, "checkpoint": str(folder / "pretrained"), "num_steps": 2,
+        "num_envs": 2, "workers": 0, "final_episodes": 0, "video": False,
+        "resume": True,
     }  # fmt: skip
 
 
 def kill_and_resume(folder: Path, seed: int) -> dict[str, object]:
-    settings, run_dir, rng = pendulum_settings(folder), folder / "run", random.Random(seed)
+    FigureCanvasAgg.print_png = lambda self, path: Path(path).write_bytes(b"")  # type: ignore[method-assign]
+    common = pendulum_settings(folder)
+    finetune({**common, **REINFLOW, "total_steps": 1}, folder / "first")  # so that no child imports it again
+    return {name: kill_and_resume_run(folder / name, common, seed) for name in RUNS}
+
+
+def kill_and_resume_run(run_dir: Path, common: dict[str, Any], seed: int) -> dict[str, object]:
+    run, model, own, kills, steps = RUNS[run_dir.name]
+    settings, rng = {**common, **own, "total_steps": steps}, random.Random(seed)
     saved: list[int] = []
-    finetune({**settings, "total_steps": 1}, folder / "first")  # so that no child imports anything again
 
     def saved_steps() -> int:
         state = run_dir / STATE_FILE
-        return ReinFlow.load(state).num_timesteps if state.exists() else 0
+        return model.load(state).num_timesteps if state.exists() else 0
 
-    for number in range(KILLS):
-        child = fork(lambda: finetune(settings, run_dir))
+    for number in range(kills):
+        child = fork(lambda: run(settings, run_dir))
         start, goal = saved_steps(), rng.randint(1, 5)
         metrics = run_dir / "metrics.csv"
         before = len(metrics.read_text().splitlines()) if metrics.exists() else 0
@@ -76,7 +100,7 @@ def kill_and_resume(folder: Path, seed: int) -> dict[str, object]:
         # What was logged and not saved is at most the iteration in which it was killed.
         assert not logged or saved[-1] >= logged[-1] - PER_ITERATION, (saved, logged[-1])
     summary: list[Path | None] = []
-    finish(fork(lambda: summary.append(finetune(settings, run_dir))))
+    finish(fork(lambda: summary.append(run(settings, run_dir))))
     return {"saved": saved, "steps": json.loads((run_dir / "summary.json").read_text())["steps"]}
 
 

@@ -28,19 +28,21 @@ def finetuned(tmp_path_factory, forking_python):
     return folder, report_of(forking_python, Path(__file__).with_name("forked_finetuning.py"), folder)
 
 
-def test_a_run_killed_at_five_random_moments_loses_at_most_an_iteration_each(finetuned):
+@pytest.mark.parametrize(("run", "kills", "steps"), [("run", 5, 4_096), ("offpolicy", 2, 2_560)])
+def test_a_run_killed_at_random_moments_loses_at_most_an_iteration_each(finetuned, run, kills, steps):
     folder, report = finetuned
-    assert len(report["saved"]) == 5
-    assert report["saved"] == sorted(report["saved"])
-    assert report["saved"][-1] > report["saved"][1]
-    assert report["steps"] >= 4_096
-    steps = [row["step"] for row in read_metrics(folder / "run" / "metrics.csv")]
+    saved = report[run]["saved"]
+    assert len(saved) == kills
+    assert saved == sorted(saved)
+    assert saved[-1] > saved[min(1, kills - 2)]
+    assert report[run]["steps"] >= steps
+    steps = [row["step"] for row in read_metrics(folder / run / "metrics.csv")]
     assert steps == sorted(set(steps))  # no iteration twice, none missing
     assert max(later - earlier for earlier, later in itertools.pairwise(steps)) <= 128
-    policy = FlowPolicy.load(folder / "run" / "checkpoint")
+    policy = FlowPolicy.load(folder / run / "checkpoint")
     assert policy.config.tuned == SamplerSpec(num_steps=2, solver="euler")
     assert policy.act(torch.zeros(1, 1, 3)).shape == (1, 4, 1)
-    assert not [item for item in (folder / "run").iterdir() if ".tmp-" in item.name]
+    assert not [item for item in (folder / run).iterdir() if ".tmp-" in item.name]
 
 
 def test_two_processes_take_the_step_of_one(finetuned):

@@ -15,15 +15,18 @@ from flowpolicy import FlowPolicy
 from flowpolicy.acceleration.sampler import build_sampler
 from flowpolicy.errors import CheckpointError, ConfigError, FlowPolicyError, TaskError
 from flowpolicy.finetuning.offpolicy.algorithms import ALGORITHMS
+from flowpolicy.finetuning.offpolicy.config import OffPolicyConfig
 from flowpolicy.finetuning.offpolicy.off_policy import OffPolicy
-from flowpolicy.finetuning.offpolicy.run import finetune_offpolicy
+from flowpolicy.finetuning.offpolicy.run import OffPolicyRecipe, finetune_offpolicy
 from flowpolicy.finetuning.recorder import STATE_FILE
 from flowpolicy.finetuning.reinflow import ReinFlow
 from flowpolicy.finetuning.run import finetune
 from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.pretraining.run import pretrain
+from flowpolicy.runs.distributed import Processes
 from flowpolicy.runs.loggers import read_metrics
 from flowpolicy.runs.run_folder import PRETRAINING, claim
+from flowpolicy.settings import build
 
 OFFPOLICY = {
     "algorithm": {"name": "qchunk", "proposals": 3, "target_proposals": 2}, "save_every": 1,
@@ -147,6 +150,13 @@ def test_what_is_not_finite_stops_the_run_and_loses_nothing(settings, tmp_path, 
     assert all(torch.isfinite(value).all() for value in saved.actor_critic.state_dict().values())
 
 
+def test_an_offpolicy_run_of_two_processes_is_refused(settings):
+    del settings["reinflow"]
+    config = build(OffPolicyConfig, {**settings, **OFFPOLICY}, "")
+    with pytest.raises(ConfigError, match="one process; start it without torchrun"):
+        OffPolicyRecipe(config, FlowPolicy.load(settings["checkpoint"]), Processes(count=2))
+
+
 @pytest.mark.usefixtures("empty_figures")
 def test_an_offpolicy_run_leaves_a_policy_that_is_used_as_any_other(settings, tmp_path):
     del settings["reinflow"]
@@ -181,14 +191,21 @@ def test_an_offpolicy_run_leaves_a_policy_that_is_used_as_any_other(settings, tm
 
 
 @pytest.mark.usefixtures("empty_figures")
-def test_an_environment_that_dies_is_replaced_and_counted(settings, tmp_path):
+@pytest.mark.parametrize("rule", ["awm", "qchunk"])
+def test_an_environment_that_dies_is_replaced_and_counted(settings, tmp_path, rule):
     task = {
         "name": "mortal",
         "env_id": "toy_practice:toy/Mortal-v0",
         "env_kwargs": {"marker": str(tmp_path / "died")},
     }
-    changed = {"env": task, "workers": 2, "update": {"name": "awm"}, "final_episodes": 0}
-    summary = finetune({**settings, **changed}, tmp_path / "run")
+    run, own = (
+        (finetune_offpolicy, OFFPOLICY)
+        if rule in ALGORITHMS
+        else (finetune, {"reinflow": REINFLOW, "update": {"name": rule}})
+    )
+    del settings["reinflow"]
+    changed = {"env": task, "workers": 2, "final_episodes": 0, "total_steps": 300}
+    summary = run({**settings, **changed, **own}, tmp_path / "run")
     assert (tmp_path / "died").exists()
     assert json.loads(summary.read_text())["metrics"]["worker_restarts"] == 1
     rows = read_metrics(tmp_path / "run" / "metrics.csv")

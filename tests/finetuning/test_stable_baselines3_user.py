@@ -1,4 +1,4 @@
-"""A script as in stable-baselines3's documentation, with ReinFlow in the place of PPO."""
+"""A script as in stable-baselines3's documentation, with one of ours in the place of PPO."""
 
 import numpy as np
 import pytest
@@ -20,17 +20,31 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import SubprocVecEnv
 from toy_practice import Reach, make, make_policy
 
+from flowpolicy.finetuning.offpolicy.algorithms import QChunk
+from flowpolicy.finetuning.offpolicy.off_policy import OffPolicy
 from flowpolicy.finetuning.reinflow import ReinFlow
 from flowpolicy.finetuning.rules import NFT
 
+REINFLOW = {"n_steps": 16, "batch_size": 32, "critic_warmup": 0}
+OFFPOLICY = {
+    "algorithm": QChunk(proposals=2, target_proposals=2), "members": 2, "critic_hidden": (8,),
+    "batch_size": 8, "learning_starts": 50, "utd": 0.1,
+}  # fmt: skip
 
-@pytest.mark.parametrize(("vec_env_cls", "rule"), [(None, NFT()), (SubprocVecEnv, None)])
-def test_the_documentations_script_runs(tmp_path, vec_env_cls, rule):
+
+@pytest.mark.parametrize(
+    ("kind", "vec_env_cls", "settings"),
+    [
+        (ReinFlow, None, {**REINFLOW, "update": NFT()}),
+        (ReinFlow, SubprocVecEnv, REINFLOW),
+        (OffPolicy, None, OFFPOLICY),
+    ],
+)
+def test_the_documentations_script_runs(tmp_path, kind, vec_env_cls, settings):
     vec_env = make_vec_env(Reach, n_envs=4, seed=0, vec_env_cls=vec_env_cls)
-    model = ReinFlow(
-        make_policy(), vec_env, num_steps=2, n_steps=16, batch_size=32, critic_warmup=0, verbose=0, seed=0,
-        learning_rate=1e-3, gamma=0.9, update=rule,
-    )  # fmt: skip
+    model = kind(
+        make_policy(), vec_env, num_steps=2, verbose=0, seed=0, learning_rate=1e-3, gamma=0.9, **settings
+    )
     model.set_logger(configure(str(tmp_path / "log"), ["csv"]))
     callbacks = CallbackList([
         CheckpointCallback(save_freq=50, save_path=str(tmp_path / "steps"), name_prefix="rl_model"),
@@ -40,20 +54,20 @@ def test_the_documentations_script_runs(tmp_path, vec_env_cls, rule):
         ),
     ])  # fmt: skip
     model.learn(total_timesteps=1_000, callback=callbacks, progress_bar=False)
-    model.save(tmp_path / "reinflow_reach")
+    model.save(tmp_path / "reach")
     before = model.num_timesteps
     assert before >= 1_000
     del model  # remove to demonstrate saving and loading
 
-    model = ReinFlow.load(tmp_path / "reinflow_reach", env=vec_env)
+    model = kind.load(tmp_path / "reach", env=vec_env)
     mean_reward, std_reward = evaluate_policy(model, model.get_env(), n_eval_episodes=10, warn=False)
     assert 0 < mean_reward < 10
     assert std_reward >= 0
     model.learn(200, reset_num_timesteps=False)
     assert model.num_timesteps >= before + 200
     # 50 calls, each of four environments
-    assert ReinFlow.load(tmp_path / "steps" / "rl_model_200_steps.zip").num_timesteps == 200
-    best = ReinFlow.load(tmp_path / "best" / "best_model")
+    assert kind.load(tmp_path / "steps" / "rl_model_200_steps.zip").num_timesteps == 200
+    best = kind.load(tmp_path / "best" / "best_model")
     assert best.predict(np.zeros(2, np.float32), deterministic=True)[0].shape == (2,)
     assert len(np.load(tmp_path / "best" / "evaluations.npz")["timesteps"]) >= 5
     assert "rollout/ep_rew_mean" in (tmp_path / "log" / "progress.csv").read_text().splitlines()[0]

@@ -16,7 +16,9 @@ from flowpolicy.control.inference_hosts import PRELOAD
 from flowpolicy.control.robot import (
     EPISODE,
     SUCCESS,
+    TERMINATED,
     TIMESTAMP,
+    TOTAL_REWARD,
     Action,
     Observation,
     RobotError,
@@ -108,7 +110,10 @@ class SimulatedRobot:
             task.name, shapes, low, high, rate, task.safe_action, rotations=rotations,
             heartbeat_s=heartbeat_s, is_hardware=False,
         )  # fmt: skip
-        told = {TIMESTAMP: ((), np.float64), EPISODE: ((), np.int64), SUCCESS: ((), np.int8)}
+        told = {
+            TIMESTAMP: ((), np.float64), EPISODE: ((), np.int64), SUCCESS: ((), np.int8),
+            TERMINATED: ((), np.int8), TOTAL_REWARD: ((), np.float64),
+        }  # fmt: skip
         self._observations = Mailbox({**fields, **told})
         self._commands = Mailbox(
             {"action": (low.shape, np.float32), EPISODE: ((), np.int64), _ENDED: ((), np.int64)}
@@ -210,6 +215,7 @@ class _World:
         self.safe_action, self.heartbeat_s = safe_action, heartbeat_s
         self.episode, self.steps, self.late, self.unheard, self.deserted, self.heard = -1, 0, 0, 0, 0, 0
         self.heard_at = self.clock.now()
+        self.total_reward, self.terminated = 0.0, False
         self.records: list[EpisodeRecord] = []
         self.executed: list[list[Action]] = []
         self._begin()
@@ -232,6 +238,8 @@ class _World:
         action = self._heard(np.array(command["action"], dtype=self.env.action_space.dtype))
         self.observation, reward, terminated, truncated, info = self.env.step(action)
         self.steps += 1
+        self.total_reward += float(reward)
+        self.terminated = bool(terminated)
         self.records[-1].add(float(reward), info)
         if self.steps <= KEPT_STEPS:
             self.executed[-1].append(action.astype(np.float32))
@@ -275,8 +283,9 @@ class _World:
 
     def _publish(self) -> None:
         self.observations.write(
-            **self.observation, timestamp=time.monotonic(), episode=self.episode, success=self.success
-        )
+            **self.observation, timestamp=time.monotonic(), episode=self.episode, success=self.success,
+            terminated=self.terminated, total_reward=self.total_reward,
+        )  # fmt: skip
 
 
 def record_video(task: Task, report: WorldReport, path: Path, seconds: float = 60.0) -> Path | None:

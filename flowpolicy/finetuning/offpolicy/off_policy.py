@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -168,6 +169,19 @@ class OffPolicy(ChunkLearning, OffPolicyAlgorithm):
         self.actor_critic.adopt_bounds(self.action_space)
         self.replay_buffer.forget_waiting()
 
+    def adopt_robot(self, low: Any, high: Any) -> None:
+        """Learn, in place of an environment, from a robot whose episodes :meth:`take` is given.
+
+        A chunk of the replay begins at each of its steps.
+
+        Args:
+            low: least of its commands, ``(A,)``.
+            high: largest.
+        """
+        self.replay_buffer.stride = self.actor_critic.execute_horizon
+        self.action_space = self.actor_critic.action_space = spaces.Box(low, high, dtype=np.float32)
+        self.actor_critic.adopt_bounds(self.action_space)
+
     @property
     def iteration(self) -> int:
         """Iterations done."""
@@ -187,37 +201,57 @@ class OffPolicy(ChunkLearning, OffPolicyAlgorithm):
         result = super()._setup_learn(*args, **kwargs)
         if self.collector.histories is None:
             self.replay_buffer.forget_waiting()
-        if self.demonstrated is None and self.demonstrations is not None:
-            self.demonstrated = shown = self._cut(self.demonstrations)
-            offline = self.settings.offline_updates - self.learner.updates
-            if offline > 0 and not self.num_timesteps:
-                started = time.perf_counter()
-                for _ in progress(offline, "learn from demonstrations"):
-                    self.learner.train(lambda: shown.sample(self.batch_size), 1, is_online=False)
-                self.seconds["update"] += time.perf_counter() - started
+        self.adopt_demonstrations()
         return result
 
-    def _cut(self, demos: Demonstrations) -> ChunkReplay:
-        """Demonstrations as transitions, with what the algorithm knows of them."""
-        networks, generator = self.actor_critic, self.generator
-        cut = demonstrated(networks.flow_policy, demos, networks.execute_horizon, self.gamma)
+    def adopt_demonstrations(self) -> None:
+        """Look at the demonstrations, if there are any, and learn from them alone where that is wanted."""
+        if self.demonstrated is not None or self.demonstrations is None:
+            return
+        parts = list(self._cut(self.demonstrations))
         if not self.learner.updates:  # of a loaded model's scale they are a part already
-            rewards = demos.arrays["reward"].reshape(-1, 1, 1).astype(np.float64)
-            ended = np.zeros((len(rewards), 1), bool)
-            ended[demos.episode_ends - 1] = True
-            moments = ReturnScale(1, self.gamma).run(rewards, np.ones((len(rewards), 1), np.int64), ended)
-            self.learner.observe(moments, rewards)
-        kept, tensors = self._replay(len(cut), networks.execute_horizon), cut.tensors()
+            self._observe_rewards(self.demonstrations)
+        self.demonstrated = shown = self._replay(sum(map(len, parts)), self.actor_critic.execute_horizon)
+        for part in parts:
+            shown.put(part)
+        offline = self.settings.offline_updates - self.learner.updates
+        if offline > 0 and not self.num_timesteps:
+            started = time.perf_counter()
+            for _ in progress(offline, "learn from demonstrations"):
+                self.learner.train(lambda: shown.sample(self.batch_size), 1, is_online=False)
+            self.seconds["update"] += time.perf_counter() - started
+
+    def take(self, episodes: Demonstrations) -> None:
+        """Keep episodes of the robot that was adopted.
+
+        Raises:
+            DataError: they have no rewards.
+        """
+        for part in self._cut(episodes):
+            self.replay_buffer.put(part)
+        self._observe_rewards(episodes)
+        self.num_timesteps += episodes.num_steps
+        self.iterations += episodes.num_episodes
+
+    def _observe_rewards(self, demos: Demonstrations) -> None:
+        rewards = demos.arrays["reward"].reshape(-1, 1, 1).astype(np.float64)
+        ended = np.zeros((len(rewards), 1), bool)
+        ended[demos.episode_ends - 1] = True
+        moments = ReturnScale(1, self.gamma).run(rewards, np.ones((len(rewards), 1), np.int64), ended)
+        self.learner.observe(moments, rewards)
+
+    def _cut(self, demos: Demonstrations) -> Iterator[Transitions]:
+        """Episodes as transitions, with what the algorithm knows of them."""
+        networks = self.actor_critic
+        cut = demonstrated(networks.flow_policy, demos, networks.execute_horizon, self.gamma)
+        tensors = cut.tensors()
         for start in range(0, len(cut), PREPARED):
             part = Transitions.of({name: value[start : start + PREPARED] for name, value in tensors.items()})
             after = networks.prepare(part.next_observation)
-            kept.put(
-                Transitions(
-                    networks.prepare(part.observation), part.chunk, part.executed, part.reward, part.discount,
-                    part.is_last, after, networks.known(after, generator),
-                )
+            yield Transitions(
+                networks.prepare(part.observation), part.chunk, part.executed, part.reward, part.discount,
+                part.is_last, after, networks.known(after, self.generator),
             )  # fmt: skip
-        return kept
 
     def collect_rollouts(  # type: ignore[override]
         self,
@@ -244,15 +278,20 @@ class OffPolicy(ChunkLearning, OffPolicyAlgorithm):
         """Updates from the replay and the demonstrations."""
         if not self.replay_buffer.size():
             return
-        started = time.perf_counter()
-        for name, value in self.learner.train(lambda: self._batch(batch_size), gradient_steps).items():
+        for name, value in self.update(gradient_steps, batch_size).items():
             self.logger.record(name, value)
+
+    def update(self, count: int, batch_size: int) -> dict[str, float]:
+        """See :meth:`train`; means of the metrics."""
+        started = time.perf_counter()
+        metrics = self.learner.train(lambda: self._batch(batch_size), count)
         if self.algorithm.flow_changes:
             for each in (self.replay_buffer, self.demonstrated):
                 if each is not None:
                     each.refresh(self.n_envs * self.settings.train_freq)
         self._n_updates = self.learner.updates
         self.seconds["update"] += time.perf_counter() - started
+        return metrics
 
     def _batch(self, batch_size: int) -> Transitions:
         if self.demonstrated is None:
