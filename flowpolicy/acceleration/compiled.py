@@ -29,7 +29,7 @@ def compiled(engine: Engine) -> Engine:
     sizes, policy = _sizes(engine), engine.policy
     if isinstance(engine, BlockEngine):
         engine.run = [
-            partial(_compiled(type(block.module).gated, block.kind, sizes), block.module)
+            partial(_compiled(type(block.module).forward, block.kind, sizes), block.module)
             for block in engine.blocks
         ]
         # The embedding stays as it is: for two-dimensional actions, what torch 2.13 compiles for it on a CPU

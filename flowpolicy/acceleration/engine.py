@@ -16,7 +16,7 @@ from flowpolicy.flow.guidance import GuidedChunk, Transform, build_guidance, ref
 from flowpolicy.flow.network import Context
 from flowpolicy.flow.objective import evaluations
 from flowpolicy.flow.sampler_spec import SamplerSpec
-from flowpolicy.models.blocks import AddressableBlocks, KeyValue, Modulation, spread
+from flowpolicy.models.blocks import AddressableBlocks, KeyValue, Modulation
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.settings import choose
 
@@ -159,13 +159,13 @@ class BlockEngine(Engine):
         network, own = cast("AddressableBlocks", self.network), cast("AddressableBlocks", policy.network)
         with torch.no_grad():  # one by one: a batch of them may round differently
             table = [own.modulations(t, d) for t, d in self.times]
-        self.modulations = [[_taken_apart(m.to(self.dtype)) for m in blocks.unbind(1)] for blocks, _ in table]
+        self.modulations = [Modulation.of_blocks(blocks.to(self.dtype), 3) for blocks, _ in table]
         self.last = [last.to(self.dtype) for _, last in table]
         self.blocks = list(network.blocks())
         every = (range(len(self.evaluations)),) * len(self.blocks)
         self.program = program_of(every if schedule is None else schedule.updates, len(self.evaluations))
         self.layers = [block.layer for block in self.blocks]
-        self.run: list[RunBlock] = [block.module.gated for block in self.blocks]
+        self.run: list[RunBlock] = [block.module.forward for block in self.blocks]
         self.embed, self.readout = network.embed, network.readout
         self.observe: Observe | None = None
 
@@ -196,11 +196,6 @@ class BlockEngine(Engine):
             return self.readout(h, self.last[evaluation]).float()
 
         return evaluate
-
-
-def _taken_apart(modulation: Tensor) -> Modulation:
-    shift, scale, gate = spread(modulation, 3)
-    return Modulation(shift, 1 + scale, gate)
 
 
 def random_observations(policy: FlowPolicy, rows: int, generator: torch.Generator) -> dict[str, Tensor]:

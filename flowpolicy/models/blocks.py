@@ -33,6 +33,12 @@ class Modulation(NamedTuple):
     factor: Tensor
     gate: Tensor
 
+    @classmethod
+    def of_blocks(cls, table: Tensor, ndim: int) -> list[Modulation]:
+        """Of every block in ``(N, blocks, 3, d)``, shift, scale and gate, for tokens of ``ndim`` axes."""
+        parts = spread(table.flatten(1, 2), ndim)
+        return [cls(parts[i], 1 + parts[i + 1], parts[i + 2]) for i in range(0, len(parts), 3)]
+
 
 class _DropPositions(torch.autograd.Function):
     """Zeroes elements at given flat positions and scales the rest; so does its gradient."""
@@ -99,8 +105,8 @@ def bernoulli_positions(probability: float, count: int) -> Tensor:
 class Branch(nn.Module):
     """adaLN-zero around an inner transform: ``gate * f(shift + (1 + scale) * norm(x))``.
 
-    Peebles and Xie 2023 (DiT), section 3.2. ``modulation`` is ``(B or 1, 3, d)``: shift, scale, gate. Tokens
-    may have more axes, ``(N, ..., T, d)``, where many rows share each of N modulations.
+    Peebles and Xie 2023 (DiT), section 3.2. Tokens may have more axes, ``(N, ..., T, d)``, where many rows
+    share each of N modulations.
     """
 
     def __init__(self, config: TransformerConfig) -> None:
@@ -112,13 +118,8 @@ class Branch(nn.Module):
         """The inner transform, ``(B, T, d) -> (B, T, d)``."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor, modulation: Tensor, context: KeyValue) -> Tensor:
+    def forward(self, x: Tensor, modulation: Modulation, context: KeyValue) -> Tensor:
         """The gated output ``(B, T, d)``, to be added to ``x``."""
-        shift, scale, gate = spread(modulation, x.ndim)
-        return self.gated(x, Modulation(shift, 1 + scale, gate), context)
-
-    def gated(self, x: Tensor, modulation: Modulation, context: KeyValue) -> Tensor:
-        """As ``forward``, from a modulation that is taken apart."""
         tokens = modulate(x, modulation.shift, modulation.factor)
         result: Tensor = modulation.gate * self.dropout(self.transform(tokens, context))
         return result
@@ -136,7 +137,7 @@ def modulate(x: Tensor, shift: Tensor, factor: Tensor) -> Tensor:
     """Layer norm of the last axis, times ``factor``, plus ``shift``."""
     if factor.ndim == 1:  # the same for all rows: one kernel does it all
         return F.layer_norm(x, x.shape[-1:], factor, shift)
-    return shift + F.layer_norm(x, x.shape[-1:]) * factor
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:]), factor)
 
 
 class QKNorm(nn.Module):
@@ -182,8 +183,9 @@ class SelfAttention(Branch):
             alone: Tensor = self.output(value)
             return alone
         heads = self.qkv(tokens).view(-1, length, 3, self.num_heads, width // self.num_heads)
-        query, key, value = heads.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = attend(self.query_norm(query), self.key_norm(key), value)
+        query, key, value = heads.unbind(2)
+        query, key = self.query_norm(query), self.key_norm(key)  # contiguous here, and so are the gradients
+        mixed = attend(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
         result: Tensor = self.output(mixed.transpose(1, 2).reshape(tokens.shape))
         return result
 
@@ -208,15 +210,15 @@ class CrossAttention(Branch):
         heads = self.key_value(observation_tokens).view(
             batch, length, 2, self.num_heads, width // self.num_heads
         )
-        key, value = heads.permute(2, 0, 3, 1, 4).unbind(0)
-        return KeyValue(self.key_norm(key), value)
+        key, value = heads.unbind(2)
+        return KeyValue(self.key_norm(key).transpose(1, 2), value.transpose(1, 2))
 
     def transform(self, tokens: Tensor, context: KeyValue) -> Tensor:
         """Attention to the observation's keys and values, which tokens ``(N, B, T, d)`` share N times."""
         rows, heads, _, head_width = context.key.shape
         length = tokens.shape[-2]
-        query = self.query(tokens).view(-1, rows, length, heads, head_width).permute(1, 3, 0, 2, 4)
-        query = self.query_norm(query.flatten(2, 3))
+        query = self.query_norm(self.query(tokens).view(-1, rows, length, heads, head_width))
+        query = query.permute(1, 3, 0, 2, 4).flatten(2, 3)
         mixed = attend(query, context.key, context.value).reshape(rows, heads, -1, length, head_width)
         result: Tensor = self.output(mixed.permute(2, 0, 3, 1, 4).reshape(tokens.shape))
         return result
@@ -282,7 +284,8 @@ class AddressableBlocks(ABC):
         context."""
         per_block, last = modulations
         h = self.embed(x)
-        for modulation, block in zip(per_block.unbind(1), self.blocks(), strict=True):
+        each = Modulation.of_blocks(per_block, h.ndim)  # in one go: its gradient is put together once
+        for modulation, block in zip(each, self.blocks(), strict=True):
             h = h + block.module(h, modulation, context[block.layer])
         return self.readout(h, last)
 

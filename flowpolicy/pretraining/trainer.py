@@ -144,7 +144,7 @@ class Trainer:
         metrics = self._backward(batch, draws)
         groups = self.optimizer.param_groups
         self.processes.average_gradients(each for group in groups for each in group["params"])
-        norm = nn.utils.clip_grad_norm_(network.parameters(), config.gradient_clip)
+        norm = self._clip_gradients(config.gradient_clip)
         self.optimizer.step()
         self.ema.update(step)
         self.state.step = step + 1
@@ -157,6 +157,15 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         return {"loss/total": loss.detach(), **metrics}
+
+    def _clip_gradients(self, most: float) -> Tensor:
+        """Scale the network's gradients to a norm of at most ``most``; returns what it was."""
+        parameters = [each for each in self.policy.network.parameters() if each.grad is not None]
+        norm = nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
+        # To look at it would make a GPU wait; a CPU is spared a pass over all gradients.
+        if norm.device.type != "cpu" or norm > most:
+            nn.utils.clip_grads_with_norm_(parameters, most, norm)
+        return norm
 
     def _made_backward(self, batch: Batch, draws: Draws) -> Backward:
         """``backward``, on a GPU as a CUDA graph where what it computes can be captured."""

@@ -12,6 +12,7 @@ from flowpolicy.acceleration.caching.scheduling import uniform
 from flowpolicy.acceleration.sampler import accelerate, build_sampler
 from flowpolicy.errors import ConfigError, FlowPolicyError
 from flowpolicy.flow.sampler_spec import SamplerSpec
+from flowpolicy.models.blocks import Modulation
 
 BACKENDS = ["eager", "compile", "onnx"]
 
@@ -53,9 +54,10 @@ def test_caching_is_a_loop_that_adds_the_last_output_of_each_block(solver, polic
     def velocity(x, t):
         blocks, last = network.modulations(torch.full((1,), t), torch.zeros(1))
         h = network.embed(x)
+        each = Modulation.of_blocks(blocks, 3)
         for index, block in enumerate(network.blocks()):
             if at[0] in schedule.updates[index]:
-                outputs[index] = block.module(h, blocks[:, index], context[block.layer])
+                outputs[index] = block.module(h, each[index], context[block.layer])
             h = h + outputs[index]
         at[0] += 1
         return network.readout(h, last)

@@ -5,7 +5,7 @@ import torch
 
 from flowpolicy.errors import ConfigError
 from flowpolicy.features import features_of
-from flowpolicy.models.blocks import Dropout, attend, bernoulli_positions
+from flowpolicy.models.blocks import Dropout, Modulation, attend, bernoulli_positions
 from flowpolicy.models.config import TransformerConfig
 from flowpolicy.models.transformer import VelocityTransformer
 from flowpolicy.policy.config import PolicyConfig
@@ -50,8 +50,8 @@ def test_the_untrained_network_is_zero_and_every_block_the_identity():
     assert not network.velocity(x, t, d, context).any()
     per_block, _ = network.modulations(t, d)
     stream = torch.randn(B, T, TINY.width)
-    for index, block in enumerate(network.blocks()):
-        assert not block.module(stream, per_block[:, index], context[block.layer]).any()
+    for block, modulation in zip(network.blocks(), Modulation.of_blocks(per_block, 3), strict=True):
+        assert not block.module(stream, modulation, context[block.layer]).any()
 
 
 def test_blocks_are_addressed_in_the_order_of_computation():
@@ -74,8 +74,8 @@ def test_the_residual_stream_is_the_sum_of_the_blocks():
     context = network.encode(observation)
     per_block, last = network.modulations(t, d)
     stream = network.embed_action(x) + network.position
-    for index, block in enumerate(network.blocks()):
-        stream = stream + block.module(stream, per_block[:, index], context[block.layer])
+    for block, modulation in zip(network.blocks(), Modulation.of_blocks(per_block, 3), strict=True):
+        stream = stream + block.module(stream, modulation, context[block.layer])
     normed = torch.nn.functional.layer_norm(stream, (TINY.width,))
     velocity = network.output(last[:, 0:1] + normed * (1 + last[:, 1:2]))
     assert torch.allclose(velocity, network.velocity(x, t, d, context), atol=1e-6)

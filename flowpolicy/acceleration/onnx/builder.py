@@ -229,7 +229,7 @@ class Call(nn.Module):
 
 def _block(branch: Branch) -> Call:
     def gated(h: Tensor, shift: Tensor, factor: Tensor, gate: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return branch.gated(h, Modulation(shift, factor, gate), KeyValue(key, value))
+        return branch.forward(h, Modulation(shift, factor, gate), KeyValue(key, value))
 
     return Call(branch, gated)
 
