@@ -36,6 +36,11 @@ MORE = ("pairs.count=160000", "pairs.num_steps=8", "pairs.solver=ab3")
 SMALL = ("model=small", "model.width=40", "model.depth=3", "train.steps=8000")
 """Less than a quarter of the parameters, which cannot start from the teacher's weights."""
 
+SMALLER = (
+    "model=small", "model.width=44", "model.depth=3", "model.actions_per_token=4", "train.steps=20000", "train.learning_rate=2e-3",
+)  # fmt: skip
+"""With four actions a token it sees as many pairs in a third of the time."""
+
 
 @dataclass(frozen=True)
 class Student:
@@ -73,6 +78,7 @@ STUDENTS = (
     ),
     Student("transport", "transport", options=("train.steps=1200",)),  # which costs three times as much
     Student("small-direct", "direct", options=SMALL),
+    Student("small-direct-more", "direct", (1,), SMALLER, pairs=MORE),
     Student("small-slimflow", "slimflow", options=SMALL),
     Student("mean-flow", "", one_training=True),
 )
