@@ -144,7 +144,8 @@ def distil(cell: Cell, threads: int) -> None:
             f"method.num_steps={cell.num_steps}", f"pairs.path={RUNS / cell.task / pairs}", *student.pairs, *common,
         )  # fmt: skip
     else:
-        run_script("pretrain", "policy=mean_flow", f"model.depth={DEPTHS[cell.task]}", *common)
+        model = (f"model.depth={DEPTHS[cell.task]}", "model.actions_per_token=1")
+        run_script("pretrain", "policy=mean_flow", *model, *common)
     evaluate(cell.task, folder / "train" / "checkpoint", folder / "evaluate", cell.evaluated, "force=true")
 
 
