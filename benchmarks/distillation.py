@@ -37,7 +37,7 @@ SMALL = ("model=small", "model.width=40", "model.depth=3", "train.steps=8000")
 """Less than a quarter of the parameters, which cannot start from the teacher's weights."""
 
 SMALLER = (
-    "model=small", "model.width=44", "model.depth=3", "model.actions_per_token=4", "train.steps=20000", "train.learning_rate=2e-3",
+    "model=small", "model.width=40", "model.depth=3", "model.actions_per_token=4", "train.steps=20000", "train.learning_rate=2e-3",
 )  # fmt: skip
 """With four actions a token it sees as many pairs in a third of the time."""
 
