@@ -108,9 +108,10 @@ SUITES: dict[str, list[Run]] = {
             0,
             (1, 2, 3, 4, 8),
             400,
-            ("model=medium", "train.save_every=200"),
-            label="flow_matching-medium",
+            ("model=medium", f"model.actions_per_token={count}", "train.save_every=200"),
+            label=f"flow_matching-medium{label}",
         )
+        for count, label in ((1, ""), (4, "-4-a-token"), (6, "-6-a-token"))
     ],
     "tokens": [
         *_tokens("pusht", (1, 2, 4, 8), *SHORT, "model.depth=3", episodes=200),
