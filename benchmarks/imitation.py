@@ -100,6 +100,12 @@ SUITES: dict[str, list[Run]] = {
     "pusht-deep": [
         _push_t(policy, options=DEEP, label=f"{policy}-deep") for policy in ("flow_matching", "shortcut")
     ],
+    # What `pretrain.py env=pusht` trains.
+    "pusht-default": [
+        Run(
+            "pusht", "flow_matching", 0, (1, 2, 3, 4, 8), 400, ("train.save_every=200",), label="flow_matching-default"
+        )
+    ],  # fmt: skip
     # Size and length of training are what strict success takes: see docs/flow_matching.md.
     "pusht-medium": [
         Run(
