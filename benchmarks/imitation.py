@@ -103,9 +103,15 @@ SUITES: dict[str, list[Run]] = {
     # What `pretrain.py env=pusht` trains.
     "pusht-default": [
         Run(
-            "pusht", "flow_matching", 0, (1, 2, 3, 4, 8), 400, ("train.save_every=200",), label="flow_matching-default"
+            "pusht",
+            "flow_matching",
+            0,
+            (1, 2, 3, 4, 8),
+            400,
+            ("train.save_every=200",),
+            label="flow_matching-default",
         )
-    ],  # fmt: skip
+    ],
     # Size and length of training are what strict success takes: see docs/flow_matching.md.
     "pusht-medium": [
         Run(
