@@ -140,7 +140,7 @@ class ReturnScale(RunningMoments):
                 self.running = np.where(live, self.gamma * self.running + rewards[step, :, i], self.running)
                 seen.append(self.running[live])
             self.running = np.where(ended[step], 0.0, self.running)
-        returns = np.concatenate(seen)
+        returns = np.concatenate([np.zeros(0), *seen])
         return *moments_of(returns), float(np.abs(returns).max(initial=0.0))
 
     def merge(self, count: float, mean: float, squares: float, largest: float = 0.0) -> None:

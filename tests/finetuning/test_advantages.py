@@ -66,6 +66,7 @@ def test_the_return_scale_runs_on_across_iterations_and_restarts_with_episodes()
     ended = rng.random((10, 2)) < 0.3
     scale = ReturnScale(2, GAMMA)
     scale.merge(*scale.run(rewards[:4], executed[:4], ended[:4]))
+    scale.merge(*scale.run(rewards[4:4], executed[4:4], ended[4:4]))  # nothing new: the same chunks again
     scale.merge(*scale.run(rewards[4:], executed[4:], ended[4:]))
     seen = []
     for env in range(2):
