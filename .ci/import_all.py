@@ -11,6 +11,7 @@ WITH_AN_EXTRA = {  # what may fail to import with the core dependencies alone, a
     "flowpolicy.overrides": "train",
     "flowpolicy.evaluation.environment": "mujoco",
     "flowpolicy.serving": "serve",
+    "flowpolicy.control.finetuning": "rl",
     "flowpolicy.finetuning": "rl",
     "flowpolicy_envs": "mujoco",
     "flowpolicy_scripts": "train",
