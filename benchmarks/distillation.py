@@ -32,7 +32,7 @@ SEEDS = (0, 1, 2)
 EPISODES, REFERENCE = 400, 16
 PAIRS = ("pairs.count=40000", "pairs.num_steps=8", "pairs.solver=midpoint")
 MORE = ("pairs.count=160000", "pairs.num_steps=8", "pairs.solver=ab3")
-"""Four times as many at twice the cost: the 40,000 are learned by heart in a longer training."""
+"""Four times as many at twice the cost: the 40,000 are learned by heart in a longer training, `direct-long`."""
 SMALL = ("model=small", "model.width=40", "model.depth=3", "train.steps=8000")
 """Less than a quarter of the parameters, which cannot start from the teacher's weights."""
 
@@ -67,6 +67,7 @@ class Student:
 
 STUDENTS = (
     Student("direct", "direct"),
+    Student("direct-long", "direct", (1,), ("train.steps=8000",)),
     Student("direct-more", "direct", (1,), ("train.steps=8000",), pairs=MORE),
     Student("reflow", "reflow", one_training=True),  # d = 0: valid for any K
     Student("reflow-direct", "direct", (1,), init="reflow"),
@@ -179,6 +180,9 @@ def report(task: str, found: list[Cell]) -> dict[str, Any]:
         trainings = [_training(cell) for cell, _ in parts]
         row["seeds"] = [training["seed"] for training in trainings]
         row["parameters"] = trainings[0]["parameters"]
+        row["validation_action_error"] = [
+            training["metrics"]["validation/action_error"] for training in trainings
+        ]
         row["train_seconds"] = [_seconds(cell) for cell, _ in parts]
         row["prepare_seconds"] = [training["metrics"].get("prepare_seconds", 0.0) for training in trainings]
         row["command"] = trainings[0]["command"]

@@ -10,7 +10,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flowpolicy import plugins
 from flowpolicy.errors import FlowPolicyError
@@ -28,6 +28,9 @@ from flowpolicy.overrides import (
     typed,
 )
 from flowpolicy.runs.run_folder import claim, refuse_other_kind
+
+if TYPE_CHECKING:
+    from flowpolicy.control.run import ControlRun
 
 with optional("The scripts need {name}", "train", SystemExit):
     import hydra
@@ -200,6 +203,14 @@ def _refusing_company(run_dir: Path) -> Iterator[None]:
     finally:
         Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
+
+
+def conclude(run: ControlRun, result: Path) -> None:
+    """Print what a control run found and where its files and its result are; exit as its signal says."""
+    for line in (run.table(), *run.files, result):
+        print(line)  # noqa: T201
+    if run.signal:
+        raise SystemExit(128 + run.signal)
 
 
 def command_line() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from flowpolicy.cli import command_line, script
+from flowpolicy.cli import command_line, conclude, script
 from flowpolicy.errors import TaskError
 from flowpolicy.optional import optional
 from flowpolicy.settings import build
@@ -20,12 +20,7 @@ def main(config: dict[str, Any], run_dir: Path) -> None:
     env = config.pop("env", None)
     del config["run_dir"]
     run = finetune_robot(build(RobotFinetuningConfig, config, ""), run_dir, command_line(), env)
-    print(run.table())
-    for file in run.files:
-        print(file)
-    print(run_dir / "checkpoint")
-    if run.signal:
-        raise SystemExit(128 + run.signal)
+    conclude(run, run_dir / "checkpoint")
 
 
 if __name__ == "__main__":

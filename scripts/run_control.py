@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from flowpolicy.cli import command_line, script
+from flowpolicy.cli import command_line, conclude, script
 from flowpolicy.control.run import run_control
 from flowpolicy.control.run_config import RunConfig
 from flowpolicy.control.served import Connect
@@ -21,12 +21,7 @@ def main(config: dict[str, Any], run_dir: Path) -> None:
     config["checkpoint"] = config["checkpoint"] or ""
     settings = build(RunConfig, config, "")
     run = run_control(settings, run_dir, command_line(), env, connect=_connector(settings))
-    print(run.table())
-    for file in run.files:
-        print(file)
-    print(run_dir / "summary.json")
-    if run.signal:
-        raise SystemExit(128 + run.signal)
+    conclude(run, run_dir / "summary.json")
 
 
 def _connector(settings: RunConfig) -> Connect | None:

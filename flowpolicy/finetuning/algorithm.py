@@ -61,6 +61,15 @@ class ChunkLearning(BaseAlgorithm):
     def iteration(self) -> int:
         """Iterations done."""
 
+    def origin(self, policy: FlowPolicy, algorithm: str, num_steps: int | None) -> dict[str, Any]:
+        """The metadata of a policy that this made, with an algorithm of that name, for K = ``num_steps``."""
+        return {
+            **policy.spec.metadata,
+            "finetuned_with": algorithm,
+            "finetuned_steps": self.num_timesteps,
+            "finetuned_num_steps": num_steps,
+        }
+
     @abstractmethod
     def visited_observations(self) -> dict[str, torch.Tensor]:
         """Prepared observations from the model's own rollouts, key -> ``(n, T_o, *shape)``."""

@@ -267,13 +267,7 @@ def _finished(config: OnlineConfig, task: Task, model: ChunkLearning, algorithm:
         observations = model.visited_observations()  # may collect once more, which all processes do together
         if model.processes.is_first:
             tuned = self_distill(tuned, observations, config.distill, seed=config.seed)
-    metadata = {
-        **tuned.spec.metadata,
-        "finetuned_with": algorithm,
-        "finetuned_steps": model.num_timesteps,
-        "finetuned_num_steps": config.num_steps,
-        "distilled": bool(config.distill.steps),
-    }
+    metadata = model.origin(tuned, algorithm, config.num_steps) | {"distilled": bool(config.distill.steps)}
     tuned.config = dataclasses.replace(tuned.config, task=dataclasses.asdict(task), metadata=metadata)
     return tuned
 

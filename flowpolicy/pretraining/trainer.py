@@ -160,7 +160,7 @@ class Trainer:
 
     def _clip_gradients(self, most: float) -> Tensor:
         """Scale the network's gradients to a norm of at most ``most``; returns what it was."""
-        parameters = [each for each in self.policy.network.parameters() if each.grad is not None]
+        parameters = list(self.policy.network.parameters())
         norm = nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
         # To look at it would make a GPU wait; a CPU is spared a pass over all gradients.
         if norm.device.type != "cpu" or norm > most:

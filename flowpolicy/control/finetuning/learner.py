@@ -135,19 +135,13 @@ class RobotLearner:
 
     def _take(self, episodes: Demonstrations) -> None:
         starts, ends, returns = episodes.episode_starts, episodes.episode_ends, episodes.episode_returns
-        horizon = self.model.actor_critic.execute_horizon
         judged = {
             number: success
             for mark, success in ((SUCCEEDED, 1.0), (FAILED, 0.0))
             for number in episodes.masks.get(mark, [])
         }
         for number, (start, end) in enumerate(zip(starts, ends, strict=True)):
-            one = episodes.select_episodes([number])
-            if end - start > horizon or one.arrays["terminated"][-1]:
-                self.model.take(one)
-            else:  # no chunk of it is followed by anything: it counts, and nothing is learnt from it
-                self.model.iterations += 1
-                self.model.num_timesteps += int(end - start)
+            self.model.take(episodes.select_episodes([number]))
             assert returns is not None
             row = {
                 "rollout/return": float(returns[number]), "rollout/length": float(end - start),
@@ -164,12 +158,8 @@ class RobotLearner:
             self.model.save(self._state)
             self._saved = moment
         if now or moment - self._published > config.publish_every_s:
-            policy = self.model.deployed_policy()
-            metadata = {
-                **policy.spec.metadata, "finetuned_with": self.model.algorithm.name,
-                "finetuned_steps": self.model.num_timesteps,
-                "finetuned_num_steps": self.model.sampling.num_steps,
-            }  # fmt: skip
+            policy, model = self.model.deployed_policy(), self.model
+            metadata = model.origin(policy, model.algorithm.name, model.sampling.num_steps)
             policy.config = dataclasses.replace(policy.config, metadata=metadata)
             policy.save(self.run_dir / CHECKPOINT)
             self._published = moment

@@ -49,8 +49,8 @@ def reward_function(choice: str) -> RewardFunction | None:
 def rewarded(episodes: Demonstrations, choice: str) -> Demonstrations:
     """Episodes with rewards, and with the ends at which nothing more can be gained.
 
-    Besides where the robot says so, an episode that was judged ends there: a success, and a failure too where
-    the robot tells nothing of its own.
+    The robot's own rewards come with its own ends. With others an episode that was judged ends there too: a
+    success, and a failure where the robot tells of no ends.
 
     Args:
         episodes: as a control loop recorded them.

@@ -221,17 +221,21 @@ class OffPolicy(ChunkLearning, OffPolicyAlgorithm):
                 self.learner.train(lambda: shown.sample(self.batch_size), 1, is_online=False)
             self.seconds["update"] += time.perf_counter() - started
 
-    def take(self, episodes: Demonstrations) -> None:
-        """Keep episodes of the robot that was adopted.
+    def take(self, episode: Demonstrations) -> None:
+        """Keep an episode of the robot that was adopted.
+
+        One that was cut off within its first chunk counts, but teaches nothing: what follows is not known.
 
         Raises:
-            DataError: they have no rewards.
+            DataError: it has no rewards.
         """
-        for part in self._cut(episodes):
-            self.replay_buffer.put(part)
-        self._observe_rewards(episodes)
-        self.num_timesteps += episodes.num_steps
-        self.iterations += episodes.num_episodes
+        horizon = self.actor_critic.execute_horizon
+        if episode.num_steps > horizon or episode.arrays["terminated"][-1]:
+            for part in self._cut(episode):
+                self.replay_buffer.put(part)
+            self._observe_rewards(episode)
+        self.num_timesteps += episode.num_steps
+        self.iterations += 1
 
     def _observe_rewards(self, demos: Demonstrations) -> None:
         rewards = demos.arrays["reward"].reshape(-1, 1, 1).astype(np.float64)
