@@ -91,11 +91,13 @@ CHEETAH = (
 )  # fmt: skip
 HOPPER = ("total_steps=500000", "evaluate_every=50000")
 SHORT = ("total_steps=200000", "evaluate_every=50000")
+COMPARED = ("total_steps=300000", "evaluate_every=100000", "evaluate_episodes=50")
+TOKEN = "hopper-flow_matching-4-a-token-seed0"
 RULES = ("ppo", "nft", "awm", "tempflow", "gdro")
+OFFPOLICY = ("expo", "qchunk", "dsrl")
 # The 25 human demonstrations are half of each batch; import them first (docs/off_policy.md).
 DOOR = (
     "total_steps=200000", "evaluate_every=25000", "evaluate_episodes=50", "offpolicy.offline_updates=2000",
-    "offpolicy.utd=2",
 )  # fmt: skip
 SPARSE = "runs/benchmarks/finetuning/adroit-door-sparse.zarr.zip"
 SUITES: dict[str, list[Run]] = {
@@ -125,20 +127,12 @@ SUITES: dict[str, list[Run]] = {
         "workers=null",
         label="nft-fast",
     ),
-    # Update rules beside PPO: what each makes of the first 0.2M steps, where PPO's full run has 0.5M. Of gdro they
-    # are the pretrained policy's, and nft-group has its advantages among branches from one simulator state.
+    # Every way to learn from reward on one base, whose chunk is one token: what each makes of 0.3M steps, and stands at
+    # after 0.1M. gdro's steps are the pretrained policy's; nft-group has its advantages among branches from one state.
     "hopper-rules": [
-        *_rules("hopper", "hopper-flow_matching-seed0", range(3), RULES, *SHORT),
-        *_rules(
-            "hopper",
-            "hopper-flow_matching-seed0",
-            range(3),
-            ("nft",),
-            "advantages=group",
-            *SHORT,
-            suffix="-group",
-        ),
-        *_rules("hopper", "hopper-shortcut-seed0", range(3), ("ppo", "nft"), *SHORT, suffix="-shortcut"),
+        *_rules("hopper", TOKEN, range(3), RULES, *COMPARED),
+        *_rules("hopper", TOKEN, range(3), ("nft",), "advantages=group", *COMPARED, suffix="-group"),
+        *_offpolicy("hopper", TOKEN, range(3), OFFPOLICY, *COMPARED),
     ],
     # Where exploration comes from: chain noise, or x_0 alone.
     "hopper-exploration": _rules(
@@ -168,9 +162,7 @@ SUITES: dict[str, list[Run]] = {
         "evaluate_every=250000",
     ),
     "adroit_door-offpolicy": [
-        *_offpolicy(
-            "adroit_door", "adroit_door-flow_matching-seed0", range(3), ("expo", "qchunk", "dsrl"), *DOOR
-        ),
+        *_offpolicy("adroit_door", "adroit_door-flow_matching-seed0", range(3), OFFPOLICY, *DOOR),
         # ReinFlow's own curve, whose schedules end at 0.2M.
         *_runs(
             "adroit_door",
