@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -49,9 +50,14 @@ class StandardEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):  # type: ignor
                 for key, (shape, dtype) in self.fields.items()
             })  # fmt: skip
 
-    def keep(self, keys: Collection[str]) -> None:
-        """Give the observations ``keys`` alone from now on; what nobody looks at costs nothing."""
-        self.fields = {key: self.fields[key] for key in keys}
+    def keeping(self, keys: Collection[str]) -> StandardEnvironment:
+        """The same environment with the observations ``keys`` alone: what nobody looks at costs nothing.
+
+        Others that hold this object, as a vectorised environment does, still see all that its space promises.
+        """
+        kept = copy.copy(self)
+        kept.fields = {key: self.fields[key] for key in keys}
+        return kept
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         """First observation, key -> ``(*shape)``, and info."""

@@ -114,7 +114,7 @@ class LocalChunks:
         fields = kept_fields(self.observation_space, keys, obs_horizon)
         for env in self.envs:
             check_equal(fields, self.action_space, env.observation_space, env.action_space)
-            env.keep(keys)
+        self.envs = [env.keeping(keys) for env in self.envs]
         self._history = HistoryBuffer(fields, self.num_envs, obs_horizon)
         self._first_number = first_number
         self._tally = EpisodeTally(self.num_envs)

@@ -53,8 +53,8 @@ def test_a_dictionary_keeps_its_arrays_and_integers_stay():
     found = env.step(np.zeros(2))[0]
     kinds = {key: array.dtype for key, array in found.items()}
     assert kinds == {"pose": np.float32, "image": np.uint8, "count": np.int64, "words": np.uint8}
-    env.keep(["pose"])
-    assert env.step(np.zeros(2))[0].keys() == {"pose"}
+    assert env.keeping(["pose"]).step(np.zeros(2))[0].keys() == {"pose"}
+    assert env.step(np.zeros(2))[0].keys() == kinds.keys()
 
 
 @pytest.mark.parametrize("given", [np.float32, np.float64])

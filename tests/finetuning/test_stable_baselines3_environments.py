@@ -1,5 +1,6 @@
 from unittest import mock
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
@@ -7,9 +8,13 @@ pytest.importorskip("stable_baselines3", reason="stable-baselines3 is not instal
 
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
-from toy_practice import Reach, make
+from stable_baselines3.common.vec_env import DummyVecEnv
+from toy_practice import Reach, make, make_policy
 
 from flowpolicy.errors import FlowPolicyError
+from flowpolicy.evaluation.environment import standard
+from flowpolicy.finetuning.offpolicy.off_policy import OffPolicy
+from flowpolicy.finetuning.reinflow import ReinFlow
 from flowpolicy.finetuning.stable_baselines3 import ChunkedVecEnv
 from flowpolicy.runs.seeds import derived_seed
 
@@ -52,6 +57,28 @@ def test_reinflow_sends_whole_chunks_and_sees_the_same_experience(processes):
     np.testing.assert_allclose(ends[0][1], ends[1][1], rtol=1e-5)
     mean, _ = evaluate_policy(make(processes), processes, n_eval_episodes=8)
     assert 0 < mean < 10
+
+
+class ReachAndMore(gym.ObservationWrapper):
+    """A task whose observation has a key that the policy does not take."""
+
+    def __init__(self):
+        super().__init__(Reach())
+        space = self.env.observation_space
+        self.observation_space = gym.spaces.Dict({"observation": space, "joint_velocities": space})
+
+    def observation(self, observation):
+        return {"observation": observation, "joint_velocities": np.zeros_like(observation)}
+
+
+@pytest.mark.parametrize("kind", [ReinFlow, OffPolicy])
+def test_observations_that_the_policy_does_not_take_are_left(kind):
+    env = DummyVecEnv([lambda: standard(ReachAndMore())] * 4)
+    settings = {"n_steps": 16, "batch_size": 32} if kind is ReinFlow else {"learning_starts": 1000}
+    model = kind(make_policy(), env, num_steps=2, seed=0, **settings)
+    model.learn(100)
+    assert model.num_timesteps >= 100
+    assert env.reset().keys() == {"observation", "joint_velocities"}
 
 
 def test_what_lies_in_other_processes_is_refused(processes):
