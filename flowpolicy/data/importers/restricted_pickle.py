@@ -42,7 +42,7 @@ def load_arrays(path: Path) -> Any:
         if _COPIES * size > free_memory_bytes():
             raise DataError(f"{path} takes {_COPIES} times its {size} bytes of memory, more than is free.")
         content = path.read_bytes()
-        _check_memo(content)
+        check_memo(content)
         return _Builder().build(_Unpickler(io.BytesIO(content), encoding="latin1").load())
     except DataError:
         raise
@@ -54,7 +54,7 @@ def load_arrays(path: Path) -> Any:
         raise reading_error(error, path, "is cut off, damaged or no pickle") from error
 
 
-def _check_memo(content: bytes) -> None:
+def check_memo(content: bytes) -> None:
     """Refuse numbers of the memo beyond any that so many bytes could need: their table would be allocated."""
     for operation, argument, _ in pickletools.genops(content):
         if operation.name.endswith("PUT") and isinstance(argument, int) and argument > len(content):
