@@ -37,13 +37,13 @@ ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "runs" / "benchmarks" / "robot_in_the_loop"
 RESULT = ROOT / "benchmarks" / "results" / "robot-in-the-loop.json"
 BASE = "benchmarks/checkpoints/hopper-flow_matching-4-a-token-seed0"
-STEPS = 4  # K
+STEPS = 2  # K, so that a chunk is there within a tick
 SEEDS = (0, 1, 2)
 OF_TICKS = ("ticks", "jitter_ms", "inference_ms", "delays", "events")
 SETTINGS = (
     "env=hopper", f"checkpoint={BASE}", f"num_steps={STEPS}", "algorithm=dsrl",
     "algorithm.actor_hidden=[128,128]", "offpolicy.members=2", "offpolicy.critic_hidden=[128,128]",
-    "offpolicy.batch_size=128", "control.wait_share=0.6",
+    "offpolicy.batch_size=128", "control.wait_share=0.9",
 )  # fmt: skip
 
 
