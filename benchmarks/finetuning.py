@@ -37,7 +37,11 @@ BASES = Path("benchmarks/checkpoints")
 
 @dataclass(frozen=True)
 class Run:
-    """One fine-tuning run."""
+    """One fine-tuning run.
+
+    Attributes:
+        base: name of a committed checkpoint, or the path of one that another benchmark makes.
+    """
 
     env: str
     base: str
@@ -50,6 +54,10 @@ class Run:
     @property
     def folder(self) -> Path:
         return RUNS / self.env / f"{self.label}-seed{self.seed}"
+
+    @property
+    def checkpoint(self) -> Path:
+        return Path(self.base) if "/" in self.base else BASES / self.base
 
 
 def _runs(
@@ -93,6 +101,20 @@ HOPPER = ("total_steps=500000", "evaluate_every=50000")
 SHORT = ("total_steps=200000", "evaluate_every=50000")
 COMPARED = ("total_steps=300000", "evaluate_every=100000", "evaluate_episodes=50")
 TOKEN = "hopper-flow_matching-4-a-token-seed0"
+WALKER = "walker2d-flow_matching-seed0"
+HALF_A_MILLION = ("total_steps=500000", "evaluate_every=100000", "evaluate_episodes=50")
+# A base of two demonstrations, which `python benchmarks/metaworld.py practice` makes; a success ends the episode.
+DRAWER = "runs/benchmarks/metaworld/drawer-open-v3-from-two-seed0/train/checkpoint"
+TWO = "runs/benchmarks/metaworld/drawer-open-v3-from-two-seed0/collect/demonstrations.zarr.zip"
+DRAWER_OPEN = (
+    "env.env_kwargs.task=drawer-open-v3", "env.env_kwargs.max_episode_steps=150", "env.action_horizon=4",
+    "num_envs=16", "num_steps=1", "total_steps=200000", "evaluate_every=50000", "evaluate_episodes=50",
+)  # fmt: skip
+DRAWER_NOISE = (
+    "action_clip=2.0", "reinflow.n_steps=50", "reinflow.batch_size=200", "reinflow.n_epochs=8",
+    "reinflow.learning_rate=3.0e-4", "reinflow.target_kl=0.3", "reinflow.critic_warmup=2",
+    "noise.minimum=0.35", "noise.maximum=0.8", "noise.final_maximum=0.4",
+)  # fmt: skip
 RULES = ("ppo", "nft", "awm", "tempflow", "gdro")
 OFFPOLICY = ("expo", "qchunk", "dsrl")
 # The 25 human demonstrations are half of each batch; import them first (docs/off_policy.md).
@@ -144,14 +166,18 @@ SUITES: dict[str, list[Run]] = {
         "update.injects_noise=false",
         suffix="-x0",
     ),
-    "walker2d-rules": _rules(
-        "walker2d",
-        "walker2d-flow_matching-seed0",
-        range(1),
-        ("ppo", "nft"),
-        "total_steps=1000000",
-        "evaluate_every=100000",
+    "walker2d-rules": [
+        *_rules("walker2d", WALKER, range(1), RULES, *HALF_A_MILLION),
+        *_rules("walker2d", WALKER, range(1), ("nft",), "advantages=group", *HALF_A_MILLION, suffix="-group"),
+        *_offpolicy("walker2d", WALKER, range(1), OFFPOLICY, *HALF_A_MILLION),
+    ],
+    "walker2d-1M": _rules(
+        "walker2d", WALKER, range(1), ("nft",), "total_steps=1000000", "evaluate_every=100000", suffix="-1M"
     ),
+    "drawer_open-rules": [
+        *_rules("metaworld", DRAWER, range(1), RULES, *DRAWER_OPEN, *DRAWER_NOISE),
+        *_offpolicy("metaworld", DRAWER, range(1), OFFPOLICY, *DRAWER_OPEN, f"demonstrations={TWO}"),
+    ],
     "halfcheetah-rules": _rules(
         "halfcheetah",
         "halfcheetah-shortcut-T1-seed0",
@@ -204,7 +230,7 @@ def practise(run: Run, threads: int) -> None:
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={run.processes}"]
     command = [
         sys.executable, *(torchrun if run.processes > 1 else ()), f"scripts/{run.script}.py",
-        f"env={run.env}", f"checkpoint={BASES / run.base}",
+        f"env={run.env}", f"checkpoint={run.checkpoint}",
         "workers=0", *run.options, f"seed={run.seed}", f"threads={threads}", "resume=true",
         "video=false" if run.seed else "video=true", f"run_dir={run.folder.relative_to(ROOT)}",
     ]  # fmt: skip
@@ -246,6 +272,7 @@ def _row(label: str, runs: list[Run], summaries: list[dict[str, Any]]) -> dict[s
         "num_steps": summaries[0]["num_steps"],
         "seeds": [run.seed for run in runs],
         "steps": [summary["steps"] for summary in summaries],
+        "updates": [summary["metrics"].get("updates") for summary in summaries],
         "wall_seconds": [summary["wall_seconds"] for summary in summaries],
         "seconds": [summary["metrics"]["seconds"] for summary in summaries],
         "episodes": sum(map(len, returns)),

@@ -97,20 +97,27 @@ STUDIES = [
     # The task's own settings on the same demonstrations.
     Study("square", None, name="square-small", source=SQUARE, policies=("flow_matching",)),
 ]
-# A chunk is executed whole, so that all of what is scored was done.
-LIFT = practice.Run(
-    RUNS / "practice",
-    "lift-from-five",
-    ("env=lift", "env.action_horizon=4"),
-    collecting=("episodes=5",),
-    training=("train.steps=600", "data.validation_fraction=0"),
-    practice=(
-        "num_steps=1", "total_steps=200000", "num_envs=12", "workers=1", "action_clip=2.0",
-        "reinflow.n_steps=50", "reinflow.batch_size=200", "reinflow.n_epochs=8",
-        "reinflow.target_kl=0.3", "reinflow.critic_warmup=2",
-    ),
-    num_envs=5,
-)  # fmt: skip
+
+
+def _few(env: str, name: str, demonstrations: int, steps: int) -> practice.Run:
+    """A policy of few demonstrations, and fine-tuning; a chunk is executed whole, so that all that is scored was done."""
+    return practice.Run(
+        RUNS / "practice",
+        name,
+        (f"env={env}", "env.action_horizon=4"),
+        collecting=(f"episodes={demonstrations}",),
+        training=(f"train.steps={steps}", "data.validation_fraction=0"),
+        practice=(
+            "num_steps=1", "total_steps=300000", "num_envs=12", "workers=0", "action_clip=2.0",
+            "reinflow.n_steps=50", "reinflow.batch_size=200", "reinflow.n_epochs=8",
+            "reinflow.target_kl=0.3", "reinflow.critic_warmup=2", "evaluate_every=100000",
+            "evaluate_episodes=50",
+        ),
+        num_envs=5,
+    )  # fmt: skip
+
+
+LIFT, CAN = _few("lift", "lift-from-five", 5, 600), _few("can", "can-from-ten", 10, 1000)
 
 
 def collect(study: Study, workers: int) -> None:
@@ -168,10 +175,11 @@ def robosuite(given: argparse.Namespace, command: str) -> tuple[dict[str, Any], 
 
 
 def practised(given: argparse.Namespace, command: str) -> tuple[dict[str, Any], str]:
-    """A policy of few demonstrations before and after fine-tuning: results and their table."""
-    if not given.report:
-        practice.carry_out(LIFT, given.threads, given.workers)
-    content = practice.report(given.suite, [LIFT], command)
+    """Policies of few demonstrations before and after fine-tuning: results and their table."""
+    for run in () if given.report else (LIFT, CAN):
+        if given.only in run.name:
+            practice.carry_out(run, given.threads, given.workers)
+    content = practice.report(given.suite, [LIFT, CAN], command)
     return content, practice.table(content)
 
 
@@ -227,7 +235,7 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="collect what is there, train nothing")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each run")
     parser.add_argument("--workers", type=int, default=2, help="processes that collect demonstrations")
-    parser.add_argument("--only", default="", help="robosuite: only tasks whose name contains this text")
+    parser.add_argument("--only", default="", help="only runs whose name contains this text")
     given = parser.parse_args()
     content, text = SUITES[given.suite](given, f"python benchmarks/manipulation.py {given.suite}")
     publish(f"manipulation-{given.suite}", content, text)

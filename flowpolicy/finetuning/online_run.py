@@ -293,6 +293,7 @@ def _metrics(
         "seconds": dict(model.seconds),
         "worker_restarts": model.worker_restarts,
         "iterations": model.iteration,
+        "updates": model._n_updates,
     }
     if before is None or after is None:
         return metrics

@@ -1,0 +1,107 @@
+"""Every way of learning from reward side by side: each run of the comparing suites, and aggregates over tasks and seeds.
+
+    python benchmarks/reward_learning.py
+
+Collects what `finetuning.py hopper-rules`, `walker2d-rules`, `adroit_door-offpolicy` and `drawer_open-rules` have written; runs
+nothing. A score is 0 at the pretrained policy and 1 at the reference: the published return on Hopper and Walker2d (Zhang et
+al. 2025, shortcut), every episode a success on the others. Interquartile means and intervals are rliable's (Agarwal et al.
+2021), stratified by task; `pip install "flowpolicy[benchmarks]"`. Results go to benchmarks/results/reward-learning.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from finetuning import PUBLISHED, RESULTS
+from rliable import library, metrics
+
+from flowpolicy.files.reading import read_json
+from flowpolicy.files.storage import write_json
+
+SUITES = {
+    "hopper": ("hopper-rules",),
+    "walker2d": ("walker2d-rules",),
+    "adroit_door": ("adroit_door-offpolicy", "adroit_door-rules"),
+    "drawer_open": ("drawer_open-rules",),
+}
+REFERENCES = {task: PUBLISHED[task]["shortcut"][1] for task in ("hopper", "walker2d")}
+RESAMPLES = 5_000
+
+
+def runs_of(task: str) -> Iterator[dict[str, Any]]:
+    """Rows of the task's suites, one for each way."""
+    for suite in SUITES[task]:
+        file = RESULTS / f"finetuning-{suite}.json"
+        yield from read_json(file)["rows"] if file.exists() else ()
+
+
+def row_of(task: str, row: dict[str, Any]) -> dict[str, Any]:
+    """A way on a task: where it was on the way and at the end, and its score by seed."""
+    is_success = task not in REFERENCES
+    name = "evaluation/success" if is_success else "evaluation/return"
+    base = float(np.mean(row["base_success"])) if is_success else row["base_return"]
+    by_seed = row["success_by_seed"] if is_success else row["return_by_seed"]
+    reference = REFERENCES.get(task, 1.0)
+    curves = [dict(zip(curve["step"], curve[name], strict=True)) for curve in row["curves"]]
+    marks = sorted({round(step, -5) for curve in curves for step in curve if step >= 1e5})
+    on_the_way = {
+        f"{mark:.0f}": [min(curve.items(), key=lambda item: abs(item[0] - mark))[1] for curve in curves]
+        for mark in marks
+    }
+    return {
+        "task": task, "way": row["label"], "base": base, "by_seed": by_seed, "seeds": row["seeds"],
+        "score_by_seed": [(value - base) / (reference - base) for value in by_seed],
+        "on_the_way": on_the_way, "num_steps": row["num_steps"], "steps": row["steps"],
+        "updates": row["updates"], "minutes": [sum(each.values()) / 60 for each in row["seconds"]],
+    }  # fmt: skip
+
+
+def aggregates(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Interquartile mean of each way over its tasks and seeds, with a 95% interval."""
+    scores: dict[str, np.ndarray] = {}
+    tasks = {way: [row for row in rows if row["way"] == way] for way in {row["way"] for row in rows}}
+    for way, mine in tasks.items():
+        count = min(len(row["score_by_seed"]) for row in mine)
+        scores[way] = np.array([row["score_by_seed"][:count] for row in mine]).T  # (seeds, tasks)
+    means, intervals = library.get_interval_estimates(
+        scores, lambda values: np.array([metrics.aggregate_iqm(values)]), reps=RESAMPLES,
+        random_state=np.random.RandomState(0),
+    )  # fmt: skip
+    return {
+        way: {
+            "interquartile_mean": float(means[way][0]), "ci95": intervals[way][:, 0].tolist(),
+            "tasks": [row["task"] for row in tasks[way]], "seeds": len(scores[way]),
+        }
+        for way in sorted(scores, key=lambda way: -means[way][0])
+    }  # fmt: skip
+
+
+def main() -> None:
+    rows = [row_of(task, row) for task in SUITES for row in runs_of(task)]
+    found = aggregates(rows)
+    write_json(RESULTS / "reward-learning.json", {
+        "command": "python benchmarks/reward_learning.py", "references": REFERENCES, "rows": rows,
+        "aggregates": found,
+    })  # fmt: skip
+    print(
+        "| task | way | K | steps | updates | minutes | base | on the way | at the end |\n"
+        + "| --- " * 9
+        + "|"
+    )
+    for row in rows:
+        digits = 0 if row["task"] in REFERENCES else 2
+        way = "; ".join(f"{int(k) / 1e6:g}M: {np.mean(v):.{digits}f}" for k, v in row["on_the_way"].items())
+        ends = " ".join(f"{value:.{digits}f}" for value in row["by_seed"])
+        print(
+            f"| {row['task']} | {row['way']} | {row['num_steps']} | {max(row['steps']):,} | "
+            f"{np.mean(row['updates']):.0f} | {np.mean(row['minutes']):.1f} | {row['base']:.{digits}f} | {way} | {ends} |"
+        )
+    for way, each in found.items():
+        low, high = each["ci95"]
+        print(f"{way}: {each['interquartile_mean']:.2f} [{low:.2f}, {high:.2f}], {', '.join(each['tasks'])}")
+
+
+if __name__ == "__main__":
+    main()
