@@ -111,12 +111,13 @@ def main() -> None:
     folder = arguments.runs.resolve()
     for seed in () if arguments.report else arguments.seeds:
         carry_out(folder, seed, arguments.minutes, arguments.episodes)
-    done = [seed for seed in arguments.seeds if (folder / f"seed{seed}" / "episodes_after.csv").exists()]
+    known = sorted({*SEEDS, *arguments.seeds})
+    done = [seed for seed in known if (folder / f"seed{seed}" / "episodes_after.csv").exists()]
     rows = [row_of(folder / f"seed{seed}", seed) for seed in done]
     commit, dirty = git_state()
     content = {
         "command": "python benchmarks/robot_in_the_loop.py", "minutes": arguments.minutes,
-        "missing": [seed for seed in arguments.seeds if seed not in done], "settings": list(SETTINGS),
+        "missing": [seed for seed in known if seed not in done], "settings": list(SETTINGS),
         "episodes": arguments.episodes, "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(), "versions": versions(), "git_commit": commit, "git_dirty": dirty, "rows": rows,
     }  # fmt: skip
