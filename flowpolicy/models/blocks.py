@@ -162,6 +162,18 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(query, key, value)
 
 
+def split_heads(heads: Tensor, *norms: QKNorm) -> tuple[Tensor, ...]:
+    """The parts of ``(B, T, parts, H, d_h)`` as ``(B, H, T, d_h)``, the first ones normalised."""
+    if (
+        torch.onnx.is_in_onnx_export()
+    ):  # a graph has no views: one transposition of all is cheaper than one of each
+        parts = heads.permute(2, 0, 3, 1, 4).unbind(0)
+        return *(norm(part) for norm, part in zip(norms, parts, strict=False)), *parts[len(norms) :]
+    parts = heads.unbind(2)  # normalised here they are contiguous, and so are the gradients
+    normalized = (norm(part) for norm, part in zip(norms, parts, strict=False))
+    return tuple(part.transpose(1, 2) for part in (*normalized, *parts[len(norms) :]))
+
+
 class SelfAttention(Branch):
     """Bidirectional attention over the action tokens, queries and keys normalised."""
 
@@ -183,9 +195,7 @@ class SelfAttention(Branch):
             alone: Tensor = self.output(value)
             return alone
         heads = self.qkv(tokens).view(-1, length, 3, self.num_heads, width // self.num_heads)
-        query, key, value = heads.unbind(2)
-        query, key = self.query_norm(query), self.key_norm(key)  # contiguous here, and so are the gradients
-        mixed = attend(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
+        mixed = attend(*split_heads(heads, self.query_norm, self.key_norm))
         result: Tensor = self.output(mixed.transpose(1, 2).reshape(tokens.shape))
         return result
 
@@ -210,8 +220,7 @@ class CrossAttention(Branch):
         heads = self.key_value(observation_tokens).view(
             batch, length, 2, self.num_heads, width // self.num_heads
         )
-        key, value = heads.unbind(2)
-        return KeyValue(self.key_norm(key).transpose(1, 2), value.transpose(1, 2))
+        return KeyValue(*split_heads(heads, self.key_norm))
 
     def transform(self, tokens: Tensor, context: KeyValue) -> Tensor:
         """Attention to the observation's keys and values, which tokens ``(N, B, T, d)`` share N times."""

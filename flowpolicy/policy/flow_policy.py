@@ -92,7 +92,7 @@ class FlowPolicy(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where its weights are."""
-        return next(self.parameters()).device
+        return self.action_space.moves.device  # a buffer, found sooner than the first of the parameters
 
     def nfe(self, num_steps: int | None = None, solver: str | None = None) -> int:
         """Network evaluations of one chunk."""
