@@ -1,5 +1,5 @@
 """One store of demonstrations, one policy, its evaluation and optionally fine-tuning: the resumable runs of the
-benchmarks of Meta-World and of fine-tuning on robosuite, and their reports.
+benchmarks of Meta-World and of fine-tuning on robosuite and with the Adroit hand, and their reports.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from flowpolicy.runs.loggers import read_metrics
 
 @dataclass(frozen=True)
 class Run:
-    """One store of demonstrations, one policy, and where ``practice`` is not empty what ReinFlow makes of it."""
+    """One store of demonstrations, one policy, and where ``practice`` is not empty what fine-tuning makes of it.
+
+    ``script`` is that of fine-tuning; an off-policy one has the demonstrations in its batches.
+    """
 
     root: Path
     name: str
@@ -29,6 +32,7 @@ class Run:
     episodes: int = 100
     seed: int = 0
     num_envs: int = 20  # of the evaluation
+    script: str = "finetune_reinflow"
 
     @property
     def folder(self) -> Path:
@@ -54,9 +58,9 @@ def carry_out(run: Run, threads: int, workers: int = 2) -> None:
         _script("evaluate", *run.env, *options, _path("checkpoint", trained / "checkpoint"), evaluated)
     if run.practice and not (practised / "summary.json").exists():
         options = (*run.practice, f"seed={run.seed}", f"threads={threads}", "resume=true")
-        _script(
-            "finetune_reinflow", *run.env, *options, _path("checkpoint", trained / "checkpoint"), practised
-        )
+        if run.script == "finetune_offpolicy":
+            options += (_path("demonstrations", store),)
+        _script(run.script, *run.env, *options, _path("checkpoint", trained / "checkpoint"), practised)
 
 
 def _path(key: str, path: Path) -> str:

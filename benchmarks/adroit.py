@@ -1,0 +1,63 @@
+"""The Adroit hand's hammer and pen from a few demonstrations of a published policy, then EXPO: success before and after.
+
+    python benchmarks/adroit.py --policies hand_dapg/dapg/policies     # does what is missing, writes the JSON
+    python benchmarks/adroit.py --report                               # only collects what is there
+
+The policies are those of https://github.com/aravindr93/hand_dapg (see docs/bring_your_own_demonstrations.md). There are as
+few demonstrations as leave the pretrained policy room to improve. Results go to benchmarks/results/adroit.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from imitation import ROOT, publish
+from practice import Run, carry_out, report, table
+
+RUNS = ROOT / "runs" / "benchmarks" / "adroit"
+FEW = {"hammer": (2, 500), "pen": (5, 500)}
+"""Task -> demonstrations, and steps of pretraining."""
+
+
+def run_of(task: str, policies: Path) -> Run:
+    """One task's run."""
+    demonstrations, steps = FEW[task]
+    return Run(
+        RUNS,
+        f"{task}-from-{demonstrations}",
+        (f"env=adroit_{task}",),
+        collecting=(
+            f"episodes={demonstrations}", f"env.scripted.settings.policy={policies / f'{task}-v0.pickle'}",
+        ),
+        training=(f"train.steps={steps}",),
+        practice=(
+            "algorithm=expo", "total_steps=100000", "evaluate_every=25000", "evaluate_episodes=50",
+            "offpolicy.offline_updates=2000", "workers=0",
+        ),
+        num_envs=50,
+        script="finetune_offpolicy",
+    )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--policies", type=Path, default=Path("dapg/policies"), help="folder of the published ones"
+    )
+    parser.add_argument("--report", action="store_true", help="collect what is there, train nothing")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each run")
+    parser.add_argument("--only", default="", help="part of a run's name")
+    given = parser.parse_args()
+    runs = [run_of(task, given.policies) for task in FEW]
+    for run in () if given.report else runs:
+        if given.only in run.name:
+            carry_out(run, given.threads, 1)
+    content = report("adroit", runs, "python benchmarks/adroit.py --policies hand_dapg/dapg/policies")
+    publish("adroit", content, table(content))
+
+
+if __name__ == "__main__":
+    main()
