@@ -41,6 +41,9 @@ SMALLER = (
 )  # fmt: skip
 """With four actions a token it sees as many pairs in a third of the time."""
 
+TRANSPORT = ("train.steps=1200", "train.batch_size=128")
+"""A sample costs three times as much as one of `direct`, and all but `small-*` are to take some ten minutes."""
+
 MEAN_FLOW = ("model.actions_per_token=4", "train.steps=4000")
 """Its derivative along the path makes a step several times as long, and four actions a token a third as long."""
 
@@ -80,7 +83,7 @@ STUDENTS = (
         options=("train.steps=1000", "train.learning_rate=3e-4"),
         init="direct",
     ),
-    Student("transport", "transport", options=("train.steps=1200",)),  # which costs three times as much
+    Student("transport", "transport", options=TRANSPORT),
     Student("small-direct", "direct", options=SMALL),
     Student("small-direct-more", "direct", (1,), SMALLER, pairs=MORE),
     Student("small-slimflow", "slimflow", options=SMALL),
