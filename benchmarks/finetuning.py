@@ -119,7 +119,7 @@ RULES = ("ppo", "nft", "awm", "tempflow", "gdro")
 OFFPOLICY = ("expo", "qchunk", "dsrl")
 # The 25 human demonstrations are half of each batch; import them first (docs/off_policy.md).
 DOOR = (
-    "total_steps=100000", "evaluate_every=25000", "evaluate_episodes=50", "offpolicy.offline_updates=2000",
+    "total_steps=200000", "evaluate_every=25000", "evaluate_episodes=50", "offpolicy.offline_updates=2000",
 )  # fmt: skip
 SPARSE = "runs/benchmarks/finetuning/adroit-door-sparse.zarr.zip"
 SUITES: dict[str, list[Run]] = {
