@@ -132,14 +132,21 @@ class _Inert:
 
 def _storage(content: Any) -> NDArray[np.float64]:
     """Numbers of a stored tensor; PyTorch's own reader for weights alone runs no code."""
+    if content[:2] == b"PK":
+        raise ValueError("its numbers are zipped")  # of any size, once unpacked
     stored = torch.load(io.BytesIO(content), weights_only=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch's about storages with a type, which the files hold
         return np.asarray(stored.tolist(), np.float64)
 
 
-def _tensor(stored: NDArray[np.float64], offset: int, shape: tuple[int, ...], *_: Any) -> NDArray[np.float64]:
-    return stored[offset : offset + int(np.prod(shape))].reshape(shape)
+def _tensor(
+    stored: NDArray[np.float64], offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any
+) -> NDArray[np.float64]:
+    numbers = stored[offset : offset + int(np.prod(shape))].reshape(shape)
+    if numbers.strides != tuple(stride * numbers.itemsize for stride in strides):
+        raise ValueError("its numbers are in another order")
+    return numbers
 
 
 def _parameter(tensor: NDArray[np.float64], *_: Any) -> NDArray[np.float64]:

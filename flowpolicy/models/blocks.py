@@ -164,9 +164,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 def split_heads(heads: Tensor, *norms: QKNorm) -> tuple[Tensor, ...]:
     """The parts of ``(B, T, parts, H, d_h)`` as ``(B, H, T, d_h)``, the first ones normalised."""
-    if (
-        torch.onnx.is_in_onnx_export()
-    ):  # a graph has no views: one transposition of all is cheaper than one of each
+    if torch.onnx.is_in_onnx_export():  # a graph has no views: one transposition for all
         parts = heads.permute(2, 0, 3, 1, 4).unbind(0)
         return *(norm(part) for norm, part in zip(norms, parts, strict=False)), *parts[len(norms) :]
     parts = heads.unbind(2)  # normalised here they are contiguous, and so are the gradients

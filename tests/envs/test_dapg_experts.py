@@ -80,6 +80,7 @@ def test_other_files_are_refused_and_run_nothing(policy, tmp_path):
     altered = {
         "code": policy((5, 3), extra=Runs(marker), in_shift=None),
         "infinite": policy((5, 3), in_scale=torch.full((5,), torch.inf)),
+        "order": policy((5, 3), in_scale=torch.rand(5, 2)[:, 0]),
         "sizes": policy((5, 3), out_shift=torch.zeros(4)),
         "numbers": [1.0, 2.0],
     }
