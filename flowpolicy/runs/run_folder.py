@@ -109,12 +109,21 @@ def refuse_other_settings(run_dir: Path, saved: Mapping[str, Any], settings: Map
         if model["network"] == "transformer":
             model.setdefault("actions_per_token", 1)
         saved = {**saved, "model": model}
-    difference = next(_differences("", saved, json.loads(json.dumps(settings))), None)
+    difference = next(_differences("", _own(saved), _own(json.loads(json.dumps(settings)))), None)
     if difference is not None:
         raise CheckpointError(
             f"{run_dir} was trained with {difference}; "
             "resume with the same settings or choose another run_dir."
         )
+
+
+def _own(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Without what only says how the task's demonstrations are made, which may have come with a newer version."""
+    env = settings.get("env")
+    if not isinstance(env, Mapping):
+        return settings
+    kept = {key: value for key, value in env.items() if key not in ("scripted", "expert", "medium")}
+    return {**settings, "env": kept}
 
 
 def _differences(where: str, saved: Any, ours: Any) -> Iterator[str]:

@@ -77,3 +77,11 @@ def test_the_first_setting_that_differs_is_named_and_those_of_reporting_may(tmp_
     other = Config(train={"steps": 11, "log_every": 1})
     with pytest.raises(CheckpointError, match=r"trained with train\.steps=10 and not 11"):
         refuse_other_settings(tmp_path, saved, comparable_settings(other, reporting))
+
+
+def test_how_demonstrations_are_made_is_not_a_runs_own(tmp_path):
+    saved = {"env": {"name": "adroit_door", "control_hz": 100.0}}
+    newer = {"env": {**saved["env"], "scripted": {"expert": "module:Class"}, "medium": None}}
+    refuse_other_settings(tmp_path, saved, newer)
+    with pytest.raises(CheckpointError, match=r"env\.control_hz=100\.0 and not 50\.0"):
+        refuse_other_settings(tmp_path, saved, {"env": {**newer["env"], "control_hz": 50.0}})
