@@ -71,7 +71,8 @@ def aggregates(rows: list[dict[str, Any]]) -> dict[str, Any]:
     )  # fmt: skip
     return {
         way: {
-            "interquartile_mean": float(means[way][0]), "ci95": intervals[way][:, 0].tolist(),
+            "interquartile_mean": float(means[way][0]),
+            "ci95": intervals[way][:, 0].tolist() if scores[way].size > 2 else None,
             "tasks": [row["task"] for row in tasks[way]], "seeds": len(scores[way]),
         }
         for way in sorted(scores, key=lambda way: -means[way][0])
@@ -92,15 +93,16 @@ def main() -> None:
     )
     for row in rows:
         digits = 0 if row["task"] in REFERENCES else 2
+        updates = "" if None in row["updates"] else f"{np.mean(row['updates']):.0f}"
         way = "; ".join(f"{int(k) / 1e6:g}M: {np.mean(v):.{digits}f}" for k, v in row["on_the_way"].items())
         ends = " ".join(f"{value:.{digits}f}" for value in row["by_seed"])
         print(
             f"| {row['task']} | {row['way']} | {row['num_steps']} | {max(row['steps']):,} | "
-            f"{np.mean(row['updates']):.0f} | {np.mean(row['minutes']):.1f} | {row['base']:.{digits}f} | {way} | {ends} |"
+            f"{updates} | {np.mean(row['minutes']):.1f} | {row['base']:.{digits}f} | {way} | {ends} |"
         )
     for way, each in found.items():
-        low, high = each["ci95"]
-        print(f"{way}: {each['interquartile_mean']:.2f} [{low:.2f}, {high:.2f}], {', '.join(each['tasks'])}")
+        interval = "" if each["ci95"] is None else " [{:.2f}, {:.2f}]".format(*each["ci95"])
+        print(f"{way}: {each['interquartile_mean']:.2f}{interval}, {', '.join(each['tasks'])}")
 
 
 if __name__ == "__main__":
