@@ -118,7 +118,7 @@ def refuse_other_settings(run_dir: Path, saved: Mapping[str, Any], settings: Map
 
 
 def _own(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Without what only says how the task's demonstrations are made, which may have come with a newer version."""
+    """Without what only says how demonstrations are made, which may have come with a newer version."""
     env = settings.get("env")
     if not isinstance(env, Mapping):
         return settings
