@@ -32,24 +32,24 @@ class DapgExpert:
     """The mean action of a published policy.
 
     Args:
-        policy: its file; the task has to be the one that it was trained for.
+        policy: its file, for the task that it was trained for; without one no episode can be played.
 
     Raises:
-        ConfigError: no file is named.
         DataError: the file is not one of those.
     """
 
     def __init__(self, policy: str | None = None) -> None:
-        if policy is None:
+        self.path = None if policy is None else Path(policy)
+        if self.path is not None:
+            self.layers, self.scales = _read(self.path)
+
+    def reset(self, env: gym.Env[Any, Any], rng: np.random.Generator) -> str:
+        """There is one way; everything follows from the environment's own start."""
+        if self.path is None:
             raise ConfigError(
                 "The task is demonstrated by a policy that DAPG's authors publish; give its file as "
                 "env.scripted.settings.policy=FILE, from dapg/policies of https://github.com/aravindr93/hand_dapg."
             )
-        self.path = Path(policy)
-        self.layers, self.scales = _read(self.path)
-
-    def reset(self, env: gym.Env[Any, Any], rng: np.random.Generator) -> str:
-        """There is one way; everything follows from the environment's own start."""
         size, wanted = _sizes(env), (self.layers[0][0].shape[1], self.layers[-1][0].shape[0])
         if size != wanted:
             raise DataError(

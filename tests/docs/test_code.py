@@ -54,11 +54,22 @@ def _script(words):
     return None
 
 
+@pytest.fixture
+def importers():
+    """As they were before a page entered its own among them; other tests go through all that there are."""
+    registry = importlib.import_module("flowpolicy.data.importers.registry").FORMATS
+    before = dict(registry)
+    yield
+    registry.clear()
+    registry.update(before)
+
+
 COMMANDS = list(
     dict.fromkeys((page, script, tuple(words)) for page in ALL for script, words in commands(page))
 )
 
 
+@pytest.mark.usefixtures("importers")
 @pytest.mark.parametrize(
     ("page", "script", "words"),
     COMMANDS,

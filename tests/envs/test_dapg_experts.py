@@ -94,4 +94,4 @@ def test_other_files_are_refused_and_run_nothing(policy, tmp_path):
     with pytest.raises(DataError, match="There is no file"):
         DapgExpert(str(tmp_path / "other.pickle"))
     with pytest.raises(ConfigError, match=r"env\.scripted\.settings\.policy=FILE"):
-        DapgExpert()
+        DapgExpert().reset(Spaces(5, 3), np.random.default_rng(0))
