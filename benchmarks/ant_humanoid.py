@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import csv
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -53,7 +52,7 @@ class Study:
             try:
                 process.wait(None if minutes is None else 60 * minutes)
             except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGINT)
+                process.terminate()
         return (self.expert / "summary.json").exists()
 
     def evaluations(self) -> dict[int, float]:

@@ -98,7 +98,6 @@ CHEETAH = (
     "total_steps=3000000", "evaluate_every=500000",
 )  # fmt: skip
 HOPPER = ("total_steps=500000", "evaluate_every=50000")
-SHORT = ("total_steps=200000", "evaluate_every=50000")
 COMPARED = ("total_steps=300000", "evaluate_every=100000", "evaluate_episodes=50")
 TOKEN = "hopper-flow_matching-4-a-token-seed0"
 WALKER = "walker2d-flow_matching-seed0"
@@ -156,15 +155,9 @@ SUITES: dict[str, list[Run]] = {
         *_rules("hopper", TOKEN, range(3), ("nft",), "advantages=group", *COMPARED, suffix="-group"),
         *_offpolicy("hopper", TOKEN, range(3), OFFPOLICY, *COMPARED),
     ],
-    # Where exploration comes from: chain noise, or x_0 alone.
+    # Where exploration comes from: chain noise, as in the runs above, or x_0 alone.
     "hopper-exploration": _rules(
-        "hopper",
-        "hopper-flow_matching-seed0",
-        range(3),
-        ("nft", "awm"),
-        *SHORT,
-        "update.injects_noise=false",
-        suffix="-x0",
+        "hopper", TOKEN, range(3), ("nft", "awm"), *COMPARED, "update.injects_noise=false", suffix="-x0"
     ),
     "walker2d-rules": [
         *_rules("walker2d", WALKER, range(1), RULES, *HALF_A_MILLION),

@@ -4,6 +4,7 @@
     python benchmarks/manipulation.py robosuite --only=lift
     python benchmarks/manipulation.py robosuite --report     # only collects what is there
     python benchmarks/manipulation.py practice               # few demonstrations, then ReinFlow on success alone
+    python benchmarks/manipulation.py practice-longer        # the same with more steps, and Can
     python benchmarks/manipulation.py unseen                 # both anew, on seeds that no choice of a setting has seen
 
 Demonstrations come from scripts/collect_demos.py, policies from scripts/pretrain.py (last checkpoint), figures from
@@ -99,7 +100,7 @@ STUDIES = [
 ]
 
 
-def _few(env: str, name: str, demonstrations: int, steps: int) -> practice.Run:
+def _few(env: str, name: str, demonstrations: int, steps: int, *practised: str) -> practice.Run:
     """A policy of few demonstrations, and fine-tuning; a chunk is executed whole, so that all that is scored was done."""
     return practice.Run(
         RUNS / "practice",
@@ -108,16 +109,23 @@ def _few(env: str, name: str, demonstrations: int, steps: int) -> practice.Run:
         collecting=(f"episodes={demonstrations}",),
         training=(f"train.steps={steps}", "data.validation_fraction=0"),
         practice=(
-            "num_steps=1", "total_steps=300000", "num_envs=12", "workers=0", "action_clip=2.0",
+            "num_steps=1", "num_envs=12", "workers=1", "action_clip=2.0",
             "reinflow.n_steps=50", "reinflow.batch_size=200", "reinflow.n_epochs=8",
-            "reinflow.target_kl=0.3", "reinflow.critic_warmup=2", "evaluate_every=100000",
-            "evaluate_episodes=50",
+            "reinflow.target_kl=0.3", "reinflow.critic_warmup=2", *practised,
         ),
         num_envs=5,
     )  # fmt: skip
 
 
-LIFT, CAN = _few("lift", "lift-from-five", 5, 600), _few("can", "can-from-ten", 10, 1000)
+LONGER = ("total_steps=300000", "evaluate_every=100000", "evaluate_episodes=50")
+LIFT = _few("lift", "lift-from-five", 5, 600, "total_steps=200000")
+PRACTICE = {
+    "practice": [LIFT],
+    "practice-longer": [
+        _few("lift", "lift-from-five-longer", 5, 600, *LONGER),
+        _few("can", "can-from-ten", 10, 1000, *LONGER),
+    ],
+}
 
 
 def collect(study: Study, workers: int) -> None:
@@ -176,10 +184,11 @@ def robosuite(given: argparse.Namespace, command: str) -> tuple[dict[str, Any], 
 
 def practised(given: argparse.Namespace, command: str) -> tuple[dict[str, Any], str]:
     """Policies of few demonstrations before and after fine-tuning: results and their table."""
-    for run in () if given.report else (LIFT, CAN):
+    runs = PRACTICE[given.suite]
+    for run in () if given.report else runs:
         if given.only in run.name:
             practice.carry_out(run, given.threads, given.workers)
-    content = practice.report(given.suite, [LIFT, CAN], command)
+    content = practice.report(given.suite, runs, command)
     return content, practice.table(content)
 
 
@@ -224,7 +233,7 @@ def unseen(given: argparse.Namespace, command: str) -> tuple[dict[str, Any], str
     return content, text
 
 
-SUITES = {"robosuite": robosuite, "practice": practised, "unseen": unseen}
+SUITES = {"robosuite": robosuite, **dict.fromkeys(PRACTICE, practised), "unseen": unseen}
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from flowpolicy.files.storage import write_json
 SUITES = {
     "hopper": ("hopper-rules",),
     "walker2d": ("walker2d-rules",),
-    "adroit_door": ("adroit_door-offpolicy", "adroit_door-rules"),
+    "adroit_door": ("adroit_door-offpolicy",),
     "drawer_open": ("drawer_open-rules",),
 }
 REFERENCES = {task: PUBLISHED[task]["shortcut"][1] for task in ("hopper", "walker2d")}

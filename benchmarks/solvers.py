@@ -76,8 +76,8 @@ STUDIES = {
         methods=("euler", "ab3, shifted"),
     ),
     "hopper": Study("benchmarks/checkpoints/hopper-flow_matching-seed0", None, 200),
-    # Of `python benchmarks/manipulation.py practice`: from five demonstrations, too few to search on, so that not all
-    # episodes succeed.
+    # Of `python benchmarks/manipulation.py practice`: from five demonstrations, so that not all episodes succeed. They are
+    # too few to search on.
     "lift": Study(f"{LIFT}/train/checkpoint", None, 100, num_envs=5),
 }
 SHIFTED = {"name": "shifted", "shift": 0.5}

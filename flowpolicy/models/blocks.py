@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -162,14 +162,16 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(query, key, value)
 
 
-def split_heads(heads: Tensor, *norms: QKNorm) -> tuple[Tensor, ...]:
+def split_heads(heads: Tensor, *norms: QKNorm) -> list[Tensor]:
     """The parts of ``(B, T, parts, H, d_h)`` as ``(B, H, T, d_h)``, the first ones normalised."""
+
+    def normalized(parts: Sequence[Tensor]) -> list[Tensor]:
+        return [*(norm(part) for norm, part in zip(norms, parts, strict=False)), *parts[len(norms) :]]
+
     if torch.onnx.is_in_onnx_export():  # a graph has no views: one transposition for all
-        parts = heads.permute(2, 0, 3, 1, 4).unbind(0)
-        return *(norm(part) for norm, part in zip(norms, parts, strict=False)), *parts[len(norms) :]
-    parts = heads.unbind(2)  # normalised here they are contiguous, and so are the gradients
-    normalized = (norm(part) for norm, part in zip(norms, parts, strict=False))
-    return tuple(part.transpose(1, 2) for part in (*normalized, *parts[len(norms) :]))
+        return normalized(heads.permute(2, 0, 3, 1, 4).unbind(0))
+    # Before they are transposed they are contiguous, and so are the gradients.
+    return [part.transpose(1, 2) for part in normalized(heads.unbind(2))]
 
 
 class SelfAttention(Branch):
