@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -164,14 +164,13 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 def split_heads(heads: Tensor, *norms: QKNorm) -> list[Tensor]:
     """The parts of ``(B, T, parts, H, d_h)`` as ``(B, H, T, d_h)``, the first ones normalised."""
-
-    def normalized(parts: Sequence[Tensor]) -> list[Tensor]:
-        return [*(norm(part) for norm, part in zip(norms, parts, strict=False)), *parts[len(norms) :]]
-
-    if torch.onnx.is_in_onnx_export():  # a graph has no views: one transposition for all
-        return normalized(heads.permute(2, 0, 3, 1, 4).unbind(0))
-    # Before they are transposed they are contiguous, and so are the gradients.
-    return [part.transpose(1, 2) for part in normalized(heads.unbind(2))]
+    is_exported = torch.onnx.is_in_onnx_export()  # a graph has no views: one transposition for all
+    parts = list(heads.permute(2, 0, 3, 1, 4).unbind(0) if is_exported else heads.unbind(2))
+    for index, norm in enumerate(
+        norms
+    ):  # contiguous where they are not transposed yet, and so are the gradients
+        parts[index] = norm(parts[index])
+    return parts if is_exported else [part.transpose(1, 2) for part in parts]
 
 
 class SelfAttention(Branch):
