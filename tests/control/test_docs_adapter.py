@@ -111,13 +111,18 @@ def test_it_drives_an_arm_and_stops_when_the_arm_falls_silent(robot, arm):
         while loop.status.tick < 60:
             time.sleep(0.002)
         arm.is_silent = True
+        until = time.monotonic() + 60.0
+        while loop.events.counts[Event.OBSERVATION_STALE] < 20 and time.monotonic() < until:
+            time.sleep(0.002)
+        loop.stop()
 
     threading.Thread(target=silence, daemon=True).start()
-    loop.run(100)
+    loop.run()
     rows = loop.telemetry.rows()
-    source, tick = rows["source"], rows["tick"]
-    assert (source[(tick > 10) & (tick < 60)] == CHUNK).mean() > 0.8
-    assert set(source[tick >= 80]) == {SAFE}
+    source, tick, age = rows["source"], rows["tick"], rows["observation_age"]
+    # By age and not by tick: on a busy machine the arm falls silent some ticks later than it was told to.
+    assert (source[(tick > 10) & (age < 0.05)] == CHUNK).mean() > 0.8
+    assert set(source[age > 0.08]) == {SAFE}
     assert loop.events.counts[Event.OBSERVATION_STALE] >= 10
     assert arm.commands[10][0] > 0.1  # it moved, from where it was
     assert max(command.max() for command in arm.commands) <= 3.0  # and never beyond its limits

@@ -113,8 +113,8 @@ def test_a_flooding_client_waits_for_its_turn_like_others(sampler):
                 started = time.perf_counter()
                 good.infer(observation())
                 seconds.append(time.perf_counter() - started)
-        # Its own 10 ms behind one chunk of each other; in the order of arrival it would be seconds.
-        assert np.median(seconds) < 0.1
+        # Its own 10 ms behind one chunk of each other; in the order of arrival the first would wait three seconds.
+        assert max(seconds) < 1.5
         flood.close()
         batch.close()
 
@@ -138,8 +138,8 @@ def test_a_full_server_refuses_until_one_of_its_clients_has_been_silent(sampler,
             each.infer(observation())
         with pytest.raises(ServerUnreachableError, match="503"):
             PolicyClient(*server.address, connect_timeout=0.2)
-        monkeypatch.setattr("flowpolicy.serving.connections.SPARE_AFTER_S", 0.1)
-        time.sleep(0.2)
+        monkeypatch.setattr("flowpolicy.serving.connections.SPARE_AFTER_S", 0.5)
+        time.sleep(0.6)
         second.infer(observation())
         with PolicyClient(*server.address, connect_timeout=2) as third:
             assert third.infer(observation())["actions"].shape == (4, 2)
