@@ -55,7 +55,9 @@ def main() -> None:
     for run in () if given.report else runs:
         if given.only in run.name:
             carry_out(run, given.threads, 1)
-    content = report("adroit", runs, "python benchmarks/adroit.py --policies hand_dapg/dapg/policies")
+    content = report(
+        "adroit", "adroit", runs, "python benchmarks/adroit.py --policies hand_dapg/dapg/policies"
+    )
     publish("adroit", content, table(content))
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from earlier import with_earlier
 from imitation import ROOT, columns_of, publish, run_script
 
 from flowpolicy.evaluation.statistics import (
@@ -240,6 +241,14 @@ def _difference_interval(values: list[np.ndarray], reference: np.ndarray) -> lis
     return [low, high]
 
 
+def runs_of(row: dict[str, Any]) -> list[str]:
+    """Folders of the runs that a row rests on; the teacher's row is made anew."""
+    label, k = row["student"], row["num_steps"]
+    student = next((student for student in STUDENTS if student.label == label), None)
+    trained = student.steps[0] if student is not None and student.one_training else k
+    return [f"{label}-K{trained}-seed{seed}" for seed in row.get("seeds", ())]
+
+
 def table(content: dict[str, Any]) -> str:
     """Markdown, a line per row."""
     main = "score" if "score" in content["rows"][0] else "return"
@@ -278,7 +287,7 @@ def main() -> None:
         for cell in found:
             if cell.seed in arguments.seeds and cell.folder.name.startswith(arguments.only):
                 distil(cell, arguments.threads)
-    content = report(task, found)
+    content = with_earlier(f"distillation-{task}", report(task, found), runs_of)
     publish(f"distillation-{task}", content, table(content))
 
 

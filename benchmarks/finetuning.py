@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from earlier import with_earlier
 
 from flowpolicy.data.store import read_demonstrations, write_demonstrations
 from flowpolicy.evaluation.statistics import mean_interval_by_seed
@@ -287,6 +288,11 @@ def _row(label: str, runs: list[Run], summaries: list[dict[str, Any]]) -> dict[s
     return row
 
 
+def runs_of(row: dict[str, Any]) -> list[str]:
+    """Folders of the runs that a row rests on."""
+    return [f"{row['task']}/{row['label']}-seed{seed}" for seed in row["seeds"]]
+
+
 RETURN_OF_INTEREST = {"hopper": 3000.0}
 PUBLISHED_STEPS = {"hopper": 80_000_000}
 
@@ -442,8 +448,9 @@ def main() -> None:
         for run in SUITES[arguments.suite]:
             if arguments.only in str(run.folder):
                 practise(run, arguments.threads)
-    content = report(arguments.suite)
-    write_json(RESULTS / f"finetuning-{arguments.suite}.json", content)
+    name = f"finetuning-{arguments.suite}"
+    content = with_earlier(name, report(arguments.suite), runs_of)
+    write_json(RESULTS / f"{name}.json", content)
     if content["rows"]:
         print(table(content))
     print(json.dumps({"complete": content["complete"], "missing": content["missing"]}))

@@ -188,7 +188,7 @@ def practised(given: argparse.Namespace, command: str) -> tuple[dict[str, Any], 
     for run in () if given.report else runs:
         if given.only in run.name:
             practice.carry_out(run, given.threads, given.workers)
-    content = practice.report(given.suite, runs, command)
+    content = practice.report(f"manipulation-{given.suite}", given.suite, runs, command)
     return content, practice.table(content)
 
 

@@ -88,8 +88,9 @@ def main() -> None:
             if arguments.only in run.name:
                 carry_out(run, arguments.threads)
     suite = arguments.suite
-    content = report(suite, SUITES[suite], f"python benchmarks/metaworld.py {suite}")
-    publish(f"metaworld-{suite}", content, table(content))
+    name = f"metaworld-{suite}"
+    content = report(name, suite, SUITES[suite], f"python benchmarks/metaworld.py {suite}")
+    publish(name, content, table(content))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from earlier import with_earlier
 from imitation import ROOT, run_script
 
 from flowpolicy.evaluation.statistics import wilson_interval
@@ -73,8 +74,9 @@ def _script(name: str, *options: str | Path) -> None:
     )
 
 
-def report(suite: str, runs: list[Run], command: str) -> dict[str, Any]:
-    """A row per run: success with Wilson's interval, by task where one policy plays several."""
+def report(name: str, suite: str, runs: list[Run], command: str) -> dict[str, Any]:
+    """A row per run: success with Wilson's interval, by task where one policy plays several; and the rows of the results
+    ``name`` whose runs are not here."""
     rows, meta, missing = [], {}, []
     for run in runs:
         last = run.folder / ("practise" if run.practice else "evaluate") / "summary.json"
@@ -83,7 +85,6 @@ def report(suite: str, runs: list[Run], command: str) -> dict[str, Any]:
             continue
         meta = {key: read_json(last)[key] for key in ("versions", "machine", "date")}
         rows.append(_row(run))
-    alone = [row for row in rows if row["by_task"] is None and "tuned_success" not in row]
     content = {
         "suite": suite,
         "complete": not missing,
@@ -93,6 +94,8 @@ def report(suite: str, runs: list[Run], command: str) -> dict[str, Any]:
         **meta,
         "rows": rows,
     }
+    content = with_earlier(name, content, lambda row: [row["run"]])
+    alone = [row for row in content["rows"] if row["by_task"] is None and "tuned_success" not in row]
     if len(alone) > 1:
         hits, count = (sum(row[key] for row in alone) for key in ("successes", "episodes"))
         content["mean_success_single_task"] = hits / count
