@@ -36,4 +36,6 @@ def with_earlier(
             missing -= runs
     remaining = [run for run in content["missing"] if run in missing]
     base = content if content["rows"] else before | {"command": content["command"]}
-    return base | {"rows": rows, "missing": remaining, "complete": not remaining}
+    if "complete" in content:
+        base = base | {"complete": not remaining}
+    return base | {"rows": rows, "missing": remaining}

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from earlier import with_earlier
 
 from flowpolicy import FlowPolicy
 from flowpolicy.acceleration.engine import random_observations
@@ -271,6 +272,8 @@ def main() -> None:
     content = bench.collect()
     if not content["rows"]:
         sys.exit(f"No cell has been run; {bench.results.name} stays as it is.")
+    content = with_earlier(bench.results.stem, content, lambda row: [f"{row['nfe']} {row['method']}"])
+    content["rows"].sort(key=lambda row: row["nfe"])
     write_json(bench.results, content)
     print(table(content))
     if content["missing"]:
