@@ -51,7 +51,7 @@ def write_summary(
         policy: the policy's name, e.g. ``shortcut``.
         seed: of the run.
         steps: optimiser steps, environment steps or episodes: what the script counts.
-        wall_seconds: from start to end.
+        wall_seconds: from start to end, of a resumed run those of its last start.
         metrics: figures by name; intervals as two numbers, NaN and infinity become null.
         checkpoint: folder of the policy that was made or evaluated, or None.
         command: the command that made the run.

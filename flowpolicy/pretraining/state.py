@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from flowpolicy.errors import CheckpointError, ConfigError
 from flowpolicy.files.reading import read_json, stored_tensors
 from flowpolicy.files.storage import atomic_folder, load_optimizer, optimizer_tensors, save_tensors, under
-from flowpolicy.ranges import Allowed
+from flowpolicy.ranges import Allowed, NonNegativeFloat
 from flowpolicy.runs.run_folder import refuse_other_settings
 from flowpolicy.settings import Settings, build
 
@@ -29,21 +29,24 @@ _REMEDY = "start again in another run_dir"
 
 @dataclass
 class TrainingState:
-    """What is saved: live and averaged network, optimiser, the loss's own network, and the steps done."""
+    """What is saved: live and averaged network, optimiser, the loss's own network, the steps done, and the
+    seconds that earlier parts of the run took.
+    """
 
     network: nn.Module
     averaged: nn.Module
     optimizer: torch.optim.Optimizer
     step: int = 0
     auxiliary: nn.Module | None = None
+    seconds: float = 0.0
 
-    def save(self, run_dir: Path, settings: Mapping[str, Any]) -> None:
-        """Write the state atomically, with the ``settings`` it belongs to."""
+    def save(self, run_dir: Path, settings: Mapping[str, Any], seconds: float = 0.0) -> None:
+        """Write the state atomically, with the ``settings`` it belongs to and the seconds of this part."""
         tensors: dict[str, Tensor] = {}
         for prefix, module in self._modules.items():
             tensors.update({f"{prefix}.{name}": tensor for name, tensor in module.state_dict().items()})
         tensors.update(optimizer_tensors(self.optimizer, "optimizer"))
-        content = {"step": self.step, "settings": settings}
+        content = {"step": self.step, "seconds": self.seconds + seconds, "settings": settings}
         with atomic_folder(run_dir / STATE_FOLDER) as folder:
             (folder / "state.json").write_text(json.dumps(content, indent=2) + "\n")
             save_tensors(tensors, folder / "state.safetensors")
@@ -81,7 +84,7 @@ class TrainingState:
             raise _damaged(folder, error) from error
         for prefix, module in self._modules.items():
             module.load_state_dict(under(tensors, prefix))
-        self.step = saved.step
+        self.step, self.seconds = saved.step, saved.seconds
         return True
 
     @property
@@ -102,3 +105,4 @@ class _Saved(Settings):
 
     step: Annotated[int, Allowed(lambda step: 0 <= step < 10**12, "0 or more and below 10^12")]
     settings: dict[str, Any]
+    seconds: NonNegativeFloat = 0.0

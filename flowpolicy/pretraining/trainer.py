@@ -89,6 +89,7 @@ class Trainer:
         has_images = any(value.dtype == torch.uint8 for value in training.observation.values())
         self._batches = Prefetcher(self.batch, config.steps) if has_images else None
         self._backward: Backward | None = None
+        self._started = time.perf_counter()
         self._autocast = _autocast_dtype(
             config.precision, policy.device, getattr(policy.config.model, "width", 0)
         )
@@ -103,7 +104,8 @@ class Trainer:
         Raises:
             FlowPolicyError: when the loss is no longer finite; the last checkpoint stays.
         """
-        config, started, first = self.config, time.perf_counter(), self.state.step
+        config, first = self.config, self.state.step
+        started = self._started = time.perf_counter()
         sums: dict[str, Tensor] = {}
         shown: dict[str, float] = {}
         count = 0  # steps in sums: fewer than log_every where a resumed run starts between two logs
@@ -236,7 +238,7 @@ class Trainer:
         """Write the training state and the averaged policy; either is replaced as a whole."""
         if self.run_dir is not None and self.processes.is_first:
             self.averaged_policy().save(self.run_dir / CHECKPOINT)
-            self.state.save(self.run_dir, self.settings)
+            self.state.save(self.run_dir, self.settings, time.perf_counter() - self._started)
 
     def _now_and_then(self, step: int) -> None:
         """Validation, evaluation and saving, each at its own interval and at the end."""

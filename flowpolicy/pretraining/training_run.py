@@ -125,7 +125,7 @@ class TrainingRun:
         metrics: dict[str, Any] = {
             "demo_return_mean": policy.spec.metadata.get("demo_return_mean"),
             "lost_actions": policy.spec.metadata.get("lost_actions"),
-            "train_seconds": time.perf_counter() - self.started,
+            "train_seconds": trainer.state.seconds + time.perf_counter() - self.started,
         }
         if config.train.final_episodes:
             found, scalars = judge.at_the_end(result, run_dir)

@@ -80,6 +80,20 @@ def test_a_resumed_run_is_the_unbroken_run_bit_for_bit(tmp_path, policy, dropout
     assert not equal(second, first)
 
 
+def test_the_seconds_of_all_parts_of_a_run_add_up(tmp_path, monkeypatch):
+    clock = iter(range(0, 1_000_000, 100))
+    monkeypatch.setattr("flowpolicy.pretraining.trainer.time.perf_counter", lambda: next(clock))
+    seconds = [0.0]
+    for _ in range(3):
+        trainer = toy_trainer("regression", tmp_path, steps=2, save_every=2)
+        trainer.resume()
+        seconds.append(trainer.state.seconds)
+        trainer.state.step = 0
+        trainer.run()
+    assert seconds[:2] == [0, 0]
+    assert seconds[3] == 2 * seconds[2] > 0
+
+
 def test_runs_repeat_with_the_seed_and_differ_without():
     first, second, other = (toy_trainer("shortcut", steps=3, seed=seed) for seed in (1, 1, 2))
     for trainer in (first, second, other):
