@@ -132,7 +132,7 @@ class BoundedGaussian(nn.Module):
         self.shape, self.bound = shape, bound
         layers: list[nn.Module] = []
         for width in hidden:
-            layers += [nn.Linear(size, width), nn.LayerNorm(width), nn.ReLU()]
+            layers += [nn.Linear(size, width), nn.LayerNorm(width), nn.ReLU(inplace=True)]
             size = width
         last = nn.Linear(size, 2 * torch.Size(shape).numel())
         nn.init.zeros_(last.weight)  # its mean is 0 at first
