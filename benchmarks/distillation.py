@@ -287,7 +287,9 @@ def main() -> None:
         for cell in found:
             if cell.seed in arguments.seeds and cell.folder.name.startswith(arguments.only):
                 distil(cell, arguments.threads)
-    content = with_earlier(f"distillation-{task}", report(task, found), runs_of)
+    content = with_earlier(
+        f"distillation-{task}", report(task, found), runs_of, [cell.folder.name for cell in found]
+    )
     publish(f"distillation-{task}", content, table(content))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +13,37 @@ ABOUT = ("versions", "machine", "date")
 
 
 def with_earlier(
-    name: str, content: dict[str, Any], runs_of: Callable[[dict[str, Any]], Iterable[str]]
+    name: str,
+    content: dict[str, Any],
+    runs_of: Callable[[dict[str, Any]], Iterable[str]],
+    every: Sequence[str],
 ) -> dict[str, Any]:
     """``content`` with the rows of ``benchmarks/results/<name>.json`` that rest on runs which are missing here.
 
-    Of two rows with a run in common the one with more runs stays, of equals the new one. An earlier row says with which versions,
-    on which machine and when it was measured.
+    Of two rows with a run in common the one with more runs stays, of equals the new one. An earlier row says with
+    which versions, on which machine and when it was measured.
 
     Args:
-        runs_of: the names of a row's runs, as they stand in ``content["missing"]``; none for a row that is always made anew.
+        runs_of: names of a row's runs, as they stand in ``content["missing"]``; none for a row that is always made anew.
+        every: all of the benchmark's runs, in the order of the table.
     """
-    path, missing = RESULTS / f"{name}.json", set(content["missing"])
+    path, missing, new = RESULTS / f"{name}.json", set(content["missing"]), content["rows"]
     if not missing or not path.exists():
         return content
-    before, rows = read_json(path), list(content["rows"])
-    about = {"measured": {key: before[key] for key in ABOUT if key in before}} if rows else {}
+    before = read_json(path)
+    about = {"measured": {key: before[key] for key in ABOUT if key in before}} if new else {}
+    kept = []
     for row in before["rows"]:
         runs = set(runs_of(row))
-        same = [at for at, new in enumerate(rows) if runs & set(runs_of(new))]
-        if runs & missing and all(len(runs) > len(set(runs_of(rows[at]))) for at in same):
-            rows = [new for at, new in enumerate(rows) if at not in same] + [about | row]
-            missing -= runs
-    remaining = [run for run in content["missing"] if run in missing]
-    base = content if content["rows"] else before | {"command": content["command"]}
-    if "complete" in content:
-        base = base | {"complete": not remaining}
-    return base | {"rows": rows, "missing": remaining}
+        rivals = [set(runs_of(each)) for each in new if runs & set(runs_of(each))]
+        if runs & missing and all(len(rival) < len(runs) for rival in rivals):
+            kept.append(about | row)
+    found = {run for row in kept for run in runs_of(row)}
+    rows = [row for row in new if not found & set(runs_of(row))] + kept
+    rows.sort(key=lambda row: min((every.index(run) for run in runs_of(row)), default=-1))
+    remaining = [run for run in content["missing"] if run not in found]
+    result = (content if new else before | {"command": content["command"]}) | {
+        "rows": rows,
+        "missing": remaining,
+    }
+    return result | ({"complete": not remaining} if "complete" in content else {})

@@ -449,7 +449,8 @@ def main() -> None:
             if arguments.only in str(run.folder):
                 practise(run, arguments.threads)
     name = f"finetuning-{arguments.suite}"
-    content = with_earlier(name, report(arguments.suite), runs_of)
+    every = [str(run.folder.relative_to(RUNS)) for run in SUITES[arguments.suite]]
+    content = with_earlier(name, report(arguments.suite), runs_of, every)
     write_json(RESULTS / f"{name}.json", content)
     if content["rows"]:
         print(table(content))

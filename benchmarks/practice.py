@@ -94,7 +94,7 @@ def report(name: str, suite: str, runs: list[Run], command: str) -> dict[str, An
         **meta,
         "rows": rows,
     }
-    content = with_earlier(name, content, lambda row: [row["run"]])
+    content = with_earlier(name, content, lambda row: [row["run"]], [run.name for run in runs])
     alone = [row for row in content["rows"] if row["by_task"] is None and "tuned_success" not in row]
     if len(alone) > 1:
         hits, count = (sum(row[key] for row in alone) for key in ("successes", "episodes"))

@@ -272,8 +272,8 @@ def main() -> None:
     content = bench.collect()
     if not content["rows"]:
         sys.exit(f"No cell has been run; {bench.results.name} stays as it is.")
-    content = with_earlier(bench.results.stem, content, lambda row: [f"{row['nfe']} {row['method']}"])
-    content["rows"].sort(key=lambda row: row["nfe"])
+    every = [f"{nfe} {method}" for nfe, method in bench.cells(sorted(bench.study.nfe))]
+    content = with_earlier(bench.results.stem, content, lambda row: [f"{row['nfe']} {row['method']}"], every)
     write_json(bench.results, content)
     print(table(content))
     if content["missing"]:
