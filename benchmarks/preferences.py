@@ -29,7 +29,7 @@ from flowpolicy.evaluation.statistics import mean_interval_by_seed, paired_diffe
 from flowpolicy.evaluation.summary import machine, versions
 from flowpolicy.evaluation.task import Task, task_of
 
-RUNS = ROOT / "runs" / "benchmarks" / "preferences"
+RUNS = Path("runs/benchmarks/preferences")  # below the root, as scripts are given it
 EPISODES = 400
 FUNCTIONS = "benchmarks.preference_labels"
 
@@ -97,25 +97,25 @@ def base(task: str) -> str:
 
 def evaluated(task: str, checkpoint: Path | str, file: Path) -> None:
     """Write the columns of the episodes unless they are there."""
-    if file.exists():
+    if (ROOT / file).exists():
         return
     policy = FlowPolicy.load(ROOT / checkpoint)
     made = task_of(policy.spec.task, None, checkpoint)
     if task == "hopper":
         made = WatchedTask(**{item.name: getattr(made, item.name) for item in fields(made)})
     result = evaluate(policy, made, episodes=EPISODES, num_envs=50)
-    result.write_csv(file)
+    result.write_csv(ROOT / file)
 
 
 def run(task: str, way: Way, seed: int, threads: int) -> None:
     """Do what is missing of one cell."""
     store, folder = RUNS / task / f"pairs-seed{seed}.zarr", RUNS / task / f"{way.label}-seed{seed}"
-    if not store.exists():
+    if not (ROOT / store).exists():
         run_script(
             "collect_preferences", f"checkpoint={base(task)}", *PAIRS[task], f"seed={seed}", f"threads={threads}",
             f"out={store}", f"run_dir={RUNS / task / f'collect-seed{seed}'}",
         )  # fmt: skip
-    if not (folder / "summary.json").exists():
+    if not (ROOT / folder / "summary.json").exists():
         run_script(
             "finetune_preferences", f"checkpoint={base(task)}", f"pairs={store}", *way.options, f"seed={seed}",
             f"train.threads={threads}", "train.final_episodes=0", "video=false", "resume=true", f"run_dir={folder}",
@@ -125,10 +125,11 @@ def run(task: str, way: Way, seed: int, threads: int) -> None:
 
 def report(task: str, seeds: list[int]) -> dict[str, Any]:
     """A row per way over the seeds that are there, and the base's."""
-    reference = columns_of(RUNS / task / "base.csv")
+    root = ROOT / RUNS / task
+    reference = columns_of(root / "base.csv")
     rows, missing = [_row("base", [reference], reference)], []
     for way in WAYS[task]:
-        found = {seed: RUNS / task / f"{way.label}-seed{seed}" for seed in seeds}
+        found = {seed: root / f"{way.label}-seed{seed}" for seed in seeds}
         missing += [folder.name for folder in found.values() if not (folder / "episodes.csv").exists()]
         there = {seed: folder for seed, folder in found.items() if (folder / "episodes.csv").exists()}
         if not there:
