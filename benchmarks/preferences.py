@@ -20,6 +20,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+from earlier import with_earlier
 from imitation import ROOT, columns_of, publish, run_script
 from preference_labels import ANGLE
 
@@ -162,6 +163,11 @@ def _row(label: str, seeds: list[dict[str, np.ndarray]], reference: dict[str, np
     return row
 
 
+def runs_of(row: dict[str, Any]) -> list[str]:
+    """Folders of the runs that a row rests on; the base's row is made anew."""
+    return [f"{row['way']}-seed{seed}" for seed in row.get("seeds", ())]
+
+
 def table(content: dict[str, Any]) -> str:
     """Markdown, a line per row."""
     lines = [
@@ -201,8 +207,10 @@ def main() -> None:
             for way in WAYS[arguments.task]:
                 if arguments.only in way.label:
                     run(arguments.task, way, seed, arguments.threads)
-    content = report(arguments.task, arguments.seeds)
-    publish(f"preferences-{arguments.task}", content, table(content))
+    name, task = f"preferences-{arguments.task}", arguments.task
+    every = [f"{way.label}-seed{seed}" for way in WAYS[task] for seed in arguments.seeds]
+    content = with_earlier(name, report(task, arguments.seeds), runs_of, every)
+    publish(name, content, table(content))
 
 
 if __name__ == "__main__":
