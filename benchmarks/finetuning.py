@@ -22,9 +22,14 @@ from typing import Any
 
 import numpy as np
 from earlier import with_earlier
+from imitation import run_script
 
 from flowpolicy.data.store import read_demonstrations, write_demonstrations
-from flowpolicy.evaluation.statistics import mean_interval_by_seed
+from flowpolicy.evaluation.statistics import (
+    mean_interval_by_seed,
+    paired_difference_interval,
+    success_interval_by_seed,
+)
 from flowpolicy.files.reading import read_json
 from flowpolicy.files.storage import write_json
 from flowpolicy.plots.learning import plot_finetuning_bands
@@ -122,6 +127,8 @@ DOOR = (
     "total_steps=200000", "evaluate_every=25000", "evaluate_episodes=50", "offpolicy.offline_updates=2000",
 )  # fmt: skip
 SPARSE = "runs/benchmarks/finetuning/adroit-door-sparse.zarr.zip"
+# Suites whose policies, base and tuned, are evaluated on more episodes than each run's own 100, which come first among them.
+JUDGED = {"adroit_door-offpolicy": 300, "adroit_door-sparse": 300}
 SUITES: dict[str, list[Run]] = {
     "hopper": _runs("hopper", "hopper-shortcut-seed0", range(3), *HOPPER),
     # The same on two cores: two processes share the gradient, each with half of the environments.
@@ -232,6 +239,43 @@ def practise(run: Run, threads: int) -> None:
     subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "PYTHONWARNINGS": "ignore"})
 
 
+def judge(run: Run, episodes: int) -> None:
+    """Evaluate a run's policy, and once the one that it began with."""
+    for checkpoint, folder in ((run.folder / "checkpoint", run.folder), (ROOT / run.checkpoint, _base(run))):
+        if not (folder / "judged" / "summary.json").exists():
+            run_script(
+                "evaluate", f"checkpoint={checkpoint.relative_to(ROOT)}", f"env={run.env}", f"num_steps={_num_steps(run)}",
+                f"episodes={episodes}", "num_envs=50", "threads=1", "video=false",
+                f"run_dir={(folder / 'judged').relative_to(ROOT)}",
+            )  # fmt: skip
+
+
+def _num_steps(run: Run) -> int:
+    return int(read_json(run.folder / "summary.json")["num_steps"])
+
+
+def _base(run: Run) -> Path:
+    return RUNS / run.env / f"base-{run.checkpoint.name}"
+
+
+def _judged(runs: list[Run]) -> dict[str, Any]:
+    """Success over the episodes of :func:`judge`, and the gain on the same ones; nothing where one is missing."""
+    folders = [_base(runs[0]), *(run.folder for run in runs)]
+    if not all((folder / "judged" / "summary.json").exists() for folder in folders):
+        return {}
+    file = f"judged/episodes_K{_num_steps(runs[0])}.csv"
+    base, *tuned = (_column(folder / file, "success") for folder in folders)
+    gains = [paired_difference_interval(each, base) for each in tuned]
+    return {
+        "episodes": len(base),
+        "base_success": float(base.mean()),
+        "success_by_seed": [float(each.mean()) for each in tuned],
+        "success_mean": float(np.mean(tuned)),
+        "success_ci95": list(success_interval_by_seed(tuned)),
+        "success_gain_ci95": [list(gain) for gain in gains],
+    }
+
+
 def report(suite: str) -> dict[str, Any]:
     """A row per label: base and tuned over all seeds, and what it cost."""
     labels: dict[str, list[Run]] = {}
@@ -258,7 +302,7 @@ def report(suite: str) -> dict[str, Any]:
 def _row(label: str, runs: list[Run], summaries: list[dict[str, Any]]) -> dict[str, Any]:
     base = [summary["metrics"]["base"] for summary in summaries]
     tuned = [summary["metrics"]["tuned"] for summary in summaries]
-    returns = [_column(run, "after", "return") for run in runs]
+    returns = [_column(run.folder / "episodes_after.csv", "return") for run in runs]
     row: dict[str, Any] = {
         "task": runs[0].env,
         "label": label,
@@ -283,6 +327,8 @@ def _row(label: str, runs: list[Run], summaries: list[dict[str, Any]]) -> dict[s
         row["base_success"] = [row["success_rate"] for row in base]
         row["success_by_seed"] = [row["success_rate"] for row in tuned]
         row["success_gain_ci95"] = [summary["metrics"]["success_gain_ci95"] for summary in summaries]
+    if judged := _judged(runs):
+        row["judged"] = judged
     row["reached"] = [_reached(run) for run in runs]
     row["curves"] = [_curve(run) for run in runs]
     return row
@@ -316,8 +362,8 @@ def _curve(run: Run) -> dict[str, list[float]]:
     return {"step": [row["step"] for row in rows], **{n: [row[n] for row in rows] for n in names}}
 
 
-def _column(run: Run, when: str, name: str) -> np.ndarray:
-    with (run.folder / f"episodes_{when}.csv").open(newline="") as stream:
+def _column(path: Path, name: str) -> np.ndarray:
+    with path.open(newline="") as stream:
         return np.array([float(row[name]) for row in csv.DictReader(stream)])
 
 
@@ -334,6 +380,11 @@ def table(content: dict[str, Any]) -> str:
         )
         if "success_by_seed" in row:
             lines.append(f"| | success | | | {row['base_success']} | {row['success_by_seed']} | | |")
+        if judged := row.get("judged"):
+            lines.append(
+                f"| | of {judged['episodes']} | | | {judged['base_success']:.3f} | {judged['success_mean']:.3f} "
+                f"| {judged['success_by_seed']} | |"
+            )
     return "\n".join(lines)
 
 
@@ -448,6 +499,8 @@ def main() -> None:
         for run in SUITES[arguments.suite]:
             if arguments.only in str(run.folder):
                 practise(run, arguments.threads)
+                if arguments.suite in JUDGED:
+                    judge(run, JUDGED[arguments.suite])
     name = f"finetuning-{arguments.suite}"
     every = [str(run.folder.relative_to(RUNS)) for run in SUITES[arguments.suite]]
     content = with_earlier(name, report(arguments.suite), runs_of, every)
