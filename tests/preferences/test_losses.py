@@ -1,6 +1,7 @@
 """Losses and gradients against a computation by hand in float64, and what they do to a known distribution."""
 
 import copy
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,7 @@ from flowpolicy.flow.objective import Draws
 from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.preferences.losses import build_loss
 from flowpolicy.preferences.losses.flow_dpo import FlowDPO
+from flowpolicy.preferences.losses.flow_rwr import FlowRWR
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +70,9 @@ def test_loss_and_gradient_are_those_by_hand(policies, name):
         before, v_ref = by_hand(reference.network, batch, noise, t)
     if name == "flow_rwr":
         weights = [float(torch.exp(reward / 0.6)) for reward in batch.reward]
-        expected = sum(w * e for w, e in zip(weights, errors, strict=True)) / (6 * 4)
+        moved = sum(((a - b) ** 2).sum() for a, b in zip(v, v_ref, strict=True))
+        weighted = sum((6 * w / sum(weights) - 1) * e for w, e in zip(weights, errors, strict=True))
+        expected = (weighted + moved) / (6 * 4)
         wanted = gradients(expected, policy.network)
     else:
         logits = [
@@ -103,7 +107,10 @@ class Gaussian(torch.nn.Module):
         return self.mean + slope * (x - t * self.mean)
 
 
-def test_dpo_makes_the_preferred_chunks_likelier_than_the_reference_does():
+@pytest.mark.parametrize(
+    ("kind", "settings"), [(FlowDPO, {"beta": 1.0, "pull": 0.5}), (FlowRWR, {"tau": 1.0})]
+)
+def test_preferred_chunks_become_likelier_than_under_the_reference(kind, settings):
     """Of two chunks from N(0, 0.5^2) the larger is preferred."""
     network, fixed = Gaussian(), Gaussian()
     tuned = SimpleNamespace(tuned=None)
@@ -111,17 +118,18 @@ def test_dpo_makes_the_preferred_chunks_likelier_than_the_reference_does():
     reference = SimpleNamespace(
         network=fixed, objective=objective, config=tuned, sampling=SamplerSpec(num_steps=4, solver="euler")
     )
-    loss = FlowDPO(reference=reference, beta=1.0, pull=0.5)
+    loss = kind(reference=reference, **settings)
     generator = torch.Generator().manual_seed(0)
     optimizer = torch.optim.Adam(network.parameters(), 0.02)
     everywhere = torch.ones(256, 1, dtype=torch.bool)
+    reward = torch.tensor([1.0, -1.0]).repeat(128)
     for _ in range(60):
         pair = 0.5 * torch.randn((128, 2, 1), generator=generator)
         chunks = pair.sort(1, descending=True).values.view(256, 1, 1)
         draws = loss.draw((256, 1, 1), generator, "cpu")
         assert torch.equal(draws.noise[0::2], draws.noise[1::2])
         assert torch.equal(draws.t[0::2], draws.t[1::2])
-        value, _ = loss.loss(network, Batch({}, chunks, everywhere), draws)
+        value, _ = loss.loss(network, Batch({}, chunks, everywhere, reward=reward), draws)
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
@@ -129,6 +137,18 @@ def test_dpo_makes_the_preferred_chunks_likelier_than_the_reference_does():
     gain = after.log_prob(chunks) - before.log_prob(chunks)
     assert after.mean > 0.05
     assert float(gain[0::2].mean()) > 0 > float(gain[1::2].mean())
+
+
+def test_rewards_that_say_nothing_leave_the_policy_as_it_is(policies):
+    """Whatever the chunks are, which weighted imitation would learn."""
+    reference, _ = policies
+    policy = copy.deepcopy(reference)
+    batch, noise, t = toy_batch()
+    batch = dataclasses.replace(batch, reward=torch.zeros(6, dtype=torch.float64))
+    draws = Draws(*(part.repeat_interleave(2, 0) for part in (noise, t, torch.zeros_like(t))))
+    value, _ = build_loss({"name": "flow_rwr"}, reference).loss(policy.network, batch, draws)
+    for gradient in gradients(value, policy.network):
+        torch.testing.assert_close(gradient, torch.zeros_like(gradient))
 
 
 @pytest.mark.parametrize(("policy", "times"), [("flow_matching", None), ("shortcut", {0.0, 0.25, 0.5, 0.75})])
