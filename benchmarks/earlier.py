@@ -40,7 +40,8 @@ def with_earlier(
             kept.append(about | row)
     found = {run for row in kept for run in runs_of(row)}
     rows = [row for row in new if not found & set(runs_of(row))] + kept
-    rows.sort(key=lambda row: min((every.index(run) for run in runs_of(row)), default=-1))
+    places = {run: place for place, run in enumerate(every)}
+    rows.sort(key=lambda row: min((places[run] for run in runs_of(row) if run in places), default=-1))
     remaining = [run for run in content["missing"] if run not in found]
     result = (content if new else before | {"command": content["command"]}) | {
         "rows": rows,

@@ -32,6 +32,7 @@ from flowpolicy.evaluation.task import Task, task_of
 
 RUNS = Path("runs/benchmarks/preferences")  # below the root, as scripts are given it
 EPISODES = 400
+SEEDS = (0, 1, 2)
 FUNCTIONS = "benchmarks.preference_labels"
 
 
@@ -198,7 +199,7 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="collect what is there, train nothing")
     parser.add_argument("--only", default="", help="only ways whose label contains this text")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each run")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="of the runs to do")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if not arguments.report:
@@ -208,8 +209,9 @@ def main() -> None:
                 if arguments.only in way.label:
                     run(arguments.task, way, seed, arguments.threads)
     name, task = f"preferences-{arguments.task}", arguments.task
-    every = [f"{way.label}-seed{seed}" for way in WAYS[task] for seed in arguments.seeds]
-    content = with_earlier(name, report(task, arguments.seeds), runs_of, every)
+    seeds = sorted({*SEEDS, *arguments.seeds})
+    every = [f"{way.label}-seed{seed}" for way in WAYS[task] for seed in seeds]
+    content = with_earlier(name, report(task, seeds), runs_of, every)
     publish(name, content, table(content))
 
 

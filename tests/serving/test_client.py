@@ -120,12 +120,12 @@ def dumb_server(talk):
 @pytest.mark.parametrize("size", [2, 3_000_000])
 def test_a_server_that_stalls_is_an_error_in_time(sampler, size):
     metadata = PolicyService(sampler).metadata
-    with dumb_server(lambda peer: (peer.sendall(frame(encode(metadata))), time.sleep(30))) as port:
+    with dumb_server(lambda peer: (peer.sendall(frame(encode(metadata))), time.sleep(3))) as port:
         client = PolicyClient(port=port, timeout=0.3)
         started = time.monotonic()
         with pytest.raises(ServerUnreachableError):
             client.infer({"observation": np.zeros(size)})
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 2
         client.close()
 
 

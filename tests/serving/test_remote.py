@@ -38,7 +38,7 @@ class Arm:
     def __init__(self, **shapes):
         shapes = shapes or {"observation": (3,), "goal": (2,)}
         low = np.full(2, -1, np.float32)
-        self.spec = RobotSpec("arm", shapes, low, -low, 20.0, "hold")
+        self.spec = RobotSpec("arm", shapes, low, -low, 50.0, "hold")
         self.commands, self.looks = [], 0
 
     def observe(self):
@@ -74,7 +74,7 @@ def foreign(answer, metadata=None):
 
 def control(url, folder, robot, **settings):
     config = RunConfig(
-        policy_server=PolicyServer(url, **settings), inference="thread", spares=0, duration_s=1.0,
+        policy_server=PolicyServer(url, **settings), inference="thread", spares=0, duration_s=0.6,
         control=ControlConfig(priority=False),
     )  # fmt: skip
     return run_control(config, folder, robot=robot, connect=RemotePolicy)

@@ -8,6 +8,7 @@ import struct
 import threading
 import time
 
+import numpy as np
 import pytest
 from served_policy import (
     TOKEN,
@@ -113,6 +114,7 @@ def test_a_flooding_client_waits_for_its_turn_like_others(sampler):
                 good.infer(observation())
                 seconds.append(time.perf_counter() - started)
         # Its own 10 ms behind one chunk of each other; in the order of arrival the first would wait for 3 s.
+        assert np.median(seconds) < 0.1
         assert max(seconds) < 1.5
         flood.close()
         batch.close()
