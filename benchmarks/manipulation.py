@@ -4,7 +4,7 @@
     python benchmarks/manipulation.py robosuite --only=lift
     python benchmarks/manipulation.py robosuite --report     # only collects what is there
     python benchmarks/manipulation.py practice               # few demonstrations, then ReinFlow on success alone
-    python benchmarks/manipulation.py practice-longer        # the same with more steps, and Can
+    python benchmarks/manipulation.py practice-offpolicy     # few demonstrations, then EXPO on success alone
     python benchmarks/manipulation.py unseen                 # both anew, on seeds that no choice of a setting has seen
 
 Demonstrations come from scripts/collect_demos.py, policies from scripts/pretrain.py (last checkpoint), figures from
@@ -100,7 +100,7 @@ STUDIES = [
 ]
 
 
-def _few(env: str, name: str, demonstrations: int, steps: int, *practised: str) -> practice.Run:
+def _few(env: str, name: str, demonstrations: int, steps: int, *practised: str, **settings: Any) -> practice.Run:
     """A policy of few demonstrations, and fine-tuning; a chunk is executed whole, so that all that is scored was done."""
     return practice.Run(
         RUNS / "practice",
@@ -108,22 +108,29 @@ def _few(env: str, name: str, demonstrations: int, steps: int, *practised: str) 
         (f"env={env}", "env.action_horizon=4"),
         collecting=(f"episodes={demonstrations}",),
         training=(f"train.steps={steps}", "data.validation_fraction=0"),
-        practice=(
-            "num_steps=1", "num_envs=12", "workers=1", "action_clip=2.0",
-            "reinflow.n_steps=50", "reinflow.batch_size=200", "reinflow.n_epochs=8",
-            "reinflow.target_kl=0.3", "reinflow.critic_warmup=2", *practised,
-        ),
+        practice=("num_steps=1", *practised),
         num_envs=5,
-    )  # fmt: skip
+        **settings,
+    )
 
 
-LONGER = ("total_steps=300000", "evaluate_every=100000", "evaluate_episodes=50")
-LIFT = _few("lift", "lift-from-five", 5, 600, "total_steps=200000")
+REINFLOW = (
+    "num_envs=12", "workers=1", "action_clip=2.0", "reinflow.n_steps=50", "reinflow.batch_size=200",
+    "reinflow.n_epochs=8", "reinflow.target_kl=0.3", "reinflow.critic_warmup=2", "total_steps=200000",
+)  # fmt: skip
+# Simulation takes most of the time, so there are two updates a chunk; edits may be large, and are explored.
+EXPO = (
+    "algorithm=expo", "algorithm.bound=0.3", "algorithm.entropy=0", "algorithm.target_proposals=2",
+    "offpolicy.utd=2", "offpolicy.offline_updates=2000", "num_envs=8", "workers=0", "evaluation_envs=5",
+    "total_steps=100000", "evaluate_every=20000", "evaluate_episodes=50",
+)  # fmt: skip
+OFFPOLICY = {"script": "finetune_offpolicy"}
+LIFT = _few("lift", "lift-from-five", 5, 600, *REINFLOW)
 PRACTICE = {
     "practice": [LIFT],
-    "practice-longer": [
-        _few("lift", "lift-from-five-longer", 5, 600, *LONGER),
-        _few("can", "can-from-ten", 10, 1000, *LONGER),
+    "practice-offpolicy": [
+        _few("lift", "lift-from-five-expo", 5, 600, *EXPO, **OFFPOLICY),
+        _few("can", "can-from-ten-expo", 10, 1000, *EXPO, **OFFPOLICY),
     ],
 }
 
