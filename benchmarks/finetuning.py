@@ -106,7 +106,7 @@ CHEETAH = (
 HOPPER = ("total_steps=500000", "evaluate_every=50000")
 COMPARED = ("total_steps=300000", "evaluate_every=100000", "evaluate_episodes=50")
 TOKEN = "hopper-flow_matching-4-a-token-seed0"
-WALKER = "walker2d-flow_matching-seed0"
+WALKER = "walker2d-flow_matching-4-a-token-seed0"
 HALF_A_MILLION = ("total_steps=500000", "evaluate_every=100000", "evaluate_episodes=50")
 # A base of two demonstrations, which `python benchmarks/metaworld.py practice` makes; a success ends the episode.
 DRAWER = "runs/benchmarks/metaworld/drawer-open-v3-from-two-seed0/train/checkpoint"
@@ -172,8 +172,16 @@ SUITES: dict[str, list[Run]] = {
         *_rules("walker2d", WALKER, range(1), ("nft",), "advantages=group", *HALF_A_MILLION, suffix="-group"),
         *_offpolicy("walker2d", WALKER, range(1), OFFPOLICY, *HALF_A_MILLION),
     ],
+    # Twice as many iterations as by default, of half the chunks: the bound of each is what awm's policy moves by.
     "walker2d-1M": _rules(
-        "walker2d", WALKER, range(1), ("nft",), "total_steps=1000000", "evaluate_every=100000", suffix="-1M"
+        "walker2d",
+        WALKER,
+        range(1),
+        ("awm",),
+        "total_steps=1000000",
+        "evaluate_every=100000",
+        "reinflow.n_steps=64",
+        suffix="-1M",
     ),
     "drawer_open-rules": [
         *_rules("metaworld", DRAWER, range(1), RULES, *DRAWER_OPEN, *DRAWER_NOISE),

@@ -92,6 +92,17 @@ SUITES: dict[str, list[Run]] = {
         Run("walker2d", "shortcut", 0, (1, 4), options=("train.steps=16000",)),
         *(run for run in _policies("walker2d", range(1), (1, 4)) if run.policy != "shortcut"),
     ],
+    # A chunk of one token, which fine-tuning starts from.
+    "walker2d-token": [
+        Run(
+            "walker2d",
+            "flow_matching",
+            0,
+            (1, 4),
+            options=("model.actions_per_token=4",),
+            label="flow_matching-4-a-token",
+        )
+    ],
     "halfcheetah": _policies("halfcheetah", range(1), (1, 4)),
     "pusht": [_push_t("flow_matching"), _push_t("shortcut")],
     "pusht-baselines": [_push_t("regression"), _push_t("mip")],

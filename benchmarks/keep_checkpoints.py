@@ -28,6 +28,7 @@ KEPT = (
     "pusht/flow_matching-medium-seed0",
     "pusht/shortcut-seed0",
     "walker2d/flow_matching-seed0",
+    "walker2d/flow_matching-4-a-token-seed0",
     "walker2d/shortcut-seed0",
     "halfcheetah/shortcut-seed0",
     "halfcheetah/shortcut-T1-seed0",

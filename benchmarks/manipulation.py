@@ -100,7 +100,9 @@ STUDIES = [
 ]
 
 
-def _few(env: str, name: str, demonstrations: int, steps: int, *practised: str, **settings: Any) -> practice.Run:
+def _few(
+    env: str, name: str, demonstrations: int, steps: int, *practised: str, **settings: Any
+) -> practice.Run:
     """A policy of few demonstrations, and fine-tuning; a chunk is executed whole, so that all that is scored was done."""
     return practice.Run(
         RUNS / "practice",
