@@ -85,7 +85,6 @@ class NoisyFlow(nn.Module):
         wanted = SamplerSpec(num_steps=num_steps, solver="euler", grid=grid)
         self.sampling = policy.checked(wanted, allow_any_steps=True)
         self.num_steps = num_steps
-        self.is_tuned = policy.config.tuned is not None  # before fine-tuning
         self.clip = policy.config.action_clip
         self.network = policy.network
         features = ObservationFeatures(policy.network, policy.spec.features, policy.spec.obs_horizon)
@@ -95,6 +94,7 @@ class NoisyFlow(nn.Module):
         # One grid of left end-points and steps for sampling, scoring and the deployed Euler sampler.
         times, lengths = zip(*self.sampling.grid_object.steps(num_steps), strict=True)
         sizes = [policy.objective.step_size(length) for length in lengths]
+        self.knows_only_its_chain = policy.config.tuned is not None or any(sizes)
         self.register_buffer("times", torch.tensor(times), persistent=False)
         self.register_buffer("lengths", torch.tensor(lengths), persistent=False)
         spreads = [math.sqrt(num_steps * length) for length in lengths]

@@ -33,7 +33,7 @@ PULLED = AWM(injects_noise=False, pull=0.01)
 class Toy(torch.nn.Module):
     """v = a x + b t + c o."""
 
-    is_tuned = False
+    knows_only_its_chain = False
 
     def __init__(self, theta):
         super().__init__()
@@ -182,9 +182,15 @@ def test_a_one_step_student_stays_one(name):
     assert deployed.act(torch.zeros(1, 1, 2)).shape == (1, 4, 2)
 
 
-def test_draws_of_a_tuned_policy_are_the_points_of_its_chain():
+@pytest.mark.parametrize("kind", ["tuned", "shortcut", "mean_flow"])
+def test_draws_of_a_policy_that_knows_only_its_chain_are_the_points_of_that(kind):
     tuned = SamplerSpec(num_steps=2, solver="euler", grid={"name": "shifted", "shift": 0.5})
-    flow = NoisyFlow(make_policy(objective="flow_matching", tuned=tuned), 2, NoiseConfig())
+    policy = (
+        make_policy(objective="flow_matching", tuned=tuned)
+        if kind == "tuned"
+        else make_policy(objective=kind)
+    )
+    flow = NoisyFlow(policy, 2, NoiseConfig())
     observation, start = {"observation": torch.zeros(3, 1, 2)}, torch.randn(3, T, A)
     chain = flow.sample(observation, start)
     mask = transition_mask(torch.full((3,), T), 2, T)

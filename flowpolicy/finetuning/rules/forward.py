@@ -26,9 +26,10 @@ class ForwardRule(UpdateRule):
     x_1 is the executed chunk; ``DRAWS`` of (t, x_0) for each are shared by the behaviour policy, the
     pretrained one and every step of the iteration. No likelihood of a chain is needed.
 
-    A policy that is tuned for its K steps, as a distilled student is, has a velocity at the points of its
-    chain alone: with injected noise the draws are those points x_k, and u is v_old(x_k) and the noise over
-    the length of the step.
+    A policy that is tuned for its K steps, as a distilled student is, or that is told the length of a step, as
+    a shortcut or mean-flow model is, has a velocity of those steps at the points of its chain alone: with
+    injected noise the draws are those points x_k, and u is v_old(x_k) and the noise over the length of the
+    step.
 
     Its ``train/kl`` is E |v - v_old|^2 / (2 ``SPREAD``^2) over executed actions: nats, if the chunks of both
     policies had Gaussian noise of that standard deviation and differed as the velocities do.
@@ -55,7 +56,7 @@ class ForwardRule(UpdateRule):
         self, flow: NoisyFlow, data: Minibatch, reference: NoisyFlow | None, generator: torch.Generator
     ) -> dict[str, Tensor]:
         """Draws of ``t`` ``(B, n)``, ``x_t`` and ``u`` there, the ``old`` velocity and the pretrained one."""
-        if flow.is_tuned and self.injects_noise:  # elsewhere than on its chain it has no velocity to compare
+        if flow.knows_only_its_chain and self.injects_noise:
             t, x_t = flow.times.to(data.x.dtype).expand(len(data.x), -1), data.x[:, :-1]
             old = flow.velocity(data.observation, x_t, t)
             shocks = (data.x[:, 1:] - data.mean) / flow.lengths.to(data.x.dtype)[:, None, None]
