@@ -13,10 +13,16 @@ class AdroitTask(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
 
     Actions ``(A,)`` are clipped to [-1, 1]. An episode can be started where a demonstration was:
     ``reset(options={"initial_state_dict": demonstration["init_state_dict"]})``.
+
+    Args:
+        env: of gymnasium-robotics.
+        ends_at_success: whether the first success is a terminal state. With ``reward_type=sparse`` the return
+            then says whether and how soon.
     """
 
-    def __init__(self, env: gym.Env[Any, Any]) -> None:
+    def __init__(self, env: gym.Env[Any, Any], *, ends_at_success: bool = False) -> None:
         super().__init__(env)
+        self.ends_at_success = env.unwrapped.ends_at_success = ends_at_success  # type: ignore[attr-defined]
         shape = env.observation_space.shape
         assert shape is not None
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, shape, np.float32)
@@ -36,13 +42,15 @@ class AdroitTask(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
         return (
             observation.astype(np.float32),
             float(np.asarray(reward).item()),
-            bool(terminated),
+            bool(terminated) or (self.ends_at_success and success),
             bool(truncated),
             {**info, "success": success},
         )
 
 
-def make_adroit(wrapped_id: str, render_mode: str | None = None, **kwargs: Any) -> AdroitTask:
+def make_adroit(
+    wrapped_id: str, render_mode: str | None = None, ends_at_success: bool = False, **kwargs: Any
+) -> AdroitTask:
     """Entry point of ``flowpolicy/Adroit*-v1``; further keyword arguments go to gymnasium-robotics."""
     import gymnasium_robotics
 
@@ -51,4 +59,4 @@ def make_adroit(wrapped_id: str, render_mode: str | None = None, **kwargs: Any) 
     env = gym.make(
         wrapped_id, render_mode=render_mode, max_episode_steps=-1, disable_env_checker=True, **kwargs
     )
-    return AdroitTask(env)
+    return AdroitTask(env, ends_at_success=ends_at_success)

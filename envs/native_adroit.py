@@ -21,7 +21,7 @@ def _norm(rows: np.ndarray) -> np.ndarray:
 
 
 class _Adroit(NativeTask):
-    """Joint targets for the hand, something in it or before it, success and no other end."""
+    """Joint targets for the hand, something in it or before it, no end but success where that is one."""
 
     wrappers = (AdroitTask,)
     quantities = ("qpos", "qvel", "site_xpos")
@@ -33,11 +33,11 @@ class _Adroit(NativeTask):
         return controls
 
     def judged(self, observation: Sequence[np.ndarray], reward: np.ndarray, success: np.ndarray) -> Outcomes:
-        """The outcomes, with the sparse reward where it was asked for."""
+        """The outcomes, with the sparse reward and the end at success where those were asked for."""
         if self.envs[0].sparse_reward:
             reward = np.where(success, 10.0, -0.1)
         joined = np.concatenate([*observation], axis=-1)
-        return Outcomes(joined, reward, np.zeros(success.shape, dtype=bool), success)
+        return Outcomes(joined, reward, success & self.envs[0].ends_at_success, success)
 
 
 class Door(_Adroit):

@@ -65,6 +65,22 @@ def test_success_is_reached_before_the_limit(shared_data: Path) -> None:
     assert not any(successes)
 
 
+def test_success_may_end_an_episode(shared_data: Path) -> None:
+    env = gymnasium.make(
+        "flowpolicy_envs:flowpolicy/AdroitDoor-v1",
+        max_episode_steps=LIMIT, reward_type="sparse", ends_at_success=True,
+    )  # fmt: skip
+    episode = _episodes(shared_data)[11]
+    env.reset(options={"initial_state_dict": episode["init_state_dict"]})
+    for action in episode["actions"]:
+        _, reward, terminated, _, info = env.step(action)
+        assert terminated == info["success"]
+        assert reward == pytest.approx(10.0 if terminated else -0.1)
+        if terminated:
+            break
+    assert terminated
+
+
 def test_the_time_limit_is_the_one_asked_for() -> None:
     env = gymnasium.make("flowpolicy_envs:flowpolicy/AdroitDoor-v1", max_episode_steps=LIMIT)
     env.reset(seed=0)

@@ -96,6 +96,32 @@ def test_chunks_and_episodes_are_gymnasiums_and_go_on_from_saved_states(name: st
     chunks.close()
 
 
+def test_success_may_end_an_episode(repo_root: Any) -> None:
+    settings: Any = OmegaConf.to_container(OmegaConf.load(repo_root / "configs" / "env" / "adroit_pen.yaml"))
+    settings["env_kwargs"] = {"reward_type": "sparse", "ends_at_success": True, "max_episode_steps": 20}
+    task = task_from(settings)
+    plain, chunks = (
+        kind([task.make(disable_env_checker=True) for _ in range(8)], KEYS, 1, *more)
+        for kind, more in ((LocalChunks, ()), (NativeChunks, (native_task(settings["native"]),)))
+    )
+    plain.reset(5)
+    chunks.reset(5)
+    ended = []
+    for _ in range(15):
+        actions = np.zeros((8, 4, 24))
+        step, expected = chunks.step(actions), plain.step(actions)
+        assert_equal(step, expected)
+        ended += list(
+            zip(step.terminated, step.success, step.executed, step.rewards.sum(axis=1), strict=True)
+        )
+    assert any(terminated for terminated, *_ in ended)  # a target is near by chance
+    for terminated, success, executed, reward in ended:
+        assert terminated == success
+        assert reward == pytest.approx(10 - 0.1 * (executed - 1) if success else -0.1 * executed)
+    plain.close()
+    chunks.close()
+
+
 def test_a_group_of_chunks_starts_from_one_state(repo_root: Any) -> None:
     envs, _ = environments(repo_root, "hopper", 3)
     chunks = NativeChunks(envs, KEYS, 1, Hopper)
