@@ -126,7 +126,7 @@ EXPO = (
     "offpolicy.utd=2", "offpolicy.offline_updates=2000", "num_envs=8", "workers=0", "evaluation_envs=5",
     "total_steps=100000", "evaluate_every=20000", "evaluate_episodes=50",
 )  # fmt: skip
-LONGER = ("total_steps=150000", "evaluate_every=50000")
+LONGER = ("evaluate_every=50000",)
 OFFPOLICY = {"script": "finetune_offpolicy"}
 LIFT = _few("lift", "lift-from-five", 5, 600, *REINFLOW)
 PRACTICE = {
