@@ -133,7 +133,7 @@ PRACTICE = {
     "practice": [LIFT],
     "practice-offpolicy": [
         _few("lift", "lift-from-five-expo", 5, 600, *EXPO, **OFFPOLICY),
-        _few("can", "can-from-six-expo", 6, 800, *EXPO, *LONGER, **OFFPOLICY),
+        _few("can", "can-from-eight-expo", 8, 1000, *EXPO, *LONGER, **OFFPOLICY),
     ],
 }
 
