@@ -1,4 +1,4 @@
-"""The Adroit hand's hammer and pen from a few demonstrations of a published policy, then EXPO: success before and after.
+"""The Adroit hand's hammer and pen from a few demonstrations of a published policy, then ReinFlow: success before and after.
 
     python benchmarks/adroit.py --policies hand_dapg/dapg/policies     # does what is missing, writes the JSON
     python benchmarks/adroit.py --report                               # only collects what is there
@@ -23,11 +23,12 @@ SUCCESS = (
     "env.env_kwargs.max_episode_steps=200", "+env.env_kwargs.reward_type=sparse",
     "+env.env_kwargs.ends_at_success=true",
 )  # fmt: skip
-# The hand stands disturbances of half a standard deviation, so edits may be large, and are explored.
-EXPO = (
-    "algorithm=expo", "algorithm.bound=0.3", "algorithm.entropy=0", "algorithm.target_proposals=2",
-    "offpolicy.utd=2", "offpolicy.offline_updates=2000", "workers=0",
-    "total_steps=100000", "evaluate_every=20000", "evaluate_episodes=50",
+# The hand stands disturbances of half a standard deviation, and nothing new is found with less.
+LOUD = (
+    "num_steps=1", "num_envs=16", "workers=0", "reinflow.gamma=0.99", "reinflow.n_steps=50",
+    "reinflow.batch_size=200", "reinflow.n_epochs=8", "reinflow.learning_rate=3.0e-4", "reinflow.target_kl=0.3",
+    "reinflow.critic_warmup=2", "noise.minimum=0.3", "noise.maximum=0.8", "noise.final_maximum=0.4",
+    "total_steps=200000", "evaluate_every=25000", "evaluate_episodes=50",
 )  # fmt: skip
 
 
@@ -43,9 +44,8 @@ def run_of(task: str, policies: Path) -> Run:
             f"env.scripted.settings.policy={policies / f'{task}-v0.pickle'}",
         ),
         training=(f"train.steps={steps}",),
-        practice=EXPO,
+        practice=LOUD,
         num_envs=50,
-        script="finetune_offpolicy",
     )
 
 
