@@ -195,10 +195,12 @@ SUITES: dict[str, list[Run]] = {
         "halfcheetah",
         "halfcheetah-shortcut-T1-seed0",
         range(1),
-        ("ppo", "nft"),
+        ("ppo", "awm"),
         *CHEETAH,
         "total_steps=1500000",
         "evaluate_every=250000",
+        "reinflow.n_steps=64",
+        suffix="-1.5M",
     ),
     "adroit_door-offpolicy": [
         *_offpolicy("adroit_door", "adroit_door-flow_matching-seed0", range(3), OFFPOLICY, *DOOR),
