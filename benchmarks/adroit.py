@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 
 from imitation import ROOT, publish
-from practice import Run, carry_out, report, table
+from practice import Run, carry_out, evaluate_unseen, report, table, unseen
 
 RUNS = ROOT / "runs" / "benchmarks" / "adroit"
 FEW = {"hammer": (1, 500), "pen": (3, 500)}
@@ -64,10 +64,17 @@ def main() -> None:
     for run in () if given.report else runs:
         if given.only in run.name:
             carry_out(run, given.threads, 1)
+            evaluate_unseen(run, given.threads, 300)
     content = report(
         "adroit", "adroit", runs, "python benchmarks/adroit.py --policies hand_dapg/dapg/policies"
     )
-    publish("adroit", content, table(content))
+    content["unseen"] = [found for run in runs if (found := unseen(run))]
+    lines = [
+        f"{found['run']}, {found['episodes']} episodes on seeds that no setting was chosen by: "
+        f"{found['before']:.3f} before, {found['after']:.3f} after fine-tuning, gain {found['gain']:+.3f}"
+        for found in content["unseen"]
+    ]
+    publish("adroit", content, "\n".join((table(content), *lines)))
 
 
 if __name__ == "__main__":

@@ -21,14 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import practice
-from imitation import ROOT, Run, columns_of, evaluate, publish, report, run_script, table, train_and_evaluate
+from imitation import ROOT, Run, evaluate, publish, report, run_script, table, train_and_evaluate
 
 from flowpolicy.data.store import read_demonstrations
-from flowpolicy.evaluation.statistics import paired_difference_interval, wilson_interval
-from flowpolicy.files.reading import read_json
 
 RUNS = ROOT / "runs" / "benchmarks" / "manipulation"
-UNSEEN = "seed=2000000"
 # Objective -> the K it is evaluated at.
 POLICIES = {"flow_matching": (10,), "shortcut": (1, 4), "regression": (1,), "mip": (2,)}
 
@@ -205,39 +202,16 @@ def practised(given: argparse.Namespace, command: str) -> tuple[dict[str, Any], 
 def unseen(given: argparse.Namespace, command: str) -> tuple[dict[str, Any], str]:
     """Square's policies, and the fine-tuned one before and after, on seeds used for no choice of a setting."""
     runs = SQUARE.runs()
-    before, after = (LIFT.folder / f"unseen-{when}" for when in ("before", "after"))
     if not given.report:
         for run in runs:
-            evaluate(run, "unseen", given.threads, UNSEEN, "video=0")
-        for folder, trained in ((before, "train"), (after, "practise")):
-            if not (folder / "summary.json").exists():
-                checkpoint = (LIFT.folder / trained / "checkpoint").relative_to(ROOT)
-                options = (
-                    "num_steps=1",
-                    "episodes=100",
-                    f"num_envs={LIFT.num_envs}",
-                    f"threads={given.threads}",
-                )
-                out = f"run_dir={folder.relative_to(ROOT)}"
-                run_script(
-                    "evaluate", *LIFT.env, f"checkpoint={checkpoint}", *options, UNSEEN, "video=0", out
-                )
+            evaluate(run, "unseen", given.threads, practice.UNSEEN, "video=0")
+        if (LIFT.folder / "practise" / "summary.json").exists():
+            practice.evaluate_unseen(LIFT, given.threads)
     content = report(given.suite, runs, command, "unseen")
     text = table(content)
-    if (after / "summary.json").exists():
-        success = [columns_of(folder / "episodes_K1.csv")["success"] for folder in (before, after)]
-        gain = success[1].mean() - success[0].mean()
-        content["practice"] = {
-            "run": LIFT.name,
-            "before": success[0].mean(),
-            "before_ci95": list(wilson_interval(int(success[0].sum()), len(success[0]))),
-            "after": success[1].mean(),
-            "after_ci95": list(wilson_interval(int(success[1].sum()), len(success[1]))),
-            "gain": gain,
-            "gain_ci95": list(paired_difference_interval(success[1], success[0])),
-            "commands": [read_json(folder / "summary.json")["command"] for folder in (before, after)],
-        }
-        text += f"\n{LIFT.name}: {success[0].mean():.2f} before, {success[1].mean():.2f} after fine-tuning"
+    if found := practice.unseen(LIFT):
+        content["practice"] = found
+        text += f"\n{LIFT.name}: {found['before']:.2f} before, {found['after']:.2f} after fine-tuning"
     else:
         content["complete"], content["missing"] = False, [*content["missing"], LIFT.name]
     return content, text

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 from earlier import with_earlier
-from imitation import ROOT, run_script
+from imitation import ROOT, columns_of, run_script
 
-from flowpolicy.evaluation.statistics import wilson_interval
+from flowpolicy.evaluation.statistics import paired_difference_interval, wilson_interval
 from flowpolicy.files.reading import read_json
 from flowpolicy.runs.loggers import read_metrics
 
@@ -62,6 +62,51 @@ def carry_out(run: Run, threads: int, workers: int = 2) -> None:
         if run.script == "finetune_offpolicy":
             options += (_path("demonstrations", store),)
         _script(run.script, *run.env, *options, _path("checkpoint", trained / "checkpoint"), practised)
+
+
+UNSEEN = "seed=2000000"
+"""First seed of episodes that no choice of a setting has seen."""
+
+
+def evaluate_unseen(run: Run, threads: int, episodes: int = 100) -> None:
+    """Evaluate the policy before and after fine-tuning on unseen seeds, at the K that it was tuned for."""
+    num_steps = read_json(run.folder / "practise" / "summary.json")["num_steps"]
+    for when, trained in (("before", "train"), ("after", "practise")):
+        folder = run.folder / f"unseen-{when}"
+        if not (folder / "summary.json").exists():
+            options = (f"num_steps={num_steps}", f"episodes={episodes}", f"num_envs={run.num_envs}")
+            options += (f"threads={threads}", UNSEEN, "video=0")
+            _script(
+                "evaluate",
+                *run.env,
+                *options,
+                _path("checkpoint", run.folder / trained / "checkpoint"),
+                folder,
+            )
+
+
+def unseen(run: Run) -> dict[str, Any] | None:
+    """What :func:`evaluate_unseen` found; None where it did not."""
+    folders = [run.folder / f"unseen-{when}" for when in ("before", "after")]
+    if not all((folder / "summary.json").exists() for folder in folders):
+        return None
+    summaries = [read_json(folder / "summary.json") for folder in folders]
+    success = [
+        columns_of(folder / f"episodes_K{summary['metrics']['num_steps']}.csv")["success"]
+        for folder, summary in zip(folders, summaries, strict=True)
+    ]
+    before, after = success
+    return {
+        "run": run.name,
+        "episodes": len(before),
+        "before": before.mean(),
+        "before_ci95": list(wilson_interval(int(before.sum()), len(before))),
+        "after": after.mean(),
+        "after_ci95": list(wilson_interval(int(after.sum()), len(after))),
+        "gain": after.mean() - before.mean(),
+        "gain_ci95": list(paired_difference_interval(after, before)),
+        "commands": [summary["command"] for summary in summaries],
+    }
 
 
 def _path(key: str, path: Path) -> str:

@@ -26,8 +26,8 @@ class ForwardRule(UpdateRule):
     x_1 is the executed chunk; ``DRAWS`` of (t, x_0) for each are shared by the behaviour policy, the
     pretrained one and every step of the iteration. No likelihood of a chain is needed.
 
-    A policy that is tuned for its K steps, as a distilled student is, or that is told the length of a step, as
-    a shortcut or mean-flow model is, has a velocity of those steps at the points of its chain alone: with
+    A policy that is tuned for its K steps, as a distilled student is, or that is told the length of a step,
+    as a shortcut or mean-flow model is, has a velocity of those steps at the points of its chain alone: with
     injected noise the draws are those points x_k, and u is v_old(x_k) and the noise over the length of the
     step.
 
