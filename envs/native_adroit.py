@@ -36,8 +36,9 @@ class _Adroit(NativeTask):
         """The outcomes, with the sparse reward and the end at success where those were asked for."""
         if self.envs[0].sparse_reward:
             reward = np.where(success, 10.0, -0.1)
+        ends = getattr(self.envs[0], "ends_at_success", False)  # AdroitTask says so, if there is one
         joined = np.concatenate([*observation], axis=-1)
-        return Outcomes(joined, reward, success & self.envs[0].ends_at_success, success)
+        return Outcomes(joined, reward, success & ends, success)
 
 
 class Door(_Adroit):
