@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from earlier import with_earlier
 from imitation import run_script
+from practice import LARGE_EDITS, SUCCESS_ALONE
 
 from flowpolicy.data.store import Demonstrations, read_demonstrations, write_demonstrations
 from flowpolicy.evaluation.statistics import (
@@ -116,8 +117,7 @@ DRAWER_OPEN = (
     "num_envs=16", "num_steps=1", "total_steps=200000", "evaluate_every=50000", "evaluate_episodes=50",
 )  # fmt: skip
 DRAWER_NOISE = (
-    "action_clip=2.0", "reinflow.n_steps=50", "reinflow.batch_size=200", "reinflow.n_epochs=8",
-    "reinflow.learning_rate=3.0e-4", "reinflow.target_kl=0.3", "reinflow.critic_warmup=2",
+    "action_clip=2.0", *SUCCESS_ALONE, "reinflow.learning_rate=3.0e-4",
     "noise.minimum=0.35", "noise.maximum=0.8", "noise.final_maximum=0.4",
 )  # fmt: skip
 RULES = ("ppo", "nft", "awm", "tempflow", "gdro")
@@ -125,10 +125,6 @@ OFFPOLICY = ("expo", "qchunk", "dsrl")
 # The 25 human demonstrations are half of each batch; import them first (docs/off_policy.md).
 DOOR = (
     "total_steps=200000", "evaluate_every=25000", "evaluate_episodes=50", "offpolicy.offline_updates=2000",
-)  # fmt: skip
-# Success ends an episode; edits may be large and are explored, as from few demonstrations (docs/off_policy.md).
-LARGE_EDITS = (
-    "algorithm.bound=0.3", "algorithm.entropy=0", "algorithm.target_proposals=2", "offpolicy.utd=2",
 )  # fmt: skip
 SPARSE = "runs/benchmarks/finetuning/adroit-door-sparse.zarr.zip"
 # Suites whose policies, base and tuned, are evaluated on more episodes than each run's own 100, which come first among them.

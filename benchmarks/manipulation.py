@@ -113,24 +113,18 @@ def _few(
     )
 
 
-REINFLOW = (
-    "num_envs=12", "workers=1", "action_clip=2.0", "reinflow.n_steps=50", "reinflow.batch_size=200",
-    "reinflow.n_epochs=8", "reinflow.target_kl=0.3", "reinflow.critic_warmup=2", "total_steps=200000",
-)  # fmt: skip
-# Simulation takes most of the time, so there are two updates a chunk; edits may be large, and are explored.
+REINFLOW = ("num_envs=12", "workers=1", "action_clip=2.0", *practice.SUCCESS_ALONE, "total_steps=200000")
 EXPO = (
-    "algorithm=expo", "algorithm.bound=0.3", "algorithm.entropy=0", "algorithm.target_proposals=2",
-    "offpolicy.utd=2", "offpolicy.offline_updates=2000", "num_envs=8", "workers=0", "evaluation_envs=5",
-    "total_steps=100000", "evaluate_every=20000", "evaluate_episodes=50",
+    "algorithm=expo", *practice.LARGE_EDITS, "offpolicy.offline_updates=2000", "num_envs=8", "workers=0",
+    "evaluation_envs=5", "total_steps=100000", "evaluate_episodes=50",
 )  # fmt: skip
-LONGER = ("evaluate_every=50000",)
 OFFPOLICY = {"script": "finetune_offpolicy"}
 LIFT = _few("lift", "lift-from-five", 5, 600, *REINFLOW)
 PRACTICE = {
     "practice": [LIFT],
     "practice-offpolicy": [
-        _few("lift", "lift-from-five-expo", 5, 600, *EXPO, **OFFPOLICY),
-        _few("can", "can-from-eight-expo", 8, 1000, *EXPO, *LONGER, **OFFPOLICY),
+        _few("lift", "lift-from-five-expo", 5, 600, *EXPO, "evaluate_every=20000", **OFFPOLICY),
+        _few("can", "can-from-eight-expo", 8, 1000, *EXPO, "evaluate_every=50000", **OFFPOLICY),
     ],
 }
 

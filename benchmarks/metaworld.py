@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 
 from imitation import ROOT, publish
-from practice import Run, carry_out, report, table
+from practice import SUCCESS_ALONE, Run, carry_out, report, table
 
 RUNS = ROOT / "runs" / "benchmarks" / "metaworld"
 FIVE = ("push-v3", "pick-place-v3", "door-open-v3", "drawer-open-v3", "assembly-v3")
@@ -42,9 +42,8 @@ def _practice(name: str, noise: tuple[str, str, str], seed: int = 0) -> Run:
     """Two demonstrations, then fine-tuning; a chunk is executed whole, so that all of what is scored was done."""
     env = ("env_kwargs.task=drawer-open-v3", "env_kwargs.max_episode_steps=150", "action_horizon=4")
     settings = (
-        "num_steps=1", "total_steps=200000", "num_envs=16", "action_clip=2.0", "reinflow.n_steps=50",
-        "reinflow.batch_size=200", "reinflow.n_epochs=8", "reinflow.learning_rate=3.0e-4",
-        "reinflow.target_kl=0.3", "reinflow.critic_warmup=2", "workers=1",
+        "num_steps=1", "total_steps=200000", "num_envs=16", "action_clip=2.0", *SUCCESS_ALONE,
+        "reinflow.learning_rate=3.0e-4", "workers=1",
     )  # fmt: skip
     bounds = zip(("minimum", "maximum", "final_maximum"), noise, strict=True)
     return Run(

@@ -16,6 +16,16 @@ from flowpolicy.evaluation.statistics import paired_difference_interval, wilson_
 from flowpolicy.files.reading import read_json
 from flowpolicy.runs.loggers import read_metrics
 
+# ReinFlow where success is the only reward: short iterations, each learnt from at length.
+SUCCESS_ALONE = (
+    "reinflow.n_steps=50", "reinflow.batch_size=200", "reinflow.n_epochs=8", "reinflow.target_kl=0.3",
+    "reinflow.critic_warmup=2",
+)  # fmt: skip
+# EXPO there: edits may be large, and are explored.
+LARGE_EDITS = (
+    "algorithm.bound=0.3", "algorithm.entropy=0", "algorithm.target_proposals=2", "offpolicy.utd=2",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Run:
