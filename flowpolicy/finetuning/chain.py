@@ -94,7 +94,7 @@ class NoisyFlow(nn.Module):
         # One grid of left end-points and steps for sampling, scoring and the deployed Euler sampler.
         times, lengths = zip(*self.sampling.grid_object.steps(num_steps), strict=True)
         sizes = [policy.objective.step_size(length) for length in lengths]
-        # Such a network has learnt these steps from these points alone; between them its velocity means nothing.
+        # Such a network has learnt its steps from these points alone; between them its velocity is of no use.
         self.knows_only_its_chain = policy.config.tuned is not None or any(sizes)
         self.register_buffer("times", torch.tensor(times), persistent=False)
         self.register_buffer("lengths", torch.tensor(lengths), persistent=False)
