@@ -72,13 +72,20 @@ def awm(rule, v, frozen, draws, x_1, advantage):
         ((old - x_1 + x_0) ** 2).sum() - ((new - x_1 + x_0) ** 2).sum()
         for (_, x_0, old), new in zip(draws, v, strict=True)
     ]
-    ratio = math.exp(np.mean(gains))
+    ratio = min(math.exp(np.mean(gains)), rule.largest_ratio)
     clipped = min(max(ratio, 1 - rule.clip_range), 1 + rule.clip_range)
     return -min(ratio * advantage, clipped * advantage)
 
 
 @pytest.mark.parametrize("pull", [0.0, 0.3])
-@pytest.mark.parametrize(("rule", "by_hand"), [(NFT(strength=0.7), nft), (AWM(clip_range=0.4), awm)])
+@pytest.mark.parametrize(
+    ("rule", "by_hand"),
+    [
+        (NFT(strength=0.7), nft),
+        (AWM(clip_range=0.4), awm),
+        (AWM(clip_range=0.01, largest_ratio=1.02), awm),
+    ],
+)
 def test_loss_and_gradient_are_those_of_a_computation_by_hand(rule, by_hand, pull):
     rule, generator = replace(rule, pull=pull), torch.Generator().manual_seed(0)
     theta, old, pretrained = (0.3, -0.2, 0.5), (0.35, -0.1, 0.4), (0.1, 0.2, 0.3)
