@@ -20,9 +20,11 @@ from flowpolicy.flow.network import encode_images
 from flowpolicy.models.encoders import ObservationEncoder
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.policy.observation_features import ObservationFeatures
+from flowpolicy.pretraining.ema import EMA
 
 NETWORK_SETTINGS = (
     "num_steps", "grid", "execute_horizon", "noise", "critic_hidden", "image_encoder", "critic_encoder",
+    "ema_decay",
 )  # fmt: skip
 """Settings of ReinFlow that :class:`FlowActorCritic` is built from."""
 
@@ -43,6 +45,7 @@ class FlowActorCritic(ChunkActor):
         critic_encoder: ``shared`` or ``own``.
         injects_noise: chunks are sampled from the chain with its noise, or else from the flow alone.
         branches: the noise is that of one transition of each chain; see :meth:`NoisyFlow.sample`.
+        ema_decay: of the average of the weights, which is deployed; None deploys the weights themselves.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class FlowActorCritic(ChunkActor):
         critic_encoder: str = "shared",
         injects_noise: bool = True,
         branches: bool = False,
+        ema_decay: float | None = None,
     ) -> None:
         super().__init__(observation_space, action_space, flow_policy, execute_horizon)
         self.injects_noise, self.branches = injects_noise, branches
@@ -73,11 +77,18 @@ class FlowActorCritic(ChunkActor):
         encoder = getattr(network, "encoder", None)
         if isinstance(encoder, ObservationEncoder):
             encoder.cameras.requires_grad_(not self.is_frozen)
+        self._ema = None if ema_decay is None else EMA(flow_policy, ema_decay)
+        self.averaged = self._ema.network if self._ema else None
         self.eval()  # dropout would make the likelihood inexact
 
     def actor_parameters(self) -> list[torch.nn.Parameter]:
         """Of the flow and of its noise."""
         return [parameter for parameter in self.flow.parameters() if parameter.requires_grad]
+
+    def follow(self, iterations: int) -> None:
+        """The average of the weights, if there is one, moves towards them; ``iterations`` are done so far."""
+        if self._ema is not None:
+            self._ema.update(iterations)
 
     def prepare(self, observation: dict[str, Tensor]) -> dict[str, Tensor]:
         """What an iteration keeps of normalised observations: images as tokens, where nobody will need the
@@ -119,7 +130,8 @@ class FlowActorCritic(ChunkActor):
         policy = self.flow_policy
         if deterministic:
             sampling = self.flow.sampling
-            chunk = policy.act(histories, sampler=sampling, generator=generator, allow_any_steps=True)
+            chosen = self.averaged or policy
+            chunk = chosen.act(histories, sampler=sampling, generator=generator, allow_any_steps=True)
         else:
             chain = self.sample(policy.normalize_observations(histories), generator)
             chunk = policy.action_normalizer.denormalize(chain.x[:, -1])
@@ -134,5 +146,5 @@ class FlowActorCritic(ChunkActor):
             execute_horizon=self.execute_horizon,  # actions beyond it were never trained
         )
         result = FlowPolicy(config).to(self.flow_policy.device)
-        result.load_state_dict(self.flow_policy.state_dict())
+        result.load_state_dict((self.averaged or self.flow_policy).state_dict())
         return result.eval()

@@ -54,6 +54,7 @@ class ReinFlowConfig(Settings, prefix="reinflow"):
     critic_hidden: Annotated[tuple[_Width, ...], _FEW] = (256, 256)
     image_encoder: Annotated[str, one_of(("frozen", "trained"))] = "frozen"
     critic_encoder: Annotated[str, one_of(("shared", "own"))] = "shared"
+    ema_decay: BelowOne | None = None
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:

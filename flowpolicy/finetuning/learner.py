@@ -186,6 +186,7 @@ class Learner:
         if self.adaptive_rate and found:
             share = policy_steps / len(losses)
             self.adapt_rate(share, stopped=not moving, overshot=self.overshot(found[-1]))
+        self.networks.follow(self.iteration)
         self.iteration += 1
         self.updates += policy_steps
         return {**logged, **self._means(found, policy_steps, losses)}

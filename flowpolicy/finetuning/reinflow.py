@@ -80,6 +80,8 @@ class ReinFlow(ChunkAlgorithm):
             image once; ``trained`` fine-tunes it too. It has no effect without images.
         critic_encoder: ``shared``: the critic reads the policy's image tokens; ``own``: it starts from a copy
             of the policy's image encoders and trains it.
+        ema_decay: of an average of the policy's weights after each iteration, which is what is deployed;
+            None deploys the last ones.
         execute_horizon: T_e; None takes the policy's own.
         seed: of everything random.
         processes: this process among many that share gradients; each has environments of its own, equally
@@ -121,6 +123,7 @@ class ReinFlow(ChunkAlgorithm):
         critic_hidden: tuple[int, ...] = (256, 256),
         image_encoder: str = "frozen",
         critic_encoder: str = "shared",
+        ema_decay: float | None = None,
         execute_horizon: int | None = None,
         processes: Processes | None = None,
         stats_window_size: int = 100,
@@ -160,6 +163,8 @@ class ReinFlow(ChunkAlgorithm):
         require(self.group_size > 1 or not self.update.needs_groups, "advantages", advantages, allowed)
         allowed = f"a multiple of the {self.branch_length} chunks of a branch"
         require(n_steps % self.branch_length == 0, "n_steps", n_steps, allowed)
+        allowed = f"null, since update={self.update.name} moves the policy in one iteration alone"
+        require(ema_decay is None or not self.update.offline, "ema_decay", ema_decay, allowed)
         self.regularizers = tuple(regularizers)
         self.lost_regularizers: tuple[str, ...] = ()  # a loaded model's, until they are given again
         self.processes = processes or Processes()

@@ -15,6 +15,7 @@ from toy_practice import Reach, make, make_policy
 
 from flowpolicy.errors import ConfigError, FlowPolicyError
 from flowpolicy.finetuning.reinflow import ReinFlow
+from flowpolicy.finetuning.rules import GDRO
 from flowpolicy.models.config import MLPConfig
 from flowpolicy.policy import FlowPolicy
 
@@ -147,6 +148,45 @@ def test_the_deployed_policy_is_the_flow_alone_and_only_for_its_steps(tmp_path):
     assert torch.allclose(found, policy.action_normalizer.denormalize(expected), atol=1e-6)
     with pytest.raises(ConfigError, match="tuned for num_steps=2"):
         policy.act(observation, num_steps=4)
+
+
+def test_the_average_over_iterations_is_what_is_deployed_and_predicts_and_is_saved(tmp_path):
+    decay, kept, seen = 0.3, [], []
+    model = make(learning_rate=1e-3, critic_warmup=0, target_kl=None, ema_decay=decay)
+    network, train = model.actor_critic.flow_policy.network, model.learner.train
+
+    def noting(*args, **kwargs):
+        kept[:] = kept or [{name: value.clone() for name, value in network.state_dict().items()}]
+        metrics = train(*args, **kwargs)
+        weight = 1 - min(decay, (1 + len(seen)) / (10 + len(seen)))
+        seen.append({name: value.clone() for name, value in network.state_dict().items()})
+        kept[0] = {name: (1 - weight) * kept[0][name] + weight * value for name, value in seen[-1].items()}
+        return metrics
+
+    model.learner.train = noting
+    model.learn(1000)
+    model.save(tmp_path / "model")
+    loaded = ReinFlow.load(tmp_path / "model", model.env)
+    assert len(seen) > 4
+    for each in (model, loaded):
+        policy = each.deployed_policy()
+        deployed = policy.network.state_dict()
+        assert max(float((deployed[name] - value).abs().max()) for name, value in seen[-1].items()) > 1e-3
+        for name, value in kept[0].items():
+            torch.testing.assert_close(deployed[name], value, rtol=1e-4, atol=1e-6)
+        torch.manual_seed(0)
+        _, state = each.predict(np.zeros((1, 2), np.float32), deterministic=True)
+        torch.manual_seed(0)
+        chunk = policy.act({"observation": np.zeros((1, 1, 2), np.float32)})
+        np.testing.assert_allclose(state[-2], chunk.numpy(), atol=1e-6)
+    loaded.learn(100, reset_num_timesteps=False)  # and the average goes on
+    after = loaded.deployed_policy().network.state_dict()
+    assert any(not torch.equal(after[name], deployed[name]) for name in after)
+
+
+def test_an_average_over_the_one_iteration_of_an_offline_rule_is_refused():
+    with pytest.raises(ConfigError, match=r"ema_decay is 0\.9; it must be null, since update=gdro"):
+        make(update=GDRO(), ema_decay=0.9)
 
 
 def test_a_bad_setting_is_one_sentence():
