@@ -124,7 +124,16 @@ PRACTICE = {
     "practice": [LIFT],
     "practice-offpolicy": [
         _few("lift", "lift-from-five-expo", 5, 600, *EXPO, "evaluate_every=20000", **OFFPOLICY),
-        _few("can", "can-from-eight-expo", 8, 1000, *EXPO, "evaluate_every=50000", **OFFPOLICY),
+        _few(
+            "can",
+            "can-from-eight-expo",
+            8,
+            1000,
+            *EXPO,
+            "total_steps=200000",
+            "evaluate_every=50000",
+            **OFFPOLICY,
+        ),
     ],
 }
 
