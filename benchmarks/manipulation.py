@@ -98,14 +98,25 @@ STUDIES = [
 
 
 def _few(
-    env: str, name: str, demonstrations: int, steps: int, *practised: str, **settings: Any
+    env: str,
+    name: str,
+    demonstrations: int,
+    steps: int,
+    *practised: str,
+    noise: float | None = None,
+    **settings: Any,
 ) -> practice.Run:
-    """A policy of few demonstrations, and fine-tuning; a chunk is executed whole, so that all that is scored was done."""
+    """A policy of few demonstrations, and fine-tuning; a chunk is executed whole, so that all that is scored was done.
+
+    With ``noise`` the demonstrations are disturbed more than the task's are (DART)."""
     return practice.Run(
         RUNS / "practice",
         name,
         (f"env={env}", "env.action_horizon=4"),
-        collecting=(f"episodes={demonstrations}",),
+        collecting=(
+            f"episodes={demonstrations}",
+            *(() if noise is None else (f"env.scripted.noise={noise}",)),
+        ),
         training=(f"train.steps={steps}", "data.validation_fraction=0"),
         practice=("num_steps=1", *practised),
         num_envs=5,
@@ -126,12 +137,15 @@ PRACTICE = {
         _few("lift", "lift-from-five-expo", 5, 600, *EXPO, "evaluate_every=20000", **OFFPOLICY),
         _few(
             "can",
-            "can-from-eight-expo",
-            8,
+            "can-from-twelve-expo",
+            12,
             1000,
             *EXPO,
-            "total_steps=200000",
+            "offpolicy.utd=1",
+            "offpolicy.n_steps=10",
+            "total_steps=150000",
             "evaluate_every=50000",
+            noise=0.3,
             **OFFPOLICY,
         ),
     ],
