@@ -83,7 +83,7 @@ def awm(rule, v, frozen, draws, x_1, advantage):
     [
         (NFT(strength=0.7), nft),
         (AWM(clip_range=0.4), awm),
-        (AWM(clip_range=0.01, largest_ratio=1.02), awm),
+        (AWM(clip_range=0.01, largest_ratio=1.02, draws=3), awm),
     ],
 )
 def test_loss_and_gradient_are_those_of_a_computation_by_hand(rule, by_hand, pull):
@@ -93,6 +93,7 @@ def test_loss_and_gradient_are_those_of_a_computation_by_hand(rule, by_hand, pul
     executed = torch.tensor([4, 3, 2, 1, 4])
     batch = minibatch(chunk, torch.tensor([-3.0, -0.5, 0.4, 1.0, 2.5], dtype=torch.float64), executed)
     kept = rule.prepare(Toy(old), batch, Toy(pretrained) if pull else None, generator)
+    assert kept["t"].shape == (B, rule.draws)
     flow = Toy(theta)
     loss, metrics = rule.loss(flow, replace(batch, kept=kept))
     loss.backward()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -11,10 +12,8 @@ from torch import Tensor
 from flowpolicy.finetuning.chain import NoisyFlow
 from flowpolicy.finetuning.rules.rule import Minibatch, UpdateRule, shared_draws
 from flowpolicy.flow.objective import Metrics
-from flowpolicy.ranges import NonNegativeFloat
+from flowpolicy.ranges import NonNegativeFloat, between
 
-DRAWS = 4
-"""Of (t, x_0) for each chunk."""
 SPREAD = 0.3
 """In normalised action units; about that of the noise that a whole chain injects, so that nats are alike."""
 
@@ -23,7 +22,7 @@ SPREAD = 0.3
 class ForwardRule(UpdateRule):
     """A rule that compares the velocity at x_t = (1 - t) x_0 + t x_1 with u = x_1 - x_0.
 
-    x_1 is the executed chunk; ``DRAWS`` of (t, x_0) for each are shared by the behaviour policy, the
+    x_1 is the executed chunk; ``draws`` of (t, x_0) for each are shared by the behaviour policy, the
     pretrained one and every step of the iteration. No likelihood of a chain is needed.
 
     A policy that is tuned for its K steps, as a distilled student is, or that is told the length of a step,
@@ -37,10 +36,13 @@ class ForwardRule(UpdateRule):
     Attributes:
         injects_noise: chunks are sampled from the chain, so that exploration is more than that of x_0. The
             noise network is not trained.
+        draws: of (t, x_0) for each chunk; an update costs in proportion. On points of a chain there are as
+            many as it has steps.
         pull: weight of the squared distance to the pretrained velocity.
     """
 
     injects_noise: bool = True
+    draws: Annotated[int, between(1, 1024)] = 4
     pull: NonNegativeFloat = 0.0
 
     @property
@@ -62,7 +64,7 @@ class ForwardRule(UpdateRule):
             shocks = (data.x[:, 1:] - data.mean) / flow.lengths.to(data.x.dtype)[:, None, None]
             kept = {"t": t, "x_t": x_t, "u": old + shocks, "old": old}
         else:
-            t, x_0 = shared_draws(data, DRAWS, generator)
+            t, x_0 = shared_draws(data, self.draws, generator)
             chunk, at = data.chunk[:, None], t[..., None, None]
             kept = {"t": t, "x_t": (1 - at) * x_0 + at * chunk, "u": chunk - x_0}
             kept["old"] = flow.velocity(data.observation, kept["x_t"], t)
