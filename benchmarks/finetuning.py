@@ -175,7 +175,7 @@ SUITES: dict[str, list[Run]] = {
         *_offpolicy("walker2d", WALKER, range(1), OFFPOLICY, *HALF_A_MILLION),
     ],
     # Twice as many iterations as by default, of half the chunks: the bound of each is what awm's policy moves by. Their average
-    # over iterations is deployed, and twice as many draws say more surely which chunks were good.
+    # over iterations is deployed.
     "walker2d-1M": _rules(
         "walker2d",
         WALKER,
@@ -185,7 +185,6 @@ SUITES: dict[str, list[Run]] = {
         "evaluate_every=100000",
         "reinflow.n_steps=64",
         "reinflow.ema_decay=0.9",
-        "update.draws=8",
         suffix="-1M",
     ),
     "drawer_open-rules": [
