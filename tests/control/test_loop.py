@@ -128,6 +128,23 @@ def test_ticks_keep_an_absolute_schedule_and_every_missed_one_is_counted():
     assert [step for step, _ in planned_ticks(robot)[1:-1]] == list(range(49))  # nothing is left out
 
 
+def test_a_run_that_is_late_at_its_end_has_no_tick_beyond_it():
+    clock = ToyClock()
+    robot = ToyRobot(clock)
+
+    def act(action):
+        if loop.status.tick == 57:
+            clock.time += 0.0751
+
+    robot.on_act = act
+    robot, loop = build(ToyWorker(1), robot=robot)
+    loop.run(60)
+    assert loop.status.stopped == "finished"
+    assert loop.telemetry.rows()["tick"].tolist() == list(range(58))
+    assert loop.events.counts[Event.DEADLINE_MISSED] == 2
+    assert len(robot.commands) == 58 + 1  # the safe action at the end
+
+
 def test_a_late_chunk_is_bridged_by_the_previous_one_then_the_fast_one_then_the_safe_action():
     worker, fast = ToyWorker(1), ToyWorker(1)
     robot, loop = build(worker, max_delay=2, fast=fast, execute_horizon=4)
