@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,7 @@ OFFPOLICY = "finetune_offpolicy"
 PREFERENCES = "finetune_preferences"
 ROBOT = "finetune_robot"
 _FILE = "run.json"
+_SETTINGS = "config.json"
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,19 @@ class RunFolder:
     def begin(self, settings: Mapping[str, Any]) -> None:
         """Claim the folder and write down the settings."""
         claim(self.path, self.kind)
-        write_json(self.path / "config.json", dict(settings))
+        write_json(self.path / _SETTINGS, dict(settings))
+
+    def take_back(self, *folders: str) -> None:
+        """Undo :meth:`begin` and what was written since: state, result, and ``folders`` that are empty."""
+        for name in (self.state, self.result, _SETTINGS, _FILE):
+            file = self.path / name
+            if file.is_dir():
+                shutil.rmtree(file)
+            else:
+                file.unlink(missing_ok=True)
+        for name in folders:
+            with contextlib.suppress(OSError):
+                (self.path / name).rmdir()
 
 
 def claim(run_dir: Path, kind: str) -> None:

@@ -5,6 +5,7 @@ python forked_robot_finetuning.py FOLDER
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import multiprocessing
@@ -25,6 +26,7 @@ from flowpolicy.control.finetuning import learner
 from flowpolicy.control.finetuning.config import RobotFinetuningConfig
 from flowpolicy.control.finetuning.run import finetune_robot
 from flowpolicy.control.robot import EPISODE, TERMINATED, TOTAL_REWARD, RobotSpec
+from flowpolicy.errors import ConfigError
 from flowpolicy.finetuning.recorder import STATE_FILE
 from flowpolicy.models.config import MLPConfig
 from flowpolicy.policy.config import PolicyConfig
@@ -94,6 +96,11 @@ def main() -> None:
         with zipfile.ZipFile(run_dir / STATE_FILE) as archive:
             return json.loads(archive.read("config.json"))["progress"]["iteration"]
 
+    # One that is refused leaves nothing behind.
+    with contextlib.suppress(ConfigError):
+        session(Reaching(), resume=False, control={"execute_horizon": 9})
+    left = sorted(path.name for path in run_dir.iterdir())
+
     # Its learner is killed, and then all of it, as where the power fails.
     child = os.fork()
     if child == 0:
@@ -113,7 +120,7 @@ def main() -> None:
     before = saved_episodes()
     robot = Reaching()
     robot.on_step = lambda steps: steps == 2 * LENGTH + 1 and os.kill(os.getpid(), signal.SIGTERM)
-    report = {"before": before, **session(robot), "saved": saved_episodes()}
+    report = {"left": left, "before": before, **session(robot), "saved": saved_episodes()}
     print(json.dumps(report))
 
 

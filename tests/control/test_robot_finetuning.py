@@ -207,6 +207,7 @@ def test_what_a_learning_policy_cannot_be_is_refused(lesson, tmp_path):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes are forked, which this system cannot")
 def test_a_session_survives_its_learner_and_a_run_its_sessions(forking_python, tmp_path):
     report = report_of(forking_python, Path(__file__).with_name("forked_robot_finetuning.py"), tmp_path)
+    assert not report["left"]
     assert report["before"] >= 4  # of which the learner that was killed had seen at most two
     assert report["saved"] == report["episodes"] >= report["before"] + 2
     assert report["stopped"] == "interrupted by SIGTERM"

@@ -15,6 +15,7 @@ from flowpolicy.control.operator import Operator
 from flowpolicy.control.robot import Robot
 from flowpolicy.control.run import ControlRun, run_control
 from flowpolicy.data.recording import recover
+from flowpolicy.errors import FlowPolicyError
 from flowpolicy.files.reading import read_json
 from flowpolicy.finetuning.offpolicy.algorithms import build_algorithm
 from flowpolicy.finetuning.recorder import STATE_FILE
@@ -55,7 +56,8 @@ def finetune_robot(
     reward_function(config.reward)
     folder = RunFolder(run_dir, ROBOT, state=STATE_FILE, result=CHECKPOINT)
     settings = config.learning()
-    if folder.continues(resume=config.resume):
+    is_resumed = folder.continues(resume=config.resume)
+    if is_resumed:
         refuse_other_settings(run_dir, read_json(run_dir / "config.json"), settings)
         policy = FlowPolicy.load(run_dir / CHECKPOINT)
     else:
@@ -71,4 +73,13 @@ def finetune_robot(
     session.mkdir(parents=True)
     source = LearningPolicy(config, run_dir, number, policy)
     control = replace(config, record=str(session / EPISODES))
-    return run_control(control, session, command, env, robot=robot, operator=operator, source=source)
+    try:
+        return run_control(control, session, command, env, robot=robot, operator=operator, source=source)
+    except FlowPolicyError:
+        if not any(
+            session.iterdir()
+        ):  # refused before the first tick: the corrected command finds nothing of it
+            session.rmdir()
+            if not is_resumed:
+                folder.take_back(SESSIONS)
+        raise
