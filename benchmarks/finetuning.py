@@ -113,7 +113,7 @@ WALKER = "walker2d-flow_matching-4-a-token-seed0"
 HALF_A_MILLION = ("total_steps=500000", "evaluate_every=100000", "evaluate_episodes=50")
 # A base of two demonstrations, which `python benchmarks/metaworld.py practice` makes; a success ends the episode.
 DRAWER = "runs/benchmarks/metaworld/drawer-open-v3-from-two-seed0/train/checkpoint"
-TWO = "runs/benchmarks/metaworld/drawer-open-v3-from-two-seed0/collect/demonstrations.zarr.zip"
+TWO = "demonstrations=runs/benchmarks/metaworld/drawer-open-v3-from-two-seed0/collect/demonstrations.zarr.zip"
 DRAWER_OPEN = (
     "env.env_kwargs.task=drawer-open-v3", "env.env_kwargs.max_episode_steps=150", "env.action_horizon=4",
     "num_envs=16", "num_steps=1", "total_steps=200000", "evaluate_every=50000", "evaluate_episodes=50",
@@ -125,8 +125,9 @@ DRAWER_NOISE = (
 RULES = ("ppo", "nft", "awm", "tempflow", "gdro")
 OFFPOLICY = ("expo", "qchunk", "dsrl")
 # The 25 human demonstrations are half of each batch; import them first (docs/off_policy.md).
-DOOR = (
-    "total_steps=200000", "evaluate_every=25000", "evaluate_episodes=50", "offpolicy.offline_updates=2000",
+DOOR_BASE = "adroit_door-flow_matching-seed0"
+DOOR, OFFLINE = (
+    ("total_steps=200000", "evaluate_every=25000", "evaluate_episodes=50"), "offpolicy.offline_updates=2000",
 )  # fmt: skip
 SPARSE = "runs/benchmarks/finetuning/adroit-door-sparse.zarr.zip"
 # Suites whose policies, base and tuned, are evaluated on more episodes than each run's own 100, which come first among them.
@@ -187,9 +188,11 @@ SUITES: dict[str, list[Run]] = {
         "reinflow.ema_decay=0.9",
         suffix="-1M",
     ),
+    # Without native chunks there are no groups of branches, hence no gdro. With success alone EXPO's edits are large.
     "drawer_open-rules": [
-        *_rules("metaworld", DRAWER, range(1), RULES, *DRAWER_OPEN, *DRAWER_NOISE),
-        *_offpolicy("metaworld", DRAWER, range(1), OFFPOLICY, *DRAWER_OPEN, f"demonstrations={TWO}"),
+        *_rules("metaworld", DRAWER, range(1), RULES[:-1], *DRAWER_OPEN, *DRAWER_NOISE),
+        *_offpolicy("metaworld", DRAWER, range(1), ("expo",), *DRAWER_OPEN, TWO, OFFLINE, *LARGE_EDITS),
+        *_offpolicy("metaworld", DRAWER, range(1), OFFPOLICY[1:], *DRAWER_OPEN, TWO, OFFLINE),
     ],
     # A chain of one step has the noise of one step, 0.1 to 0.3: the same nats are a shorter way there, and awm's ratio, which
     # does not know the noise, is to be clipped sooner.
@@ -206,32 +209,31 @@ SUITES: dict[str, list[Run]] = {
             label="awm-1.5M",
         ),
     ],
+    # EXPO's three seeds are judged; of the other two, which are compared, one is enough.
     "adroit_door-offpolicy": [
-        *_offpolicy("adroit_door", "adroit_door-flow_matching-seed0", range(3), OFFPOLICY, *DOOR),
+        *_offpolicy("adroit_door", DOOR_BASE, range(3), ("expo",), *DOOR, OFFLINE),
+        *_offpolicy("adroit_door", DOOR_BASE, range(1), ("qchunk", "dsrl"), *DOOR, OFFLINE),
         # ReinFlow's own curve, whose schedules end at 0.2M.
-        *_runs(
-            "adroit_door",
-            "adroit_door-flow_matching-seed0",
-            range(3),
-            "total_steps=200000",
-            "evaluate_every=25000",
-            "evaluate_episodes=50",
-            label="reinflow-0.2M",
-        ),
+        *_runs("adroit_door", DOOR_BASE, range(3), *DOOR, label="reinflow-0.2M"),
+    ],
+    "adroit_door-rules": [
+        *_rules("adroit_door", DOOR_BASE, range(1), RULES[1:], *DOOR),
+        *_rules("adroit_door", DOOR_BASE, range(1), ("nft",), "advantages=group", *DOOR, suffix="-group"),
     ],
     "adroit_door-sparse": _offpolicy(
         "adroit_door",
-        "adroit_door-flow_matching-seed0",
+        DOOR_BASE,
         range(1),
         ("expo",),
         *DOOR,
+        OFFLINE,
         "+env.env_kwargs.reward_type=sparse",
         "+env.env_kwargs.ends_at_success=true",
         f"demonstrations={SPARSE}",
         *LARGE_EDITS,
         suffix="-sparse",
     ),
-    "adroit_door": _runs("adroit_door", "adroit_door-flow_matching-seed0", range(1), "evaluate_every=50000"),
+    "adroit_door": _runs("adroit_door", DOOR_BASE, range(1), "evaluate_every=50000"),
 }
 
 

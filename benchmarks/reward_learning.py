@@ -2,8 +2,8 @@
 
     python benchmarks/reward_learning.py
 
-Collects what `finetuning.py hopper-rules`, `walker2d-rules`, `adroit_door-offpolicy` and `drawer_open-rules` have written; runs
-nothing. A score is 0 at the pretrained policy and 1 at the reference: the published return on Hopper and Walker2d (Zhang et
+Collects what `finetuning.py hopper-rules`, `walker2d-rules`, `adroit_door-offpolicy`, `adroit_door-rules` and `drawer_open-rules` have
+written; runs nothing. A score is 0 at the pretrained policy and 1 at the reference: the published return on Hopper and Walker2d (Zhang et
 al. 2025, shortcut), every episode a success on the others. Interquartile means and intervals are rliable's (Agarwal et al.
 2021), stratified by task; `pip install "flowpolicy[benchmarks]"`. Results go to benchmarks/results/reward-learning.json.
 """
@@ -23,10 +23,11 @@ from flowpolicy.files.storage import write_json
 SUITES = {
     "hopper": ("hopper-rules",),
     "walker2d": ("walker2d-rules",),
-    "adroit_door": ("adroit_door-offpolicy",),
+    "adroit_door": ("adroit_door-offpolicy", "adroit_door-rules"),
     "drawer_open": ("drawer_open-rules",),
 }
 REFERENCES = {task: PUBLISHED[task]["shortcut"][1] for task in ("hopper", "walker2d")}
+WAYS = {"reinflow-0.2M": "ppo"}  # rows under the name that they have elsewhere
 RESAMPLES = 5_000
 
 
@@ -51,7 +52,7 @@ def row_of(task: str, row: dict[str, Any]) -> dict[str, Any]:
         for mark in marks
     }
     return {
-        "task": task, "way": row["label"], "base": base, "by_seed": by_seed, "seeds": row["seeds"],
+        "task": task, "way": WAYS.get(row["label"], row["label"]), "base": base, "by_seed": by_seed, "seeds": row["seeds"],
         "score_by_seed": [(value - base) / (reference - base) for value in by_seed],
         "on_the_way": on_the_way, "num_steps": row["num_steps"], "steps": row["steps"],
         "updates": row["updates"], "minutes": [sum(each.values()) / 60 for each in row["seconds"]],
