@@ -43,7 +43,8 @@ class FlowActorCritic(ChunkActor):
         critic_hidden: widths of the critic.
         image_encoder: ``frozen`` or ``trained``.
         critic_encoder: ``shared`` or ``own``.
-        injects_noise: chunks are sampled from the chain with its noise, or else from the flow alone.
+        injects_noise: chunks are sampled from the chain with its noise, or else from the flow alone; or the
+            share of the rows that are.
         branches: the noise is that of one transition of each chain; see :meth:`NoisyFlow.sample`.
         ema_decay: of the average of the weights, which is deployed; None deploys the weights themselves.
     """
@@ -61,7 +62,7 @@ class FlowActorCritic(ChunkActor):
         grid: dict[str, Any] | None = None,
         image_encoder: str = "frozen",
         critic_encoder: str = "shared",
-        injects_noise: bool = True,
+        injects_noise: bool | float = True,
         branches: bool = False,
         ema_decay: float | None = None,
     ) -> None:
@@ -114,7 +115,9 @@ class FlowActorCritic(ChunkActor):
         start = torch.randn(shape, generator=generator, device=policy.device)
         if not self.injects_noise:
             return self.flow.sample_flow(observation, start)
-        return self.flow.sample(observation, start, generator, branches=self.branches)
+        return self.flow.sample(
+            observation, start, generator, branches=self.branches, noisy=float(self.injects_noise)
+        )
 
     def sample_chunks(
         self,

@@ -110,18 +110,21 @@ class NoisyFlow(nn.Module):
         generator: torch.Generator | None = None,
         *,
         branches: bool = False,
+        noisy: float = 1.0,
     ) -> Chain:
         """Sample chains that start at ``noise`` x_0 ``(B, T, A)``, for normalised observations.
 
         With ``branches`` one transition of each chain, drawn among the K, has its noise and the others end at
-        their means; ``std`` is that of all.
+        their means. Of the rows the last ones have noise, a share ``noisy`` of them; the chunks of the others
+        are the flow's own. ``std`` is that of all transitions.
         """
         observation = encode_images(self.network, observation)
         context = self.network.encode(observation)
         velocity_at = tabulated(self.network, *self._times_like(noise))
         x, chain, means, stds = noise, [noise], [], []
+        has_noise = torch.arange(len(x), device=x.device)[:, None, None] >= round((1 - noisy) * len(x))
         if branches:
-            noisy = torch.randint(self.num_steps, (len(x), 1, 1), generator=generator, device=x.device)
+            chosen = torch.randint(self.num_steps, (len(x), 1, 1), generator=generator, device=x.device)
         for k in range(self.num_steps):
             mean = x + self.lengths[k].to(x.dtype) * velocity_at(k, x, context)
             if k == self.num_steps - 1:
@@ -129,7 +132,7 @@ class NoisyFlow(nn.Module):
             std = self.noise(observation, x[:, None], torch.tensor([k], device=x.device))[:, 0]
             std = self.spreads[k].to(x.dtype) * std
             shocks = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-            x = mean + std * (shocks * (noisy == k) if branches else shocks)
+            x = mean + std * shocks * (has_noise & (chosen == k) if branches else has_noise)
             chain.append(x)
             means.append(mean)
             stds.append(std)

@@ -121,6 +121,18 @@ def test_loss_and_gradient_of_ppo_are_those_of_a_computation_by_hand(reduction):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
 
 
+def test_a_share_of_the_rows_has_noise_and_the_others_are_the_flow_itself():
+    _, flow = make("flow_matching")
+    observation, whole = sampled(flow)
+    start = whole.x[:, 0]
+    chain = flow.sample(observation, start, torch.Generator().manual_seed(1), noisy=0.5)
+    alone = flow.flow(observation, start)
+    torch.testing.assert_close(chain.chunk[: B // 2], alone[: B // 2])
+    assert ((chain.chunk - alone)[B // 2 :].abs().amin((1, 2)) > 1e-6).all()
+    noiseless = (chain.x[:, 1:] == chain.mean).flatten(1).all(1)
+    assert noiseless.tolist() == [True] * (B // 2) + [False] * (B // 2)
+
+
 def test_noise_at_one_step_and_the_loss_of_that_step():
     _, flow = make()
     observation, _ = sampled(flow, batch=24)

@@ -156,7 +156,10 @@ def test_the_first_step_on_a_gaussian_goes_where_its_better_chunks_are(t, x_t):
     assert float(moving.grad.sum()) == pytest.approx(-2 * tilted * 3 / 4, rel=0.03)
 
 
-@pytest.mark.parametrize(("objective", "rule"), [("flow_matching", NFT()), ("shortcut", PULLED)])
+@pytest.mark.parametrize(
+    ("objective", "rule"),
+    [("flow_matching", NFT()), ("shortcut", PULLED), ("flow_matching", NFT(injects_noise=0.5))],
+)
 def test_they_improve_a_policy(objective, rule):
     env, judged_on = (make_vec_env(Reach, n_envs=n, seed=0) for n in (16, 20))
     model = make(

@@ -12,7 +12,7 @@ from torch import Tensor
 from flowpolicy.finetuning.chain import NoisyFlow
 from flowpolicy.finetuning.rules.rule import Minibatch, UpdateRule, shared_draws
 from flowpolicy.flow.objective import Metrics
-from flowpolicy.ranges import NonNegativeFloat, between
+from flowpolicy.ranges import NonNegativeFloat, between, within
 
 SPREAD = 0.3
 """In normalised action units; about that of the noise that a whole chain injects, so that nats are alike."""
@@ -35,13 +35,14 @@ class ForwardRule(UpdateRule):
 
     Attributes:
         injects_noise: chunks are sampled from the chain, so that exploration is more than that of x_0. The
-            noise network is not trained.
+            noise network is not trained. A number: in that share of the environments; the others act as
+            deployed, and come to states that no noisy chain comes to.
         draws: of (t, x_0) for each chunk; an update costs in proportion. On points of a chain there are as
             many as it has steps.
         pull: weight of the squared distance to the pretrained velocity.
     """
 
-    injects_noise: bool = True
+    injects_noise: Annotated[bool | float, within("[0, 1]")] = True
     draws: Annotated[int, between(1, 1024)] = 4
     pull: NonNegativeFloat = 0.0
 

@@ -95,8 +95,8 @@ class UpdateRule(Settings, ABC, prefix="update"):
     name: ClassVar[str]
 
     @property
-    def injects_noise(self) -> bool:
-        """Chunks are sampled from the chain with its noise network.
+    def injects_noise(self) -> bool | float:
+        """Chunks are sampled from the chain with its noise, or those of a share of the environments are.
 
         Without, they are the flow's own, and exploration is that of x_0.
         """
