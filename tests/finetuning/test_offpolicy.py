@@ -250,6 +250,27 @@ def test_a_file_that_describes_no_model_is_one_sentence(tmp_path, changes, words
     assert "\n" not in str(caught.value)
 
 
+class Stubborn(EXPO):
+    """Acts by chunks that no flow proposes."""
+
+    def act(self, networks, observation, generator):
+        chunk, known = super().act(networks, observation, generator)
+        return torch.full_like(chunk, 0.125), known
+
+
+def test_the_flow_acts_as_pretrained_until_learning_starts():
+    model = make(Stubborn(proposals=2, target_proposals=2, edit_hidden=(16,)), learning_starts=100)
+    model.learn(200)
+    replay = model.replay_buffer
+    stubborn = (replay.rows["chunk"][: replay.size()] == 0.125).all(-1).all(-1)
+    executed = replay.rows["executed"][: replay.size()]
+    before = executed.cumsum(0) - executed < 100
+    assert not stubborn[before].any()
+    # What is executed is decided for an iteration, of four chunks in each of four environments.
+    assert stubborn[executed.cumsum(0) > 100 + 16 * 4].all()
+    assert not model.actor_critic.follows_flow
+
+
 def test_it_learns():
     env = make_vec_env(Reach, n_envs=4, seed=0)
     learner = EXPO(proposals=8, target_proposals=1, edit_hidden=(16,), bound=0.5, edit_every=1)

@@ -70,7 +70,10 @@ class SteeredActor(ChunkActor):
 
     Attributes:
         extra: networks that are not deployed.
+        follows_flow: what is sampled while learning is the flow's own, as it was pretrained.
     """
+
+    follows_flow = False
 
     def __init__(
         self,
@@ -111,7 +114,10 @@ class SteeredActor(ChunkActor):
     @torch.no_grad()
     def sample(self, observation: Mapping[str, Tensor], generator: torch.Generator | None) -> Chosen:
         """What to do in each of B prepared observations while learning."""
-        return Chosen(*self.algorithm.act(self, observation, generator))
+        chunk, known = self.algorithm.act(self, observation, generator)
+        if self.follows_flow:
+            chunk = self.flow_chunks(observation, self.draw(observation, 1, generator))[:, 0]
+        return Chosen(chunk, known)
 
     @torch.no_grad()
     def known(self, observation: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:

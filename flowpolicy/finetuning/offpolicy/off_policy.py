@@ -272,7 +272,12 @@ class OffPolicy(ChunkLearning, OffPolicyAlgorithm):
             self.dump_logs()
         self._update_current_progress_remaining(self.num_timesteps, max(1, self._total_timesteps))
         steps = _Steps(replay_buffer)
-        goes_on = self._collect(callback, steps, train_freq.frequency)
+        # A critic of demonstrations alone does not know what fails (warm-up: Zhou et al. 2025, "WSRL").
+        self.actor_critic.follows_flow = self.num_timesteps < self.settings.learning_starts
+        try:
+            goes_on = self._collect(callback, steps, train_freq.frequency)
+        finally:
+            self.actor_critic.follows_flow = False
         if steps.seen:
             self.learner.observe(self.scale.run(*steps.arrays()), steps.arrays()[0])
         self.iterations += 1
