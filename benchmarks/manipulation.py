@@ -103,19 +103,19 @@ def _few(
     demonstrations: int,
     steps: int,
     *practised: str,
-    disturbed: tuple[str, ...] = (),
+    noise: float | None = None,
     **settings: Any,
 ) -> practice.Run:
     """A policy of few demonstrations, and fine-tuning; a chunk is executed whole, so that all that is scored was done.
 
-    ``disturbed`` says how the demonstrations are, where it is not as the task's are."""
+    With ``noise`` the demonstrations are disturbed more than the task's are (DART)."""
     return practice.Run(
         RUNS / "practice",
         name,
         (f"env={env}", "env.action_horizon=4"),
         collecting=(
             f"episodes={demonstrations}",
-            *disturbed,
+            *(() if noise is None else (f"env.scripted.noise={noise}",)),
         ),
         training=(f"train.steps={steps}", "data.validation_fraction=0"),
         practice=("num_steps=1", *practised),
@@ -137,15 +137,15 @@ PRACTICE = {
         _few("lift", "lift-from-five-expo", 5, 600, *EXPO, "evaluate_every=20000", **OFFPOLICY),
         _few(
             "can",
-            "can-from-ten-expo",
-            10,
+            "can-from-twelve-expo",
+            12,
             1000,
             *EXPO,
             "offpolicy.utd=1",
             "offpolicy.n_steps=10",
             "total_steps=150000",
             "evaluate_every=50000",
-            disturbed=("env.scripted.noise=0.2", "env.scripted.gripper_noise=1.5"),
+            noise=0.3,
             **OFFPOLICY,
         ),
     ],

@@ -23,7 +23,6 @@ _BEYOND = 0.5  # cosine between a direction and the one away from the robot
 _OVER_PEG = 0.005  # m
 _AROUND_PEG = 0.03  # m from the peg, within which a nut that is down must be around it
 _IN_HAND = 0.03  # m between the hand and the handle
-_CAN_IN_HAND = 0.05  # m between the hand and the middle of the can
 
 
 class LiftExpert(ArmScript):
@@ -49,10 +48,7 @@ class LiftExpert(ArmScript):
 
 
 class CanExpert(ArmScript):
-    """Carries the can to its bin, and fetches it again where it slipped.
-
-    Two ways: the wrist as it is, or turned by a quarter.
-    """
+    """Carries the can to its bin; two ways: the wrist as it is, or turned by a quarter."""
 
     def reset(self, env: gym.Env[Any, Any], rng: np.random.Generator) -> str:
         """Choose the way and the height of the path."""
@@ -68,19 +64,12 @@ class CanExpert(ArmScript):
         def above_can(by: float) -> Pose:
             return wrist.at(_up(simulator.sim.data.body_xpos[body], by))
 
-        standing = above_can(0.0).position[2]
-
-        def held() -> bool:
-            return bool(np.linalg.norm(above_can(0.0).position - arm.hand.position) < _CAN_IN_HAND)
-
-        def raised() -> Pose:
-            return wrist.at(np.append(arm.hand.position[:2], standing + carried))
-
+        raised = above_can(carried)
         stages = [
             *_grasp(above_can, clear, at=0.01, tolerance=0.01),
-            Stage(raised, CLOSED, tolerance=0.03, while_true=held),
-            Stage(lambda: wrist.at(_up(goal, 0.06 + carried)), CLOSED, tolerance=0.03, while_true=held),
-            Stage(lambda: wrist.at(_up(goal, 0.12)), CLOSED, tolerance=0.03, while_true=held),
+            Stage(lambda: raised, CLOSED, tolerance=0.03),
+            Stage(lambda: wrist.at(_up(goal, 0.06 + carried)), CLOSED, tolerance=0.03),
+            Stage(lambda: wrist.at(_up(goal, 0.12)), CLOSED, tolerance=0.03),
             Stage(lambda: wrist.at(_up(goal, 0.12)), OPEN, tolerance=0.1, wait=_OPENING),
             Stage(lambda: wrist.at(_up(goal, 0.06 + carried)), OPEN),
         ]

@@ -19,7 +19,7 @@ import numpy as np
 
 from flowpolicy.errors import ConfigError, DataError
 from flowpolicy.evaluation.environment import standard
-from flowpolicy.ranges import Allowed, PositiveInt, Share, between
+from flowpolicy.ranges import Allowed, PositiveInt, Share
 from flowpolicy.runs.progress import progress_bar
 from flowpolicy.settings import Settings, require
 from flowpolicy_envs.rollouts import Episode, EpisodeRecorder
@@ -51,15 +51,12 @@ class ScriptedConfig(Settings, prefix="scripted"):
         noise: standard deviation of a disturbance of the executed actions, as a share of half the action
             range. The store keeps the action that was intended: so the data show how to recover, and do not
             show the disturbance (Laskey et al. 2017, DART).
-        gripper_noise: the same of an action's last number, the gripper's, in place of ``noise``: much of it
-            drops what is held, and the data show how it is fetched again.
     """
 
     expert: Annotated[str, Allowed(lambda name: name.count(":") == 1, "module:Class")]
     settings: dict[str, Any] = field(default_factory=dict)
     episodes: PositiveInt = 50
     noise: Share = 0.0
-    gripper_noise: Annotated[float, between(0, 10)] | None = None
 
     def make(self) -> ScriptedExpert:
         """Make the expert.
@@ -87,13 +84,7 @@ class Attempt:
     episode: Episode
 
 
-def play(
-    env: gym.Env[Any, Any],
-    expert: ScriptedExpert,
-    seed: int,
-    noise: float = 0.0,
-    gripper_noise: float | None = None,
-) -> Attempt:
+def play(env: gym.Env[Any, Any], expert: ScriptedExpert, seed: int, noise: float = 0.0) -> Attempt:
     """One whole episode from ``seed``, which also seeds the expert and the disturbance."""
     rng, env = np.random.default_rng(seed), standard(env)
     observation, _ = env.reset(seed=seed)
@@ -101,13 +92,11 @@ def play(
     space = env.action_space
     assert isinstance(space, gym.spaces.Box)
     spread = noise * (space.high - space.low) / 2
-    if gripper_noise is not None:
-        spread[-1] = gripper_noise * (space.high[-1] - space.low[-1]) / 2
     recorder = EpisodeRecorder()
     while True:
         intended = np.clip(expert.act(env, observation), space.low, space.high).astype(np.float32)
         executed = intended
-        if spread.any():
+        if noise > 0:
             executed = intended + spread * rng.standard_normal(intended.shape)
             executed = np.clip(executed, space.low, space.high).astype(np.float32)
         recorder.observe(observation)
@@ -191,7 +180,7 @@ def _attempts(
         try:
             expert = config.make()
             for number in itertools.count(seed):
-                yield play(env, expert, number, config.noise, config.gripper_noise)
+                yield play(env, expert, number, config.noise)
         finally:
             env.close()
     context = multiprocessing.get_context("spawn")
@@ -211,8 +200,8 @@ _WORKER: dict[str, Any] = {}
 
 
 def _start_worker(make: Callable[[], gym.Env[Any, Any]], config: ScriptedConfig) -> None:
-    _WORKER.update(env=make(), expert=config.make(), noises=(config.noise, config.gripper_noise))
+    _WORKER.update(env=make(), expert=config.make(), noise=config.noise)
 
 
 def _play_in_worker(seed: int) -> Attempt:
-    return play(_WORKER["env"], _WORKER["expert"], seed, *_WORKER["noises"])
+    return play(_WORKER["env"], _WORKER["expert"], seed, _WORKER["noise"])
