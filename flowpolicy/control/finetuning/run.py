@@ -76,9 +76,8 @@ def finetune_robot(
     try:
         return run_control(control, session, command, env, robot=robot, operator=operator, source=source)
     except FlowPolicyError:
-        if not any(
-            session.iterdir()
-        ):  # refused before the first tick: the corrected command finds nothing of it
+        # Refused before the first tick: the corrected command is to find nothing of it.
+        if not any(session.iterdir()):
             session.rmdir()
             if not is_resumed:
                 folder.take_back(SESSIONS)
