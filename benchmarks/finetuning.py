@@ -126,9 +126,8 @@ RULES = ("ppo", "nft", "awm", "tempflow", "gdro")
 OFFPOLICY = ("expo", "qchunk", "dsrl")
 # The 25 human demonstrations are half of each batch; import them first (docs/off_policy.md).
 DOOR_BASE = "adroit_door-flow_matching-seed0"
-DOOR, OFFLINE = (
-    ("total_steps=200000", "evaluate_every=25000", "evaluate_episodes=50"), "offpolicy.offline_updates=2000",
-)  # fmt: skip
+DOOR = ("total_steps=200000", "evaluate_every=25000", "evaluate_episodes=50")
+OFFLINE = "offpolicy.offline_updates=2000"
 SPARSE = "runs/benchmarks/finetuning/adroit-door-sparse.zarr.zip"
 # Suites whose policies, base and tuned, are evaluated on more episodes than each run's own 100, which come first among them.
 JUDGED = {"adroit_door-offpolicy": 300, "adroit_door-sparse": 300}

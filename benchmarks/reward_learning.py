@@ -4,8 +4,9 @@
 
 Collects what `finetuning.py hopper-rules`, `walker2d-rules`, `adroit_door-offpolicy`, `adroit_door-rules` and
 `drawer_open-rules` have written; runs nothing. A score is 0 at the pretrained policy and 1 at the reference: the published
-return on Hopper and Walker2d (Zhang et al. 2025, shortcut), every episode a success on the others. Interquartile means and intervals are rliable's (Agarwal et al.
-2021), stratified by task; `pip install "flowpolicy[benchmarks]"`. Results go to benchmarks/results/reward-learning.json.
+return on Hopper and Walker2d (Zhang et al. 2025, shortcut), every episode a success on the others. Interquartile means and
+intervals are rliable's (Agarwal et al. 2021), stratified by task; `pip install "flowpolicy[benchmarks]"`. Results go to
+benchmarks/results/reward-learning.json.
 """
 
 from __future__ import annotations

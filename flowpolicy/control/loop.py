@@ -242,9 +242,9 @@ class ControlLoop:
             if now - deadline > CLOCK_STEP_S:
                 self._clock_stepped(tick, now - deadline)
             missed = int((now - deadline) / self.period)
-            if ticks is not None:  # late at its end, a run has no tick more than it was to have
-                missed = min(missed, ticks - tick)
             if missed:
+                if ticks is not None:  # late at its end, a run has no tick more than it was to have
+                    missed = min(missed, ticks - tick)
                 self.events.add(
                     Event.DEADLINE_MISSED, tick, f"late by {1e3 * (now - deadline):.1f} ms", missed
                 )

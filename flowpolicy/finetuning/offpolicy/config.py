@@ -21,8 +21,8 @@ class OffPolicySettings(Settings, prefix="offpolicy"):
         learning_rate: of the critic, and of what an algorithm learns besides it.
         batch_size: chunks of an update.
         buffer_size: chunks of the replay.
-        learning_starts: environment steps before the first update, in which the flow acts as it was
-            pretrained.
+        learning_starts: environment steps before the first update; in an environment the flow acts as it was
+            pretrained until then.
         offline_updates: updates from the demonstrations alone, before anything is executed.
         train_freq: chunks of every environment between updates.
         utd: updates for each chunk that was executed.

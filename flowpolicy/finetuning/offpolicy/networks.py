@@ -50,7 +50,7 @@ class Acting(Protocol):
         ...
 
     def known(
-        self, networks: Any, observation: Mapping[str, Tensor], generator: torch.Generator
+        self, networks: Any, observation: Mapping[str, Tensor], generator: torch.Generator | None
     ) -> dict[str, Tensor]:
         """What is kept of the observations alone."""
         ...
@@ -114,10 +114,10 @@ class SteeredActor(ChunkActor):
     @torch.no_grad()
     def sample(self, observation: Mapping[str, Tensor], generator: torch.Generator | None) -> Chosen:
         """What to do in each of B prepared observations while learning."""
-        chunk, known = self.algorithm.act(self, observation, generator)
         if self.follows_flow:
             chunk = self.flow_chunks(observation, self.draw(observation, 1, generator))[:, 0]
-        return Chosen(chunk, known)
+            return Chosen(chunk, self.algorithm.known(self, observation, generator))
+        return Chosen(*self.algorithm.act(self, observation, generator))
 
     @torch.no_grad()
     def known(self, observation: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:

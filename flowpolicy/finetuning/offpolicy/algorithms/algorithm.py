@@ -65,7 +65,7 @@ class Algorithm(Settings, ABC, prefix="algorithm"):
         """Chunks ``(B, T, A)`` to execute while learning, and what is kept of the observations."""
 
     def known(
-        self, networks: SteeredActor, observation: Mapping[str, Tensor], generator: torch.Generator
+        self, networks: SteeredActor, observation: Mapping[str, Tensor], generator: torch.Generator | None
     ) -> dict[str, Tensor]:
         """What is kept of observations in which nothing is done."""
         return self.act(networks, observation, generator)[1]
@@ -128,7 +128,7 @@ class FlowProposals(Algorithm):
         return {"flow": (flow, self.flow_learning_rate)}
 
     def known(
-        self, networks: SteeredActor, observation: Mapping[str, Tensor], generator: torch.Generator
+        self, networks: SteeredActor, observation: Mapping[str, Tensor], generator: torch.Generator | None
     ) -> dict[str, Tensor]:
         """See :class:`Algorithm`."""
         noise = networks.draw(observation, min(self.proposals, self.target_proposals), generator)
