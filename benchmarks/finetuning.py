@@ -175,7 +175,8 @@ SUITES: dict[str, list[Run]] = {
         *_offpolicy("walker2d", WALKER, range(1), OFFPOLICY, *HALF_A_MILLION),
     ],
     # Twice as many iterations as by default, of half the chunks: the bound of each is what awm's policy moves by. Their average
-    # over iterations is deployed, and half of the environments act as deployed: how a walk without noise begins is learnt too.
+    # over iterations is deployed, and half of the environments act as deployed: how a walk without noise begins is learnt too. Another
+    # training seed falls back after 0.5M steps (docs/learning_from_reward.md).
     "walker2d-1M": _rules(
         "walker2d",
         WALKER,
