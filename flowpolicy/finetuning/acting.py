@@ -92,6 +92,14 @@ class ChunkActor(BasePolicy):
         low, high = (torch.as_tensor(bound).to(chunk) for bound in (space.low, space.high))
         return normalizer.normalize(normalizer.denormalize(chunk).clamp(low, high))
 
+    def bounds(self) -> Tensor:
+        """Least and largest value of each number of an action that is executed when deployed, ``(2, A)``,
+        normalised.
+        """
+        clip = self.flow_policy.config.action_clip
+        ends = torch.tensor([[-clip], [clip]], device=self.device)
+        return self.executed(ends.expand(2, self.flow_policy.spec.action_dim))
+
     def predict(
         self,
         observation: NDArray[Any] | dict[str, NDArray[Any]],

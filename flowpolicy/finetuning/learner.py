@@ -164,6 +164,7 @@ class Learner:
             data,
             advantage=advantage,
             executed=self.networks.executed(data.x[:, -1]),
+            bounds=self.networks.bounds(),
             group_size=self.group_size,
         )
         if moving:

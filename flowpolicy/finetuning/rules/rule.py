@@ -28,6 +28,7 @@ class Minibatch:
         returns: targets of the critic, ``(B,)``.
         executed: the chunks as they were executed, within the bounds of the action space, ``(B, T, A)``; None
             where the chain's end is meant.
+        bounds: least and largest value of an executed action, ``(2, A)``; None where it has none.
         kept: what the rule's :meth:`UpdateRule.prepare` keeps of each chunk, name -> ``(B, ...)``.
         group_size: G; each G rows in a row were played from one state, and stay together. 1 without groups.
     """
@@ -40,6 +41,7 @@ class Minibatch:
     advantage: Tensor
     returns: Tensor
     executed: Tensor | None = None
+    bounds: Tensor | None = None
     kept: dict[str, Tensor] = field(default_factory=dict)
     group_size: int = 1
 
@@ -148,12 +150,13 @@ class UpdateRule(Settings, ABC, prefix="update"):
 
 
 def shared_draws(data: Minibatch, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draws of the forward process for every chunk: times ``(B, n)``, one in each n-th of (0, 1), and x_0
-    ``(B, n, T, A)``. Chunks of a group share them.
+    """Draws for every chunk: numbers ``(B, n)``, one in each n-th of (0, 1), and x_0 ``(B, n, T, A)``.
+
+    Chunks of a group share them.
     """
     chunk = data.chunk[:: data.group_size]
     uniform = torch.rand((len(chunk), count), generator=generator, device=chunk.device, dtype=chunk.dtype)
-    times = (uniform + torch.arange(count, device=chunk.device)) / count
+    shares = (uniform + torch.arange(count, device=chunk.device)) / count
     shape = (len(chunk), count, *chunk.shape[1:])
     x_0 = torch.randn(shape, generator=generator, device=chunk.device, dtype=chunk.dtype)
-    return times.repeat_interleave(data.group_size, 0), x_0.repeat_interleave(data.group_size, 0)
+    return shares.repeat_interleave(data.group_size, 0), x_0.repeat_interleave(data.group_size, 0)
