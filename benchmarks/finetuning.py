@@ -175,8 +175,7 @@ SUITES: dict[str, list[Run]] = {
         *_offpolicy("walker2d", WALKER, range(1), OFFPOLICY, *HALF_A_MILLION),
     ],
     # Twice as many iterations as by default, of half the chunks: the bound of each is what awm's policy moves by. Their average
-    # over iterations is deployed, and a quarter of the environments act as deployed: how a walk without noise begins is learnt too.
-    # The others have more noise than by default: a walk that stands it stands what noise has not taught it.
+    # over iterations is deployed. The noise is more than by default: a walk that stands it stands what it comes to without.
     "walker2d-1M": _rules(
         "walker2d",
         WALKER,
@@ -186,7 +185,6 @@ SUITES: dict[str, list[Run]] = {
         "evaluate_every=100000",
         "reinflow.n_steps=64",
         "reinflow.ema_decay=0.9",
-        "update.injects_noise=0.75",
         "noise.maximum=0.3",
         "noise.minimum=0.12",
         "noise.final_maximum=0.2",

@@ -115,9 +115,8 @@ class FlowActorCritic(ChunkActor):
         start = torch.randn(shape, generator=generator, device=policy.device)
         if not self.injects_noise:
             return self.flow.sample_flow(observation, start)
-        return self.flow.sample(
-            observation, start, generator, branches=self.branches, noisy=float(self.injects_noise)
-        )
+        noisy = 1.0 if self.flow.knows_only_its_chain else float(self.injects_noise)
+        return self.flow.sample(observation, start, generator, branches=self.branches, noisy=noisy)
 
     def sample_chunks(
         self,

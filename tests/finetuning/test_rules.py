@@ -184,7 +184,7 @@ def test_a_velocity_beyond_the_bounds_is_brought_back_and_driven_no_farther(rule
 
 @pytest.mark.parametrize(
     ("objective", "rule"),
-    [("flow_matching", NFT()), ("shortcut", PULLED), ("flow_matching", NFT(injects_noise=0.5))],
+    [("flow_matching", NFT()), ("shortcut", PULLED), ("flow_matching", NFT(injects_noise=True))],
 )
 def test_they_improve_a_policy(objective, rule):
     env, judged_on = (make_vec_env(Reach, n_envs=n, seed=0) for n in (16, 20))
@@ -217,6 +217,13 @@ def test_a_one_step_student_stays_one(name):
     )
     assert deployed.config.tuned.integrates_like(tuned)
     assert deployed.act(torch.zeros(1, 1, 2)).shape == (1, 4, 2)
+
+
+@pytest.mark.parametrize(("objective", "quiet"), [("flow_matching", 2), ("shortcut", 0)])
+def test_a_share_of_the_environments_acts_as_deployed_where_that_teaches(objective, quiet):
+    model = make(policy=make_policy(objective=objective), update=NFT(injects_noise=0.5))
+    chain = model.actor_critic.sample({"observation": torch.zeros(4, 1, 2)}, None)
+    assert (chain.x[:, 1:] == chain.mean).flatten(1).all(1).sum() == quiet
 
 
 @pytest.mark.parametrize("kind", ["tuned", "shortcut", "mean_flow"])

@@ -42,14 +42,15 @@ class ForwardRule(UpdateRule):
     Attributes:
         injects_noise: chunks are sampled from the chain, so that exploration is more than that of x_0. The
             noise network is not trained. A number: in that share of the environments; the others act as
-            deployed, and come to states that no noisy chain comes to.
+            deployed, and come to states that no noisy chain comes to. On points of a chain, where they have
+            nothing to teach, it is all of them.
         draws: of (t, x_0) for each chunk; an update costs in proportion. On points of a chain there are as
             many as it has steps.
         overshoot: weight of the squared distance from x_1(v) to the bounds, which brings it back there.
         pull: weight of the squared distance to the pretrained velocity.
     """
 
-    injects_noise: Annotated[bool | float, within("[0, 1]")] = True
+    injects_noise: Annotated[bool | float, within("[0, 1]")] = 0.75
     draws: Annotated[int, between(1, 1024)] = 4
     overshoot: NonNegativeFloat = 0.05
     pull: NonNegativeFloat = 0.0
