@@ -203,7 +203,7 @@ SUITES: dict[str, list[Run]] = {
         *_runs(
             "halfcheetah",
             CHEETAH_BASE,
-            range(1),
+            range(2),
             "update=awm",
             *SHORT_CHEETAH,
             "update.clip_range=0.01",
