@@ -153,10 +153,11 @@ SUITES: dict[str, list[Run]] = {
         "hopper",
         "hopper-flow_matching-4-a-token-seed0",
         range(3),
-        "update=awm",
+        "update=nft",
         "total_steps=200000",
         "workers=null",
-        label="awm-fast",
+        "reinflow.ema_decay=0.9",
+        label="nft-fast",
     ),
     # Every way to learn from reward on one base, whose chunk is one token: what each makes of 0.3M steps, and stands at
     # after 0.1M. gdro's steps are the pretrained policy's; nft-group has its advantages among branches from one state.
