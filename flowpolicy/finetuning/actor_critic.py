@@ -44,7 +44,7 @@ class FlowActorCritic(ChunkActor):
         image_encoder: ``frozen`` or ``trained``.
         critic_encoder: ``shared`` or ``own``.
         injects_noise: chunks are sampled from the chain with its noise, or else from the flow alone; or the
-            share of the rows that are.
+            share of the rows that are, but all of a flow that knows only its chain.
         branches: the noise is that of one transition of each chain; see :meth:`NoisyFlow.sample`.
         ema_decay: of the average of the weights, which is deployed; None deploys the weights themselves.
     """

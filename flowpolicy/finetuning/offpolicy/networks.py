@@ -99,12 +99,10 @@ class SteeredActor(ChunkActor):
         """The algorithm's own."""
         return self.flow_policy.steering
 
-    def adopt_bounds(self, action_space: spaces.Box) -> None:
-        """Hold chunks within the bounds of an environment's actions."""
-        normalizer, clip = self.flow_policy.action_normalizer, self.flow_policy.config.action_clip
-        for name in ("low", "high"):
-            bound = torch.as_tensor(getattr(action_space, name), device=self.device).nan_to_num(0, 1e6, -1e6)
-            getattr(self.steering, name).copy_(normalizer.normalize(bound).clamp(-clip, clip))
+    def adopt_bounds(self) -> None:
+        """Hold chunks within the bounds of the environment's actions."""
+        for kept, bound in zip((self.steering.low, self.steering.high), self.bounds(), strict=True):
+            kept.copy_(bound)
 
     def prepare(self, observation: dict[str, Tensor]) -> dict[str, Tensor]:
         """Images as the flow's tokens."""

@@ -165,8 +165,7 @@ class OffPolicy(ChunkLearning, OffPolicyAlgorithm):
 
     def _adopt(self, env: VecEnv) -> None:
         super()._adopt(env)
-        assert isinstance(self.action_space, spaces.Box)
-        self.actor_critic.adopt_bounds(self.action_space)
+        self.actor_critic.adopt_bounds()
         self.replay_buffer.forget_waiting()
 
     def adopt_robot(self, low: Any, high: Any) -> None:
@@ -180,7 +179,7 @@ class OffPolicy(ChunkLearning, OffPolicyAlgorithm):
         """
         self.replay_buffer.stride = self.actor_critic.execute_horizon
         self.action_space = self.actor_critic.action_space = spaces.Box(low, high, dtype=np.float32)
-        self.actor_critic.adopt_bounds(self.action_space)
+        self.actor_critic.adopt_bounds()
 
     @property
     def iteration(self) -> int:
