@@ -6,9 +6,10 @@
 `training`: samples a second of our trainer beside Diffusion Policy's transformer, optimiser and EMA, all of them with
 their data in the GPU's memory, turn by turn. `pretraining`: the command of the README for Push-T with the network
 that wants a GPU (256 x 8), in both precisions, and what its policies score. `latency`: chunks of the shipped Hopper
-policy and of that Push-T policy in every backend and precision, and of Diffusion Policy's transformer at equal sizes.
-`caching`: cache schedules of the Push-T policy at K = 100, their latency in every backend, and what they score beside
-fewer steps. `finetuning`: ReinFlow's iterations on Hopper with the policy on the GPU and on the CPU.
+policy and of that Push-T policy in every backend and precision; `beside Diffusion Policy`: and of its transformer at
+equal sizes. `caching`: cache schedules of the Push-T policy at K = 100, and `caching, latency and scores`: what they take
+and score beside fewer steps. `reinflow, ...`, `expo, ...`, `qchunk, ...`, `dsrl, ...`: iterations of fine-tuning on Hopper,
+with the policy on the GPU (`cuda`) and on the CPU.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -50,7 +52,10 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "gpu.json"
 SIZES = ((96, 2), (128, 4), (256, 8))  # width, depth: model=small, medium, large
 PRECISIONS = ("float32", "bfloat16")
+DEVICES = ("cuda", "cpu")
+METHODS = ("uniform", "acs+bua", "searched")
 HOPPER = "benchmarks/checkpoints/hopper-shortcut-seed0"
+HOPPER_TOKEN = "benchmarks/checkpoints/hopper-flow_matching-4-a-token-seed0"
 OBSERVATION, OBS_STEPS, ACTION, CHUNK, HEADS = 20, 2, 2, 16, 4  # Push-T's
 DEVICE = torch.device("cuda")
 Step = Callable[[], object]
@@ -173,9 +178,10 @@ class Benchmark:
     def _timed(
         self, checkpoint: Path | str, num_steps: tuple[int, ...], calls: int, **more: Any
     ) -> dict[str, Any]:
+        chosen = {"backends": ("eager", "compile", "cuda_graph"), **more}
         config = LatencyConfig(
-            str(checkpoint), num_steps, backends=("eager", "compile", "cuda_graph"), dtypes=PRECISIONS,
-            calls=10 if self.trial else calls, warm_up=5, round_calls=10, observations=16, device="cuda", **more,
+            str(checkpoint), num_steps, dtypes=PRECISIONS, calls=10 if self.trial else calls, warm_up=5,
+            round_calls=10, observations=16, device="cuda", **chosen,
         )  # fmt: skip
         report = benchmark_checkpoint(config)
         print(report.table(), flush=True)
@@ -188,9 +194,9 @@ class Benchmark:
             "push-t, 256 x 8": self._timed(large, (4, 10), 200),
             "push-t, 256 x 8, batch of 16": self._timed(large, (4, 10), 100, batch_size=16),
         }
-        return {"policies": found, "peer": self._beside_peer()}
+        return {"policies": found}
 
-    def _beside_peer(self) -> list[dict[str, Any]]:
+    def beside_peer(self) -> dict[str, Any]:
         """Ours and theirs at equal sizes and K, batch of 1, call by call; theirs also compiled and captured."""
         policy = our_policy(256, 8, HEADS).to(DEVICE)
         model: Any = build_model(self.checkout, width=256, depth=8, num_heads=HEADS).to(DEVICE)
@@ -223,36 +229,40 @@ class Benchmark:
             for name, row in rows.items():
                 print(f"{name}, K = {num_steps}: {row['p50']:.2f} ms", flush=True)
             found.append({"num_steps": num_steps, "rounds": rounds, "milliseconds": rows})
-        return found
+        return {"rows": found}
 
     # Caching ---------------------------------------------------------------------------------------------------------
 
     def caching(self) -> dict[str, Any]:
-        checkpoint, folder = self.checkpoint("bfloat16"), self.runs / "schedules"
+        iterations = 4 if self.trial else 400
         config = CalibrationConfig(
-            str(checkpoint), 100, search_iterations=4 if self.trial else 400, device="cuda"
+            str(self.checkpoint("bfloat16")), 100, search_iterations=iterations, device="cuda"
         )
-        started = time.perf_counter()
         calibrated, _ = calibrate_checkpoint(config)
-        seconds = time.perf_counter() - started
         print(calibrated.table(), flush=True)
-        methods = ("uniform", "acs+bua", "searched")
-        files = [str(calibrated.schedules[method].save(folder / f"{method}.json")) for method in methods]
-        latency = self._timed(checkpoint, (100, 16, 10), 40, schedules=tuple(files))
+        for method in METHODS:
+            calibrated.schedules[method].save(self.schedule(method))
+        return {"calibration": calibrated.metrics()}
+
+    def schedule(self, method: str) -> Path:
+        return self.runs / "schedules" / f"{method}.json"
+
+    def schedules(self) -> dict[str, Any]:
+        checkpoint, files = self.checkpoint("bfloat16"), tuple(str(self.schedule(each)) for each in METHODS)
         return {
-            "calibration_seconds": seconds,
-            "calibration": calibrated.metrics(),
-            "latency": latency,
-            "scores": self._scores(checkpoint, dict(zip(methods, files, strict=True))),
+            "scores": self._scores(checkpoint),
+            "latency": self._timed(
+                checkpoint, (100, 10), 20, schedules=files, backends=("eager", "cuda_graph")
+            ),
         }
 
-    def _scores(self, checkpoint: Path, schedules: Mapping[str, str]) -> dict[str, Any]:
+    def _scores(self, checkpoint: Path) -> dict[str, Any]:
         """Push-T's score of the full computation, of schedules and of fewer steps, on the same environments and x_0."""
         policy = FlowPolicy.load(checkpoint, DEVICE)
         task = task_of(policy.spec.task, None, str(checkpoint))
         episodes = 4 if self.trial else 50
         arms: dict[str, tuple[int, Schedule | None]] = {"full, K = 100": (100, None)}
-        arms["searched"] = (100, Schedule.load(schedules["searched"]))
+        arms["searched"] = (100, Schedule.load(self.schedule("searched")))
         arms["full, K = 10"] = (10, None)
         scores: dict[str, Any] = {}
         for name, (num_steps, schedule) in arms.items():
@@ -283,25 +293,38 @@ class Benchmark:
 
     # Fine-tuning -----------------------------------------------------------------------------------------------------
 
-    def finetuning(self) -> dict[str, Any]:
-        found = {}
-        for device in ("cuda", "cpu"):
-            folder = self.runs / f"hopper-reinflow-{device}"
-            iterations = 2 if self.trial else 6
-            command = [
-                sys.executable, "scripts/finetune_reinflow.py", "env=hopper", f"checkpoint={ROOT / HOPPER}",
-                f"total_steps={iterations * 8192}", "final_episodes=2", "video=false", f"device={device}",
-                "resume=true", f"run_dir={folder}",
-            ]  # fmt: skip
-            started = time.perf_counter()
-            subprocess.run(command, cwd=ROOT, check=True)
-            rows = list(csv.DictReader((folder / "metrics.csv").open()))
-            times = {
-                key: statistics.median(float(row[key]) for row in rows if row.get(key))
-                for key in rows[-1] if key and key.startswith("time/") and any(row.get(key) for row in rows)
-            }  # fmt: skip
-            found[device] = {"times": times, "wall_seconds": time.perf_counter() - started}
-            print(device, json.dumps(found[device]), flush=True)
+    def reinflow(self, device: str) -> dict[str, Any]:
+        steps = (2 if self.trial else 6) * 8192
+        return self._iterations(device, "reinflow", "finetune_reinflow", HOPPER, f"total_steps={steps}")
+
+    def off_policy(self, algorithm: str, device: str) -> dict[str, Any]:
+        steps = 2300 if self.trial else 4000  # of which the first 2000 have no update
+        options = f"algorithm={algorithm}", f"total_steps={steps}", "workers=0"
+        return self._iterations(device, algorithm, "finetune_offpolicy", HOPPER_TOKEN, *options)
+
+    def _iterations(
+        self, device: str, name: str, script: str, checkpoint: str, *options: str
+    ) -> dict[str, Any]:
+        """Median seconds of the parts of an iteration, among those in which something was updated."""
+        folder = self.runs / f"hopper-{name}-{device}"
+        command = [
+            f"scripts/{script}.py", "env=hopper", f"checkpoint={checkpoint}", *options, "final_episodes=2",
+            "video=false", f"device={device}", "resume=true", f"run_dir={folder}",
+        ]  # fmt: skip
+        started = time.perf_counter()
+        subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
+        rows = [
+            {key: float(value) for key, value in row.items() if key.startswith("time/") and value}
+            for row in csv.DictReader((folder / "metrics.csv").open())
+        ]
+        rows = [row for row in rows if row.get("time/update_s")]
+        found = {
+            "times": {key: statistics.median(row[key] for row in rows if key in row) for key in rows[-1]},
+            "iterations": len(rows),
+            "wall_seconds": time.perf_counter() - started,
+            "command": " ".join(["python", *command]),
+        }
+        print(json.dumps(found), flush=True)
         return found
 
 
@@ -349,8 +372,15 @@ PARTS: dict[str, Callable[[Benchmark], dict[str, Any]]] = {
     "pretraining, bfloat16": lambda benchmark: benchmark.pretraining("bfloat16"),
     "latency": Benchmark.latency,
     "caching": Benchmark.caching,
-    "finetuning": Benchmark.finetuning,
+    "caching, latency and scores": Benchmark.schedules,
     "pretraining, float32": lambda benchmark: benchmark.pretraining("float32"),
+    **{f"reinflow, {device}": partial(Benchmark.reinflow, device=device) for device in DEVICES},
+    **{
+        f"{algorithm}, {device}": partial(Benchmark.off_policy, algorithm=algorithm, device=device)
+        for algorithm in ("expo", "qchunk", "dsrl")
+        for device in DEVICES
+    },
+    "beside Diffusion Policy": Benchmark.beside_peer,  # last: on an H200 its launches failed
 }
 
 
@@ -359,7 +389,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--checkout", required=True, help="of real-stanford/diffusion_policy")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, help="default: those missing in the output")
     parser.add_argument("--steps", type=int, default=4000, help="optimiser steps of pretraining")
     parser.add_argument("--runs", default=str(ROOT / "runs" / "benchmarks" / "gpu"))
     parser.add_argument("--trial", action="store_true", help="as little as possible of everything")
@@ -369,7 +399,7 @@ def main() -> None:
         raise SystemExit("This benchmark needs a GPU.")
     benchmark, path = Benchmark(arguments), Path(arguments.output)
     content: dict[str, Any] = cast("dict[str, Any]", read_json(path)) if path.exists() else {"parts": {}}
-    for part in arguments.parts:
+    for part in arguments.parts or [name for name in PARTS if name not in content["parts"]]:
         started = time.perf_counter()
         found = PARTS[part](benchmark)
         content["parts"][part] = found | {

@@ -29,6 +29,8 @@ SHORT_TEXT = Allowed(
 EXTRAS = {
     "gym_pusht": "pusht",
     "pymunk": "pusht",
+    "pygame": "pusht",
+    "shapely": "pusht",
     "gymnasium_robotics": "adroit",
     "metaworld": "metaworld",
     "robosuite": "robomimic",
