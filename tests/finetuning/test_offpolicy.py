@@ -85,7 +85,7 @@ def test_backups_of_chunks_converge_to_the_values_of_a_chain():
     both = torch.tensor([0.0, 1.0])[None, :, None, None].expand(len(rows), 2, 4, 2)
     batch = Transitions(
         seen, chunk[:, None, None].expand(-1, 4, 2), executed, reward, goes_on * gamma**executed,
-        goes_on < 1, after, {"chunks": both},
+        goes_on < 1, goes_on < 0, after, {"chunks": both},
     )  # fmt: skip
     table = Table(torch.zeros(4, 2))
     model.actor_critic.extra["target"] = table
@@ -102,7 +102,7 @@ def test_a_target_is_no_larger_than_rewards_allow_and_its_unit_may_change():
     seen = {"observation": torch.zeros(3, 1, 2)}
     batch = Transitions(
         seen, torch.zeros(3, 4, 2), torch.full((3,), 4.0), torch.full((3,), 6.0),
-        torch.tensor([0.6, 0.6, 0.0]), torch.zeros(3, dtype=torch.bool), seen,
+        torch.tensor([0.6, 0.6, 0.0]), *torch.zeros(2, 3, dtype=torch.bool), seen,
         {"chunks": torch.zeros(3, 2, 4, 2)},
     )  # fmt: skip
     model.actor_critic.extra["target"] = Table(torch.full((1, 1), 1e6))
@@ -173,6 +173,71 @@ def test_chunks_in_a_row_make_one_target_until_the_episode_or_the_replay_ends():
     assert after[found.discount > 0].tolist() == [3, 4, 4, 4, 4]
     replay.rows["is_last"][:2] = True
     assert replay._get_samples([0]).reward.tolist() == [1]
+
+
+def test_the_replay_knows_which_episodes_succeeded_once_they_are_over():
+    """Of two environments, the first one's episodes have three chunks each and every second succeeds, in its
+    second chunk; the other's has no end."""
+    replay = ChunkReplay(
+        20, Reach.observation_space, Reach.action_space, "cpu", 2, gamma=0.5, known=lambda *_: {},
+        generator=torch.Generator(), executed=lambda chunk: chunk,
+    )  # fmt: skip
+
+    def marked():
+        return [replay.rows["succeeded"][each : replay.size() : 2].int().tolist() for each in (0, 1)]
+
+    def play(*chunks):
+        for number in chunks:
+            state = {"observation": torch.full((2, 1, 2), float(number))}
+            ended = np.array([number % 3 == 2, False])
+            step = ChunkStep(
+                {}, {}, np.zeros((2, 1), np.float32), np.array([1, 1]), ended, ended * False,
+                np.array([number % 6 == 1, number == 3]), np.zeros(2, bool),
+            )  # fmt: skip
+            replay.add(state, SimpleNamespace(chunk=torch.zeros(2, 1, 2), known={}), step, None)
+
+    play(0, 1, 2)
+    assert marked() == [[0, 0], [0, 0]]  # it is not over yet
+    play(3)
+    assert marked() == [[1, 1, 1], [0, 0, 0]]
+    play(4, 5, 6)
+    assert marked() == [[1, 1, 1, 0, 0, 0], [0] * 6]
+    play(*range(7, 16))  # the replay has room for ten chunks of each
+    assert replay.full
+    assert marked() == [[0, 0, 1, 1, 1, 0, 1, 1, 1, 0], [0] * 10]  # chunks 10 to 14, and 5 to 9
+    replay.forget_waiting()  # the environments were reset: nobody will know of the episode under way
+    play(17, 18)
+    assert not replay.rows["succeeded"][replay.pos - 2 : replay.pos].any()
+
+
+@pytest.mark.parametrize("successes", [True, False])
+def test_the_flow_imitates_all_that_was_done_or_what_succeeded(successes, monkeypatch):
+    learner = EXPO(
+        proposals=2, target_proposals=2, edit_hidden=(16,), flow_learning_rate=1e-3,
+        imitates_successes=successes,
+    )  # fmt: skip
+    model = make(learner, demonstrations=recorded([9, 9]), learning_starts=16)
+    model.learn(100)
+    batch, policy, seen = model._batch(32), model.flow_policy, []
+    assert batch.succeeded[16:].all()  # demonstrations
+    batch.succeeded[:3] = True
+    batch.succeeded[3:16] = False
+
+    kind = type(policy.objective)
+    whole = kind.loss
+
+    def loss(self, network, imitated, *rest):
+        seen.append(imitated)
+        return whole(self, network, imitated, *rest)
+
+    monkeypatch.setattr(kind, "loss", loss)
+    arguments = model.learner.optimizers, model.generator, 0, True
+    learner.improve(model.actor_critic, batch, *arguments)
+    rows = batch.succeeded if successes else torch.ones(32, dtype=torch.bool)
+    assert torch.equal(seen[0].action, batch.chunk[rows])
+    assert torch.equal(seen[0].observation["observation"], batch.observation["observation"][rows])
+    batch.succeeded[:] = False
+    assert ("train/imitation_loss" in learner.improve(model.actor_critic, batch, *arguments)) != successes
 
 
 @pytest.mark.parametrize("ends", [False, True])
@@ -279,6 +344,19 @@ def test_it_learns():
     model.learn(700)
     after, _ = evaluate_policy(model, env, 12, warn=False)
     assert after > before + 1.5
+
+
+@pytest.mark.parametrize("kind", [EXPO, DSRL])
+def test_the_temperature_starts_as_asked_and_follows_its_aim(kind):
+    model = make(kind(proposals=2, temperature=0.3))
+    temperature, optimizer = model.actor_critic.extra["temperature"], model.learner.optimizers["temperature"]
+    assert temperature().item() == pytest.approx(0.3)
+    temperature.step(optimizer, torch.tensor([-1.0]), 0.5)  # an entropy of 1 nat
+    lower = temperature().item()
+    assert lower < 0.3
+    temperature.step(optimizer, torch.tensor([3.0]), 0.5)
+    temperature.step(optimizer, torch.tensor([3.0]), 0.5)
+    assert temperature().item() > lower
 
 
 def test_settings_are_checked():

@@ -141,7 +141,7 @@ class RobotLearner:
             for number in episodes.masks.get(mark, [])
         }
         for number, (start, end) in enumerate(zip(starts, ends, strict=True)):
-            self.model.take(episodes.select_episodes([number]))
+            self.model.take(episodes.select_episodes([number]), judged.get(number) == 1.0)
             assert returns is not None
             row = {
                 "rollout/return": float(returns[number]), "rollout/length": float(end - start),

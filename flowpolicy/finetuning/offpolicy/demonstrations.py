@@ -17,13 +17,13 @@ from flowpolicy.pretraining.stores import normalized
 
 
 def demonstrated(
-    policy: FlowPolicy, demos: Demonstrations, execute_horizon: int, gamma: float
+    policy: FlowPolicy, demos: Demonstrations, execute_horizon: int, gamma: float, succeeded: bool = True
 ) -> Transitions:
     """Every step of every episode as the start of a chunk of T_e actions, if what follows was recorded.
 
     The last observation of an episode is not followed by any, so a chunk must end before it, unless the store
     says that the episode ended in a terminal state. The next chunk of an episode lies T_e later. What is
-    known of the next observations is left empty.
+    known of the next observations is left empty. ``succeeded``: whether they are successes.
 
     Raises:
         DataError: the store has no rewards, or no episode is long enough.
@@ -67,6 +67,7 @@ def demonstrated(
         reward=torch.as_tensor(chunk_rewards(inside, gamma), dtype=torch.float32),
         discount=torch.as_tensor(~terminal * gamma ** executed.astype(np.float64), dtype=torch.float32),
         is_last=torch.from_numpy(np.concatenate(ends)),
+        succeeded=torch.full((len(at),), succeeded),
         next_observation=histories(after),
         known={},
     )

@@ -10,8 +10,6 @@ import math
 import torch
 from torch import Tensor, nn
 
-START = 0.01
-
 
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     """A step of what the optimiser holds, and no gradient of anything else."""
@@ -21,11 +19,15 @@ def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
 
 
 class Temperature(nn.Module):
-    """alpha = exp(a), which rises while the entropy is below its aim and falls while it is above."""
+    """alpha = exp(a), which rises while the entropy is below its aim and falls while it is above.
 
-    def __init__(self) -> None:
+    Args:
+        start: alpha at first.
+    """
+
+    def __init__(self, start: float) -> None:
         super().__init__()
-        self.log_value = nn.Parameter(torch.tensor(math.log(START)))
+        self.log_value = nn.Parameter(torch.tensor(math.log(start)))
 
     def forward(self) -> Tensor:
         """alpha."""

@@ -220,8 +220,8 @@ class OffPolicy(ChunkLearning, OffPolicyAlgorithm):
                 self.learner.train(lambda: shown.sample(self.batch_size), 1, is_online=False)
             self.seconds["update"] += time.perf_counter() - started
 
-    def take(self, episode: Demonstrations) -> None:
-        """Keep an episode of the robot that was adopted.
+    def take(self, episode: Demonstrations, succeeded: bool = False) -> None:
+        """Keep an episode of the robot that was adopted, a success or not.
 
         One that was cut off within its first chunk counts, but teaches nothing: what follows is not known.
 
@@ -230,7 +230,7 @@ class OffPolicy(ChunkLearning, OffPolicyAlgorithm):
         """
         horizon = self.actor_critic.execute_horizon
         if episode.num_steps > horizon or episode.arrays["terminated"][-1]:
-            for part in self._cut(episode):
+            for part in self._cut(episode, succeeded):
                 self.replay_buffer.put(part)
             self._observe_rewards(episode)
         self.num_timesteps += episode.num_steps
@@ -243,17 +243,17 @@ class OffPolicy(ChunkLearning, OffPolicyAlgorithm):
         moments = ReturnScale(1, self.gamma).run(rewards, np.ones((len(rewards), 1), np.int64), ended)
         self.learner.observe(moments, rewards)
 
-    def _cut(self, demos: Demonstrations) -> Iterator[Transitions]:
+    def _cut(self, demos: Demonstrations, succeeded: bool = True) -> Iterator[Transitions]:
         """Episodes as transitions, with what the algorithm knows of them."""
         networks = self.actor_critic
-        cut = demonstrated(networks.flow_policy, demos, networks.execute_horizon, self.gamma)
+        cut = demonstrated(networks.flow_policy, demos, networks.execute_horizon, self.gamma, succeeded)
         tensors = cut.tensors()
         for start in range(0, len(cut), PREPARED):
             part = Transitions.of({name: value[start : start + PREPARED] for name, value in tensors.items()})
             after = networks.prepare(part.next_observation)
             yield Transitions(
                 networks.prepare(part.observation), part.chunk, part.executed, part.reward, part.discount,
-                part.is_last, after, networks.known(after, self.generator),
+                part.is_last, part.succeeded, after, networks.known(after, self.generator),
             )  # fmt: skip
 
     def collect_rollouts(  # type: ignore[override]
@@ -361,6 +361,7 @@ class OffPolicy(ChunkLearning, OffPolicyAlgorithm):
             if name.startswith("replay.")
         }
         if replay:
+            replay.setdefault("succeeded", torch.zeros_like(replay["is_last"]))  # not kept before 0.2
             self.replay_buffer.put(Transitions.of(replay))
 
     def save_replay_buffer(self, path: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,6 +29,14 @@ class Decision(Protocol):
         ...
 
 
+@dataclass
+class Episode:
+    """One that goes on: where its chunks are kept, and whether it is a success by now."""
+
+    rows: list[int] = field(default_factory=list)
+    succeeded: bool = False
+
+
 Known = Callable[[dict[str, Tensor], torch.Generator], dict[str, Tensor]]
 """What an algorithm keeps of prepared observations, name -> ``(B, ...)``."""
 
@@ -44,6 +52,7 @@ class Transitions:
         reward: sum_i gamma^i r_i over those, ``(B,)``.
         discount: gamma^n, or 0 where a terminal state was reached, ``(B,)``.
         is_last: the episode ended with it, or what followed was not kept, ``(B,)``.
+        succeeded: it is of a demonstration, or of an episode that is over and was a success, ``(B,)``.
         next_observation: prepared, after them; the true last one where the episode ended.
         known: what the algorithm keeps of ``next_observation``.
     """
@@ -54,6 +63,7 @@ class Transitions:
     reward: Tensor
     discount: Tensor
     is_last: Tensor
+    succeeded: Tensor
     next_observation: dict[str, Tensor]
     known: dict[str, Tensor]
 
@@ -132,6 +142,7 @@ class ChunkReplay(BaseBuffer):
         self.gamma, self.known, self.generator, self.executed = gamma, known, generator, executed
         self.rows: dict[str, Tensor] = {}
         self._waiting: dict[str, Any] | None = None
+        self._episodes = [Episode() for _ in range(n_envs)]
 
     def add(
         self,
@@ -152,6 +163,7 @@ class ChunkReplay(BaseBuffer):
             "reward": torch.as_tensor(rewards, dtype=torch.float32),
             "discount": torch.as_tensor(~step.terminated) * self.gamma ** executed.float(),
             "is_last": torch.as_tensor(step.terminated | step.truncated),
+            "succeeded": torch.as_tensor(step.success),
             "next_observation": {key: value.clone() for key, value in observation.items()},
             "known": {name: value.clone() for name, value in decision.known.items()},
         }
@@ -170,17 +182,25 @@ class ChunkReplay(BaseBuffer):
             for key, value in found.items():
                 goes_on = ~self._waiting["is_last"].to(value.device)
                 self._waiting[group][key][goes_on] = value[goes_on]
-        self.put(Transitions(**self._waiting))
+        index, kept = self.put(Transitions(**self._waiting)), self.rows["succeeded"]
+        for episode, row in zip(self._episodes, index.tolist(), strict=True):
+            episode.rows.append(row)
+            episode.succeeded |= bool(kept[row])
+            kept[row] = False  # until it is over
+            if self.rows["is_last"][row]:
+                kept[episode.rows[-(self.buffer_size // self.n_envs) :]] = episode.succeeded
+                episode.rows, episode.succeeded = [], False
         self._waiting = None
 
     def forget_waiting(self) -> None:
         """Drop what is not followed by anything: the environments begin anew."""
         self._waiting = None
+        self._episodes = [Episode() for _ in range(self.n_envs)]
         if self.size():
             self.rows["is_last"][(self.pos - 1 - torch.arange(self.n_envs)) % self.buffer_size] = True
 
-    def put(self, transitions: Transitions) -> None:
-        """Keep transitions, in place of the oldest where there is no room left."""
+    def put(self, transitions: Transitions) -> Tensor:
+        """Keep transitions, in place of the oldest where there is no room left; where they are, ``(B,)``."""
         count, room = len(transitions), self.buffer_size
         index = (self.pos + torch.arange(count)) % room
         for name, value in transitions.tensors().items():
@@ -190,6 +210,7 @@ class ChunkReplay(BaseBuffer):
             self.rows[name][index] = value.detach().to("cpu", dtype)
         self.full = self.full or self.pos + count >= room
         self.pos = (self.pos + count) % room
+        return index
 
     def sample(self, batch_size: int, env: Any = None) -> Transitions:
         """``batch_size`` of them, drawn with replacement; ``env`` is of stable-baselines3's interface."""
@@ -239,3 +260,4 @@ class ChunkReplay(BaseBuffer):
         """Forget everything."""
         super().reset()
         self.rows, self._waiting = {}, None
+        self._episodes = [Episode() for _ in range(self.n_envs)]

@@ -108,12 +108,14 @@ class FlowProposals(Algorithm):
         target_proposals: of those, the ones that the value of the next observation is taken over.
         flow_learning_rate: of the flow, which imitates the batches; 0 leaves it as it was pretrained.
         imitation_every: critic updates between two steps of the flow.
+        imitates_successes: the flow imitates demonstrations and episodes that succeeded, and nothing else.
     """
 
     proposals: Annotated[int, between(1, 1024)] = 8
     target_proposals: Annotated[int, between(1, 1024)] = 4
     flow_learning_rate: NonNegativeFloat = 0.0
     imitation_every: PositiveInt = 4
+    imitates_successes: bool = False
 
     @property
     def flow_changes(self) -> bool:
@@ -156,10 +158,14 @@ class FlowProposals(Algorithm):
         """A step of the flow on executed and demonstrated chunks."""
         if not (self.flow_changes and is_online) or update % self.imitation_every:
             return {}
-        policy, ahead = networks.flow_policy, torch.arange(batch.chunk.shape[1], device=batch.chunk.device)
-        mask = ahead < batch.executed[:, None]
-        draws = policy.objective.draw(tuple(batch.chunk.shape), generator, policy.device)  # type: ignore[arg-type]
-        imitated = Batch(batch.observation, batch.chunk, mask)
+        policy, device = networks.flow_policy, batch.chunk.device
+        rows = batch.succeeded.bool() if self.imitates_successes else torch.ones_like(batch.executed).bool()
+        if not rows.any():
+            return {}
+        chunk = batch.chunk[rows]
+        mask = torch.arange(chunk.shape[1], device=device) < batch.executed[rows][:, None]
+        draws = policy.objective.draw(tuple(chunk.shape), generator, policy.device)  # type: ignore[arg-type]
+        imitated = Batch({key: value[rows] for key, value in batch.observation.items()}, chunk, mask)
         loss, _ = policy.objective.loss(policy.network, imitated, draws)
         optimizer = optimizers["flow"]
         optimizer.zero_grad(set_to_none=True)

@@ -16,7 +16,7 @@ from flowpolicy.finetuning.offpolicy.replay import Transitions
 from flowpolicy.flow.objective import Metrics
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.policy.steering import ChunkCritic, Widths
-from flowpolicy.ranges import PositiveInt, between, positive_to
+from flowpolicy.ranges import PositiveFloat, PositiveInt, between, positive_to
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class DSRL(Algorithm):
         actor_every: critic updates between two steps of the actor.
         entropy: that the temperature alpha aims at, in nats for each number of w, in units of the bound
             (0.69 is uniform).
+        temperature: alpha at first.
     """
 
     name: ClassVar[str] = "dsrl"
@@ -44,6 +45,7 @@ class DSRL(Algorithm):
     actor_hidden: Widths = (256, 256)
     actor_every: PositiveInt = 2
     entropy: float = 0.0
+    temperature: PositiveFloat = 0.01
 
     def steering(self, members: int, hidden: tuple[int, ...]) -> dict[str, Any]:
         """See :class:`Algorithm`."""
@@ -55,8 +57,10 @@ class DSRL(Algorithm):
         critic, target = ChunkCritic(*sizes), ChunkCritic(*sizes).requires_grad_(False)
         target.load_state_dict(critic.state_dict())
         latent = ChunkCritic(*sizes, horizon=policy.spec.action_horizon)
-        parts = {"critic": critic, "target": target, "latent": latent, "temperature": Temperature()}
-        return nn.ModuleDict(parts)
+        temperature = Temperature(self.temperature)
+        return nn.ModuleDict(
+            {"critic": critic, "target": target, "latent": latent, "temperature": temperature}
+        )
 
     def critics(self, networks: SteeredActor) -> tuple[ChunkCritic, ...]:
         """See :class:`Algorithm`."""

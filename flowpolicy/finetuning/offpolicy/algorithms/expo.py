@@ -16,7 +16,7 @@ from flowpolicy.finetuning.offpolicy.replay import Transitions
 from flowpolicy.flow.objective import Metrics
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.policy.steering import Widths
-from flowpolicy.ranges import PositiveInt, positive_to
+from flowpolicy.ranges import PositiveFloat, PositiveInt, positive_to
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class EXPO(FlowProposals):
         edit_every: critic updates between two steps of the edit policy.
         entropy: that the temperature alpha aims at, in nats for each number of an edit, in units of the bound
             (0.69 is uniform).
+        temperature: alpha at first.
     """
 
     name: ClassVar[str] = "expo"
@@ -39,6 +40,7 @@ class EXPO(FlowProposals):
     edit_hidden: Widths = (256, 256)
     edit_every: PositiveInt = 2
     entropy: float = -0.5
+    temperature: PositiveFloat = 0.01
 
     def steering(self, members: int, hidden: tuple[int, ...]) -> dict[str, Any]:
         """See :class:`Algorithm`."""
@@ -50,7 +52,7 @@ class EXPO(FlowProposals):
     def extra(self, policy: FlowPolicy, members: int, hidden: tuple[int, ...]) -> nn.ModuleDict:
         """And alpha."""
         extra = super().extra(policy, members, hidden)
-        extra["temperature"] = Temperature()
+        extra["temperature"] = Temperature(self.temperature)
         return extra
 
     def parameters(self, networks: SteeredActor) -> dict[str, tuple[list[nn.Parameter], float | None]]:
