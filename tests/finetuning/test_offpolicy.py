@@ -346,6 +346,34 @@ def test_it_learns():
     assert after > before + 1.5
 
 
+class Mean(nn.Module):
+    """The mean number of each chunk or x_0, times a factor that is learnt."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor, self.seen = nn.Parameter(torch.tensor(factor)), []
+
+    def forward(self, observation, chunks, members=None):
+        self.seen.append(chunks)
+        return self.factor * chunks.mean((2, 3))[None]
+
+
+def test_dsrl_fits_its_latent_critic_on_pairs_that_belong_together():
+    model = make(DSRL(proposals=4, fitted=3, actor_hidden=(16,)), learning_starts=16)
+    model.learn(100)
+    batch, networks = model._batch(8), model.actor_critic
+    batch.known["chunks"] = batch.known["latents"] / 2
+    latent = networks.extra["latent"] = Mean(0.5)
+    networks.extra["target"] = Mean(1.0)
+    optimizers = {**model.learner.optimizers, "latent": torch.optim.SGD(latent.parameters(), lr=1.0)}
+    for _ in range(20):
+        found = model.algorithm.improve(networks, batch, optimizers, model.generator, 1, True)
+        assert found["train/latent_loss"] == pytest.approx(0, abs=1e-9)
+    drawn = torch.cat(latent.seen, dim=1)
+    assert drawn.shape[:2] == (8, 20 * 3)
+    assert set(drawn[0].mean((1, 2)).tolist()) == set(batch.known["latents"][0].mean((1, 2)).tolist())
+
+
 @pytest.mark.parametrize("kind", [EXPO, DSRL])
 def test_the_temperature_starts_as_asked_and_follows_its_aim(kind):
     model = make(kind(proposals=2, temperature=0.3))

@@ -32,6 +32,7 @@ class DSRL(Algorithm):
         bound: of a number of w.
         proposals: pairs of w and its chunk that are known of each observation: the actor's, and draws from
             N(0, I) within the bound.
+        fitted: of those, drawn anew for each update, the ones that W is fitted on.
         actor_hidden: widths of the actor.
         actor_every: critic updates between two steps of the actor.
         entropy: that the temperature alpha aims at, in nats for each number of w, in units of the bound
@@ -42,6 +43,7 @@ class DSRL(Algorithm):
     name: ClassVar[str] = "dsrl"
     bound: Annotated[float, positive_to(10)] = 1.5
     proposals: Annotated[int, between(2, 1024)] = 4
+    fitted: PositiveInt = 2
     actor_hidden: Widths = (256, 256)
     actor_every: PositiveInt = 2
     entropy: float = 0.0
@@ -108,8 +110,10 @@ class DSRL(Algorithm):
         """A step of W, at the next observations, whose pairs are known; of the actor and of alpha."""
         observation, latents = batch.next_observation, batch.known["latents"]
         latent, temperature = networks.extra["latent"], networks.extra["temperature"]
+        drawn = torch.randperm(latents.shape[1], generator=generator, device=latents.device)[: self.fitted]
+        latents = latents[:, drawn]
         with torch.no_grad():
-            wanted = networks.extra["target"](observation, batch.known["chunks"])
+            wanted = networks.extra["target"](observation, batch.known["chunks"][:, drawn])
         error = ((latent(observation, latents) - wanted) ** 2).mean((1, 2)).sum()
         descend(optimizers["latent"], error)
         metrics = {"train/latent_loss": error.detach() / len(wanted)}
