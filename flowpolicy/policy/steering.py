@@ -156,10 +156,16 @@ class BoundedGaussian(nn.Module):
         """A sample, or what it gives without its noise."""
         return self.sample(inputs, None)[0] if explores else self.mode(inputs)
 
-    def sample(self, inputs: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """A sample ``(..., *shape)`` and its log-density ``(...)`` in units of the bound, with gradients."""
+    def sample(
+        self, inputs: Tensor, generator: torch.Generator | None, noise: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """A sample ``(..., *shape)`` and its log-density ``(...)`` in units of the bound, with gradients.
+
+        It is made of ``noise`` of the sample's shape, or else of the generator's.
+        """
         mean, log_std = self.moments(inputs)
-        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+        if noise is None:
+            noise = torch.randn(mean.shape, generator=generator, device=mean.device)
         raw = mean + log_std.exp() * noise
         # log(1 - tanh(x)^2) without cancellation, Haarnoja et al. 2018, appendix C
         slope = 2 * (0.6931471805599453 - raw - nn.functional.softplus(-2 * raw))
@@ -217,10 +223,12 @@ class EditedConfig(BestOfConfig):
     Attributes:
         bound: of an edit in normalised units.
         edit_hidden: width of each hidden layer of the edit policy.
+        samples_edits: edits have their noise, so that the critic chooses among more that differ.
     """
 
     bound: Annotated[float, positive_to(10)] = 0.05
     edit_hidden: Widths = (256, 256)
+    samples_edits: bool = False
 
 
 @register(STEERINGS)
@@ -232,15 +240,20 @@ class Edited(BestOf):
     def __init__(self, config: EditedConfig, network: Network, spec: PolicySpec, clip: float) -> None:
         super().__init__(config, network, spec, clip)
         self.features = ObservationFeatures(network, spec.features, spec.obs_horizon)
-        self.horizon = spec.execute_horizon
+        self.horizon, self.samples_edits = spec.execute_horizon, config.samples_edits
         shape = (self.horizon, spec.action_dim)
         size = self.features.size + torch.Size(shape).numel()
         self.edits = BoundedGaussian(size, shape, config.edit_hidden, config.bound, EDIT_LOG_STD)
 
     def chunk(self, observation: Observation, noise: Tensor, flow: FlowOf) -> Tensor:
-        """See :class:`Steering`; edits without their noise, unless it explores."""
+        """See :class:`Steering`. The noise of an edit, where it has some, is the next one's x_0."""
         chunks = self.within(flow(noise))
-        edited = self.edited(chunks, self.edits.chosen(self.inputs(observation, chunks), self.explores))
+        inputs = self.inputs(observation, chunks)
+        if self.samples_edits:
+            edits, _ = self.edits.sample(inputs, None, noise.roll(-1, 1)[:, :, : self.horizon])
+        else:
+            edits = self.edits.chosen(inputs, self.explores)
+        edited = self.edited(chunks, edits)
         return self.best(observation, torch.cat([chunks, edited], dim=1))
 
     def inputs(self, observation: Observation, chunks: Tensor) -> Tensor:

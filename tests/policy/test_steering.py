@@ -76,6 +76,29 @@ def test_edits_are_bounded_and_of_what_is_executed_alone():
     assert torch.equal(edited[:, :, 3:], chunks[:, :, 3:])  # T_e = 3
 
 
+def test_sampled_edits_follow_from_x0_and_have_the_density_of_the_edit_policy():
+    policy = steered("edited")
+    edited, seen = policy.steering, {"observation": torch.randn(1, 1, 2).expand(4000, 1, 2)}
+    noise = torch.randn(4000, 2, 4, 2)
+    chosen = {}
+    edited.best = lambda observation, chunks: chosen.update(all=chunks) or chunks[:, 0]
+    flow = lambda x: torch.zeros_like(x)  # noqa: E731
+    edited.chunk(seen, noise, flow)
+    assert torch.equal(*chosen["all"][:2, 2:])  # without noise they are all the same
+    edited.samples_edits = True
+    edited.chunk(seen, noise, flow)
+    first = chosen["all"]
+    edited.chunk(seen, noise, flow)
+    assert torch.equal(chosen["all"], first)
+    inputs = edited.inputs(seen, first[:, :2])
+    mean, log_std = edited.edits.moments(inputs)
+    found = torch.atanh(first[:, 2:, :3] / 0.2)  # T_e = 3, whose bound is 0.2
+    whitened = (found - mean) / log_std.exp()
+    assert whitened.mean((0, 1)).abs().max() < 0.05
+    torch.testing.assert_close(whitened.std((0, 1)), torch.ones(3, 2), atol=0.05, rtol=0)
+    assert torch.equal(first[:, :2], torch.zeros_like(first[:, :2]))
+
+
 def test_the_density_of_a_bounded_gaussian_integrates_to_one():
     torch.manual_seed(0)
     actor = BoundedGaussian(1, (1,), (4,), 0.5, -0.5)

@@ -33,6 +33,7 @@ class EXPO(FlowProposals):
         entropy: that the temperature alpha aims at, in nats for each number of an edit, in units of the bound
             (0.69 is uniform).
         temperature: alpha at first.
+        samples_edits: edits keep their noise where the policy is deployed, as while it learns.
     """
 
     name: ClassVar[str] = "expo"
@@ -41,12 +42,14 @@ class EXPO(FlowProposals):
     edit_every: PositiveInt = 2
     entropy: float = -0.5
     temperature: PositiveFloat = 0.01
+    samples_edits: bool = False
 
     def steering(self, members: int, hidden: tuple[int, ...]) -> dict[str, Any]:
         """See :class:`Algorithm`."""
         return {
             "name": "edited", "proposals": self.proposals, "members": members, "hidden": list(hidden),
             "bound": self.bound, "edit_hidden": list(self.edit_hidden),
+            **({"samples_edits": True} if self.samples_edits else {}),  # which older readers do not know
         }  # fmt: skip
 
     def extra(self, policy: FlowPolicy, members: int, hidden: tuple[int, ...]) -> nn.ModuleDict:
