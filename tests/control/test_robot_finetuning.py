@@ -142,7 +142,7 @@ def learn(lesson):
 def test_a_learner_takes_every_episode_once_and_goes_on_from_what_it_saved(lesson):
     store = lesson.run_dir / SESSIONS / "000" / EPISODES
     to = recorder(store)
-    total = episode(to, 9, 0.0)
+    total = episode(to, 9, 0.0, success=True)
     total = episode(to, 3, total)  # shorter than a chunk: nothing is learnt from it
     until(lambda: num_recorded(store) == 2)
     first = RobotLearner(lesson)
@@ -163,6 +163,7 @@ def test_a_learner_takes_every_episode_once_and_goes_on_from_what_it_saved(lesso
     kept = again.model.replay_buffer
     assert kept.stride == 4
     assert kept.rows["is_last"][:5].tolist() == [False, True, True, True, True]
+    assert kept.rows["succeeded"][: kept.size()].tolist() == [True] * 5 + [False] * (kept.size() - 5)
 
 
 def test_a_reward_that_is_not_finite_is_one_sentence_and_loses_nothing(lesson):

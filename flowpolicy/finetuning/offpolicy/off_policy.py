@@ -361,7 +361,7 @@ class OffPolicy(ChunkLearning, OffPolicyAlgorithm):
             if name.startswith("replay.")
         }
         if replay:
-            replay.setdefault("succeeded", torch.zeros_like(replay["is_last"]))  # not kept before 0.2
+            replay.setdefault("succeeded", torch.zeros_like(replay["is_last"]))  # which older files lack
             self.replay_buffer.put(Transitions.of(replay))
 
     def save_replay_buffer(self, path: Any) -> None:
