@@ -79,8 +79,7 @@ def test_edits_are_bounded_and_of_what_is_executed_alone():
 def test_sampled_edits_follow_from_x0_and_have_the_density_of_the_edit_policy():
     policy = steered("edited")
     edited, seen = policy.steering, {"observation": torch.randn(1, 1, 2).expand(4000, 1, 2)}
-    noise = torch.randn(4000, 2, 4, 2)
-    chosen = {}
+    noise, chosen = torch.randn(4000, 2, 4, 2), {}
     edited.best = lambda observation, chunks: chosen.update(all=chunks) or chunks[:, 0]
     flow = lambda x: torch.zeros_like(x)  # noqa: E731
     edited.chunk(seen, noise, flow)
@@ -97,6 +96,7 @@ def test_sampled_edits_follow_from_x0_and_have_the_density_of_the_edit_policy():
     assert whitened.mean((0, 1)).abs().max() < 0.05
     torch.testing.assert_close(whitened.std((0, 1)), torch.ones(3, 2), atol=0.05, rtol=0)
     assert torch.equal(first[:, :2], torch.zeros_like(first[:, :2]))
+    assert (whitened * noise[:, :, :3]).mean((0, 1)).abs().max() < 0.05  # nothing of the chunk's own x_0
 
 
 def test_the_density_of_a_bounded_gaussian_integrates_to_one():
