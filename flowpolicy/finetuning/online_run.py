@@ -40,6 +40,7 @@ from flowpolicy.runs.loggers import Loggers, build_loggers, read_metrics
 from flowpolicy.runs.run_folder import (
     RunFolder,
     comparable_settings,
+    default_settings,
     refuse_other_settings,
 )
 
@@ -64,9 +65,11 @@ class Recipe(ABC):
 
     Attributes:
         kind: of run, the name of its script.
+        named: what groups of the settings choose by name, such as ``algorithm``.
     """
 
     kind: ClassVar[str]
+    named: Mapping[str, Any] = {}
 
     def __init__(self, config: OnlineConfig, base: FlowPolicy, group: Processes) -> None:
         self.config, self.base, self.group = config, base, group
@@ -116,10 +119,11 @@ def _run(
     base = FlowPolicy.load(run_dir / BASE if is_old else config.checkpoint, device)
     config = dataclasses.replace(config, num_steps=chain_steps(base, config.num_steps))
     settings = comparable_settings(config, _REPORTING)
-    if is_old:
-        refuse_other_settings(run_dir, read_json(run_dir / "config.json"), settings)
     _check_base(base, task, config)
     recipe = kind(config, base, group)
+    if is_old:
+        defaults = default_settings(config, **recipe.named)
+        refuse_other_settings(run_dir, read_json(run_dir / "config.json"), settings, defaults)
     loggers = _loggers(config, run_dir, settings, recipe) if group.is_first else Loggers()
     if group.is_first and not is_old:
         base.save(run_dir / BASE)

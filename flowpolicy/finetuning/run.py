@@ -46,6 +46,7 @@ class ReinFlowRecipe(Recipe):
         if config.advantages is not None:
             discounts = {"gamma": config.reinflow.gamma, "gae_lambda": config.reinflow.gae_lambda}
             self.advantages = build_advantages(config.advantages, **discounts)
+        self.named = {"update": self.update, "advantages": self.advantages}
 
     def new(self, policy: FlowPolicy, env: VecEnv, task: Task) -> ReinFlow:
         """See :class:`Recipe`."""

@@ -117,14 +117,45 @@ def comparable_settings(config: Any, reporting: Iterable[str]) -> dict[str, Any]
     return settings
 
 
-def refuse_other_settings(run_dir: Path, saved: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Raise a CheckpointError that names the first of the ``settings`` in which a resumed run differs."""
+def default_settings(config: Any, **named: Any) -> dict[str, Any]:
+    """What the settings of ``config`` are where none are given.
+
+    Args:
+        config: a dataclass.
+        named: what groups of settings with a ``name`` choose, such as ``algorithm``: dataclasses too.
+    """
+    defaults: dict[str, Any] = {"name": config.name} if hasattr(config, "name") else {}
+    for item in dataclasses.fields(config):
+        value = named.get(item.name, getattr(config, item.name))
+        if dataclasses.is_dataclass(value):
+            defaults[item.name] = default_settings(value)
+        elif item.default is not dataclasses.MISSING:
+            defaults[item.name] = item.default
+    return defaults
+
+
+def refuse_other_settings(
+    run_dir: Path,
+    saved: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    defaults: Mapping[str, Any] = {},
+) -> None:
+    """Raise a CheckpointError that names the first of the ``settings`` in which a resumed run differs.
+
+    Args:
+        run_dir: of the run.
+        saved: what it was begun with. A setting that there was not yet is the one of ``defaults``, or else
+            null, or false.
+        settings: what it is to be resumed with.
+        defaults: see :func:`default_settings`.
+    """
     if isinstance(saved.get("model"), Mapping):  # a run from before there were other networks and tokens
         model = {"network": "transformer", **saved["model"]}
         if model["network"] == "transformer":
             model.setdefault("actions_per_token", 1)
         saved = {**saved, "model": model}
-    difference = next(_differences("", _own(saved), _own(json.loads(json.dumps(settings)))), None)
+    ours, absent = json.loads(json.dumps([settings, defaults]))
+    difference = next(_differences("", _own(saved), _own(ours), absent), None)
     if difference is not None:
         raise CheckpointError(
             f"{run_dir} was trained with {difference}; "
@@ -141,10 +172,12 @@ def _own(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**settings, "env": kept}
 
 
-def _differences(where: str, saved: Any, ours: Any) -> Iterator[str]:
-    """A setting that is absent is null, or false: a run begun before there was one does not have it."""
+def _differences(where: str, saved: Any, ours: Any, absent: Any) -> Iterator[str]:
     if isinstance(saved, Mapping) and isinstance(ours, Mapping):
+        defaults = absent if isinstance(absent, Mapping) else {}
         for key in sorted(saved.keys() | ours.keys()):
-            yield from _differences(f"{where}.{key}" if where else key, saved.get(key), ours.get(key))
+            default = defaults.get(key)
+            values = saved.get(key, default), ours.get(key, default), default
+            yield from _differences(f"{where}.{key}" if where else key, *values)
     elif saved != ours and not (saved is None and ours is False):
         yield f"{where[:80]}={shown(saved)} and not {shown(ours)}"

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,12 +15,13 @@ from toy_practice import make_policy
 from flowpolicy import FlowPolicy
 from flowpolicy.acceleration.sampler import build_sampler
 from flowpolicy.errors import CheckpointError, ConfigError, FlowPolicyError, TaskError
-from flowpolicy.finetuning.offpolicy.algorithms import ALGORITHMS
+from flowpolicy.finetuning.offpolicy.algorithms import ALGORITHMS, QChunk
 from flowpolicy.finetuning.offpolicy.config import OffPolicyConfig
 from flowpolicy.finetuning.offpolicy.off_policy import OffPolicy
 from flowpolicy.finetuning.offpolicy.run import OffPolicyRecipe, finetune_offpolicy
 from flowpolicy.finetuning.recorder import STATE_FILE
 from flowpolicy.finetuning.reinflow import ReinFlow
+from flowpolicy.finetuning.rules import PPO
 from flowpolicy.finetuning.run import finetune
 from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.pretraining.run import pretrain
@@ -113,6 +115,13 @@ def test_regularizers_and_distillation_run_and_are_recorded(settings, tmp_path, 
     finetune({**settings, **extra, "resume": True, "total_steps": settings["total_steps"]}, tmp_path / "run")
 
 
+def _forget(run_dir: Path, group: str, name: str) -> None:
+    file = run_dir / "config.json"
+    settings = json.loads(file.read_text())
+    del settings[group][name]
+    file.write_text(json.dumps(settings))
+
+
 @pytest.mark.usefixtures("empty_figures")
 def test_a_run_is_continued_and_not_overwritten(settings, tmp_path):
     run_dir = tmp_path / "run"
@@ -123,7 +132,10 @@ def test_a_run_is_continued_and_not_overwritten(settings, tmp_path):
     with pytest.raises(CheckpointError, match=r"reinflow\.gamma=0\.995 and not 0\.9"):
         finetune(other, run_dir)
     before = ReinFlow.load(run_dir / STATE_FILE).num_timesteps
-    finetune({**settings, "resume": True}, run_dir)  # nothing is left to do
+    _forget(run_dir, "reinflow", "gae_lambda")  # as begun before there were these
+    _forget(run_dir, "noise", "minimum")
+    given = {**settings, "resume": True, "update": {"name": "ppo", "clip_range": PPO.clip_range}}
+    finetune(given, run_dir)  # nothing is left to do
     assert ReinFlow.load(run_dir / STATE_FILE).num_timesteps == before
     shutil.rmtree(run_dir / "checkpoint")  # written again, as the state has it
     summary = finetune({**settings, "resume": True}, run_dir)
@@ -185,6 +197,10 @@ def test_an_offpolicy_run_leaves_a_policy_that_is_used_as_any_other(settings, tm
             {**settings, **OFFPOLICY, "resume": True, "offpolicy": {**OFFPOLICY["offpolicy"], "gamma": 0.9}},
             run_dir,
         )
+    _forget(run_dir, "offpolicy", "tau")
+    given = {**settings, **OFFPOLICY, "resume": True, "total_steps": 200}
+    given["algorithm"] = {**given["algorithm"], "imitation_every": QChunk.imitation_every}
+    finetune_offpolicy(given, run_dir)
     longer = {**settings, **OFFPOLICY, "distill": {"steps": 5, "batch_size": 16}}
     finetune_offpolicy(longer, tmp_path / "distilled")
     assert FlowPolicy.load(tmp_path / "distilled" / "checkpoint").steering is None

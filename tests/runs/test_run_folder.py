@@ -1,17 +1,22 @@
 """A run folder belongs to one kind of run."""
 
+import dataclasses
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
 from flowpolicy.errors import CheckpointError, ConfigError
+from flowpolicy.finetuning.offpolicy.algorithms import DSRL, build_algorithm
+from flowpolicy.finetuning.offpolicy.config import OffPolicySettings
 from flowpolicy.runs.run_folder import (
     FINETUNING,
     PRETRAINING,
     RunFolder,
     claim,
     comparable_settings,
+    default_settings,
     refuse_other_kind,
     refuse_other_settings,
 )
@@ -77,6 +82,33 @@ def test_the_first_setting_that_differs_is_named_and_those_of_reporting_may(tmp_
     other = Config(train={"steps": 11, "log_every": 1})
     with pytest.raises(CheckpointError, match=r"trained with train\.steps=10 and not 11"):
         refuse_other_settings(tmp_path, saved, comparable_settings(other, reporting))
+
+
+def test_a_setting_newer_than_a_run_is_its_default_there(tmp_path):
+    @dataclass
+    class Config:
+        algorithm: dict[str, Any]
+        offpolicy: OffPolicySettings = field(default_factory=OffPolicySettings)
+
+    def resume(saved: dict[str, Any], **options: Any) -> None:
+        algorithm = {"name": "dsrl", "bound": 2.0, **options}
+        config = Config(algorithm)
+        defaults = default_settings(config, algorithm=build_algorithm(algorithm))
+        refuse_other_settings(tmp_path, saved, comparable_settings(config, ()), defaults)
+
+    offpolicy = json.loads(json.dumps(dataclasses.asdict(OffPolicySettings())))
+    del offpolicy["members"]
+    old: dict[str, Any] = {"algorithm": {"name": "dsrl", "bound": 2.0}, "offpolicy": offpolicy}
+    resume(old)
+    resume(old, temperature=DSRL.temperature, actor_hidden=[256, 256])
+    with pytest.raises(CheckpointError, match=r"algorithm\.temperature=0\.01 and not 0\.2"):
+        resume(old, temperature=0.2)
+    old["algorithm"]["temperature"] = 0.2
+    with pytest.raises(CheckpointError, match=r"algorithm\.temperature=0\.2 and not 0\.01"):
+        resume(old)
+    ours, defaults = {"offpolicy": {**offpolicy, "members": 4}}, {"offpolicy": {"members": 5}}
+    with pytest.raises(CheckpointError, match=r"offpolicy\.members=5 and not 4"):
+        refuse_other_settings(tmp_path, {"offpolicy": offpolicy}, ours, defaults)
 
 
 def test_how_demonstrations_are_made_is_not_a_runs_own(tmp_path):

@@ -20,7 +20,7 @@ from flowpolicy.files.reading import read_json
 from flowpolicy.finetuning.offpolicy.algorithms import build_algorithm
 from flowpolicy.finetuning.recorder import STATE_FILE
 from flowpolicy.policy import FlowPolicy
-from flowpolicy.runs.run_folder import ROBOT, RunFolder, refuse_other_settings
+from flowpolicy.runs.run_folder import ROBOT, RunFolder, default_settings, refuse_other_settings
 from flowpolicy.settings import require
 
 
@@ -52,13 +52,14 @@ def finetune_robot(
             failed, as it does of a reward that is not finite.
     """
     require(config.record is None, "record", config.record, "left out: the run's folder has the recordings")
-    build_algorithm(config.algorithm)
+    algorithm = build_algorithm(config.algorithm)
     reward_function(config.reward)
     folder = RunFolder(run_dir, ROBOT, state=STATE_FILE, result=CHECKPOINT)
     settings = config.learning()
     is_resumed = folder.continues(resume=config.resume)
     if is_resumed:
-        refuse_other_settings(run_dir, read_json(run_dir / "config.json"), settings)
+        defaults = default_settings(config, algorithm=algorithm)
+        refuse_other_settings(run_dir, read_json(run_dir / "config.json"), settings, defaults)
         policy = FlowPolicy.load(run_dir / CHECKPOINT)
     else:
         policy = FlowPolicy.load(config.checkpoint)

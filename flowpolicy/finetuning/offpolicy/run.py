@@ -38,6 +38,7 @@ class OffPolicyRecipe(Recipe):
             raise ConfigError("Off-policy fine-tuning runs in one process; start it without torchrun.")
         base.require_unsteered("Off-policy fine-tuning")
         self.learns = build_algorithm(config.algorithm)
+        self.named = {"algorithm": self.learns}
         self.demonstrations = self._demonstrations()
 
     @property
