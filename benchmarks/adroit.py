@@ -20,8 +20,8 @@ FEW = {"hammer": (1, 500), "pen": (3, 500)}
 """Task -> demonstrations, and steps of pretraining."""
 # What is asked for is success: its first moment ends an episode, and the reward says how soon that was.
 SUCCESS = (
-    "env.env_kwargs.max_episode_steps=200", "+env.env_kwargs.reward_type=sparse",
-    "+env.env_kwargs.ends_at_success=true",
+    "env.env_kwargs.max_episode_steps=200", "env.env_kwargs.reward_type=sparse",
+    "env.env_kwargs.ends_at_success=true",
 )  # fmt: skip
 # The hand stands disturbances of half a standard deviation, and less is found with less.
 LOUD = (

@@ -72,7 +72,7 @@ def trained(name: str) -> list[str]:
         "pretrain", "env=pusht", "policy=flow_matching", "model=small", f"data.path={stores()[name]}",
         f"data.observation_keys={OBSERVED[name.rstrip('0123456789')]}", f"train.steps={STEPS[name]}", "train.batch_size=128",
         "train.threads=1", "train.save_every=100", "train.final_episodes=0", "train.evaluate_every=0",
-        *([f"+env.instruction='{WORDS[0]}'"] if name == "words" else []),
+        *([f"env.instruction='{WORDS[0]}'"] if name == "words" else []),
         "resume=true", f"run_dir={RUNS}/{name}",
     ]  # fmt: skip
 
@@ -80,8 +80,8 @@ def trained(name: str) -> list[str]:
 def evaluated(name: str, policy: str, degrees: int, words: str | None) -> list[str]:
     return [
         "evaluate", f"checkpoint={RUNS}/{policy}/checkpoint", "env=pusht",
-        f"+env.env_kwargs.goal_degrees={degrees}", f"episodes={EPISODES}", "num_envs=25", "video=false",
-        *([f"+env.instruction='{words}'"] if words else []), f"run_dir={RUNS}/{name}",
+        f"env.env_kwargs.goal_degrees={degrees}", f"episodes={EPISODES}", "num_envs=25", "video=false",
+        *([f"env.instruction='{words}'"] if words else []), f"run_dir={RUNS}/{name}",
     ]  # fmt: skip
 
 

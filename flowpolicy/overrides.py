@@ -25,7 +25,7 @@ with optional("The scripts need {name}", "train", SystemExit):
 
 CONFIG_PACKAGE = "flowpolicy_configs"
 typed: dict[str, str] = {}
-"""Words that Hydra sees -> those that were typed in their place: ``env=PATH``."""
+"""Words that Hydra sees -> those that were typed in their place, such as ``env=PATH``."""
 
 
 def adopted_task(word: str) -> str:
@@ -175,11 +175,26 @@ def compose_or_refuse(config_name: str) -> DictConfig | None:
         overrides = _first_of_sweeps(words) if is_sweep else words
         return hydra.compose(config_name, overrides=overrides, return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
+        if _may_be_new(str(error)):
+            return compose_or_refuse(config_name)
         unread = next((word for word in words if not _is_override(word)), None)
         if unread is not None:
             raise ConfigError(_how_to_write(unread)) from error
         base = OmegaConf.to_container(hydra.compose(config_name), resolve=False)
         raise ConfigError(explained(str(error), base)) from error
+
+
+def _may_be_new(message: str) -> bool:
+    """Put a + before the override that Hydra refuses, where a task may have what it names though its file
+    does not: any keyword of the environment, and a setting with a default.
+    """
+    known = "|".join(("env_kwargs\\..+", *defaults(Task)))
+    found = re.search(rf"Could not override '(env\.(?:{known}))'\.", message)
+    places = [at for at, word in enumerate(sys.argv) if found and word.startswith(f"{found[1]}=")]
+    for at in places:
+        typed[f"+{sys.argv[at]}"] = sys.argv[at]
+        sys.argv[at] = f"+{sys.argv[at]}"
+    return bool(places)
 
 
 def _is_override(word: str) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 from flowpolicy.cli import command_line, script
 from flowpolicy.data.importers import import_to_store
 from flowpolicy.data.inspection import Inspection, inspect_demonstrations, metrics, table
+from flowpolicy.errors import ConfigError
 from flowpolicy.evaluation.summary import write_summary
 from flowpolicy.evaluation.task_file import task_file_of, write_task_file
 
@@ -21,6 +22,8 @@ def main(config: dict[str, Any], run_dir: Path) -> None:
     env = config.get("env") or {}
     attributes = {"import_command": command_line(), **(config["attributes"] or {})}
     if env:
+        if "env_id" not in env:
+            raise ConfigError("Name the task whose settings these are, such as env=pusht.")
         about = {"env_id": env["env_id"], "fps": env["control_hz"]}
         attributes = {**{name: value for name, value in about.items() if value is not None}, **attributes}
     out = import_to_store(

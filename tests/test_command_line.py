@@ -1,6 +1,7 @@
 """Paths on the command line, which Hydra's grammar would take for something else."""
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import get_type_hints
 
@@ -8,12 +9,12 @@ import hydra
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from flowpolicy.cli import script
+from flowpolicy.cli import command_line, script
 from flowpolicy.control.run_config import RunConfig
 from flowpolicy.errors import ConfigError
 from flowpolicy.evaluation.sweep import EvaluationConfig
 from flowpolicy.finetuning.config import FinetuneConfig
-from flowpolicy.overrides import quoted_path
+from flowpolicy.overrides import compose_or_refuse, quoted_path
 from flowpolicy.pretraining.run import PretrainConfig
 from flowpolicy.settings import build
 
@@ -58,6 +59,25 @@ def test_what_cannot_be_read_is_refused_with_the_way_to_write_it(word, monkeypat
     [sentence] = capsys.readouterr().err.splitlines()
     assert word in sentence
     assert "write" in sentence or "two pairs of quotes" in sentence
+
+
+@pytest.mark.parametrize("flags", [[], ["--multirun"]])
+def test_a_task_is_given_what_its_file_does_not_hold(flags, monkeypatch):
+    words = ["env.env_kwargs.healthy_reward=0.5,0.6", "env.instruction='run on'", "env.control_hz=60"]
+    typed = words if flags else [words[0].removesuffix(",0.6"), *words[1:]]
+    monkeypatch.setattr("sys.argv", ["evaluate.py", *flags, "env=hopper", *typed])
+    with hydra.initialize_config_module("flowpolicy_configs", version_base="1.3"):
+        found = compose_or_refuse("evaluate").env
+    assert found.env_kwargs == {"healthy_reward": 0.5}
+    assert (found.instruction, found.control_hz) == ("run on", 60)
+    assert command_line().endswith(" ".join(["env=hopper", *map(shlex.quote, typed)]))
+
+
+@pytest.mark.parametrize("word", ["env.instructions=run", "env.env_kwarg.a=1"])
+def test_a_misspelt_setting_of_a_task_is_refused(word, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["evaluate.py", "env=hopper", word])
+    with hydra.initialize_config_module("flowpolicy_configs", version_base="1.3"), pytest.raises(ConfigError):
+        compose_or_refuse("evaluate")
 
 
 def test_a_file_that_exists_is_meant(base, tmp_path, monkeypatch):

@@ -73,7 +73,7 @@ def _run(config: DistillationConfig, run_dir: Path, command: str, group: Process
     device = resolve_device(config.device, group.local_rank)
     teacher = FlowPolicy.load(config.checkpoint, device)
     teacher.require_unsteered("Distillation")
-    task = task_of(teacher.spec.task, config.env or None, config.checkpoint)
+    task = task_of(teacher.spec.task, config.env, config.checkpoint)
     method = build_method(config.method, teacher)
     demos = find_demonstrations(dataclasses.replace(config, data=_as_read(teacher, config.data)), task)
     torch.manual_seed(config.seed)

@@ -206,7 +206,7 @@ def task_from(settings: Mapping[str, Any]) -> Task:
 def task_of(
     trained_for: Mapping[str, Any], settings: Mapping[str, Any] | None, checkpoint: Path | str
 ) -> Task:
-    """The task in ``settings``, or where there are none the one that a policy was ``trained_for``.
+    """The task in ``settings``; where they name none, the one that a policy was ``trained_for``, with them.
 
     A user's settings may name any environment, a checkpoint's only those of
     :func:`~flowpolicy.evaluation.allowed.check_choice`.
@@ -215,7 +215,8 @@ def task_of(
         ConfigError: neither says one, or says it wrongly; the message names the ``checkpoint``.
         TaskError: the checkpoint chooses an environment that it may not choose.
     """
-    if settings is not None:
+    settings = settings or {}
+    if settings.keys() & {"name", "env_id"}:
         return task_from(settings)
     if not trained_for:
         raise ConfigError(f"{checkpoint} does not say which task it is for; name one, e.g. env=hopper.")
@@ -227,4 +228,9 @@ def task_of(
         ) from error
     if task.env_id is not None:
         check_choice(task.env_id, task.env_kwargs, checkpoint)
-    return task
+    if not settings:
+        return task
+    keywords = settings.get("env_kwargs", {})
+    if isinstance(keywords, Mapping):
+        keywords = {**task.env_kwargs, **keywords}
+    return task_from({**trained_for, **settings, "env_kwargs": keywords})

@@ -70,7 +70,7 @@ class TextFeature(Feature):
 
     known: tuple[str, ...] = field(default=(), compare=False)
 
-    remedy: ClassVar[str] = "say it in words: +env.instruction=TEXT in simulation, task=TEXT on a robot"
+    remedy: ClassVar[str] = "say it in words: env.instruction=TEXT in simulation, task=TEXT on a robot"
 
     @classmethod
     def for_texts(cls, settings: Mapping[str, Any], texts: Iterable[str], where: str) -> Self:

@@ -64,7 +64,7 @@ def _run(config: PreferencesConfig, run_dir: Path, command: str, group: Processe
     run = TrainingRun(config, run_folder(run_dir, PREFERENCES), group, command)
     reference = FlowPolicy.load(config.checkpoint, resolve_device(config.device, group.local_rank))
     reference.require_unsteered("Fine-tuning on preferences")
-    task = task_of(reference.spec.task, config.env or None, config.checkpoint)
+    task = task_of(reference.spec.task, config.env, config.checkpoint)
     loss = build_loss(config.loss, reference)
     pairs = read_pairs(config.pairs, reference.spec.features)
     require_same_actions(pairs, (reference.spec.action_horizon, reference.spec.action_dim))

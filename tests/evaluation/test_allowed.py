@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from flowpolicy import FlowPolicy, PolicyConfig
-from flowpolicy.errors import FlowPolicyError, TaskError
+from flowpolicy.errors import ConfigError, FlowPolicyError, TaskError
 from flowpolicy.evaluation.sweep import EvaluationConfig, evaluate_sweep
 from flowpolicy.evaluation.task import task_of
 from flowpolicy.models.config import TransformerConfig
@@ -113,6 +113,20 @@ def test_paths_modules_and_windows_are_refused(task: dict[str, Any], trap: str):
 def test_a_user_may_name_anything(env_kwargs: dict[str, Any]):
     task = {**HOPPER, "env_id": "my_package:Mine-v0", "env_kwargs": env_kwargs}
     assert task_of({}, task, "a/checkpoint").env_kwargs == env_kwargs
+
+
+def test_a_user_changes_a_part_of_the_task_that_a_checkpoint_names(trap: str):
+    task = {**HOPPER, "env_kwargs": {"healthy_reward": 0.5, "frame_skip": 2}}
+    given = {"env_kwargs": {"frame_skip": 5, "xml_file": "/x.xml"}, "instruction": "hop"}
+    found = task_of(task, given, "a/checkpoint")
+    assert found.env_kwargs == {"healthy_reward": 0.5, "frame_skip": 5, "xml_file": "/x.xml"}
+    assert (found.env_id, found.instruction) == (task["env_id"], "hop")
+    with pytest.raises(TaskError, match="env=NAME"):  # the checkpoint's own part is still a stranger's
+        task_of({**HOPPER, "env_id": f"{trap}:Hopper-v5"}, given, "a/checkpoint")
+    with pytest.raises(ConfigError, match="name one, e"):
+        task_of({}, given, "a/checkpoint")
+    with pytest.raises(ConfigError, match=r"env\.env_kwargs"):
+        task_of(task, {"env_kwargs": 1}, "a/checkpoint")
 
 
 def test_what_the_package_ships_is_allowed(repo_root: Path):

@@ -396,3 +396,11 @@ def test_settings_are_checked():
     steered = make().deployed_policy()
     with pytest.raises(ConfigError, match="without steering"):
         make(policy=steered, algorithm=LEARNERS[1])
+
+
+def test_sampled_edits_take_two_proposals():
+    EXPO(proposals=2, samples_edits=True)
+    with pytest.raises(
+        ConfigError, match=r"algorithm\.proposals is 1; it must be 2 or more with samples_edits"
+    ):
+        EXPO(proposals=1, samples_edits=True)

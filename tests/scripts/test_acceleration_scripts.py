@@ -12,7 +12,7 @@ pytest.importorskip("pymunk", reason="Push-T is not installed")
 pytest.importorskip("hydra", reason="hydra is not installed")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
-PUSHT = ["env=pusht", "+env.env_kwargs.max_episode_steps=48"]
+PUSHT = ["env=pusht", "env.env_kwargs.max_episode_steps=48"]
 SMALL = [
     "num_steps=6", "updates=3", "observations=64", "noise_seeds=1", "test_observations=8", "episodes=12",
     "search_iterations=2", "search_observations=8", "threads=1", *PUSHT,

@@ -15,7 +15,7 @@ pytest.importorskip("stable_baselines3", reason="stable-baselines3 is not instal
 SHORT = [
     "total_steps=192", "num_envs=2", "workers=0", "reinflow.n_steps=16", "reinflow.batch_size=16",
     "reinflow.critic_warmup=1", "final_episodes=2", "evaluation_envs=2", "threads=1",
-    "+env.env_kwargs.max_episode_steps=60", "+env.env_kwargs.width=128", "+env.env_kwargs.height=128",
+    "env.env_kwargs.max_episode_steps=60", "env.env_kwargs.width=128", "env.env_kwargs.height=128",
 ]  # fmt: skip
 
 

@@ -12,7 +12,7 @@ pytest.importorskip("hydra", reason="hydra is not installed")
 
 SMALL = [
     "calls=12", "bouts=2", "pause_s=0.05", "quantile=0.5", "observations=16", "episodes=2",
-    "backends=[eager]", "search_iterations=2", "+env.env_kwargs.max_episode_steps=50",
+    "backends=[eager]", "search_iterations=2", "env.env_kwargs.max_episode_steps=50",
 ]  # fmt: skip
 PERIOD_MS = 500  # kept on a machine that does much else too
 

@@ -17,6 +17,7 @@ from flowpolicy.flow.objective import Metrics
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.policy.steering import Widths
 from flowpolicy.ranges import PositiveFloat, PositiveInt, positive_to
+from flowpolicy.settings import require
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class EXPO(FlowProposals):
         entropy: that the temperature alpha aims at, in nats for each number of an edit, in units of the bound
             (0.69 is uniform).
         temperature: alpha at first.
-        samples_edits: edits keep their noise where the policy is deployed, as while it learns.
+        samples_edits: edits keep their noise where the policy is deployed, as while it learns. Its source is
+            the x_0 of another proposal, so it takes two.
     """
 
     name: ClassVar[str] = "expo"
@@ -43,6 +45,11 @@ class EXPO(FlowProposals):
     entropy: float = -0.5
     temperature: PositiveFloat = 0.01
     samples_edits: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        is_alone = self.samples_edits and self.proposals < 2
+        require(not is_alone, "algorithm.proposals", self.proposals, "2 or more with samples_edits")
 
     def steering(self, members: int, hidden: tuple[int, ...]) -> dict[str, Any]:
         """See :class:`Algorithm`."""
