@@ -61,12 +61,26 @@ def row_of(task: str, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def aggregates(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Interquartile mean of each way over its tasks and seeds, with a 95% interval."""
+    """Interquartile means of the ways that were taken on all of some tasks: each that has several seeds, with 95% intervals
+    over them; and all together, from the first seed of each."""
+    seeds = {task: [len(row["by_seed"]) for row in rows if row["task"] == task] for task in SUITES}
+    several = [task for task, counts in seeds.items() if min(counts, default=0) > 1]
+    groups = {task: ([task], None) for task in several} | {"all, one seed": (list(SUITES), 1)}
+    return {
+        name: aggregate([row for row in rows if row["task"] in tasks], tasks, count)
+        for name, (tasks, count) in groups.items()
+    }
+
+
+def aggregate(rows: list[dict[str, Any]], tasks: list[str], seeds: int | None) -> dict[str, Any]:
+    """The ways that have a row of each of the ``tasks``, best first."""
     scores: dict[str, np.ndarray] = {}
-    tasks = {way: [row for row in rows if row["way"] == way] for way in {row["way"] for row in rows}}
-    for way, mine in tasks.items():
-        count = min(len(row["score_by_seed"]) for row in mine)
-        scores[way] = np.array([row["score_by_seed"][:count] for row in mine]).T  # (seeds, tasks)
+    for way in {row["way"] for row in rows}:
+        mine = [row["score_by_seed"][:seeds] for row in rows if row["way"] == way]
+        if len(mine) == len(tasks):
+            scores[way] = np.array(mine).T  # (seeds, tasks)
+    if not scores:
+        return {}
     means, intervals = library.get_interval_estimates(
         scores, lambda values: np.array([metrics.aggregate_iqm(values)]), reps=RESAMPLES,
         random_state=np.random.RandomState(0),
@@ -74,11 +88,11 @@ def aggregates(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         way: {
             "interquartile_mean": float(means[way][0]),
-            "ci95": intervals[way][:, 0].tolist() if scores[way].size > 2 else None,
-            "tasks": [row["task"] for row in tasks[way]], "seeds": len(scores[way]),
+            "ci95": intervals[way][:, 0].tolist() if len(scores[way]) > 1 else None,
+            "seeds": len(scores[way]),
         }
         for way in sorted(scores, key=lambda way: -means[way][0])
-    }  # fmt: skip
+    }
 
 
 def main() -> None:
@@ -102,9 +116,11 @@ def main() -> None:
             f"| {row['task']} | {row['way']} | {row['num_steps']} | {max(row['steps']):,} | "
             f"{updates} | {np.mean(row['minutes']):.1f} | {row['base']:.{digits}f} | {way} | {ends} |"
         )
-    for way, each in found.items():
-        interval = "" if each["ci95"] is None else " [{:.2f}, {:.2f}]".format(*each["ci95"])
-        print(f"{way}: {each['interquartile_mean']:.2f}{interval}, {', '.join(each['tasks'])}")
+    for name, ways in found.items():
+        print(name)
+        for way, each in ways.items():
+            interval = "" if each["ci95"] is None else " [{:.2f}, {:.2f}]".format(*each["ci95"])
+            print(f"  {way}: {each['interquartile_mean']:.2f}{interval}")
 
 
 if __name__ == "__main__":
