@@ -104,6 +104,7 @@ def _few(
     steps: int,
     *practised: str,
     noise: float | None = None,
+    options: tuple[str, ...] = (),
     **settings: Any,
 ) -> practice.Run:
     """A policy of few demonstrations, and fine-tuning; a chunk is executed whole, so that all that is scored was done.
@@ -112,7 +113,7 @@ def _few(
     return practice.Run(
         RUNS / "practice",
         name,
-        (f"env={env}", "env.action_horizon=4"),
+        (f"env={env}", "env.action_horizon=4", *options),
         collecting=(
             f"episodes={demonstrations}",
             *(() if noise is None else (f"env.scripted.noise={noise}",)),
@@ -129,27 +130,32 @@ EXPO = (
     "algorithm=expo", *practice.LARGE_EDITS, "offpolicy.offline_updates=2000", "num_envs=8", "workers=0",
     "evaluation_envs=5", "total_steps=100000", "evaluate_episodes=50",
 )  # fmt: skip
+# Where a hand has to fetch, carry and place: edits that are sampled where they are deployed, longer targets.
+PLACING = (
+    *EXPO, "algorithm.temperature=0.2", "algorithm.samples_edits=true", "offpolicy.utd=1", "offpolicy.n_steps=10",
+    "evaluate_every=50000",
+)  # fmt: skip
 OFFPOLICY = {"script": "finetune_offpolicy"}
 LIFT = _few("lift", "lift-from-five", 5, 600, *REINFLOW)
 PRACTICE = {
     "practice": [LIFT],
     "practice-offpolicy": [
         _few("lift", "lift-from-five-expo", 5, 600, *EXPO, "evaluate_every=20000", **OFFPOLICY),
+        _few("can", "can-from-twelve-expo", 12, 1000, *PLACING, "total_steps=225000", noise=0.3, **OFFPOLICY),
+    ],
+    # A study: half a day of a core.
+    "practice-square": [
         _few(
-            "can",
-            "can-from-twelve-expo",
-            12,
-            1000,
-            *EXPO,
-            "algorithm.temperature=0.2",
-            "algorithm.samples_edits=true",
-            "offpolicy.utd=1",
-            "offpolicy.n_steps=10",
-            "total_steps=225000",
-            "evaluate_every=50000",
-            noise=0.3,
+            "square",
+            "square-from-fifty-expo",
+            50,
+            4000,
+            *PLACING,
+            "total_steps=1500000",
+            noise=0.2,
+            options=ROTATION_6D,
             **OFFPOLICY,
-        ),
+        )
     ],
 }
 

@@ -150,6 +150,9 @@ def report(name: str, suite: str, runs: list[Run], command: str) -> dict[str, An
         "rows": rows,
     }
     content = with_earlier(name, content, lambda row: [row["run"]], [run.name for run in runs])
+    begun = [_begun(run) for run in runs if run.name in missing and _curve(run)["step"]]
+    if begun:
+        content["begun"] = begun
     alone = [row for row in content["rows"] if row["by_task"] is None and "tuned_success" not in row]
     if len(alone) > 1:
         hits, count = (sum(row[key] for row in alone) for key in ("successes", "episodes"))
@@ -194,9 +197,6 @@ def _row(run: Run) -> dict[str, Any]:
 def _practised(run: Run) -> dict[str, Any]:
     summary = read_json(run.folder / "practise" / "summary.json")
     found = summary["metrics"]
-    curve = [
-        row for row in read_metrics(run.folder / "practise" / "metrics.csv") if "evaluation/success" in row
-    ]
     return {
         "practice_steps": summary["steps"],
         "practice_seconds": summary["wall_seconds"],
@@ -207,8 +207,21 @@ def _practised(run: Run) -> dict[str, Any]:
         "success_gain": found["success_gain"],
         "success_gain_ci95": found["success_gain_ci95"],
         "practice_command": summary["command"],
-        "curve": {key: [row[key] for row in curve] for key in ("step", "evaluation/success")},
+        "curve": _curve(run),
     }
+
+
+def _begun(run: Run) -> dict[str, Any]:
+    """How far fine-tuning has come that has not ended: the evaluations on the way."""
+    evaluated = read_json(run.folder / "evaluate" / "summary.json")
+    base = {key: evaluated["metrics"][key] for key in ("success_rate", "success_ci95", "episodes")}
+    return {"run": run.name, "complete": False, "base": base, "practice": run.practice, "curve": _curve(run)}
+
+
+def _curve(run: Run) -> dict[str, list[float]]:
+    file = run.folder / "practise" / "metrics.csv"
+    rows = [row for row in read_metrics(file) if "evaluation/success" in row] if file.exists() else []
+    return {key: [row[key] for row in rows] for key in ("step", "evaluation/success")}
 
 
 def table(content: dict[str, Any]) -> str:
@@ -226,6 +239,11 @@ def table(content: dict[str, Any]) -> str:
         for name, found in (row["by_task"] or {}).items():
             rate = _rate(found["success_rate"], found["success_ci95"])
             lines.append(f"| {row['run']}: {name} | | {rate} | {found['episodes']} | | |")
+    for begun in content.get("begun", ()):
+        steps, success = (begun["curve"][key][-1] for key in ("step", "evaluation/success"))
+        base = _rate(begun["base"]["success_rate"], begun["base"]["success_ci95"])
+        count = begun["base"]["episodes"]
+        lines.append(f"| {begun['run']} | | {base} | {count} | {success:.2f} so far, {steps:.0f} steps | |")
     if "mean_success_single_task" in content:
         rate = _rate(content["mean_success_single_task"], content["mean_success_single_task_ci95"])
         lines.append(f"| mean of one policy a task | | {rate} | | | |")
