@@ -23,6 +23,7 @@ from flowpolicy.finetuning.chain import NoisyFlow, transition_mask
 from flowpolicy.finetuning.noise import NoiseConfig
 from flowpolicy.finetuning.reinflow import ReinFlow
 from flowpolicy.finetuning.rules import AWM, GDRO, NFT, UPDATE_RULES, Minibatch
+from flowpolicy.finetuning.rules.forward import SPREAD
 from flowpolicy.finetuning.run import finetune
 from flowpolicy.flow.sampler_spec import SamplerSpec
 
@@ -153,7 +154,7 @@ def test_the_first_step_on_a_gaussian_goes_where_its_better_chunks_are(t, x_t):
     drawn = torch.randperm(20_000, generator=torch.Generator().manual_seed(0))  # in groups of four
     moving = velocity[drawn].requires_grad_()
     groups = replace(replace(batch, kept=kept)[drawn], group_size=4)
-    GDRO(temperature=1.0).policy_loss(moving, groups)[0].backward()
+    GDRO(strength=1.0, temperature=1.0).policy_loss(moving, groups)[0].backward()
     assert float(moving.grad.sum()) == pytest.approx(-2 * tilted * 3 / 4, rel=0.03)
 
 
@@ -347,6 +348,10 @@ def test_advantages_may_come_from_groups(tmp_path):
     with pytest.raises(CheckpointError, match="advantages of its user's own"):
         ReinFlow.load(tmp_path / "model", **given)
     assert ReinFlow.load(tmp_path / "model", advantages=GAE(0.9, 0.9), **given).num_timesteps > 0
+
+
+def test_implicit_rewards_are_nats_by_default():
+    assert GDRO().strength == pytest.approx(1 / (2 * SPREAD**2), rel=0.01)
 
 
 def test_loss_and_gradient_of_groups_are_those_of_a_computation_by_hand():

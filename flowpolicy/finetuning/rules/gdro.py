@@ -27,14 +27,15 @@ class GDRO(ForwardRule):
     sampled from the policy that learns, so that the chunks may be the pretrained policy's alone.
 
     Attributes:
-        strength: b.
+        strength: b. 1 / (2 ``SPREAD``^2) makes implicit rewards nats, as ``train/kl`` is; the smaller, the
+            farther v goes, over the more numbers a chunk has the more so.
         temperature: of the advantages, in standard deviations; the lower, the farther v goes.
         offline: learn from chunks of the pretrained policy, at the end of the run; else in every iteration.
     """
 
     name: ClassVar[str] = "gdro"
     needs_groups = True
-    strength: PositiveFloat = 1.0
+    strength: PositiveFloat = 5.6
     temperature: PositiveFloat = 0.5
     offline: bool = True
 
