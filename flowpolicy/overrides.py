@@ -175,7 +175,7 @@ def compose_or_refuse(config_name: str) -> DictConfig | None:
         overrides = _first_of_sweeps(words) if is_sweep else words
         return hydra.compose(config_name, overrides=overrides, return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
-        if _may_be_new(str(error)):
+        if _marked_as_new(str(error)):
             return compose_or_refuse(config_name)
         unread = next((word for word in words if not _is_override(word)), None)
         if unread is not None:
@@ -184,9 +184,9 @@ def compose_or_refuse(config_name: str) -> DictConfig | None:
         raise ConfigError(explained(str(error), base)) from error
 
 
-def _may_be_new(message: str) -> bool:
+def _marked_as_new(message: str) -> bool:
     """Put a + before the override that Hydra refuses, where a task may have what it names though its file
-    does not: any keyword of the environment, and a setting with a default.
+    does not: any keyword of the environment, and a setting with a default. Whether it was one.
     """
     known = "|".join(("env_kwargs\\..+", *defaults(Task)))
     found = re.search(rf"Could not override '(env\.(?:{known}))'\.", message)
