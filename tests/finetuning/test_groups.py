@@ -97,7 +97,7 @@ def test_what_cannot_be_put_to_a_state_is_refused():
 def test_offline_it_learns_at_the_end_from_chunks_of_the_pretrained_policy(tmp_path):
     pretrained = make_policy(objective="flow_matching", model=MLPConfig(hidden=16))
     model = make(
-        grouped(16), copy.deepcopy(pretrained), update=GDRO(temperature=0.3),
+        grouped(16), copy.deepcopy(pretrained), update=GDRO(strength=1.0, temperature=0.3),
         advantages=GroupAdvantages(0.9, 0.9, 4, 3), n_steps=9, batch_size=48, n_epochs=12,
         learning_rate=1e-2, target_kl=1e-6, critic_warmup=99,
     )  # fmt: skip
