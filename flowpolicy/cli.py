@@ -20,7 +20,6 @@ from flowpolicy.overrides import (
     CONFIG_PACKAGE,
     adopted_task,
     compose_or_refuse,
-    defaults,
     explained,
     is_left_to_hydra,
     own_robot,
@@ -28,6 +27,7 @@ from flowpolicy.overrides import (
     typed,
 )
 from flowpolicy.runs.run_folder import claim, refuse_other_kind
+from flowpolicy.settings import defaults
 
 if TYPE_CHECKING:
     from flowpolicy.control.run import ControlRun

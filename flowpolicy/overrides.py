@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import sys
 import zlib
@@ -12,7 +11,7 @@ from typing import Any
 from flowpolicy.errors import ConfigError
 from flowpolicy.evaluation.task import BESIDE_THE_TASK, Task
 from flowpolicy.optional import optional
-from flowpolicy.settings import unknown_key
+from flowpolicy.settings import defaults, unknown_key
 
 with optional("The scripts need {name}", "train", SystemExit):
     import hydra
@@ -81,19 +80,6 @@ def own_robot(word: str) -> list[str]:
     """``robot=module:name`` in full; any other word as it is."""
     is_own = re.fullmatch(r"robot=[A-Za-z_][\w.]*:[A-Za-z_]\w*", word)
     return ["robot=own", f"robot.kind={word.partition('=')[2]}"] if is_own else [word]
-
-
-def defaults(cls: Any) -> dict[str, Any]:
-    """The settings of a dataclass that have a default."""
-    found: dict[str, Any] = {}
-    for item in dataclasses.fields(cls):
-        if item.default is not dataclasses.MISSING:
-            found[item.name] = item.default
-        elif item.default_factory is not dataclasses.MISSING:
-            value: Any = item.default_factory()
-            is_config = dataclasses.is_dataclass(value) and not isinstance(value, type)
-            found[item.name] = dataclasses.asdict(value) if is_config else value
-    return found
 
 
 def quote_paths(config_name: str) -> None:

@@ -111,6 +111,19 @@ def unknown_key(key: str, valid: Collection[str]) -> str:
     return f"Unknown setting {shown(key)}; {hint}"
 
 
+def defaults(cls: Any) -> dict[str, Any]:
+    """The settings of a dataclass that have a default."""
+    found: dict[str, Any] = {}
+    for item in dataclasses.fields(cls):
+        if item.default is not dataclasses.MISSING:
+            found[item.name] = item.default
+        elif item.default_factory is not dataclasses.MISSING:
+            value: Any = item.default_factory()
+            is_config = dataclasses.is_dataclass(value) and not isinstance(value, type)
+            found[item.name] = dataclasses.asdict(value) if is_config else value
+    return found
+
+
 def require(condition: bool, name: str, value: object, allowed: str) -> None:
     """Raise a ConfigError unless ``condition`` holds: '<name> is <value>; it must be <allowed>.'"""
     if not condition:

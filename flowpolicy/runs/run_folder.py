@@ -14,7 +14,7 @@ from typing import Any
 from flowpolicy.errors import CheckpointError, ConfigError
 from flowpolicy.files.reading import read_json
 from flowpolicy.files.storage import write_json
-from flowpolicy.settings import shown
+from flowpolicy.settings import defaults, shown
 
 PRETRAINING, DISTILLATION, FINETUNING = "pretrain", "distill", "finetune_reinflow"
 OFFPOLICY = "finetune_offpolicy"
@@ -122,39 +122,37 @@ def default_settings(config: Any, **named: Any) -> dict[str, Any]:
 
     Args:
         config: a dataclass.
-        named: what groups of settings with a ``name`` choose, such as ``algorithm``: dataclasses too.
+        named: what groups of settings with a ``name`` choose, such as ``algorithm``: dataclasses, or None.
     """
-    defaults: dict[str, Any] = {"name": config.name} if hasattr(config, "name") else {}
-    for item in dataclasses.fields(config):
-        value = named.get(item.name, getattr(config, item.name))
-        if dataclasses.is_dataclass(value):
-            defaults[item.name] = default_settings(value)
-        elif item.default is not dataclasses.MISSING:
-            defaults[item.name] = item.default
-    return defaults
+    chosen = {
+        group: {"name": getattr(part, "name", None), **defaults(type(part))}
+        for group, part in named.items()
+        if part is not None
+    }
+    return {**defaults(type(config)), **chosen}
 
 
 def refuse_other_settings(
     run_dir: Path,
     saved: Mapping[str, Any],
     settings: Mapping[str, Any],
-    defaults: Mapping[str, Any] = {},
+    unset: Mapping[str, Any] = {},
 ) -> None:
     """Raise a CheckpointError that names the first of the ``settings`` in which a resumed run differs.
 
     Args:
         run_dir: of the run.
-        saved: what it was begun with. A setting that there was not yet is the one of ``defaults``, or else
+        saved: what it was begun with. A setting that there was not yet is the one of ``unset``, or else
             null, or false.
         settings: what it is to be resumed with.
-        defaults: see :func:`default_settings`.
+        unset: see :func:`default_settings`.
     """
     if isinstance(saved.get("model"), Mapping):  # a run from before there were other networks and tokens
         model = {"network": "transformer", **saved["model"]}
         if model["network"] == "transformer":
             model.setdefault("actions_per_token", 1)
         saved = {**saved, "model": model}
-    ours, absent = json.loads(json.dumps([settings, defaults]))
+    ours, absent = json.loads(json.dumps([settings, unset]))
     difference = next(_differences("", _own(saved), _own(ours), absent), None)
     if difference is not None:
         raise CheckpointError(
@@ -174,9 +172,9 @@ def _own(settings: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _differences(where: str, saved: Any, ours: Any, absent: Any) -> Iterator[str]:
     if isinstance(saved, Mapping) and isinstance(ours, Mapping):
-        defaults = absent if isinstance(absent, Mapping) else {}
+        within = absent if isinstance(absent, Mapping) else {}
         for key in sorted(saved.keys() | ours.keys()):
-            default = defaults.get(key)
+            default = within.get(key)
             values = saved.get(key, default), ours.get(key, default), default
             yield from _differences(f"{where}.{key}" if where else key, *values)
     elif saved != ours and not (saved is None and ours is False):
