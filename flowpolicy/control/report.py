@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import math
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ import jinja2  # PyTorch needs it itself
 from flowpolicy.control.events import EXPLAINED, Event, name_of
 from flowpolicy.control.statistics import Columns, run_statistics
 from flowpolicy.files.storage import atomic_file
+from flowpolicy.rounding import three_digits
 
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
@@ -58,7 +58,7 @@ def write_report(
             "pictures": _pictures(columns, period),
         }
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.filters |= {"digits": _number, "count": lambda number: f"{number:,}"}
+    environment.filters |= {"digits": three_digits, "count": lambda number: f"{number:,}"}
     page = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(content)
     with atomic_file(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
@@ -86,7 +86,7 @@ def _figures(run: Mapping[str, Any]) -> dict[str, str]:
     sources = (f"{name} {share:.1%}" for name, share in run["sources"].items() if share)
     delays = (f"{actions} actions {count:,}x" for actions, count in run["delays"].items())
     changes = [
-        f"{_number(run[key])} {where} (p95 {_number(run[f'{key}_p95'])})"
+        f"{three_digits(run[key])} {where} (p95 {three_digits(run[f'{key}_p95'])})"
         for key, where in (("seam", "at a change of chunk"), ("inside", "inside chunks"))
         if run[key] is not None
     ]
@@ -148,10 +148,3 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in values.items()
         if value is not None
     }
-
-
-def _number(value: float) -> str:
-    """Three digits that count, without an exponent."""
-    if not value or abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"

@@ -33,6 +33,7 @@ from flowpolicy.control.system import ending_signals
 from flowpolicy.evaluation.summary import machine, versions, write_summary
 from flowpolicy.execution.receding_horizon import ChunkPolicy
 from flowpolicy.files.storage import write_json
+from flowpolicy.rounding import three_digits
 from flowpolicy.runs.progress import progress_bar
 
 log = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ class ControlRun:
         lines += ["", f"delays: {delays or 'none'}"]
         lines.append("events: " + (", ".join(f"{name} {count}" for name, count in events.items()) or "none"))
         if self.world is not None:
-            returns = ", ".join(f"{value:.0f}" for value in self.world.returns[: self.world.finished])
+            returns = ", ".join(three_digits(value) for value in self.world.returns[: self.world.finished])
             lines.append(f"episodes finished: {self.world.finished}, returns {returns or 'none'}")
         if self.recorded is not None:
             lines.append(f"recorded: {self.recorded}")

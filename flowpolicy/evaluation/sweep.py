@@ -18,6 +18,7 @@ from flowpolicy.evaluation.task import Task, task_of
 from flowpolicy.execution.receding_horizon import ChunkPolicy
 from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.ranges import Episodes, NonNegativeInt, PositiveInt
+from flowpolicy.rounding import three_digits
 from flowpolicy.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -214,11 +215,11 @@ def format_tasks(by_task: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 _PERFORMANCE = (
-    ("return", "return_mean", ".1f"), ("95% interval", "return_ci95", ".1f"),
+    ("return", "return_mean", ""), ("95% interval", "return_ci95", ""),
     ("success", "success_rate", ".3f"), ("95% interval", "success_ci95", ".3f"),
     ("score", "score_mean", ".3f"), ("95% interval", "score_ci95", ".3f"), ("episodes", "episodes", "d"),
 )  # fmt: skip
-"""Columns: their header, the metric, and its format."""
+"""Columns: their header, the metric, and its format; none where the metric may be of any size."""
 
 
 def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[tuple[str, str, str]]) -> str:
@@ -232,5 +233,7 @@ def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[tuple[str, str, 
 
 def _cell(value: Any, form: str) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return f"[{value[0]:{form}}, {value[1]:{form}}]"
-    return "" if value is None else f"{value:{form}}"
+        return f"[{_cell(value[0], form)}, {_cell(value[1], form)}]"
+    if value is None:
+        return ""
+    return f"{value:{form}}" if form else three_digits(value)

@@ -34,6 +34,7 @@ from flowpolicy.finetuning.stable_baselines3 import ChunkedVecEnv
 from flowpolicy.finetuning.staggered import make_staggered
 from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.policy import FlowPolicy
+from flowpolicy.rounding import three_digits
 from flowpolicy.runs.device import resolve_device
 from flowpolicy.runs.distributed import Processes, processes
 from flowpolicy.runs.loggers import Loggers, build_loggers, read_metrics
@@ -315,7 +316,7 @@ def _metrics(
 def _shown(result: EvaluationResult) -> str:
     metrics = result.metrics()
     low, high = metrics["return_ci95"]
-    text = f"return {metrics['return_mean']:.0f} [{low:.0f}, {high:.0f}]"
+    text = f"return {three_digits(metrics['return_mean'])} [{three_digits(low)}, {three_digits(high)}]"
     if metrics["success_rate"] is not None:
         text += f", success {metrics['success_rate']:.2f}"
     return text

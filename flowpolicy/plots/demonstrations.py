@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from flowpolicy.data.inspection import Inspection
 from flowpolicy.errors import DataError
 from flowpolicy.plots.figure import BLUE, GREY, ORANGE, PALE, house_figure, say
+from flowpolicy.rounding import three_digits
 
 _MAX_DIMENSIONS = 400
 
@@ -129,7 +130,7 @@ def _heat_sheet(
         for axis, episode in zip(axes, chosen, strict=False):
             part = scaled[episodes[episode]].T
             axis.imshow(part, aspect="auto", cmap="RdBu_r", vmin=-2.5, vmax=2.5, interpolation="nearest")
-            total = "" if returns is None else f", return {returns[episode]:.0f}"
+            total = "" if returns is None else f", return {three_digits(returns[episode])}"
             axis.set_title(f"episode {episode}{total}")
             axis.locator_params(axis="y", nbins=4, integer=True)
             axis.spines[:].set_visible(False)

@@ -11,6 +11,8 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any, TypeVar, overload
 
+from flowpolicy.rounding import three_digits
+
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
@@ -77,7 +79,7 @@ class ProgressBar(contextlib.AbstractContextManager["ProgressBar"]):
             count = f"{done} of {self._total} ({100 * done // self._total}%)"
         parts = [f"{self._description}: {count} after {_duration(now - self._started)}"]
         if rate > 0:
-            parts.append(f"{rate:.3g}/s")
+            parts.append(f"{three_digits(rate)}/s")
             if self._total:
                 parts.append(f"{_duration((self._total - done) / rate)} left")
         return ", ".join([*parts, *(f"{name} {value}" for name, value in _shown(self._metrics).items())])
@@ -136,7 +138,7 @@ def _duration(seconds: float) -> str:
 
 def _shown(metrics: dict[str, Any]) -> dict[str, str]:
     return {
-        name: f"{value:.3g}" if isinstance(value, float) else str(value)
+        name: three_digits(value) if isinstance(value, float) else str(value)
         for name, value in metrics.items()
         if value == value  # NaN is not known yet
     }

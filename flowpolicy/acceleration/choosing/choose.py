@@ -32,6 +32,7 @@ from flowpolicy.evaluation.task import Task, task_of
 from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.policy.fingerprint import fingerprint
+from flowpolicy.rounding import three_digits
 from flowpolicy.runs.device import resolve_device
 from flowpolicy.runs.progress import progress
 
@@ -292,4 +293,4 @@ def _left_out(measured: Sequence[Measured]) -> list[str]:
 
 def _span(values: NDArray[np.float64]) -> str:
     low, high = mean_interval(values)
-    return f"{values.mean():.3g} [{low:.3g}, {high:.3g}]"
+    return f"{three_digits(values.mean())} [{three_digits(low)}, {three_digits(high)}]"
