@@ -11,8 +11,8 @@ import flowpolicy
 
 ROOT = Path(flowpolicy.__file__).parent
 ROOMS = (
-    "errors", "optional", "plugins", "ranges", "settings", "texts", "files", "runs", "features", "spec",
-    "data", "models", "flow", "policy", "execution", "evaluation", "acceleration", "pretraining",
+    "errors", "optional", "plugins", "ranges", "rounding", "settings", "texts", "files", "runs", "features",
+    "spec", "data", "models", "flow", "policy", "execution", "evaluation", "acceleration", "pretraining",
     "distillation", "preferences", "finetuning", "control", "serving", "doctor", "overrides", "cli",
 )  # fmt: skip
 """From the bottom up: a room imports those before it. ``plots`` draws what all of them find, and they import
