@@ -122,6 +122,7 @@ DRAWER_NOISE = (
     "action_clip=2.0", *SUCCESS_ALONE, "reinflow.learning_rate=3.0e-4",
     "noise.minimum=0.35", "noise.maximum=0.8", "noise.final_maximum=0.4",
 )  # fmt: skip
+DRAWER_BRANCHES = (*DRAWER_OPEN, *DRAWER_NOISE, "advantages.branch_length=10")
 RULES = ("ppo", "nft", "awm", "tempflow", "gdro")
 OFFPOLICY = ("expo", "qchunk", "dsrl")
 # The 25 human demonstrations are half of each batch; import them first (docs/off_policy.md).
@@ -191,9 +192,13 @@ SUITES: dict[str, list[Run]] = {
         "noise.final_maximum=0.2",
         suffix="-1M",
     ),
-    # Without native chunks there are no groups of branches, hence no gdro. With success alone EXPO's edits are large.
+    # Branches of ten chunks, which divide an iteration, where there are groups. With success alone EXPO's edits are large.
     "drawer_open-rules": [
         *_rules("metaworld", DRAWER, range(1), RULES[:-1], *DRAWER_OPEN, *DRAWER_NOISE),
+        *_rules("metaworld", DRAWER, range(1), RULES[-1:], *DRAWER_BRANCHES),
+        *_rules(
+            "metaworld", DRAWER, range(1), ("nft",), "advantages=group", *DRAWER_BRANCHES, suffix="-group"
+        ),
         *_offpolicy("metaworld", DRAWER, range(1), ("expo",), *DRAWER_OPEN, TWO, OFFLINE, *LARGE_EDITS),
         *_offpolicy("metaworld", DRAWER, range(1), OFFPOLICY[1:], *DRAWER_OPEN, TWO, OFFLINE),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from flowpolicy.settings import choose, require
 
 OBSERVATION_SIZE = 39
 SEEDS = 2**31
+REMEMBERED = (bool, int, float, np.generic, np.ndarray, list)
 
 
 class MetaWorld(gym.Env[Any, np.ndarray]):
@@ -97,6 +99,15 @@ class MetaWorld(gym.Env[Any, np.ndarray]):
         reward = float(dense) if self.reward == "dense" else float(success)
         info = {**info, "success": success, **self._named()}
         return self._observed(observation), reward, success, False, info
+
+    def clone_state(self) -> Any:
+        """Where the episode stands, for :meth:`restore_state` of any environment of these tasks."""
+        return self._number, self._simulator.clone_state()
+
+    def restore_state(self, state: Any) -> None:
+        """Go on from there; the next reset is this environment's own."""
+        self._number, own = state
+        self._simulator.restore_state(own)
 
     def render(self) -> Any:
         """An image ``(size, size, 3)``, uint8, the right way up."""
@@ -190,6 +201,8 @@ class _Simulator:
     before they have taken effect are right the second time), and the hand's way is simulated once and kept.
     """
 
+    PLACES = ("body_pos", "site_pos")
+
     def __init__(self, name: str, view: dict[str, Any]) -> None:
         self.env = env = _environment_class(name)(**view)
         env._set_task_called = True
@@ -215,6 +228,38 @@ class _Simulator:
         space = env.sawyer_observation_space
         return np.clip(observation, space.low, space.high)  # as Meta-World does after each step
 
+    def clone_state(self) -> tuple[np.ndarray, list[np.ndarray], dict[str, Any]]:
+        """MuJoCo's state, the places of bodies and sites, and what Meta-World remembers of the episode."""
+        env = self.env
+        places = [getattr(env.model, name).copy() for name in self.PLACES]
+        remembered = {name: value for name, value in vars(env).items() if _is_remembered(value)}
+        return self._physics(), places, copy.deepcopy(remembered)
+
+    def restore_state(self, state: tuple[np.ndarray, list[np.ndarray], dict[str, Any]]) -> None:
+        """Go on from a :meth:`clone_state` of the same task."""
+        import mujoco
+
+        (physics, places, remembered), env = state, self.env
+        for name, place in zip(self.PLACES, places, strict=True):
+            getattr(env.model, name)[:] = place
+        self._set_physics(physics)
+        mujoco.mj_forward(env.model, env.data)  # for whoever looks before the next step
+        self._set_physics(physics)  # whose warm start the line above has changed
+        vars(env).update(copy.deepcopy(remembered))
+
+    def _physics(self) -> np.ndarray:
+        import mujoco
+
+        kind = mujoco.mjtState.mjSTATE_INTEGRATION
+        state = np.empty(mujoco.mj_stateSize(self.env.model, kind))
+        mujoco.mj_getState(self.env.model, self.env.data, state, kind)
+        return state
+
+    def _set_physics(self, state: np.ndarray) -> None:
+        import mujoco
+
+        mujoco.mj_setState(self.env.model, self.env.data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
+
     def _place(self) -> np.ndarray:
         import mujoco
 
@@ -224,14 +269,24 @@ class _Simulator:
     def _reset_hand(self, **kwargs: Any) -> None:
         import mujoco
 
-        env, kind = self.env, mujoco.mjtState.mjSTATE_INTEGRATION
+        env = self.env
         if self._start is None:
             self._move_hand(**kwargs)
-            self._start = np.empty(mujoco.mj_stateSize(env.model, kind))
-            mujoco.mj_getState(env.model, env.data, self._start, kind)
-        mujoco.mj_setState(env.model, env.data, self._start, kind)
+            self._start = self._physics()
+        self._set_physics(self._start)
         mujoco.mj_forward(env.model, env.data)
         env.init_tcp = env.tcp_center
+
+
+def _is_remembered(value: Any) -> bool:
+    """Whether an attribute is a number, or an array or list of numbers, and no view of the simulator's own.
+
+    Meta-World takes some of those for copies: what it calls the pads' first places are their current ones.
+    """
+    base = value
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return isinstance(value, REMEMBERED) and (base is None or base is value)
 
 
 def _environment_class(name: str) -> Any:

@@ -18,7 +18,10 @@ from flowpolicy.settings import require
 
 @runtime_checkable
 class Restorable(ChunkEnv, Protocol):
-    """Environments that can be put to a state of another, as :class:`NativeChunks` can."""
+    """Environments that can be put to a state of another."""
+
+    def why_not_restorable(self) -> str:
+        """Why the rest of this can only fail, as the rest of a sentence; empty where it can be done."""
 
     def states(self) -> Any:
         """Where all environments stand; its ``rows(index)`` are some of them."""
@@ -45,11 +48,15 @@ class BranchingChunks:
     """
 
     def __init__(self, chunks: ChunkEnv, group_size: int, length: int) -> None:
-        if not isinstance(chunks, Restorable):
+        why_not = f"a {type(chunks).__name__} has neither"
+        if isinstance(chunks, Restorable):
+            why_not = chunks.why_not_restorable()
+        if why_not:
             raise ConfigError(
-                "Groups of chunks need environments that can be put to one state: a task with native chunks "
-                "(env.native), and none around them that changes what they do."
+                "Groups of chunks start from one state of the simulator: the task needs native chunks "
+                f"(env.native), or an environment with clone_state() and restore_state(), and {why_not}."
             )
+        assert isinstance(chunks, Restorable)
         allowed = f"a multiple of the {group_size} of a group, in every process"
         require(chunks.num_envs % group_size == 0, "num_envs", chunks.num_envs, allowed)
         self.chunks, self.length, self.num_envs = chunks, length, chunks.num_envs

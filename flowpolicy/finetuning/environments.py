@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from gymnasium import spaces
@@ -14,6 +15,7 @@ from flowpolicy.errors import FlowPolicyError, TaskError
 from flowpolicy.evaluation.environment import Fields, boxes_of, fields_of, standard
 from flowpolicy.evaluation.episodes import EpisodeRecord, EpisodeTally
 from flowpolicy.execution.history import Histories, HistoryBuffer
+from flowpolicy.finetuning.cloning import ClonedStates, clone, restore, why_not_cloneable
 from flowpolicy.runs.seeds import derived_seed
 from flowpolicy.runs.worker_process import described
 from flowpolicy.settings import require
@@ -85,6 +87,7 @@ class ChunkEnv(Protocol):
         """Close every environment; may be called again."""
 
 
+Answer = TypeVar("Answer")
 Played = tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]
 """Of each environment: steps executed, whether it was terminated, whether truncated, whether it succeeded."""
 
@@ -170,6 +173,52 @@ class LocalChunks:
         """See :meth:`ChunkEnv.pop_episodes`."""
         return self._tally.pop()
 
+    def why_not_restorable(self) -> str:
+        """See :class:`~flowpolicy.finetuning.branching.Restorable`."""
+        return why_not_cloneable(self.envs[0])
+
+    def states(self) -> Any:
+        """Where all environments stand now, N rows; see :class:`~flowpolicy.finetuning.branching.Restorable`.
+
+        Raises:
+            FlowPolicyError: there was no ``reset`` since the last error, or an environment failed.
+        """
+        require_ready(self._ready)
+        return ClonedStates(
+            [self._asked(row, partial(clone, self.envs[row])) for row in range(self.num_envs)],
+            self._history.copy(),
+        )
+
+    def reset_to(self, states: Any, rows: Sequence[int] | None = None) -> Histories:
+        """Go on from ``states``, one for each of the environments ``rows`` (None: all); returns and lengths
+        count from there.
+
+        The episodes after those are drawn by each environment's own generator, as :meth:`reset` seeded it.
+
+        Returns:
+            Histories of all environments.
+
+        Raises:
+            FlowPolicyError: there are more or fewer of them, the other environments were never reset, or one
+                failed.
+        """
+        require_open(bool(self.envs))
+        chosen = list(range(self.num_envs) if rows is None else rows)
+        require_as_many(states, chosen)
+        if rows is not None:
+            require_ready(self._ready)
+        self._ready = False  # until this call has gone through
+        self._restore(states, chosen)
+        self._history.put(states.histories, chosen)
+        self._tally.restart(chosen)
+        self._ready = True
+        return self._history.copy()
+
+    def _restore(self, states: Any, rows: Sequence[int]) -> None:
+        """Put the simulators of ``rows`` to the states."""
+        for row, state in zip(rows, states.envs, strict=True):
+            self._asked(row, partial(restore, self.envs[row], state))
+
     def close(self) -> None:
         """See :meth:`ChunkEnv.close`."""
         self._ready = False
@@ -208,14 +257,18 @@ class LocalChunks:
             raise env_error(self._first_number + row, "raised", error) from error
         return at + 1, bool(terminated), bool(truncated), success
 
-    def _start_episode(self, row: int, seed: int | None) -> None:
-        """Reset an environment; its first observation fills its history."""
+    def _asked(self, row: int, question: Callable[[], Answer]) -> Answer:
+        """What an environment answers; an error of it says which one it is."""
         try:
-            first, _ = self.envs[row].reset(seed=seed)
+            return question()
         except FlowPolicyError:
             raise
         except Exception as error:
             raise env_error(self._first_number + row, "raised", error) from error
+
+    def _start_episode(self, row: int, seed: int | None) -> None:
+        """Reset an environment; its first observation fills its history."""
+        first, _ = self._asked(row, partial(self.envs[row].reset, seed=seed))
         for key in self._history.arrays:
             check_finite(first[key][None], f"an observation '{key}'", self._first_number + row)
         self._history.restart(row)
@@ -301,6 +354,15 @@ def require_open(is_open: bool) -> None:
     """Refuse (FlowPolicyError) a reset after closing."""
     if not is_open:
         raise FlowPolicyError("The environments are closed; make new ones.")
+
+
+def require_as_many(states: Sized, rows: Sequence[int]) -> None:
+    """Refuse (FlowPolicyError) more or fewer states than there are environments to put to them."""
+    if len(states) != len(rows):
+        raise FlowPolicyError(
+            f"There are {len(states)} states for {len(rows)} environments; choose one for each with "
+            "states.rows(index)."
+        )
 
 
 def env_error(number: int, doing: str, error: Exception) -> FlowPolicyError:

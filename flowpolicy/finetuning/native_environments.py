@@ -17,10 +17,10 @@ import numpy as np
 from gymnasium import wrappers
 from numpy.typing import NDArray
 
-from flowpolicy.errors import ConfigError, FlowPolicyError, TaskError
-from flowpolicy.evaluation.environment import StandardEnvironment
+from flowpolicy.errors import ConfigError, TaskError
 from flowpolicy.execution.history import Histories
-from flowpolicy.finetuning.environments import LocalChunks, Played, env_error, require_open, require_ready
+from flowpolicy.finetuning.cloning import COUNTING, PASSIVE
+from flowpolicy.finetuning.environments import LocalChunks, Played, env_error, require_ready
 from flowpolicy.finetuning.staggered import CutFirstEpisode
 from flowpolicy.optional import optional
 from flowpolicy.runs.worker_process import described
@@ -31,10 +31,7 @@ Quantities = Mapping[str, NDArray[np.float64]]
 
 KEY = "observation"
 NEVER = np.iinfo(np.int64).max // 2
-_WRAPPERS = (
-    StandardEnvironment, CutFirstEpisode,
-    wrappers.TimeLimit, wrappers.OrderEnforcing, wrappers.PassiveEnvChecker,
-)  # fmt: skip
+_WRAPPERS = (*PASSIVE, *COUNTING)
 """What may be around an environment: it changes nothing, or is done here too."""
 
 
@@ -117,6 +114,9 @@ class SimulatorStates:
     left: NDArray[np.int64]
     histories: Histories
 
+    def __len__(self) -> int:
+        return len(self.left)
+
     def rows(self, index: Any) -> SimulatorStates:
         """Some of them; ``np.repeat(rows, G)`` gives each of ``rows`` G times, for groups of chunks."""
         return SimulatorStates(
@@ -174,6 +174,10 @@ class NativeChunks(LocalChunks):
         self._helpers = min(threads, self.num_envs) - 1  # the caller's thread simulates too
         self._pool = ThreadPoolExecutor(max(self._helpers, 1), "simulation")  # starts none before it is used
 
+    def why_not_restorable(self) -> str:
+        """Empty: what MuJoCo's state is, is known."""
+        return ""
+
     def states(self) -> SimulatorStates:
         """Where all environments stand now, N rows."""
         require_ready(self._ready)
@@ -185,38 +189,14 @@ class NativeChunks(LocalChunks):
             self._history.copy(),
         )
 
-    def reset_to(self, states: SimulatorStates, rows: Sequence[int] | None = None) -> Histories:
-        """Go on from ``states``, one for each of the environments ``rows`` (None: all); returns and lengths
-        count from there.
-
-        The episodes after those are drawn by each environment's own generator, as :meth:`reset` seeded it.
-
-        Returns:
-            Histories of all environments.
-
-        Raises:
-            FlowPolicyError: there are more or fewer of them, or the other environments were never reset.
-        """
-        require_open(bool(self.envs))
-        chosen = list(range(self.num_envs) if rows is None else rows)
-        if len(states.left) != len(chosen):
-            raise FlowPolicyError(
-                f"There are {len(states.left)} states for {len(chosen)} environments; choose one for each "
-                "with states.rows(index)."
-            )
-        if rows is not None:
-            require_ready(self._ready)
-        for row, physics, drawn in zip(chosen, states.physics, states.drawn, strict=True):
+    def _restore(self, states: SimulatorStates, rows: Sequence[int]) -> None:
+        for row, physics, drawn in zip(rows, states.physics, states.drawn, strict=True):
             raw = self._raw[row]
             self._task.put(raw, drawn)
             self._mujoco.mj_setState(raw.model, raw.data, physics, self._mujoco.mjtState.mjSTATE_INTEGRATION)
         for name, quantity in states.quantities.items():
-            self._now[name][chosen] = quantity
-        self._left[chosen], self._cuts[chosen] = states.left, NEVER
-        self._history.put(states.histories, chosen)
-        self._tally.restart(chosen)
-        self._ready = True
-        return self._history.copy()
+            self._now[name][rows] = quantity
+        self._left[rows], self._cuts[rows] = states.left, NEVER
 
     def close(self) -> None:
         """See :meth:`ChunkEnv.close`."""

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from flowpolicy.errors import FlowPolicyError
 from flowpolicy.evaluation.episodes import EpisodeRecord
 from flowpolicy.execution.history import Histories
+from flowpolicy.finetuning.cloning import ClonedStates
 from flowpolicy.finetuning.environments import (
     ChunkStep,
     LocalChunks,
@@ -27,6 +28,7 @@ from flowpolicy.finetuning.environments import (
     copied,
     env_error,
     kept_fields,
+    require_as_many,
     require_open,
     require_ready,
 )
@@ -107,7 +109,7 @@ class WorkerChunks:
         self._seed = seed
         with self._ending_workers_on_interrupt():
             self._start_missing()
-            answers = self._exchange("reset", [seed] * len(self._workers))
+            answers = self._exchange("reset", self._workers, [(seed,)] * len(self._workers))
             parts = [
                 self._replace(worker) if answer is None else answer
                 for worker, answer in zip(self._workers, answers, strict=True)
@@ -127,7 +129,8 @@ class WorkerChunks:
         self._ready = False
         parts = []
         with self._ending_workers_on_interrupt():
-            answers = self._exchange("step", [actions[worker.rows] for worker in self._workers])
+            questions = [(actions[worker.rows],) for worker in self._workers]
+            answers = self._exchange("step", self._workers, questions)
             for worker, answer in zip(self._workers, answers, strict=True):
                 if answer is None:
                     before = {key: history[worker.rows] for key, history in self._history.items()}
@@ -141,6 +144,43 @@ class WorkerChunks:
         self._history = copied(merged.observation)
         self._ready = True
         return merged
+
+    def why_not_restorable(self) -> str:
+        """See :class:`~flowpolicy.finetuning.branching.Restorable`."""
+        return str(*self._asked("why_not_restorable", self._workers[:1], [()]))
+
+    def states(self) -> ClonedStates:
+        """Where all environments stand now, N rows.
+
+        Raises:
+            FlowPolicyError: there was no ``reset`` since the last error, an environment failed, or a process
+                died.
+        """
+        require_ready(self._ready)
+        return ClonedStates.joined(self._asked("states", self._workers, [()] * len(self._workers)))
+
+    def reset_to(self, states: ClonedStates, rows: Sequence[int] | None = None) -> Histories:
+        """See :meth:`LocalChunks.reset_to`.
+
+        Raises:
+            FlowPolicyError: as there, or a process died.
+        """
+        require_open(self._open)
+        chosen = np.arange(self.num_envs) if rows is None else np.asarray(rows, dtype=np.int64)
+        require_as_many(states, chosen.tolist())
+        require_ready(self._ready)
+        self._ready = False  # until this call has gone through
+        workers, questions = [], []
+        for worker in self._workers:
+            mine = np.flatnonzero((chosen >= worker.rows.start) & (chosen < worker.rows.stop))
+            if mine.size:
+                workers.append(worker)
+                questions.append((states.rows(mine), (chosen[mine] - worker.first).tolist()))
+        for worker, histories in zip(workers, self._asked("reset_to", workers, questions), strict=True):
+            for key, array in histories.items():
+                self._history[key][worker.rows] = array
+        self._ready = True
+        return copied(self._history)
 
     def pop_episodes(self) -> list[EpisodeRecord]:
         """See :meth:`ChunkEnv.pop_episodes`."""
@@ -187,13 +227,27 @@ class WorkerChunks:
         _raise_failures(offered)
         return offered
 
-    def _exchange(self, command: str, arguments: Sequence[Any]) -> list[Any]:
-        """Send every worker its argument, and wait for all; the answers, None of a worker that died."""
-        for worker, argument in zip(self._workers, arguments, strict=True):
+    def _asked(self, command: str, workers: Sequence[_Worker], questions: Sequence[Any]) -> list[Any]:
+        """The answers of workers of which none may die."""
+        with self._ending_workers_on_interrupt():
+            answers = self._exchange(command, workers, questions)
+        for worker, answer in zip(workers, answers, strict=True):
+            if answer is None:
+                self._ready = False
+                raise FlowPolicyError(
+                    f"The process of {worker} died; call reset(), or go on from the last checkpoint."
+                )
+        return answers
+
+    def _exchange(
+        self, command: str, workers: Sequence[_Worker], questions: Sequence[tuple[Any, ...]]
+    ) -> list[Any]:
+        """Send each worker its arguments, and wait for all; the answers, None of a worker that died."""
+        for worker, arguments in zip(workers, questions, strict=True):
             with contextlib.suppress(WorkerDiedError):  # receiving will find it dead
-                worker.send((command, argument))
+                worker.send((command, arguments))
         answers: list[Any] = []
-        for worker in self._workers:
+        for worker in workers:
             try:
                 answers.append(worker.receive())
             except WorkerDiedError:
@@ -286,11 +340,10 @@ def _serve(
             chunks.close()
 
 
-def _answer(chunks: LocalChunks, command: str, argument: Any) -> Any:
+def _answer(chunks: LocalChunks, command: str, arguments: tuple[Any, ...]) -> Any:
     try:
-        if command == "reset":
-            return chunks.reset(argument)
-        return chunks.step(argument), chunks.pop_episodes()
+        answer = getattr(chunks, command)(*arguments)
+        return (answer, chunks.pop_episodes()) if command == "step" else answer
     except Exception as error:
         return Failure.of(error)
 

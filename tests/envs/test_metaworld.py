@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from typing import Any
 
@@ -177,3 +178,36 @@ def test_every_camera_is_the_right_way_up() -> None:
         red, green, blue = image.astype(int).transpose(2, 0, 1)
         is_wood = (red - blue > 15) & (red - green < 50)
         assert is_wood[32:].mean() > 2 * is_wood[:32].mean()  # the table is below
+
+
+@pytest.mark.parametrize("task", ["drawer-open-v3", "assembly-v3", "hammer-v3", "soccer-v3", "dial-turn-v3"])
+def test_another_environment_goes_on_from_a_state_to_the_last_bit(task: str) -> None:
+    one, other = (gymnasium.make(ENV_ID, task=task, reward="dense").unwrapped for _ in range(2))
+    rng = np.random.default_rng(0)
+    _rollout(one, 3, steps=20)
+    state = pickle.loads(pickle.dumps(one.clone_state()))
+    actions = rng.uniform(-1, 1, (10, 4)).astype(np.float32)
+    expected = [one.step(action) for action in actions]
+    for seed in (8, 9):  # twice from one state
+        _rollout(other, seed)
+        other.restore_state(state)
+        for action, (observation, reward, _, _, info) in zip(actions, expected, strict=True):
+            found = other.step(action)
+            np.testing.assert_array_equal(found[0], observation)
+            assert (found[1], found[4]) == (reward, info)
+    np.testing.assert_array_equal(_rollout(other, 4), _rollout(one, 4))
+    one.close()
+    other.close()
+
+
+def test_a_state_says_which_of_several_tasks_it_is_of(several: Any) -> None:
+    other = gymnasium.make(ENV_ID, tasks=TASKS).unwrapped
+    several.reset(seed=1)
+    other.reset(seed=2)
+    other.restore_state(several.unwrapped.clone_state())
+    assert other.task == several.unwrapped.task == TASKS[1]
+    action = np.ones(4, dtype=np.float32)
+    found, expected = other.step(action)[0], several.step(action)[0]
+    for key in ("observation", "task"):
+        np.testing.assert_array_equal(found[key], expected[key])
+    other.close()

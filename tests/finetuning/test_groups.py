@@ -1,7 +1,10 @@
 """Groups of chunks from one state: their advantages, side branches, and learning from them."""
 
 import copy
+import functools
 import itertools
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -9,16 +12,22 @@ import torch
 
 pytest.importorskip("stable_baselines3", reason="stable-baselines3 is not installed")
 
+from gymnasium.wrappers import TimeLimit
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
-from toy_practice import Reach, grouped, make, make_policy
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
+from toy_practice import CloneableReach, Reach, Unwilling, grouped, make, make_policy
 
-from flowpolicy.errors import ConfigError
+from flowpolicy.errors import ConfigError, FlowPolicyError
 from flowpolicy.finetuning.advantages import GAE, Experience
 from flowpolicy.finetuning.branching import BranchingChunks
+from flowpolicy.finetuning.environments import LocalChunks
 from flowpolicy.finetuning.group_advantages import GroupAdvantages
+from flowpolicy.finetuning.parallel_environments import WorkerChunks
 from flowpolicy.finetuning.reinflow import ReinFlow
 from flowpolicy.finetuning.rules import GDRO
+from flowpolicy.finetuning.stable_baselines3 import ChunkedVecEnv
+from flowpolicy.finetuning.staggered import CutFirstEpisode
 from flowpolicy.models.config import MLPConfig
 
 GAMMA = 0.9
@@ -65,8 +74,9 @@ def test_later_chunks_are_compared_place_by_place_and_end_with_their_branch():
     np.testing.assert_allclose(returns, expected + values)
 
 
-def test_side_branches_are_in_no_episode_and_go_back_after_each_chunk():
-    chunks = BranchingChunks(grouped(4).chunks, 2, 1)
+@pytest.mark.parametrize("workers", [0, 2, 3])  # of three, the second has the first of no group
+def test_side_branches_are_in_no_episode_and_go_back_after_each_chunk(workers):
+    chunks = BranchingChunks(grouped(4, workers).chunks, 2, 1)
     first = chunks.reset(0)["observation"]
     np.testing.assert_array_equal(first[[1, 3]], first[[0, 2]])
     actions = np.zeros((4, 4, 2), np.float32)
@@ -81,11 +91,72 @@ def test_side_branches_are_in_no_episode_and_go_back_after_each_chunk():
     assert steps[1].truncated.tolist() == [False, True] * 2
     assert steps[2].truncated.all()
     assert [episode.length for episode in chunks.pop_episodes()] == [10, 10]
+    chunks.close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_wrappers_count_is_part_of_a_state(workers):
+    """The second environment's first episode has 3 steps, the third's 6, and all others 8."""
+    limited = [functools.partial(TimeLimit, CloneableReach(), 8)] + [
+        functools.partial(CutFirstEpisode, TimeLimit(CloneableReach(), 8), length) for length in (3, 6, 8)
+    ]
+    keys = ("observation",)
+    if workers:
+        chunks = WorkerChunks(limited, workers, keys, 1)
+    else:
+        chunks = LocalChunks([make() for make in limited], keys, 1)
+    chunks.reset(0)
+    chunks.step(np.zeros((4, 2, 2)))
+    seen = chunks.reset_to(chunks.states().rows([1, 2]), [3, 2])["observation"]
+    np.testing.assert_array_equal(seen[3], seen[1])
+    step = chunks.step(np.zeros((4, 4, 2)))
+    assert step.executed.tolist() == [4, 1, 4, 1]
+    assert step.truncated.tolist() == [False, True, True, True]
+    np.testing.assert_array_equal(step.final_observation["observation"], seen)  # the target stays
+    assert (step.observation["observation"][3] != step.observation["observation"][1]).any()
+    with pytest.raises(FlowPolicyError, match=r"2 states for 4 environments; .*states\.rows"):
+        chunks.reset_to(chunks.states().rows([1, 2]))
+    chunks.close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_environment_that_cannot_be_put_to_a_state_after_all_is_named(workers):
+    makers, keys = [CloneableReach, Unwilling], ("observation",)
+    chunks = (
+        WorkerChunks(makers, 2, keys, 1) if workers else LocalChunks([make() for make in makers], keys, 1)
+    )
+    with pytest.raises(FlowPolicyError, match=r"call reset\(\)"):
+        chunks.states()
+    first = chunks.reset(0)
+    with pytest.raises(FlowPolicyError, match="Environment 1 raised ValueError: not now"):
+        chunks.reset_to(chunks.states().rows([0]), [1])
+    with pytest.raises(FlowPolicyError, match=r"call reset\(\)"):
+        chunks.step(np.zeros((2, 4, 2)))
+    np.testing.assert_array_equal(chunks.reset(0)["observation"], first["observation"])
+    chunks.close()
+
+
+def test_a_process_that_dies_before_it_says_where_it_stands_is_one_sentence():
+    chunks = grouped(4, workers=2).chunks
+    first = chunks.reset(0)
+    os.kill(chunks.pids[1], signal.SIGKILL)
+    with pytest.raises(FlowPolicyError, match="process of environments 2 to 3 died; call reset"):
+        chunks.states()
+    np.testing.assert_array_equal(chunks.reset(0)["observation"][:2], first["observation"][:2])
+    chunks.close()
 
 
 def test_what_cannot_be_put_to_a_state_is_refused():
-    with pytest.raises(ConfigError, match=r"native chunks \(env\.native\)"):
-        make(advantages=GroupAdvantages())
+    lacking = r"native chunks \(env\.native\), or .* clone_state\(\) and restore_state\(\), and "
+    for env, why in (
+        (make_vec_env(Reach, 4), "there is a Monitor around it that has neither"),
+        (DummyVecEnv([Reach] * 4), "Reach has neither"),
+        (ChunkedVecEnv.in_processes([Reach] * 4, 2), "Reach has neither"),
+        (SubprocVecEnv([Reach] * 4), "a VecEnvChunks has neither"),
+    ):
+        with pytest.raises(ConfigError, match=lacking + why):
+            make(env, advantages=GroupAdvantages())
+        env.close()
     with pytest.raises(ConfigError, match="num_envs is 4; it must be a multiple of the 3"):
         make(grouped(), advantages=GroupAdvantages(group_size=3))
     with pytest.raises(ConfigError, match="n_steps is 16; it must be a multiple of the 3 chunks"):

@@ -60,37 +60,30 @@ gym.register("toy/Reach-v0", Reach)
 gym.register("toy/Mortal-v0", Mortal)
 
 
-class ReachStates(list):
-    """Targets, steps taken and histories of several environments."""
+class CloneableReach(Reach):
+    """One whose states others can go on from."""
 
-    def rows(self, index):
-        return ReachStates(self[row] for row in index)
+    def clone_state(self):
+        return self.target.copy(), self.steps
 
-
-class RestorableReach(LocalChunks):
-    """Environments in which several chunks can be played from one state."""
-
-    def __init__(self, count):
-        super().__init__([Reach() for _ in range(count)], ("observation",), 1)
-
-    def states(self):
-        raw = [env.unwrapped for env in self.envs]
-        return ReachStates(
-            (env.target, env.steps, rows)
-            for env, rows in zip(raw, self._history.copy()["observation"], strict=True)
-        )
-
-    def reset_to(self, states, rows=None):
-        for row, (target, steps, history) in zip(rows, states, strict=True):
-            env = self.envs[row].unwrapped
-            env.target, env.steps = target, steps
-            self._history.put({"observation": history[None]}, [row])
-        self._tally.restart(rows)
-        return self._history.copy()
+    def restore_state(self, state):
+        target, self.steps = state
+        self.target = target.copy()
 
 
-def grouped(count=4):
-    return ChunkedVecEnv(RestorableReach(count))
+class Unwilling(CloneableReach):
+    """One that cannot, when it comes to it."""
+
+    def restore_state(self, state):
+        raise ValueError("not now")
+
+
+def grouped(count=4, workers=0):
+    """Environments that can be put to one state, in this process or in others."""
+    makers = [CloneableReach] * count
+    if workers:
+        return ChunkedVecEnv.in_processes(makers, workers)
+    return ChunkedVecEnv(LocalChunks([make() for make in makers], ("observation",), 1))
 
 
 def make_policy(obs_horizon=1, objective="shortcut", model=None, **settings):

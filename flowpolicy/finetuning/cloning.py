@@ -1,0 +1,98 @@
+"""Moments of episodes that other environments of the task can go on from, environment by environment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from gymnasium import wrappers
+
+from flowpolicy.evaluation.environment import StandardEnvironment
+from flowpolicy.execution.history import Histories
+from flowpolicy.finetuning.staggered import CutFirstEpisode
+
+PASSIVE: tuple[type, ...] = (StandardEnvironment, wrappers.PassiveEnvChecker)
+"""Wrappers whose steps depend on nothing but the environment in them."""
+COUNTING: dict[type, str] = {
+    CutFirstEpisode: "left", wrappers.TimeLimit: "_elapsed_steps", wrappers.OrderEnforcing: "_has_reset",
+}  # fmt: skip
+"""Wrappers whose steps depend on one attribute besides."""
+
+
+@runtime_checkable
+class Cloneable(Protocol):
+    """What an environment, or a wrapper for all that is in it, offers besides Gymnasium's interface so that
+    others of the task can go on from where it stands; the names are the Arcade Learning Environment's.
+    """
+
+    def clone_state(self) -> Any:
+        """All that its next steps depend on, and what they will not change: a copy. Random numbers of later
+        resets are no part of it. It is sent between processes, so it can be pickled.
+        """
+
+    def restore_state(self, state: Any) -> None:
+        """Stand where the environment of :meth:`clone_state` stood; a state may be used again."""
+
+
+@dataclass(frozen=True)
+class ClonedStates:
+    """Moments of episodes that can be gone on from, in the same environments or in others of the task.
+
+    Attributes:
+        envs: M of them, see :func:`clone`.
+        histories: key -> ``(M, T_o, *shape)``.
+    """
+
+    envs: list[Any]
+    histories: Histories
+
+    def __len__(self) -> int:
+        return len(self.envs)
+
+    def rows(self, index: Any) -> ClonedStates:
+        """Some of them; ``np.repeat(rows, G)`` gives each of ``rows`` G times, for groups of chunks."""
+        numbers = np.arange(len(self))[index].tolist()
+        histories = {key: rows[index] for key, rows in self.histories.items()}
+        return ClonedStates([self.envs[number] for number in numbers], histories)
+
+    @classmethod
+    def joined(cls, parts: Sequence[ClonedStates]) -> ClonedStates:
+        """One after the other."""
+        histories = {
+            key: np.concatenate([part.histories[key] for part in parts]) for key in parts[0].histories
+        }
+        return cls([env for part in parts for env in part.envs], histories)
+
+
+def why_not_cloneable(env: Any) -> str:
+    """Why ``env`` cannot be cloned, as the rest of a sentence; empty where it can be."""
+    while not isinstance(env, Cloneable):
+        if env is env.unwrapped:
+            return f"{type(env).__name__} has neither"
+        if type(env) not in (*PASSIVE, *COUNTING):
+            return f"there is a {type(env).__name__} around it that has neither"
+        env = env.env
+    return ""
+
+
+def clone(env: Any) -> list[Any]:
+    """Where ``env`` stands: what each of its wrappers counts, from the outermost in, and its own state."""
+    counts = []
+    while not isinstance(env, Cloneable):
+        if type(env) in COUNTING:
+            counts.append(getattr(env, COUNTING[type(env)]))
+        env = env.env
+    return [*counts, env.clone_state()]
+
+
+def restore(env: Any, state: Sequence[Any]) -> None:
+    """Put ``env`` where an environment with equal wrappers stood."""
+    *counts, own = state
+    remaining = iter(counts)
+    while not isinstance(env, Cloneable):
+        if type(env) in COUNTING:
+            setattr(env, COUNTING[type(env)], next(remaining))
+        env = env.env
+    env.restore_state(own)
