@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from gymnasium import wrappers
 
+from flowpolicy.errors import FlowPolicyError
 from flowpolicy.evaluation.environment import StandardEnvironment
 from flowpolicy.execution.history import Histories
 from flowpolicy.finetuning.staggered import CutFirstEpisode
@@ -77,22 +78,36 @@ def why_not_cloneable(env: Any) -> str:
     return ""
 
 
-def clone(env: Any) -> list[Any]:
-    """Where ``env`` stands: what each of its wrappers counts, from the outermost in, and its own state."""
-    counts = []
-    while not isinstance(env, Cloneable):
-        if type(env) in COUNTING:
-            counts.append(getattr(env, COUNTING[type(env)]))
-        env = env.env
-    return [*counts, env.clone_state()]
+def clone(env: Any) -> tuple[list[tuple[str, Any]], Any]:
+    """Where ``env`` stands: what its wrappers count, from the outermost in, and its own state."""
+    counting, own = _parts(env)
+    return [(name, getattr(wrapper, name)) for name, wrapper in counting], own.clone_state()
 
 
-def restore(env: Any, state: Sequence[Any]) -> None:
-    """Put ``env`` where an environment with equal wrappers stood."""
-    *counts, own = state
-    remaining = iter(counts)
+def restore(env: Any, state: tuple[list[tuple[str, Any]], Any]) -> None:
+    """Put ``env`` where another one stood.
+
+    Raises:
+        FlowPolicyError: there are other wrappers around it.
+    """
+    counts, theirs = state
+    counting, own = _parts(env)
+    here, there = [name for name, _ in counting], [name for name, _ in counts]
+    if here != there:
+        raise FlowPolicyError(
+            "Environments that go on from each other's states need the same wrappers, and those of one count "
+            f"{', '.join(there) or 'nothing'}, those of another {', '.join(here) or 'nothing'}."
+        )
+    own.restore_state(theirs)
+    for (name, wrapper), (_, count) in zip(counting, counts, strict=True):
+        setattr(wrapper, name, count)
+
+
+def _parts(env: Any) -> tuple[list[tuple[str, Any]], Any]:
+    """The wrappers that count, each with its attribute, from the outermost in; and what can be cloned."""
+    counting = []
     while not isinstance(env, Cloneable):
         if type(env) in COUNTING:
-            setattr(env, COUNTING[type(env)], next(remaining))
+            counting.append((COUNTING[type(env)], env))
         env = env.env
-    env.restore_state(own)
+    return counting, env

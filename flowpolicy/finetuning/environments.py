@@ -175,7 +175,7 @@ class LocalChunks:
 
     def why_not_restorable(self) -> str:
         """See :class:`~flowpolicy.finetuning.branching.Restorable`."""
-        return why_not_cloneable(self.envs[0])
+        return next(filter(None, map(why_not_cloneable, self.envs)), "")
 
     def states(self) -> Any:
         """Where all environments stand now, N rows; see :class:`~flowpolicy.finetuning.branching.Restorable`.

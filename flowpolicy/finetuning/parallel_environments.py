@@ -147,7 +147,8 @@ class WorkerChunks:
 
     def why_not_restorable(self) -> str:
         """See :class:`~flowpolicy.finetuning.branching.Restorable`."""
-        return str(*self._asked("why_not_restorable", self._workers[:1], [()]))
+        answers = self._asked("why_not_restorable", self._workers, [()] * len(self._workers))
+        return next(filter(None, answers), "")
 
     def states(self) -> ClonedStates:
         """Where all environments stand now, N rows.

@@ -116,6 +116,8 @@ def test_what_wrappers_count_is_part_of_a_state(workers):
     assert (step.observation["observation"][3] != step.observation["observation"][1]).any()
     with pytest.raises(FlowPolicyError, match=r"2 states for 4 environments; .*states\.rows"):
         chunks.reset_to(chunks.states().rows([1, 2]))
+    with pytest.raises(FlowPolicyError, match=r"those of one count left, _elapsed_steps, .* _elapsed_steps"):
+        chunks.reset_to(chunks.states().rows([1]), [0])
     chunks.close()
 
 
