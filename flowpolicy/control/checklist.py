@@ -165,12 +165,16 @@ class CheckList:
         loop, clock = self.loop, self.loop.clock
         ticks = max(round(WATCH_S / loop.period), 2)
         limit = loop.config.safety.max_observation_age_s
-        stale, ages, moments = 0, [], set()
+        looks, stale, ages, moments = 0, 0, [], set()
         pictures: Counter[str] = Counter()
         before: dict[str, Any] = {}
-        start = clock.now()
-        for tick in range(ticks):
+        start, tick = clock.now(), 0
+        while tick < ticks:
+            missed = int((clock.now() - start) / loop.period) - tick
+            if missed > 0:  # this program stood still, which says nothing about the robot
+                tick += missed + 1
             clock.sleep_until(start + tick * loop.period)
+            tick, looks = tick + 1, looks + 1
             found = self._observe()
             age = self._history.age(clock.now())
             stale += not -loop.period <= age <= limit
@@ -183,14 +187,15 @@ class CheckList:
                 if feature.is_frame and key in found:
                     pictures[key] += key not in before or not np.array_equal(before[key], found[key])
                     before[key] = np.array(found[key])
-        told = f"{len(moments)} new ones in {ticks} ticks"
+        told = f"{len(moments)} new ones in {looks} ticks"
+        told += f" ({ticks - looks} missed)" if looks < ticks else ""
         if ages:
             told += f", the newest at most {1e3 * max(ages):.0f} ms old (limit {1e3 * limit:.0f} ms)"
         faults = ", ".join(f"{name_of(event)} {count}" for event, count in self._events.counts.items())
         told += f"; {faults}" if faults else ""
-        ok = stale <= STALE_SHARE * ticks
+        ok = stale <= STALE_SHARE * looks
         if not ok:
-            told += f": too old at {stale} of {ticks} ticks; check bus and cameras, or raise control.safety."
+            told += f": too old at {stale} of {looks} ticks; check bus and cameras, or raise control.safety."
             told += "max_observation_age_s"
             told += f" ({self._events.records[-1].detail})." if self._events.records else "."
         self._add("observations", ok, told, is_safety=True)

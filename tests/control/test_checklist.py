@@ -176,6 +176,28 @@ def test_what_does_not_hold_is_refused(settings, prepare, words, is_safety):
             assert all(check.ok for check in case.list.go())
 
 
+def test_a_moment_in_which_the_program_stood_still_is_not_held_against_the_robot():
+    """The arm is heard only while the list sleeps; once the whole program does nothing for 0.31 s."""
+    case = Case(first=(0.01, 0.0))
+    heard = [case.clock.time]
+    observe, sleep = case.arm.observe, case.clock.sleep_until
+
+    def sleep_until(moment):
+        if moment > case.clock.time:
+            heard[0] = moment
+        sleep(moment)
+
+    def observe_late():
+        if case.arm.looks == 20:
+            case.clock.time += 0.31
+        return {**observe(), "timestamp": heard[0]}
+
+    case.clock.sleep_until, case.arm.observe = sleep_until, observe_late
+    found = next(check.found for check in case.list.go() if check.name == "observations")
+    assert "in 35 ticks (15 missed)" in found, found
+    assert "at most 310 ms old" in found
+
+
 def test_an_arm_that_goes_blind_during_the_move_is_stopped():
     case = Case(first=(0.8, 0.0))
     act = case.arm.act
