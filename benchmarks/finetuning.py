@@ -122,7 +122,7 @@ DRAWER_NOISE = (
     "action_clip=2.0", *SUCCESS_ALONE, "reinflow.learning_rate=3.0e-4",
     "noise.minimum=0.35", "noise.maximum=0.8", "noise.final_maximum=0.4",
 )  # fmt: skip
-DRAWER_BRANCHES = (*DRAWER_OPEN, *DRAWER_NOISE, "advantages.branch_length=10")
+DRAWER_BRANCHES = (*DRAWER_OPEN, *DRAWER_NOISE, "advantages=group", "advantages.branch_length=10")
 RULES = ("ppo", "nft", "awm", "tempflow", "gdro")
 OFFPOLICY = ("expo", "qchunk", "dsrl")
 # The 25 human demonstrations are half of each batch; import them first (docs/off_policy.md).
@@ -196,9 +196,7 @@ SUITES: dict[str, list[Run]] = {
     "drawer_open-rules": [
         *_rules("metaworld", DRAWER, range(1), RULES[:-1], *DRAWER_OPEN, *DRAWER_NOISE),
         *_rules("metaworld", DRAWER, range(1), RULES[-1:], *DRAWER_BRANCHES),
-        *_rules(
-            "metaworld", DRAWER, range(1), ("nft",), "advantages=group", *DRAWER_BRANCHES, suffix="-group"
-        ),
+        *_rules("metaworld", DRAWER, range(1), ("nft",), *DRAWER_BRANCHES, suffix="-group"),
         *_offpolicy("metaworld", DRAWER, range(1), ("expo",), *DRAWER_OPEN, TWO, OFFLINE, *LARGE_EDITS),
         *_offpolicy("metaworld", DRAWER, range(1), OFFPOLICY[1:], *DRAWER_OPEN, TWO, OFFLINE),
     ],

@@ -14,7 +14,8 @@ from flowpolicy.settings import choose, require
 
 OBSERVATION_SIZE = 39
 SEEDS = 2**31
-REMEMBERED = (bool, int, float, np.generic, np.ndarray, list)
+REMEMBERED = (bool, int, float, np.generic, np.ndarray, list, type(None))
+VIEW = ("render_mode", "camera_name", "camera_id", "width", "height")
 
 
 class MetaWorld(gym.Env[Any, np.ndarray]):
@@ -63,7 +64,7 @@ class MetaWorld(gym.Env[Any, np.ndarray]):
         self._view = {"render_mode": render_mode, "camera_name": camera, "width": size, "height": size}
         self._names_task = tasks is not None
         self._simulators: dict[str, _Simulator] = {}
-        self._number = 0
+        self._number = self._started = 0
         box = gym.spaces.Box(-np.inf, np.inf, (OBSERVATION_SIZE,), np.float32)
         token = gym.spaces.Box(0.0, 1.0, (len(self.tasks),), np.float32)
         self.observation_space: gym.Space[Any] = box
@@ -86,8 +87,8 @@ class MetaWorld(gym.Env[Any, np.ndarray]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, Any]:
         """Start an episode of the task that the seed names, or of the next one."""
         super().reset(seed=seed)
-        following = self._number + 1 if self._simulators else 0
-        self._number = (following if seed is None else seed) % len(self.tasks)
+        following = self._started + 1 if self._simulators else 0
+        self._number = self._started = (following if seed is None else seed) % len(self.tasks)
         observation = self._simulator.restart(int(self.np_random.integers(SEEDS)))
         return self._observed(observation), {"success": False, **self._named()}
 
@@ -232,13 +233,17 @@ class _Simulator:
         """MuJoCo's state, the places of bodies and sites, and what Meta-World remembers of the episode."""
         env = self.env
         places = [getattr(env.model, name).copy() for name in self.PLACES]
-        remembered = {name: value for name, value in vars(env).items() if _is_remembered(value)}
+        remembered = {
+            name: value for name, value in vars(env).items() if name not in VIEW and _is_remembered(value)
+        }
         return self._physics(), places, copy.deepcopy(remembered)
 
     def restore_state(self, state: tuple[np.ndarray, list[np.ndarray], dict[str, Any]]) -> None:
         """Go on from a :meth:`clone_state` of the same task."""
         import mujoco
 
+        if self._start is None:
+            self.restart(0)  # for what is no part of a state: views of the simulator, the hand's start
         (physics, places, remembered), env = state, self.env
         for name, place in zip(self.PLACES, places, strict=True):
             getattr(env.model, name)[:] = place

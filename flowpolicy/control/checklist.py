@@ -171,7 +171,7 @@ class CheckList:
         start, tick = clock.now(), 0
         while tick < ticks:
             missed = int((clock.now() - start) / loop.period) - tick
-            if missed > 0:  # this program stood still, which says nothing about the robot
+            if missed > 0:  # what was not looked at says nothing about the robot
                 tick += missed + 1
             clock.sleep_until(start + tick * loop.period)
             tick, looks = tick + 1, looks + 1
@@ -193,7 +193,7 @@ class CheckList:
             told += f", the newest at most {1e3 * max(ages):.0f} ms old (limit {1e3 * limit:.0f} ms)"
         faults = ", ".join(f"{name_of(event)} {count}" for event, count in self._events.counts.items())
         told += f"; {faults}" if faults else ""
-        ok = stale <= STALE_SHARE * looks
+        ok = stale <= max(STALE_SHARE * looks, 1)
         if not ok:
             told += f": too old at {stale} of {looks} ticks; check bus and cameras, or raise control.safety."
             told += "max_observation_age_s"

@@ -48,7 +48,8 @@ class BranchingChunks:
     """
 
     def __init__(self, chunks: ChunkEnv, group_size: int, length: int) -> None:
-        why_not = f"a {type(chunks).__name__} has neither"
+        stepped = type(getattr(chunks, "venv", chunks)).__name__
+        why_not = f"a {stepped} keeps it out of reach; take ChunkedVecEnv.in_processes"
         if isinstance(chunks, Restorable):
             why_not = chunks.why_not_restorable()
         if why_not:
@@ -57,7 +58,7 @@ class BranchingChunks:
                 f"(env.native), or an environment with clone_state() and restore_state(), and {why_not}."
             )
         assert isinstance(chunks, Restorable)
-        allowed = f"a multiple of the {group_size} of a group, in every process"
+        allowed = f"a multiple of the {group_size} of a group, in each process that learns"
         require(chunks.num_envs % group_size == 0, "num_envs", chunks.num_envs, allowed)
         self.chunks, self.length, self.num_envs = chunks, length, chunks.num_envs
         self.observation_space, self.action_space = chunks.observation_space, chunks.action_space
@@ -77,7 +78,8 @@ class BranchingChunks:
         """See :meth:`ChunkEnv.step`."""
         step = self.chunks.step(chunks)
         ended = step.terminated | step.truncated
-        episodes = zip(np.flatnonzero(ended).tolist(), self.chunks.pop_episodes(), strict=True)
+        whole = np.flatnonzero(ended & ~step.restarted)  # of a process that died nothing is known
+        episodes = zip(whole.tolist(), self.chunks.pop_episodes(), strict=True)
         self._episodes += [episode for row, episode in episodes if not self._is_side[row]]
         self._played += 1
         if self._played < self.length:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
 from gymnasium import wrappers
@@ -22,15 +22,16 @@ COUNTING: dict[type, str] = {
 """Wrappers whose steps depend on one attribute besides."""
 
 
-@runtime_checkable
 class Cloneable(Protocol):
     """What an environment, or a wrapper for all that is in it, offers besides Gymnasium's interface so that
     others of the task can go on from where it stands; the names are the Arcade Learning Environment's.
     """
 
     def clone_state(self) -> Any:
-        """All that its next steps depend on, and what they will not change: a copy. Random numbers of later
-        resets are no part of it. It is sent between processes, so it can be pickled.
+        """All that its next steps depend on, as a copy that they do not change.
+
+        Random numbers that steps draw are a part of it, those of later resets are not. It is sent between
+        processes, so it can be pickled.
         """
 
     def restore_state(self, state: Any) -> None:
@@ -67,13 +68,18 @@ class ClonedStates:
         return cls([env for part in parts for env in part.envs], histories)
 
 
+def _is_cloneable(env: Any) -> bool:
+    """Whether its class has both methods: a wrapper that hands on unknown names would seem to have them."""
+    return all(hasattr(type(env), name) for name in ("clone_state", "restore_state"))
+
+
 def why_not_cloneable(env: Any) -> str:
     """Why ``env`` cannot be cloned, as the rest of a sentence; empty where it can be."""
-    while not isinstance(env, Cloneable):
+    while not _is_cloneable(env):
         if env is env.unwrapped:
-            return f"{type(env).__name__} has neither"
+            return f"{type(env).__name__} does not have both"
         if type(env) not in (*PASSIVE, *COUNTING):
-            return f"there is a {type(env).__name__} around it that has neither"
+            return f"there is a {type(env).__name__} around it that does not have them"
         env = env.env
     return ""
 
@@ -106,7 +112,7 @@ def restore(env: Any, state: tuple[list[tuple[str, Any]], Any]) -> None:
 def _parts(env: Any) -> tuple[list[tuple[str, Any]], Any]:
     """The wrappers that count, each with its attribute, from the outermost in; and what can be cloned."""
     counting = []
-    while not isinstance(env, Cloneable):
+    while not _is_cloneable(env):
         if type(env) in COUNTING:
             counting.append((COUNTING[type(env)], env))
         env = env.env

@@ -199,14 +199,11 @@ class LocalChunks:
             Histories of all environments.
 
         Raises:
-            FlowPolicyError: there are more or fewer of them, the other environments were never reset, or one
-                failed.
+            FlowPolicyError: there are more or fewer of them, there was no ``reset`` since the last error, or
+                an environment failed.
         """
-        require_open(bool(self.envs))
-        chosen = list(range(self.num_envs) if rows is None else rows)
-        require_as_many(states, chosen)
-        if rows is not None:
-            require_ready(self._ready)
+        require_ready(self._ready)
+        chosen = chosen_rows(states, rows, self.num_envs)
         self._ready = False  # until this call has gone through
         self._restore(states, chosen)
         self._history.put(states.histories, chosen)
@@ -356,13 +353,17 @@ def require_open(is_open: bool) -> None:
         raise FlowPolicyError("The environments are closed; make new ones.")
 
 
-def require_as_many(states: Sized, rows: Sequence[int]) -> None:
-    """Refuse (FlowPolicyError) more or fewer states than there are environments to put to them."""
-    if len(states) != len(rows):
+def chosen_rows(states: Sized, rows: Sequence[int] | None, num_envs: int) -> list[int]:
+    """The environments, all or ``rows``, to put to as many states; others are refused (FlowPolicyError)."""
+    chosen = [int(row) for row in (range(num_envs) if rows is None else rows)]
+    if len(states) != len(chosen):
         raise FlowPolicyError(
-            f"There are {len(states)} states for {len(rows)} environments; choose one for each with "
+            f"There are {len(states)} states for {len(chosen)} environments; choose one for each with "
             "states.rows(index)."
         )
+    if unknown := [row for row in chosen if not 0 <= row < num_envs]:
+        raise FlowPolicyError(f"There is no environment {unknown[0]}; they are numbered 0 to {num_envs - 1}.")
+    return chosen
 
 
 def env_error(number: int, doing: str, error: Exception) -> FlowPolicyError:

@@ -25,10 +25,10 @@ from flowpolicy.finetuning.environments import (
     LocalChunks,
     check_equal,
     checked_chunks,
+    chosen_rows,
     copied,
     env_error,
     kept_fields,
-    require_as_many,
     require_open,
     require_ready,
 )
@@ -166,10 +166,8 @@ class WorkerChunks:
         Raises:
             FlowPolicyError: as there, or a process died.
         """
-        require_open(self._open)
-        chosen = np.arange(self.num_envs) if rows is None else np.asarray(rows, dtype=np.int64)
-        require_as_many(states, chosen.tolist())
         require_ready(self._ready)
+        chosen = np.array(chosen_rows(states, rows, self.num_envs))
         self._ready = False  # until this call has gone through
         workers, questions = [], []
         for worker in self._workers:
@@ -228,7 +226,9 @@ class WorkerChunks:
         _raise_failures(offered)
         return offered
 
-    def _asked(self, command: str, workers: Sequence[_Worker], questions: Sequence[Any]) -> list[Any]:
+    def _asked(
+        self, command: str, workers: Sequence[_Worker], questions: Sequence[tuple[Any, ...]]
+    ) -> list[Any]:
         """The answers of workers of which none may die."""
         with self._ending_workers_on_interrupt():
             answers = self._exchange(command, workers, questions)
@@ -246,7 +246,7 @@ class WorkerChunks:
         """Send each worker its arguments, and wait for all; the answers, None of a worker that died."""
         for worker, arguments in zip(workers, questions, strict=True):
             with contextlib.suppress(WorkerDiedError):  # receiving will find it dead
-                worker.send((command, arguments))
+                worker.ask(command, *arguments)
         answers: list[Any] = []
         for worker in workers:
             try:
@@ -278,7 +278,7 @@ class WorkerChunks:
             worker.start()
             try:
                 _raise_failures([worker.receive()])
-                worker.send(("reset", self._fresh_seed()))
+                worker.ask("reset", self._fresh_seed())
                 answer = worker.receive()
             except WorkerDiedError:
                 continue
@@ -296,7 +296,7 @@ class WorkerChunks:
 class _Worker(WorkerProcess):
     """A process that runs consecutive environments as a ``LocalChunks``.
 
-    It first answers with its spaces; then histories to a reset, and (ChunkStep, episodes) to a step.
+    It first answers with its spaces; then as ``LocalChunks``, to a step with the episodes that ended too.
 
     Attributes:
         rows: its part of the environments.
@@ -309,6 +309,10 @@ class _Worker(WorkerProcess):
         arguments = (cloudpickle.dumps(list(make_envs)), list(keys), obs_horizon, first)
         super().__init__(_serve, arguments, name="environments", preload=("__main__", __name__))
         self.first, self.rows, self.deaths = first, slice(first, first + len(make_envs)), 0
+
+    def ask(self, command: str, *arguments: Any) -> None:
+        """Send a question, a method of ``LocalChunks`` and its arguments."""
+        self.send((command, arguments))
 
     def __str__(self) -> str:
         last = self.rows.stop - 1
@@ -335,7 +339,11 @@ def _serve(
             return
         connection.send((chunks.observation_space, chunks.action_space))
         while True:
-            connection.send(_answer(chunks, *connection.recv()))
+            answer = _answer(chunks, *connection.recv())
+            try:
+                connection.send(answer)
+            except (TypeError, AttributeError, pickle.PicklingError) as error:  # nothing has been sent
+                connection.send(Failure.of(error))
     finally:
         if chunks is not None:
             chunks.close()

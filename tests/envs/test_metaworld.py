@@ -200,6 +200,39 @@ def test_another_environment_goes_on_from_a_state_to_the_last_bit(task: str) -> 
     other.close()
 
 
+def test_a_state_at_the_start_replaces_what_an_older_episode_left() -> None:
+    """Bin-picking's dense reward remembers a distance that it measures in the first step."""
+    one, other = (gymnasium.make(ENV_ID, task="bin-picking-v3", reward="dense").unwrapped for _ in range(2))
+    one.reset(seed=3)
+    _rollout(other, 4)
+    other.restore_state(one.clone_state())
+    action = np.float32([0.5, 0.2, -1.0, 1.0])
+    assert other.step(action)[1] == one.step(action)[1]
+    one.close()
+    other.close()
+
+
+@pytest.mark.parametrize("task", ["basketball-v3", "door-lock-v3"])  # whose places are views of the simulator
+def test_a_task_that_never_ran_here_can_be_gone_on_with(task: str) -> None:
+    tasks = ("push-v3", task)
+    one, other = (gymnasium.make(ENV_ID, tasks=tasks, reward="dense").unwrapped for _ in range(2))
+    one.reset(seed=1)
+    other.reset(seed=0)
+    other.restore_state(one.clone_state())
+    for action in np.random.default_rng(0).uniform(-1, 1, (5, 4)).astype(np.float32):
+        found, expected = other.step(action), one.step(action)
+        np.testing.assert_array_equal(found[0]["observation"], expected[0]["observation"])
+        assert found[1] == expected[1]
+    other.reset()
+    assert other.task == task  # after its own push, whatever it went on with
+    fresh = gymnasium.make(ENV_ID, tasks=tasks, reward="dense").unwrapped
+    np.testing.assert_array_equal(
+        other.reset(seed=5)[0]["observation"], fresh.reset(seed=5)[0]["observation"]
+    )
+    for env in (one, other, fresh):
+        env.close()
+
+
 def test_a_state_says_which_of_several_tasks_it_is_of(several: Any) -> None:
     other = gymnasium.make(ENV_ID, tasks=TASKS).unwrapped
     several.reset(seed=1)

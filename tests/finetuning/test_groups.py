@@ -16,7 +16,7 @@ from gymnasium.wrappers import TimeLimit
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
-from toy_practice import CloneableReach, Reach, Unwilling, grouped, make, make_policy
+from toy_practice import CloneableReach, Open, Reach, Unsendable, Unwilling, grouped, make, make_policy
 
 from flowpolicy.errors import ConfigError, FlowPolicyError
 from flowpolicy.finetuning.advantages import GAE, Experience
@@ -138,6 +138,34 @@ def test_an_environment_that_cannot_be_put_to_a_state_after_all_is_named(workers
     chunks.close()
 
 
+def test_a_process_that_dies_within_a_branch_is_replaced():
+    chunks = BranchingChunks(grouped(4, workers=2).chunks, 2, 2)
+    chunks.reset(0)
+    os.kill(chunks.chunks.pids[1], signal.SIGKILL)
+    step = chunks.step(np.zeros((4, 4, 2)))
+    assert step.executed.tolist() == [4, 4, 0, 0]
+    assert step.restarted.tolist() == step.truncated.tolist() == [False, False, True, True]
+    for _ in range(2):
+        step = chunks.step(np.zeros((4, 4, 2)))
+    assert [episode.length for episode in chunks.pop_episodes()] == [10]  # of the first, which lives
+    seen = step.observation["observation"]
+    np.testing.assert_array_equal(chunks.step(np.zeros((4, 4, 2))).observation["observation"][3], seen[2])
+    chunks.close()
+
+
+def test_a_state_that_cannot_be_sent_is_said_to_be():
+    chunks = WorkerChunks([Unsendable] * 2, 2, ("observation",), 1)
+    chunks.reset(0)
+    with pytest.raises(FlowPolicyError, match="pickle"):
+        chunks.states()
+    chunks.close()
+
+
+def test_a_wrapper_that_hands_on_names_is_not_taken_for_its_environment():
+    with pytest.raises(ConfigError, match="there is a Open around it"):
+        make(DummyVecEnv([lambda: Open(CloneableReach())] * 4), advantages=GroupAdvantages())
+
+
 def test_a_process_that_dies_before_it_says_where_it_stands_is_one_sentence():
     chunks = grouped(4, workers=2).chunks
     first = chunks.reset(0)
@@ -151,10 +179,10 @@ def test_a_process_that_dies_before_it_says_where_it_stands_is_one_sentence():
 def test_what_cannot_be_put_to_a_state_is_refused():
     lacking = r"native chunks \(env\.native\), or .* clone_state\(\) and restore_state\(\), and "
     for env, why in (
-        (make_vec_env(Reach, 4), "there is a Monitor around it that has neither"),
-        (DummyVecEnv([Reach] * 4), "Reach has neither"),
-        (ChunkedVecEnv.in_processes([Reach] * 4, 2), "Reach has neither"),
-        (SubprocVecEnv([Reach] * 4), "a VecEnvChunks has neither"),
+        (make_vec_env(Reach, 4), "there is a Monitor around it that does not"),
+        (DummyVecEnv([Reach] * 4), "Reach does not have both"),
+        (ChunkedVecEnv.in_processes([Reach] * 4, 2), "Reach does not have both"),
+        (SubprocVecEnv([Reach] * 4), "a SubprocVecEnv keeps it out of reach; take ChunkedVecEnv"),
     ):
         with pytest.raises(ConfigError, match=lacking + why):
             make(env, advantages=GroupAdvantages())

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import threading
 from pathlib import Path
 
 import gymnasium as gym
@@ -76,6 +77,20 @@ class Unwilling(CloneableReach):
 
     def restore_state(self, state):
         raise ValueError("not now")
+
+
+class Unsendable(CloneableReach):
+    """One whose states belong to its process."""
+
+    def clone_state(self):
+        return threading.Lock()
+
+
+class Open(gym.Wrapper):
+    """A wrapper that seems to have all that is in it."""
+
+    def __getattr__(self, name):
+        return getattr(self.env, name)
 
 
 def grouped(count=4, workers=0):
