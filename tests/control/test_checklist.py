@@ -182,7 +182,7 @@ def test_a_moment_in_which_the_program_stood_still_is_not_held_against_the_robot
 ):
     """The arm is heard only while the list sleeps; once the whole program does nothing for 0.31 s."""
     monkeypatch.setattr(f"{__name__}.RATE", rate)
-    case = Case(first=(0.01, 0.0))
+    case = Case(first=(0.01, 0.0), trained=rate)
     heard = [case.clock.time]
     observe, sleep = case.arm.observe, case.clock.sleep_until
 
