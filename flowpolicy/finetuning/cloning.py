@@ -109,7 +109,7 @@ def restore(env: Any, state: tuple[list[tuple[str, Any]], Any]) -> None:
         setattr(wrapper, name, count)
 
 
-def _parts(env: Any) -> tuple[list[tuple[str, Any]], Any]:
+def _parts(env: Any) -> tuple[list[tuple[str, Any]], Cloneable]:
     """The wrappers that count, each with its attribute, from the outermost in; and what can be cloned."""
     counting = []
     while not _is_cloneable(env):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 
 from flowpolicy.errors import ConfigError
-from flowpolicy.evaluation.task import Task
+
+if TYPE_CHECKING:  # which brings torch, and environments do without
+    from flowpolicy.evaluation.task import Task
 
 
 class CutFirstEpisode(gym.Wrapper[Any, Any, Any, Any]):  # type: ignore[misc]

@@ -176,10 +176,8 @@ def test_what_does_not_hold_is_refused(settings, prepare, words, is_safety):
             assert all(check.ok for check in case.list.go())
 
 
-@pytest.mark.parametrize(("rate", "looked", "missed"), [(50.0, 35, 15), (20.0, 14, 6)])
-def test_a_moment_in_which_the_program_stood_still_is_not_held_against_the_robot(
-    rate, looked, missed, monkeypatch
-):
+@pytest.mark.parametrize("rate", [50.0, 20.0])
+def test_a_moment_in_which_the_program_stood_still_is_not_held_against_the_robot(rate, monkeypatch):
     """The arm is heard only while the list sleeps; once the whole program does nothing for 0.31 s."""
     monkeypatch.setattr(f"{__name__}.RATE", rate)
     case = Case(first=(0.01, 0.0), trained=rate)
@@ -198,7 +196,7 @@ def test_a_moment_in_which_the_program_stood_still_is_not_held_against_the_robot
 
     case.clock.sleep_until, case.arm.observe = sleep_until, observe_late
     found = next(check.found for check in case.list.go() if check.name == "observations")
-    assert f"in {looked} ticks ({missed} missed)" in found
+    assert f"in {rate:g} ticks" in found
     assert "at most 310 ms old" in found
 
 
