@@ -18,6 +18,7 @@ import numpy as np
 from finetuning import PUBLISHED, RESULTS
 from rliable import library, metrics
 
+from flowpolicy.evaluation.statistics import success_interval_by_seed
 from flowpolicy.files.reading import read_json
 from flowpolicy.files.storage import write_json
 
@@ -45,7 +46,7 @@ def row_of(task: str, row: dict[str, Any]) -> dict[str, Any]:
     name = "evaluation/success" if is_success else "evaluation/return"
     base = float(np.mean(row["base_success"])) if is_success else row["base_return"]
     by_seed = row["success_by_seed"] if is_success else row["return_by_seed"]
-    reference = REFERENCES.get(task, 1.0)
+    reference, (mean, interval) = REFERENCES.get(task, 1.0), ending(row)
     curves = [dict(zip(curve["step"], curve[name], strict=True)) for curve in row["curves"]]
     marks = sorted({round(step, -5) for curve in curves for step in curve if step >= 1e5})
     on_the_way = {
@@ -54,6 +55,7 @@ def row_of(task: str, row: dict[str, Any]) -> dict[str, Any]:
     }
     return {
         "task": task, "way": WAYS.get(row["label"], row["label"]), "base": base, "by_seed": by_seed, "seeds": row["seeds"],
+        "mean": mean, "ci95": interval,
         "score_by_seed": [(value - base) / (reference - base) for value in by_seed],
         "on_the_way": on_the_way, "num_steps": row["num_steps"], "steps": row["steps"],
         "updates": row["updates"], "minutes": [sum(each.values()) / 60 for each in row["seconds"]],
@@ -95,6 +97,54 @@ def aggregate(rows: list[dict[str, Any]], tasks: list[str], seeds: int | None) -
     }
 
 
+def ending(row: dict[str, Any]) -> tuple[float, list[float]]:
+    """What a way ends at, and its 95% interval: over seeds where there are several, over episodes elsewhere."""
+    if "success_by_seed" not in row:
+        return row["return_mean"], row["return_ci95"]
+    rates = row["success_by_seed"]
+    episodes = row["episodes"] // len(rates)
+    hits = [round(rate * episodes) for rate in rates]
+    interval = success_interval_by_seed([[1] * hit + [0] * (episodes - hit) for hit in hits])
+    return float(np.mean(rates)), list(interval)
+
+
+def cells(rows: list[dict[str, Any]]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """By way, the cells of the two tables: where it comes to on each task, and what that takes."""
+    by_way = {
+        way: {row["task"]: row for row in rows if row["way"] == way} for way in {row["way"] for row in rows}
+    }
+    ends: dict[str, list[str]] = {}
+    costs: dict[str, list[str]] = {}
+    for way, found in by_way.items():
+        early = found["hopper"]["on_the_way"]["100000"] if "hopper" in found else []
+        ends[way] = [", ".join(f"{value:.0f}" for value in early)]
+        costs[way] = []
+        for task in SUITES:
+            row = found.get(task)
+            ends[way].append(numbers(task, row["mean"], row["ci95"]) if row else "")
+            costs[way].append(f"{np.mean(row['updates']):,.0f} in {span(row['minutes'])} min" if row else "")
+    return ends, costs
+
+
+def numbers(task: str, mean: float, interval: list[float] | None = None) -> str:
+    """A return or a success rate, as "3302 [3233, 3371]" or "0.92 [0.85, 0.96]"."""
+    digits = 0 if task in REFERENCES else 2
+    ends = [] if interval is None else [f"[{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"]
+    return " ".join([f"{mean:.{digits}f}", *ends])
+
+
+def span(minutes: list[float]) -> str:
+    """The least and the most, as "2 to 4"."""
+    least, most = round(min(minutes)), round(max(minutes))
+    return f"{least}" if least == most else f"{least} to {most}"
+
+
+def print_table(head: list[str], cells: dict[str, list[str]], order: list[str]) -> None:
+    print("| " + " | ".join(head) + " |\n" + "| --- " * len(head) + "|")
+    for way in order:
+        print(f"| `{way}` | " + " | ".join(cells[way]) + " |")
+
+
 def main() -> None:
     rows = [row_of(task, row) for task in SUITES for row in runs_of(task)]
     found = aggregates(rows)
@@ -102,20 +152,17 @@ def main() -> None:
         "command": "python benchmarks/reward_learning.py", "references": REFERENCES, "rows": rows,
         "aggregates": found,
     })  # fmt: skip
-    print(
-        "| task | way | K | steps | updates | minutes | base | on the way | at the end |\n"
-        + "| --- " * 9
-        + "|"
+    ends, costs = cells(rows)
+    overall = found["all, one seed"]
+    order = sorted(ends, key=lambda way: -overall[way]["interquartile_mean"] if way in overall else np.inf)
+    scores = {way: [f"{overall[way]['interquartile_mean']:.2f}" if way in overall else ""] for way in ends}
+    bases = {task: next(row["base"] for row in rows if row["task"] == task) for task in SUITES}
+    tasks = [f"{task}, from {numbers(task, base)}" for task, base in bases.items()]
+    print_table(
+        ["way", "hopper, 0.1 M", *tasks, "score"], {way: ends[way] + scores[way] for way in ends}, order
     )
-    for row in rows:
-        digits = 0 if row["task"] in REFERENCES else 2
-        updates = "" if None in row["updates"] else f"{np.mean(row['updates']):.0f}"
-        way = "; ".join(f"{int(k) / 1e6:g}M: {np.mean(v):.{digits}f}" for k, v in row["on_the_way"].items())
-        ends = " ".join(f"{value:.{digits}f}" for value in row["by_seed"])
-        print(
-            f"| {row['task']} | {row['way']} | {row['num_steps']} | {max(row['steps']):,} | "
-            f"{updates} | {np.mean(row['minutes']):.1f} | {row['base']:.{digits}f} | {way} | {ends} |"
-        )
+    print()
+    print_table(["updates in minutes", *SUITES], costs, order)
     for name, ways in found.items():
         print(name)
         for way, each in ways.items():
