@@ -1,9 +1,9 @@
-"""The interface of distillation methods: a loss on a teacher's pairs, and the K that it trains for."""
+"""The interfaces of distillation methods: a loss on a teacher's pairs, for any K or for a small one."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,22 +18,42 @@ from flowpolicy.ranges import PositiveInt, at_most
 
 @dataclass(frozen=True, kw_only=True)
 class Method(Loss, prefix="method"):
-    """How a student learns from a teacher, whose objective and so whose sampler it has.
+    """How a student learns from a teacher, whose objective it has.
 
-    A batch is of pairs: ``draws.noise`` are x_0 and ``batch.action`` the chunks x_1 that the teacher made of
-    them.
+    A batch is of pairs: ``batch.action`` are the chunks x_1 that the teacher made, and ``draws.noise`` the
+    x_0 that it made them of.
 
     Attributes:
         teacher: the policy that is distilled.
-        num_steps: K that the student is trained for, Euler steps of one length.
+        follows_noise: whether the student learns the chunk of each x_0. A method that does not may have a
+            teacher with a steering, which chooses among several of them.
     """
 
+    follows_noise: ClassVar[bool] = True
     teacher: FlowPolicy = field(repr=False, compare=False)
-    num_steps: Annotated[PositiveInt, at_most(MOST_STEPS)] = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.teacher.objective.require_flow()
+
+    @property
+    def sampling(self) -> SamplerSpec | None:
+        """How chunks of the student are sampled; None: with any K, as its objective does it."""
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewSteps(Method):
+    """A method that trains for one K alone.
+
+    Attributes:
+        num_steps: that K, Euler steps of one length.
+    """
+
+    num_steps: Annotated[PositiveInt, at_most(MOST_STEPS)] = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.teacher.objective.check(self.sampling)
 
     @property

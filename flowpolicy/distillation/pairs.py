@@ -2,8 +2,9 @@
 
 ``pairs.json`` says what they were made with, ``00000.safetensors`` and its successors hold a block each:
 ``step`` ``(N,)``, the step of the demonstrations whose observation window it was, ``noise`` x_0 and ``chunk``
-x_1 ``(N, T, A)`` in normalised units. A block is a function of the seed and its number, so that more can be
-added at any time, and an interrupted program leaves nothing half done.
+x_1 ``(N, T, A)`` in normalised units; of a teacher with a steering all M x_0 that it takes for a chunk,
+``(N, T, M A)``. A block is a function of the seed and its number, so that more can be added at any time, and
+an interrupted program leaves nothing half done.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ from flowpolicy.files.storage import atomic_file, save_tensors, write_json
 from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.policy.fingerprint import fingerprint
-from flowpolicy.policy.flow_policy import sample_chunk
 from flowpolicy.ranges import NonNegativeInt, PositiveInt
 from flowpolicy.runs.progress import progress_bar
 from flowpolicy.runs.seeds import derived_seed
@@ -68,12 +68,12 @@ class Pairs:
 
     Attributes:
         step: ``(N,)`` int64, among all steps of the demonstrations.
-        noise: x_0 ``(N, T, A)``.
+        noise: x_0 ``(N, T, A)``; None where it plays no part.
         chunk: x_1 ``(N, T, A)``, normalised.
     """
 
     step: Tensor
-    noise: Tensor
+    noise: Tensor | None
     chunk: Tensor
 
 
@@ -107,17 +107,21 @@ class PairSampler(ChunkSampler):
         taken = torch.from_numpy(np.isin(owner, list(episodes)))
         if not taken.any():
             raise DataError("There are no pairs of these episodes; take more pairs (pairs.count).")
-        self._pairs = Pairs(
-            *(part[taken].to(action.device) for part in (pairs.step, pairs.noise, pairs.chunk))
-        )
+
+        def kept(part: Tensor) -> Tensor:
+            return part[taken].to(action.device)
+
+        noise = None if pairs.noise is None else kept(pairs.noise)
+        self._pairs = Pairs(kept(pairs.step), noise, kept(pairs.chunk))
 
     def __len__(self) -> int:
         return len(self._pairs.step)
 
     def batch(self, index: Tensor) -> Batch:
         """The pairs ``index`` ``(B,)``, each in [0, len)."""
-        noise, chunk = self._pairs.noise[index], self._pairs.chunk[index]
+        noise, chunk = self._pairs.noise, self._pairs.chunk[index]
         everywhere = torch.ones(chunk.shape[:2], dtype=torch.bool, device=chunk.device)
+        noise = None if noise is None else noise[index]
         return replace(super().batch(self._pairs.step[index]), action=chunk, mask=everywhere, noise=noise)
 
 
@@ -150,12 +154,12 @@ def _made(teacher: FlowPolicy, windows: ChunkSampler, config: PairsConfig, numbe
     generator = torch.Generator().manual_seed(derived_seed(config.seed, "pairs", number))
     step = torch.randint(len(windows), (BLOCK,), generator=generator)
     noise = torch.randn((BLOCK, *teacher.spec.noise_shape), generator=generator)
-    sampling, bound, chunks = config.sampling(teacher), teacher.config.action_clip, list[Tensor]()
+    sampling, chunks = config.sampling(teacher), list[Tensor]()
     for rows in range(0, BLOCK, ROWS):
         part = slice(rows, rows + ROWS)
         observation = windows.batch(step[part].to(teacher.device)).observation
         start = noise[part].to(teacher.device)
-        chunks.append(sample_chunk(teacher.network, teacher.objective, observation, start, sampling, bound))
+        chunks.append(teacher.sample(observation, start, sampling))
     return Pairs(step, noise, torch.cat(chunks).cpu())
 
 
@@ -166,11 +170,13 @@ def read_pairs(teacher: FlowPolicy, steps: int, config: PairsConfig, folder: Pat
         CheckpointError: a block is damaged, or of other shapes than the teacher's, or of more than ``steps``
             steps of demonstrations.
     """
-    shape = (BLOCK, *teacher.spec.noise_shape)
+    horizon, numbers = teacher.spec.noise_shape
+    draws = 1 if teacher.steering is None else teacher.steering.draws
+    shapes = {"noise": (BLOCK, horizon, numbers), "chunk": (BLOCK, horizon, numbers // draws)}
     blocks = []
     for file in _blocks(config, folder):
         stored = stored_tensors(file)
-        stored.without("step").require_shapes({"noise": shape, "chunk": shape}, "pairs.json")
+        stored.without("step").require_shapes(shapes, "pairs.json")
         block = stored.read()
         step = block.get("step", torch.empty(0))
         if step.dtype != torch.int64 or len(step) != BLOCK or not ((step >= 0) & (step < steps)).all():

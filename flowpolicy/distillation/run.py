@@ -72,18 +72,20 @@ def _run(config: DistillationConfig, run_dir: Path, command: str, group: Process
     run = TrainingRun(config, run_folder(run_dir, DISTILLATION), group, command)
     device = resolve_device(config.device, group.local_rank)
     teacher = FlowPolicy.load(config.checkpoint, device)
-    teacher.require_unsteered("Distillation")
     task = task_of(teacher.spec.task, config.env, config.checkpoint)
     method = build_method(config.method, teacher)
+    if method.follows_noise:
+        teacher.require_unsteered(f"method={method.name}")
     demos = find_demonstrations(dataclasses.replace(config, data=_as_read(teacher, config.data)), task)
     torch.manual_seed(config.seed)
     student = make_student(teacher, method, config)
     judge = judge_of(config, task, student, demos)
-    training, validation = _samplers(teacher, demos, config, run_dir, group)
+    training, validation = _samplers(teacher, demos, method, config, run_dir, group)
     if group.is_first:
+        steps = "any K" if method.sampling is None else f"K = {method.sampling.num_steps}"
         logger.info(
-            "%s to K = %d: %s pairs, %s parameters of the teacher's %s on %s",
-            method.name, method.num_steps, f"{config.pairs.count:,}", f"{student.num_parameters():,}",
+            "%s to %s: %s pairs, %s parameters of the teacher's %s on %s",
+            method.name, steps, f"{config.pairs.count:,}", f"{student.num_parameters():,}",
             f"{teacher.num_parameters():,}", device,
         )  # fmt: skip
     prepared = time.perf_counter() - run.started
@@ -91,12 +93,12 @@ def _run(config: DistillationConfig, run_dir: Path, command: str, group: Process
     if trained is None:
         return None
     result, metrics = trained
-    about = {"method": method.name, "num_steps": method.num_steps, "teacher": config.checkpoint}
+    about = {"method": method.name, "num_steps": student.sampling.num_steps, "teacher": config.checkpoint}
     return run.summarize(result, task, {**about, "prepare_seconds": prepared, **metrics})
 
 
 def make_student(teacher: FlowPolicy, method: Method, config: DistillationConfig) -> FlowPolicy:
-    """A policy with the teacher's normalisers, marked with the method's K.
+    """A policy with the teacher's normalisers, no steering, and the mark of the method's K where it has one.
 
     Its weights are those of ``init``, or else the teacher's, or where the sizes differ random ones of torch's
     global seed.
@@ -109,7 +111,9 @@ def make_student(teacher: FlowPolicy, method: Method, config: DistillationConfig
     }
     model = config.model or teacher.config.model
     student = FlowPolicy(
-        dataclasses.replace(teacher.config, model=model, tuned=method.sampling, metadata=metadata)
+        dataclasses.replace(
+            teacher.config, model=model, tuned=method.sampling, steering=None, metadata=metadata
+        )
     )
     student.load_normalizers(teacher)
     if config.init is not None:
@@ -122,7 +126,12 @@ def make_student(teacher: FlowPolicy, method: Method, config: DistillationConfig
 
 
 def _samplers(
-    teacher: FlowPolicy, demos: Demonstrations, config: DistillationConfig, run_dir: Path, group: Processes
+    teacher: FlowPolicy,
+    demos: Demonstrations,
+    method: Method,
+    config: DistillationConfig,
+    run_dir: Path,
+    group: Processes,
 ) -> tuple[PairSampler, PairSampler | None]:
     """The pairs of the episodes that are trained on, and of those that are held out."""
     observation, action, _ = normalized(teacher, demos, None)
@@ -133,6 +142,8 @@ def _samplers(
     group.wait()
     pairs = read_pairs(teacher, demos.num_steps, config.pairs, folder)
     train_episodes, held_out = split_episodes(demos, config.data, config.seed)
+    if not method.follows_noise:
+        pairs = dataclasses.replace(pairs, noise=None)
     return PairSampler(*given, pairs, train_episodes), (
         PairSampler(*given, pairs, held_out) if held_out else None
     )

@@ -205,8 +205,8 @@ class FlowPolicy(nn.Module):
         if self.steering is not None:
             raise ConfigError(
                 f"{doing} takes a policy without steering, and this one has '{self.steering.name}'; take the "
-                "checkpoint that it was made from, or make a plain one of it with distill.steps=N when it is "
-                "fine-tuned."
+                "checkpoint that it was made from, or make a plain one of it with `flowpolicy distill "
+                "method=imitate`."
             )
 
     def noise(self, rows: int, given: Tensor | None, generator: torch.Generator | None) -> Tensor:

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -6,10 +7,12 @@ from toy_training import MODEL, toy_settings, toy_trainer, write_toy_store
 
 from flowpolicy import ConfigError, FlowPolicy, FlowPolicyError
 from flowpolicy.data.sampling import Batch
+from flowpolicy.distillation.method import FewSteps
 from flowpolicy.distillation.methods import METHODS, build_method
 from flowpolicy.distillation.methods.adversarial import ChunkCritic
 from flowpolicy.distillation.run import distill
 from flowpolicy.flow.objective import Draws
+from flowpolicy.flow.sampler_spec import SamplerSpec
 from flowpolicy.pretraining.training_run import TrainingRun
 
 
@@ -54,10 +57,19 @@ def paired(teacher, method, done=1.0, rows=6):
     return batch, method.pair(method.draw(shape, generator, "cpu"), noise, done)
 
 
-@pytest.mark.parametrize("name", sorted(METHODS))
-@pytest.mark.parametrize("num_steps", [1, 2])
-def test_a_loss_is_a_number_with_gradients_and_leaves_the_teacher_alone(teacher, name, num_steps):
-    method = build_method({"name": name, "num_steps": num_steps}, teacher)
+FEW = [
+    {"name": name, "num_steps": k}
+    for name, kind in METHODS.items()
+    for k in (1, 2)
+    if issubclass(kind, FewSteps)
+]
+
+
+@pytest.mark.parametrize(
+    "given", [*FEW, {"name": "imitate"}], ids=lambda given: "-".join(map(str, given.values()))
+)
+def test_a_loss_is_a_number_with_gradients_and_leaves_the_teacher_alone(teacher, given):
+    method = build_method(given, teacher)
     student = toy_trainer("flow_matching", steps=1).policy
     batch, draws = paired(teacher, method)
     loss, metrics = method.loss(student.network, batch, draws)
@@ -148,6 +160,43 @@ def test_the_student_is_a_policy_of_its_k_and_better_there_than_its_teacher(tmp_
     assert after < 0.6 * before
     with pytest.raises(ConfigError, match="tuned for num_steps=1"):
         student.act(observation, num_steps=2)
+
+
+def steered(policy):
+    """The best of eight chunks by a critic that nobody has trained."""
+    steering = {"name": "best_of", "proposals": 8, "members": 2, "hidden": [8]}
+    torch.manual_seed(0)
+    result = FlowPolicy(dataclasses.replace(policy.config, steering=steering))
+    result.load_state_dict(policy.state_dict(), strict=False)
+    for layer in result.steering.critic.ensemble.layers:
+        torch.nn.init.normal_(layer.weight)
+    return result.eval()
+
+
+def test_a_student_that_imitates_does_what_a_steering_chose_and_has_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(TrainingRun, "_plot", lambda *_: None)
+    write_toy_store(tmp_path / "toy.zarr.zip")
+    flow = toy_trainer("flow_matching", steps=1).policy.eval()  # wide, so that there is something to choose
+    teacher = steered(flow)
+    teacher.save(tmp_path / "checkpoint")
+    given = settings(tmp_path, method={"name": "imitate"})
+    given["train"] |= {"steps": 150, "learning_rate": 1e-2, "batch_size": 64}
+    summary = json.loads(distill(given, tmp_path / "run").read_text())
+    student = FlowPolicy.load(tmp_path / "run" / "checkpoint")
+    assert student.steering is student.config.tuned is None
+    assert summary["metrics"]["method"] == "imitate"
+    observation = {"observation": torch.randn(200, 1, 3, generator=torch.Generator().manual_seed(0))}
+    generator = torch.Generator().manual_seed(1)
+    values = []
+    for policy, steps in ((flow, 4), (student, 4), (student, 8), (teacher, 4)):
+        noise = policy.noise(200, None, generator)
+        chunk = policy.sample(observation, noise, policy.checked(SamplerSpec(num_steps=steps)))
+        values.append(teacher.steering.critic(observation, chunk[:, None]).mean().item())
+    before, learnt, finer, best = values
+    assert min(learnt, finer) > before + 0.6 * (best - before)
+    assert best > before + 0.5
+    with pytest.raises(ConfigError, match="method=direct takes a policy without steering"):
+        distill(settings(tmp_path), tmp_path / "direct")
 
 
 @pytest.mark.parametrize(

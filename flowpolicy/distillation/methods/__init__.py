@@ -8,6 +8,7 @@ from typing import Any
 from flowpolicy.distillation.method import Method
 from flowpolicy.distillation.methods.adversarial import Adversarial
 from flowpolicy.distillation.methods.direct import Direct
+from flowpolicy.distillation.methods.imitate import Imitate
 from flowpolicy.distillation.methods.reflow import Reflow
 from flowpolicy.distillation.methods.slimflow import SlimFlow
 from flowpolicy.distillation.methods.transport import Transport
@@ -15,7 +16,7 @@ from flowpolicy.policy import FlowPolicy
 from flowpolicy.settings import build, choose
 
 METHODS: dict[str, type[Method]] = {
-    cls.name: cls for cls in (Adversarial, Direct, Reflow, SlimFlow, Transport)
+    cls.name: cls for cls in (Adversarial, Direct, Imitate, Reflow, SlimFlow, Transport)
 }
 """A method of one's own that is put here can be named in settings."""
 

@@ -8,13 +8,13 @@ from typing import ClassVar
 from torch import Tensor
 
 from flowpolicy.data.sampling import Batch
-from flowpolicy.distillation.method import Method
+from flowpolicy.distillation.method import FewSteps
 from flowpolicy.flow.network import Network
 from flowpolicy.flow.objective import Draws, Metrics, masked_mean
 
 
 @dataclass(frozen=True, kw_only=True)
-class Direct(Method):
+class Direct(FewSteps):
     """E || x_K - x_1 ||^2, where x_K is what K Euler steps of the student make of x_0.
 
     With K = 1 that is || v(x_0, 0, o) - (x_1 - x_0) ||^2; with more, gradients go through all steps.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flowpolicy.data.sampling import Batch
-from flowpolicy.distillation.method import Method
+from flowpolicy.distillation.method import FewSteps
 from flowpolicy.flow.network import Network
 from flowpolicy.flow.objective import Draws, Metrics
 from flowpolicy.flow.path import interpolate, velocity_target
@@ -21,7 +21,7 @@ HUBER = 0.00054
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reflow(Method):
+class Reflow(FewSteps):
     """Flow matching along the line from x_0 to the chunk that the teacher makes of it.
 
     The lines of pairs hardly cross, so what is learnt is nearly straight, and a few steps go along it.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flowpolicy.data.sampling import Batch
-from flowpolicy.distillation.method import Method
+from flowpolicy.distillation.method import FewSteps
 from flowpolicy.errors import ConfigError
 from flowpolicy.flow.network import Context, Network
 from flowpolicy.flow.objective import Draws, Metrics, masked_mean
@@ -22,7 +22,7 @@ SOFTENING = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Transport(Method):
+class Transport(FewSteps):
     """u(x_t, t) is to be the mean velocity of the teacher's flow from t to the end e of the student's step.
 
     Its derivative along that flow says what that is: u = v + (e - t) du/dt with the teacher's v. *Velocity
