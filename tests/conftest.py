@@ -48,6 +48,14 @@ def few_objects_to_search(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gc, "unfreeze", lambda: None)  # of a control loop that ends
 
 
+@pytest.fixture(autouse=True)
+def ordinary_scheduling() -> Iterator[None]:
+    """No test leaves the process at a priority that keeps others from their cores."""
+    yield
+    if hasattr(os, "sched_getscheduler"):
+        assert os.sched_getscheduler(0) == os.SCHED_OTHER
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     import torch  # here, since a process that only hands tests to others has no use for it

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,43 @@ _OPTIONS = {
 _KEY_FRAMES = "2"  # every second frame: any one is decoded at once, which training does in random order
 
 
+@contextmanager
+def fair_scheduling() -> Iterator[Callable[[], None]]:
+    """Give back the scheduling that an encoder takes for itself.
+
+    Where root runs it, SVT-AV1 puts the thread that opens it, and so all that it starts, at the highest
+    real-time priority and leaves it there (Linux). Other programs then get no core any more, and what this
+    one starts later inherits it.
+
+    Yields:
+        A function that gives it back at once; the end of the block does so too.
+    """
+    before = _scheduling()
+
+    def give_back() -> None:
+        for thread, now in _scheduling().items():
+            earlier = before.get(thread, (os.SCHED_OTHER, os.sched_param(0)))
+            if now != earlier:
+                with suppress(OSError):  # it has ended
+                    os.sched_setscheduler(thread, *earlier)
+
+    try:
+        yield give_back
+    finally:
+        give_back()
+
+
+def _scheduling() -> dict[int, tuple[int, os.sched_param]]:
+    """Policy and priority of each thread of this process; nothing where they cannot be told."""
+    found = {}
+    threads = Path("/proc/self/task")
+    for path in threads.iterdir() if threads.is_dir() else ():
+        with suppress(OSError):
+            thread = int(path.name)
+            found[thread] = os.sched_getscheduler(thread), os.sched_getparam(thread)
+    return found
+
+
 def write_video(path: Path, frames: Iterable[NDArray[np.uint8]], fps: float, codec: str) -> None:
     """Encode frames ``(height, width, 3)``, with even sides, the n-th shown at n / ``fps`` seconds.
 
@@ -32,7 +71,7 @@ def write_video(path: Path, frames: Iterable[NDArray[np.uint8]], fps: float, cod
     with optional(f"{path} needs PyAV to be written", "import", DataError):
         import av
     rate = Fraction(fps).limit_denominator(10_000)
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w") as container, fair_scheduling() as give_back:
         try:
             stream: Any = container.add_stream(ENCODERS[codec], rate=rate)
         except (ValueError, av.FFmpegError) as error:
@@ -47,4 +86,6 @@ def write_video(path: Path, frames: Iterable[NDArray[np.uint8]], fps: float, cod
                 stream.height, stream.width = pixels.shape[:2]
             frame.pts, frame.time_base = number, 1 / rate
             container.mux(stream.encode(frame))
+            if number == 0:  # the encoder is open now
+                give_back()
         container.mux(stream.encode())

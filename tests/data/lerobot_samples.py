@@ -35,10 +35,12 @@ def encode(path: Path, images: list[np.ndarray], codec: str = "libx264", **optio
     """A video with key frames far apart and, where the codec has them, frames out of order."""
     import av
 
+    from flowpolicy.data.video_writing import fair_scheduling
+
     path.parent.mkdir(parents=True, exist_ok=True)
     quiet = {"x265-params": "log-level=none"} if codec == "libx265" else {}
     quality = {} if codec == "mjpeg" else {"crf": "10", "g": "12", "bf": "2"}
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w") as container, fair_scheduling():
         stream: Any = container.add_stream(codec, rate=FPS, options={**quality, **quiet, **options})
         stream.height, stream.width = images[0].shape[:2]
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from flowpolicy.data.importers import import_demonstrations
 from flowpolicy.data.lerobot_statistics import depth_sample, pixel_counts, pixel_statistics
 from flowpolicy.data.lerobot_writing import write_lerobot
 from flowpolicy.data.store import Demonstrations
+from flowpolicy.data.video_writing import fair_scheduling, write_video
 from flowpolicy.errors import ConfigError, DataError
 
 pytest.importorskip("pyarrow")
@@ -33,6 +36,55 @@ def test_videos_come_back_nearly_as_they_were(recorded: Demonstrations, tmp_path
     assert error.reshape(12, -1).mean(axis=1).max() < 3
     assert back.attributes["tasks"] == ["push it"]
     assert len(list(out.rglob("*.mp4"))) == 3
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="this system does not say")
+def test_an_encoder_is_scheduled_as_everything_else(tmp_path: Path):
+    """Which SVT-AV1 sees to otherwise, for all threads of a program of root's."""
+
+    def policies():
+        return {os.sched_getscheduler(int(path.name)) for path in Path("/proc/self/task").iterdir()}
+
+    seen = []
+
+    def frames():
+        for number in range(3):
+            if number:
+                seen.append(policies())
+            yield np.full((64, 64, 3), 40 * number, np.uint8)
+
+    write_video(tmp_path / "video.mp4", frames(), 10, "av1")
+    assert seen == 2 * [{os.SCHED_OTHER}]
+    assert policies() == {os.SCHED_OTHER}
+
+
+def test_a_thread_keeps_the_scheduling_that_it_had(tmp_path: Path):
+    is_ready, is_over = threading.Event(), threading.Event()
+
+    def prioritized():
+        try:
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(7))
+        finally:
+            is_ready.set()
+        is_over.wait()
+
+    thread = threading.Thread(target=prioritized)
+    thread.start()
+    is_ready.wait()
+    try:
+        if os.sched_getscheduler(thread.native_id) != os.SCHED_FIFO:
+            pytest.skip("the system does not allow it")
+        with fair_scheduling() as give_back:
+            os.sched_setscheduler(thread.native_id, os.SCHED_OTHER, os.sched_param(0))
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(99))
+            give_back()
+            assert os.sched_getscheduler(0) == os.SCHED_OTHER
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(99))
+        assert os.sched_getscheduler(0) == os.SCHED_OTHER
+        assert os.sched_getparam(thread.native_id).sched_priority == 7
+    finally:
+        is_over.set()
+        thread.join()
 
 
 def test_statistics_are_those_of_the_pixels():
