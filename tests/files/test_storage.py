@@ -71,9 +71,11 @@ def test_a_reader_always_finds_one_of_the_two(tmp_path):
     command = [sys.executable, "-c", script, str(tmp_path / "out")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as reader:
         assert reader.stdout.readline() == "ready\n"
-        for number in range(100):
-            fill(tmp_path / "out", str(number))
-        (tmp_path / "stop").touch()
+        try:
+            for number in range(100):
+                fill(tmp_path / "out", str(number))
+        finally:
+            (tmp_path / "stop").touch()  # else the reader would look for ever
         looks, misses = map(int, reader.stdout.read().split())
     assert looks > 100
     assert misses == 0
