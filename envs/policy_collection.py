@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from flowpolicy.data.store import Demonstrations, write_demonstrations
 from flowpolicy.data.store_writing import check_new
@@ -22,7 +21,7 @@ from flowpolicy.runs.device import resolve_device
 from flowpolicy.runs.progress import progress_bar
 from flowpolicy.runs.seeds import derived_seed
 from flowpolicy.settings import require
-from flowpolicy_envs.rollouts import Episode, EpisodeRecorder, join
+from flowpolicy_envs.rollouts import Episode, join, play
 
 ATTEMPTS = 20
 """Episodes that are played at most for each that is kept."""
@@ -160,22 +159,14 @@ def collect_policy(
 
 
 def _side_by_side(horizon: RecedingHorizon, envs: Sequence[Any], first_seed: int) -> list[Episode]:
-    """One episode in each environment, each to its own end."""
-    recorders = [EpisodeRecorder() for _ in envs]
-    episodes: dict[int, Episode] = {}
-    observations = []
-    for slot, env in enumerate(envs):
-        observations.append(env.reset(seed=first_seed + slot)[0])
-        horizon.reset(slot, torch.Generator().manual_seed(first_seed + slot))
-    keys = tuple(horizon.policy.spec.observation_shapes)
-    while alive := [slot for slot in range(len(envs)) if slot not in episodes]:
-        batch = {key: np.stack([observations[slot][key] for slot in alive]) for key in keys}
-        for slot, action in zip(alive, horizon.actions(batch, alive), strict=True):
-            space = envs[slot].action_space
-            executed = np.clip(action, space.low, space.high)
-            recorders[slot].observe(observations[slot])
-            observations[slot], reward, terminated, truncated, info = envs[slot].step(executed)
-            recorders[slot].act(executed, float(reward), info)
-            if terminated or truncated:
-                episodes[slot] = recorders[slot].finish(bool(terminated))
-    return [episodes[slot] for slot in range(len(envs))]
+    """One episode in each environment."""
+    seeds = range(first_seed, first_seed + len(envs))
+    for slot, seed in enumerate(seeds):
+        horizon.reset(slot, seed)
+    space = envs[0].action_space
+
+    def act(batch: Mapping[str, np.ndarray], slots: list[int]) -> np.ndarray:
+        executed: np.ndarray = np.clip(horizon.actions(batch, slots), space.low, space.high)
+        return executed
+
+    return play(act, tuple(horizon.policy.spec.observation_shapes), envs, seeds)

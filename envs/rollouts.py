@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,14 +91,36 @@ def run_episodes(
 
     Episode ``i`` starts from ``envs[i].reset(seed=seeds[i])``; the actor's noise comes from ``rng``.
     """
-    envs = [standard(env) for env in envs]
+    return play(
+        lambda batch, _: actor.act(batch["observation"], rng, deterministic=deterministic),
+        ("observation",),
+        [standard(env) for env in envs],
+        seeds,
+    )
+
+
+def play(
+    act: Callable[[Mapping[str, np.ndarray], list[int]], np.ndarray],
+    keys: Sequence[str],
+    envs: Sequence[Any],
+    seeds: Sequence[int],
+) -> list[Episode]:
+    """Play one episode in each standard environment, side by side, each to its own end.
+
+    Args:
+        act: actions ``(n, A)``, within bounds, of the observations of ``n`` environments, key ->
+            ``(n, *shape)``, and which they are.
+        keys: of the observations that it is given; all are recorded.
+        envs: the environments.
+        seeds: that each is reset with.
+    """
     observations = [env.reset(seed=int(seed))[0] for env, seed in zip(envs, seeds, strict=True)]
     recorders = [EpisodeRecorder() for _ in envs]
     episodes: dict[int, Episode] = {}
     alive = list(range(len(envs)))
     while alive:
-        batch = np.stack([observations[i]["observation"] for i in alive])
-        for action, i in zip(actor.act(batch, rng, deterministic=deterministic), alive, strict=True):
+        batch = {key: np.stack([observations[i][key] for i in alive]) for key in keys}
+        for action, i in zip(act(batch, alive), alive, strict=True):
             recorders[i].observe(observations[i])
             observations[i], reward, terminated, truncated, info = envs[i].step(action)
             recorders[i].act(action, float(reward), info)

@@ -37,6 +37,8 @@ def main(config: dict[str, Any], run_dir: Path) -> None:
     elif not env or "name" not in env:
         raise ConfigError("No task is named; add env=NAME, or checkpoint=PATH, which names one.")
     else:
+        for key in ("num_steps", "only_successes"):
+            require(not config[key], key, config[key], "left out without checkpoint")
         path, demos = collect_store(env, **shared, **{key: config[key] for key in OF_EXPERTS})
     metrics = {
         key: demos.attributes[key]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
@@ -26,29 +26,22 @@ _KEY_FRAMES = "2"  # every second frame: any one is decoded at once, which train
 
 
 @contextmanager
-def fair_scheduling() -> Iterator[Callable[[], None]]:
-    """Give back the scheduling that an encoder takes for itself.
+def fair_scheduling() -> Iterator[None]:
+    """Give back the scheduling that an encoder takes for itself where it is opened in this block.
 
     Where root runs it, SVT-AV1 puts the thread that opens it, and so all that it starts, at the highest
     real-time priority and leaves it there (Linux). Other programs then get no core any more, and what this
     one starts later inherits it.
-
-    Yields:
-        A function that gives it back at once; the end of the block does so too.
     """
     before = _scheduling()
-
-    def give_back() -> None:
+    try:
+        yield
+    finally:
         for thread, now in _scheduling().items():
             earlier = before.get(thread, (os.SCHED_OTHER, os.sched_param(0)))
             if now != earlier:
                 with suppress(OSError):  # it has ended
                     os.sched_setscheduler(thread, *earlier)
-
-    try:
-        yield give_back
-    finally:
-        give_back()
 
 
 def _scheduling() -> dict[int, tuple[int, os.sched_param]]:
@@ -71,7 +64,7 @@ def write_video(path: Path, frames: Iterable[NDArray[np.uint8]], fps: float, cod
     with optional(f"{path} needs PyAV to be written", "import", DataError):
         import av
     rate = Fraction(fps).limit_denominator(10_000)
-    with av.open(str(path), "w") as container, fair_scheduling() as give_back:
+    with av.open(str(path), "w") as container:
         try:
             stream: Any = container.add_stream(ENCODERS[codec], rate=rate)
         except (ValueError, av.FFmpegError) as error:
@@ -84,8 +77,8 @@ def write_video(path: Path, frames: Iterable[NDArray[np.uint8]], fps: float, cod
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
             if number == 0:
                 stream.height, stream.width = pixels.shape[:2]
+                with fair_scheduling():
+                    container.start_encoding()
             frame.pts, frame.time_base = number, 1 / rate
             container.mux(stream.encode(frame))
-            if number == 0:  # the encoder is open now
-                give_back()
         container.mux(stream.encode())

@@ -120,8 +120,8 @@ class PairSampler(ChunkSampler):
     def batch(self, index: Tensor) -> Batch:
         """The pairs ``index`` ``(B,)``, each in [0, len)."""
         noise, chunk = self._pairs.noise, self._pairs.chunk[index]
-        everywhere = torch.ones(chunk.shape[:2], dtype=torch.bool, device=chunk.device)
         noise = None if noise is None else noise[index]
+        everywhere = torch.ones(chunk.shape[:2], dtype=torch.bool, device=chunk.device)
         return replace(super().batch(self._pairs.step[index]), action=chunk, mask=everywhere, noise=noise)
 
 

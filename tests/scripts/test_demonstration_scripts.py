@@ -19,6 +19,7 @@ pytest.importorskip("hydra", reason="hydra is not installed")
         ("collect_demos", [], "env=NAME, or checkpoint=PATH"),
         ("collect_demos", ["checkpoint=missing"], "missing"),
         ("collect_demos", ["checkpoint=missing", "level=medium"], "level"),
+        ("collect_demos", ["env=hopper", "only_successes=true"], "only_successes"),
     ],
 )
 def test_a_mistake_ends_them_with_one_sentence(repo_root, tmp_path, script, arguments, mention):
